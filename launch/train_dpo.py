@@ -1,0 +1,6 @@
+"""Train by DPO: `deepspeed launch/train_dpo.py --deepspeed ds_configs/zero2.json`, `--help` for every flag."""
+
+from minimind.training.run import main
+
+if __name__ == "__main__":
+    main()

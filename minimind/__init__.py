@@ -1,0 +1,23 @@
+"""DPO of MiniMind models, and of any Hugging Face causal LM, on DeepSpeed.
+
+Importing this registers MiniMind with transformers' Auto classes.
+"""
+
+from minimind.data.dataset import DPODataset
+from minimind.model.configuration import MiniMindConfig
+from minimind.model.modeling import MiniMindForCausalLM
+from minimind.objective.dpo import dpo_loss
+from minimind.objective.log_probs import logits_to_log_probs
+from minimind.version import __version__
+from minimind.weights.io import load_weights, save_weights
+
+__all__ = [
+    "DPODataset",
+    "MiniMindConfig",
+    "MiniMindForCausalLM",
+    "__version__",
+    "dpo_loss",
+    "load_weights",
+    "logits_to_log_probs",
+    "save_weights",
+]

@@ -1,0 +1,64 @@
+"""MiniMind's own data set class, number for number: six padded tensors a pair. The tests' oracle, and a public name.
+
+Training does not use it: it reads `PairTable`s (`table.py`) and makes packs (`pack.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from minimind.data.rows import PreferenceRow, RowError, parse_row, read_lines
+from minimind.data.template import ChatEncoder
+from minimind.errors import DataError
+
+
+class DPODataset(Dataset[dict[str, Tensor]]):
+    """Preference pairs as MiniMind's training script sees them.
+
+    Args:
+        path: JSON-lines file of `{"chosen": [...], "rejected": [...]}`.
+        tokenizer: with a chat template and a pad token.
+        max_length: tokens per row; longer rows are cut, shorter ones padded.
+        empty_think_ratio: see `ChatEncoder`.
+
+    Raises:
+        DataError: the file or one of its rows is bad, with its line.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 4096,
+        empty_think_ratio: float = 1.0,
+    ) -> None:
+        self.encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
+        self.max_length = max_length
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.rows: list[tuple[int, PreferenceRow]] = []
+        for number, line in read_lines(Path(path)):
+            try:
+                self.rows.append((number, parse_row(line)))
+            except RowError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """x (inputs), y (x shifted by one) and mask (of y) for chosen and rejected, each (max_length - 1,) int64."""
+        number, row = self.rows[index]
+        out = {}
+        for half, messages in (("chosen", row.chosen), ("rejected", row.rejected)):
+            encoded = self.encoder.encode(messages, number)
+            padding = self.max_length - len(encoded.tokens)
+            tokens = torch.tensor(encoded.tokens + [self.pad_id] * padding)
+            out[f"x_{half}"], out[f"y_{half}"] = tokens[:-1], tokens[1:]
+            out[f"mask_{half}"] = torch.tensor(encoded.mask + [0] * padding)[1:]
+        return out

@@ -1,0 +1,71 @@
+"""Which pairs a step trains on: a pure function of the step, so that going on needs no state but its number.
+
+The epochs are one endless-looking stream of pairs, dealt in global batches; a global batch is dealt to micro-batches
+and ranks in order. Any step's pairs can be named without walking there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairStream:
+    """The order of pairs in a run.
+
+    Attributes:
+        num_pairs: pairs in the data set.
+        epochs: passes over it.
+        micro_batch_size: pairs per rank and micro-batch.
+        accumulation_steps: micro-batches per global step.
+        world_size: ranks.
+        shuffle: a new order for every epoch, drawn from seed and epoch; else file order.
+        seed: of the order.
+    """
+
+    num_pairs: int
+    epochs: int
+    micro_batch_size: int
+    accumulation_steps: int
+    world_size: int
+    shuffle: bool
+    seed: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+    @property
+    def total_steps(self) -> int:
+        """Global steps in the whole run; only full global batches make one."""
+        return self.num_pairs * self.epochs // self.global_batch_size
+
+    @property
+    def left_over(self) -> int:
+        """Pairs at the very end of the stream that do not fill a global batch."""
+        return self.num_pairs * self.epochs % self.global_batch_size
+
+    def epoch_of(self, step: int) -> float:
+        """How many epochs are done after global step `step` (from 1)."""
+        return step * self.global_batch_size / self.num_pairs
+
+    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
+        """Pair indices of global step `step` (from 1) for one rank: one list per micro-batch."""
+        start = (step - 1) * self.global_batch_size
+        batch = [self._pair(position) for position in range(start, start + self.global_batch_size)]
+        per_micro_step = self.micro_batch_size * self.world_size
+        offsets = (micro * per_micro_step + rank * self.micro_batch_size for micro in range(self.accumulation_steps))
+        return [batch[offset : offset + self.micro_batch_size] for offset in offsets]
+
+    def _pair(self, position: int) -> int:
+        epoch, index = divmod(position, self.num_pairs)
+        return int(_epoch_order(self.num_pairs, self.seed, epoch)[index]) if self.shuffle else index
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(num_pairs)

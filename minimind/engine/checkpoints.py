@@ -1,0 +1,103 @@
+"""Checkpoints: DeepSpeed's files, plus what makes them safe to go on from.
+
+    save_dir/checkpoints/step00000100/   DeepSpeed's model and optimizer states of every rank
+                        /run.json        what the run was, so that another is not continued by mistake
+    save_dir/checkpoints/latest          the newest complete one, written last and at once
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minimind.engine.policy import Policy
+from minimind.engine.process import World, agree, barrier
+from minimind.errors import CheckpointError
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        identity: what must be the same for a run to go on from them: data, weights, sizes, ranks, stage, schedule.
+        world: the ranks.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], world: World) -> None:
+        self.folder = folder
+        self.identity = dict(identity)
+        self.world = world
+
+    def save(self, policy: Policy, step: int) -> Path:
+        """Write the state after global step `step`. `latest` names it only when every rank has written its part."""
+        tag = f"step{step:08d}"
+        # DeepSpeed's own `latest` can name a checkpoint that another rank has not finished.
+        policy.engine.save_checkpoint(str(self.folder), tag=tag, client_state={"step": step}, save_latest=False)
+        if self.world.is_main:
+            run = {"step": step, **self.identity}
+            _write_whole(self.folder / tag / "run.json", json.dumps(run, indent=1, ensure_ascii=False))
+        barrier()
+        if self.world.is_main:
+            _write_whole(self.folder / "latest", tag)
+        return self.folder / tag
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint, or None if there is none.
+
+        Raises:
+            CheckpointError: `latest` names a checkpoint that is not there, or belongs to another run.
+        """
+        latest = self.folder / "latest"
+        if not latest.is_file():
+            return None
+        checkpoint = self.folder / latest.read_text(encoding="utf-8").strip()
+        try:
+            run = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{latest} names {checkpoint.name}, which is incomplete ({error})") from error
+        differing = [
+            f"{name} was {run.get(name)!r}, is {value!r}"
+            for name, value in self.identity.items()
+            if run.get(name) != value
+        ]
+        if differing:
+            listed = "\n".join(f"  {line}" for line in differing)
+            raise CheckpointError(
+                f"{checkpoint}: belongs to a run with other settings:\n{listed}\n"
+                "Give the same again to go on, or start anew in another --save_dir."
+            )
+        return checkpoint
+
+    def load(self, policy: Policy) -> int:
+        """Load the newest checkpoint into the policy, if there is one; returns the global step it was written after.
+
+        Raises:
+            CheckpointError: as `newest`, and files that DeepSpeed cannot load.
+        """
+        checkpoint = agree(self.world, self.newest)
+        if checkpoint is None:
+            return 0
+        return agree(self.world, lambda: self._load(policy, checkpoint))
+
+    def _load(self, policy: Policy, checkpoint: Path) -> int:
+        try:
+            path, client_state = policy.engine.load_checkpoint(str(self.folder), tag=checkpoint.name)
+        except Exception as error:  # noqa: BLE001 - torn files make torch and DeepSpeed raise almost anything
+            raise CheckpointError(f"{checkpoint}: cannot be loaded ({type(error).__name__}: {error})") from error
+        if path is None:
+            raise CheckpointError(f"{checkpoint}: holds nothing that DeepSpeed can load")
+        return int(client_state["step"])
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the new one, whenever the machine stops."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,181 @@
+"""Ranks: starting them, agreeing among them, and ending with a truthful status.
+
+Whatever can fail on one rank alone goes through `agree`: every rank learns of it and raises the same error, so that
+nobody waits for a rank that has given up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from minimind.errors import ConfigError, MiniMindError
+
+Result = TypeVar("Result")
+
+# A compile of DeepSpeed's op takes well under a minute; a lock this old belongs to one that was killed.
+_STALE_LOCK_SECONDS = 300
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the others.
+
+    Attributes:
+        rank, local_rank, size: its number, its number on this machine, how many there are.
+        device: where its tensors live.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+
+def start() -> World:
+    """Join the process group that the launcher's environment describes; a bare `python` run is a group of one.
+
+    Raises:
+        ConfigError: a lock that a killed compile left would make every rank wait for ever.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed still calls a collective by a name that torch has deprecated; no user can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local_rank)
+    _refuse_stale_locks()
+    deepspeed.init_distributed(verbose=False)
+    return World(
+        rank=dist.get_rank(),
+        local_rank=local_rank,
+        size=dist.get_world_size(),
+        device=torch.device(accelerator.current_device_name()),
+    )
+
+
+def agree(world: World, action: Callable[[], Result]) -> Result:
+    """Run an action on every rank; if it fails on any with a user's error, raise that error on all.
+
+    Raises:
+        MiniMindError: of the class and with the text of the first rank that failed, and which ranks did.
+    """
+    error: MiniMindError | None = None
+    try:
+        result = action()
+    except MiniMindError as caught:
+        error = caught
+    errors: list[MiniMindError | None] = [None] * world.size
+    dist.all_gather_object(errors, error)
+    failed = [rank for rank, other in enumerate(errors) if other is not None]
+    if failed:
+        first = errors[failed[0]]
+        assert first is not None
+        some = f" (only on rank{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))})"
+        raised = type(first)(f"{first}{some if len(failed) < world.size else ''}")
+        raised.agreed = True
+        raise raised
+    return result
+
+
+def main_first(world: World, action: Callable[[], Result]) -> Result:
+    """The same on one rank per machine first: what it writes (a cache), the others on that machine only read."""
+    leads = world.local_rank == 0
+    result = agree(world, action if leads else lambda: None)
+    final = agree(world, (lambda: result) if leads else action)
+    assert final is not None
+    return final
+
+
+def broadcast(world: World, make: Callable[[], Result]) -> Result:
+    """A value that rank 0 makes and all get."""
+    box = [make() if world.is_main else None]
+    dist.broadcast_object_list(box, src=0, device=world.device if not world.on_cpu else None)
+    value = box[0]
+    return value  # type: ignore[return-value]
+
+
+def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
+    """Sum or maximum over ranks, in place."""
+    dist.all_reduce(values, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
+    return values
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Print a user's error once and end with status 1; everything else keeps its traceback."""
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        yield
+    except MiniMindError as error:
+        if rank == 0 or not error.agreed:
+            where = "" if rank == 0 else f" on rank {rank}"
+            print(f"\n{type(error).__name__}{where}: {error}", file=sys.stderr, flush=True)
+        end(1)
+
+
+def end(status: int) -> NoReturn:
+    """Leave the process group and end.
+
+    The process ends here rather than at the interpreter's own exit, where a gloo thread that still takes the
+    interpreter's lock aborts a finished run now and then.
+    """
+    if status == 0:
+        gc.collect()
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _refuse_stale_locks() -> None:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.rglob("lock"):
+        age = time.time() - lock.stat().st_mtime
+        if age > _STALE_LOCK_SECONDS:
+            raise ConfigError(
+                f"{lock}: lock of a compile that never ended ({age / 60:.0f} minutes old); every run would wait for "
+                "it for ever. Delete the file."
+            )

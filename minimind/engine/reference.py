@@ -1,0 +1,53 @@
+"""The reference: frozen, in eval mode, without an optimizer, always a ZeRO-3 inference shard.
+
+    batch -> score -> (K,) log-probs, no gradient
+"""
+
+from __future__ import annotations
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch, to_device
+from minimind.engine.build import build_scorer
+from minimind.engine.ds_config import ResolvedConfig
+from minimind.engine.process import World, all_reduce
+from minimind.objective.dpo import row_log_probs
+from minimind.weights.sources import WeightSource
+
+# Largest difference between the mean log-probs of a row in two layouts that rounding explains.
+LAYOUT_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
+
+
+class Reference:
+    """The frozen model that the policy is held to."""
+
+    def __init__(self, source: WeightSource, resolved: ResolvedConfig, world: World) -> None:
+        dtype = getattr(torch, resolved.settings.config.dtype)
+        scorer = build_scorer(source, resolved.values, dtype, world)
+        scorer.requires_grad_(False)
+        self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
+        self.engine.eval()
+        self.world = world
+        self.dtype = resolved.settings.config.dtype
+        if resolved.settings.config.use_compile:
+            self.engine.compile()
+
+    @torch.no_grad()
+    def score(self, batch: PairBatch) -> Tensor:
+        """Log-probs of a batch's targets, (K,) float32."""
+        log_probs, _ = self.engine(batch)
+        return log_probs
+
+    def layouts_agree(self, packed: PackedPairs, padded: PaddedPairs) -> bool:
+        """Whether the same pairs score the same packed as padded, on every rank.
+
+        A model may bend attention or logits in a way that a pack does not know of; this shows it before training.
+        """
+        rows = []
+        for batch in (packed, padded):
+            moved = to_device(batch, self.world.device)
+            rows.append(row_log_probs(self.score(moved), moved.target_counts, average_log_prob=True))
+        difference = all_reduce((rows[0] - rows[1]).abs().max(), "max")
+        return bool(difference <= LAYOUT_TOLERANCE[self.dtype])

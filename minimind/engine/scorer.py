@@ -1,0 +1,76 @@
+"""The module that both engines wrap: a batch of pairs -> K target log-probs.
+
+    PackedPairs -> backbone over the pack -> hidden states of K positions -> head in blocks -> (K,) float32
+    PaddedPairs -> the model's own forward -> logits -> (K,) float32      for models that cannot take packs
+
+Everything happens inside one `forward`, because ZeRO-3 gathers weights only there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from minimind.data.pack import PackedPairs, PairBatch, PaddedPairs
+from minimind.model.configuration import MiniMindConfig
+from minimind.model.packed_attention import PACKED_ATTENTION, PackLayout
+from minimind.objective.log_probs import target_log_probs
+
+
+class PairScorer(nn.Module):
+    """A causal language model that scores pairs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32."""
+        if isinstance(batch, PackedPairs):
+            return self._packed(batch)
+        assert isinstance(batch, PaddedPairs)
+        self.model.config._attn_implementation = "sdpa"
+        out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False)
+        logits = out.logits.flatten(0, 1)[batch.target_positions].float()
+        log_probs = logits.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
+        return log_probs, _aux_loss(out, log_probs)
+
+    def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
+        self.model.config._attn_implementation = PACKED_ATTENTION
+        out = self.model.base_model(
+            input_ids=batch.token_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            pack=PackLayout(batch.segments),
+        )
+        hidden = out.last_hidden_state[0].index_select(0, batch.target_positions)
+        head = self.model.get_output_embeddings()
+        log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
+        return log_probs, _aux_loss(out, log_probs)
+
+
+def _aux_loss(out: object, like: Tensor) -> Tensor:
+    aux_loss = getattr(out, "aux_loss", None)
+    return aux_loss if isinstance(aux_loss, Tensor) else torch.zeros((), device=like.device)
+
+
+def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
+    """Why a model cannot take packs, or None if nothing speaks against it.
+
+    What this cannot see, the comparison at the start of a run does (`Reference.check_layouts`).
+    """
+    if isinstance(config, MiniMindConfig):
+        return None
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return f"{model_class.__name__} does not use transformers' attention interface"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "it has layers with other than full attention"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_len:
+        return f"it attends over a sliding window of {window} tokens"
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return f"it transforms its logits ({name})"
+    return None

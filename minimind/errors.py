@@ -1,0 +1,47 @@
+"""What a user can be told is wrong: one root error, one class per domain.
+
+Every message says what is wrong, where (file, line, key or flag) and what to do about it. The launch scripts print
+such an error once, without a traceback, and end with status 1; anything else is a defect of ours and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MiniMindError(Exception):
+    """Root of every error that a user can mend.
+
+    Attributes:
+        agreed: every rank raises this error, so one of them may speak for all.
+    """
+
+    agreed = False
+
+
+class ConfigError(MiniMindError):
+    """Flags and DeepSpeed files that are wrong or disagree with each other or with the machine."""
+
+    @classmethod
+    def from_problems(cls, problems: Sequence[str]) -> ConfigError:
+        """One error that lists every problem, so that a run is mended in one go."""
+        if len(problems) == 1:
+            return cls(problems[0])
+        return cls(f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+class DataError(MiniMindError):
+    """Preference files, chat templates and tokenizers that cannot be used."""
+
+
+class WeightsError(MiniMindError):
+    """Weight files that are missing, damaged or do not fit the model."""
+
+
+class CheckpointError(MiniMindError):
+    """Checkpoints that are missing, torn or belong to another run."""
+
+
+class TrainingError(MiniMindError):
+    """A run that must not go on: reference and policy differ at the start, or a loss is not finite."""

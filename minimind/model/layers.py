@@ -1,0 +1,142 @@
+"""The parts of a MiniMind block: normalisation, rotary positions, attention, feed-forward.
+
+Shapes: B batch, T tokens, H hidden, D head dimension. A pack is a batch of one sequence (B = 1); which tokens see
+each other is then the attention function's business (`packed_attention.py`), not this file's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from minimind.model.configuration import MiniMindConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich, 2019), in float32 inside."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
+    """Angle per position of each pair of channels, (D/2,) float32, YaRN included (Su et al., 2021; Peng et al., 2023).
+
+    Computed where it is used instead of kept in a buffer: a buffer would be cast to bf16 by an engine, lost on the
+    meta device, and partitioned by nobody.
+    """
+    half = config.head_dim // 2
+    exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    yarn = config.yarn
+    if yarn is None or config.max_position_embeddings <= yarn["original_max_position_embeddings"]:
+        return frequencies
+
+    def channel_that_turns(times: float) -> float:
+        """The (fractional) channel pair that turns `times` times within the original context."""
+        length = yarn["original_max_position_embeddings"]
+        return config.head_dim * math.log(length / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(channel_that_turns(yarn["beta_fast"])), 0)
+    high = min(math.ceil(channel_that_turns(yarn["beta_slow"])), half - 1)
+    channels = torch.arange(half, device=device, dtype=torch.float32)
+    stretched = ((channels - low) / max(high - low, 0.001)).clamp(0, 1)
+    return frequencies * (1 - stretched + stretched / yarn["factor"])
+
+
+def rotary_tables(config: MiniMindConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for positions (B, T) int64: two tensors (B, 1, T, D) float32, halves repeated."""
+    angles = position_ids[..., None].float() * rotary_frequencies(config, position_ids.device)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    scale = config.yarn["attention_factor"] if config.yarn else 1.0
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x (B, heads, T, D) by its positions; halves are paired, as in Llama. Computed in float32, x's dtype out."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention behind Hugging Face's attention interface; generation 3 normalises q and k per head."""
+
+    def __init__(self, config: MiniMindConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        q_size = config.num_attention_heads * self.head_dim
+        kv_size = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        if config.generation == 3:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        heads = (*x.shape[:-1], -1, self.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rotary)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rotary)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, sdpa_attention_forward
+        )
+        out, _ = attend(
+            self,
+            q,
+            k,
+            v,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.dropout(self.o_proj(out.reshape(*x.shape[:-1], -1)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU feed-forward network (Shazeer, 2020)."""
+
+    def __init__(self, config: MiniMindConfig, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=False)
+        self.act = ACT2FN[config.hidden_act]
+        # MiniMind-3 has no dropout here.
+        self.dropout = nn.Dropout(config.dropout if config.generation == 2 else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x)))

@@ -1,0 +1,189 @@
+"""The model: embeddings, blocks, head. A Hugging Face `PreTrainedModel`, so everything of theirs works on it.
+
+    token ids (B, T) -> embeddings -> L blocks -> norm -> hidden (B, T, H) -> head -> logits (B, T, V)
+
+Training never calls the head on all tokens: the scorer (`engine/scorer.py`) takes the backbone's hidden states at
+the K target positions and the head's weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from minimind.model.configuration import MiniMindConfig
+from minimind.model.layers import Attention, FeedForward, RMSNorm, rotary_tables
+from minimind.model.moe import Experts, MixtureOfExperts, TokenRows
+from minimind.model.packed_attention import PackLayout
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: MiniMindConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer_idx)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: nn.Module = (
+            MixtureOfExperts(config) if config.use_moe else FeedForward(config, config.intermediate_size)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        rows: TokenRows | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, attention_mask, past_key_values, **kwargs)
+        normed = self.post_attention_layernorm(x)
+        if rows is None:
+            return x + self.mlp(normed), None
+        out, aux_loss = self.mlp(normed, rows)
+        return x + out, aux_loss
+
+
+@dataclasses.dataclass
+class BackboneOutput(ModelOutput):
+    """Hidden states (B, T, H), the auxiliary loss (scalar float32, 0 without experts), and the cache."""
+
+    last_hidden_state: Tensor | None = None
+    aux_loss: Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class MiniMindPreTrainedModel(PreTrainedModel):
+    """What Hugging Face needs to know of every MiniMind model."""
+
+    config_class = MiniMindConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Experts):
+            for stack in (module.gate_proj, module.up_proj, module.down_proj):
+                nn.init.normal_(stack, mean=0.0, std=self.config.initializer_range)
+
+
+class MiniMindModel(MiniMindPreTrainedModel):
+    """Backbone without the head."""
+
+    def __init__(self, config: MiniMindConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        pack: PackLayout | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput:
+        """Hidden states of token ids (B, T) int64; `attention_mask` (B, T) is 0 at pads; `pack` lays out a pack."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, and not both")
+        hidden = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
+        batch, length = hidden.shape[:2]
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(seen, seen + length, device=hidden.device).expand(batch, -1)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rows = None
+        if self.config.use_moe:
+            real = None
+            if pack is None:
+                real = hidden.new_ones(batch, length, dtype=torch.float32)
+                if attention_mask is not None and attention_mask.ndim == 2:
+                    real = attention_mask[:, -length:].to(torch.float32)
+            rows = TokenRows(pack=pack, mask=real)
+        if pack is not None:
+            kwargs["pack"] = pack
+
+        rotary = rotary_tables(self.config, position_ids)
+        aux_losses = []
+        for layer in self.layers:
+            hidden, aux_loss = layer(hidden, rotary, mask, past_key_values, rows, **kwargs)
+            aux_losses.append(aux_loss)
+        aux_total = torch.stack(aux_losses).sum() if rows is not None else hidden.new_zeros((), dtype=torch.float32)
+        return BackboneOutput(
+            last_hidden_state=self.norm(hidden), aux_loss=aux_total, past_key_values=past_key_values
+        )
+
+
+class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
+    """MiniMind with its head; `.logits` (B, T, V) and `.aux_loss` as MiniMind's own model gives them."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: MiniMindConfig | None = None) -> None:
+        super().__init__(config or MiniMindConfig())
+        self.model = MiniMindModel(self.config)
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MoeCausalLMOutputWithPast:
+        """Logits of token ids (B, T); with `labels` (B, T) the next-token loss as well, -100 left out."""
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        return MoeCausalLMOutputWithPast(
+            loss=loss, aux_loss=out.aux_loss, logits=logits, past_key_values=out.past_key_values
+        )
+
+
+AutoConfig.register("minimind", MiniMindConfig)
+AutoModelForCausalLM.register(MiniMindConfig, MiniMindForCausalLM)

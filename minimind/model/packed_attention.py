@@ -1,0 +1,92 @@
+"""The one seam: exact attention over packs of preference pairs, for any model behind Hugging Face's interface.
+
+A pack is one sequence that holds, pair after pair, `prefix | rest of chosen | rest of rejected`. For each pair:
+
+    prefix and chosen: causal attention over prefix | chosen
+    rejected:          lower-right causal attention over prefix | rejected
+
+so that each half sees exactly the tokens of its own row, and the shared prefix is computed once. Models reach this
+by name (`attn_implementation=PACKED_ATTENTION`) and by passing `pack=PackLayout(...)` through their keyword
+arguments; Llama, Qwen3 and the rest need no line of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+PACKED_ATTENTION = "minimind_packed_pairs"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackLayout:
+    """Where the pairs of a pack lie.
+
+    Attributes:
+        segments: per pair the number of tokens of (prefix, rest of chosen, rest of rejected).
+    """
+
+    segments: tuple[tuple[int, int, int], ...]
+    _masks: dict[tuple[int, int], Tensor] = dataclasses.field(default_factory=dict, repr=False)
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """The segments' lengths in the order of the pack, (3N,) int64."""
+        return torch.tensor(self.segments, device=device).flatten()
+
+    def rejected_mask(self, prefix: int, rejected: int, device: torch.device) -> Tensor:
+        """Lower-right causal mask (rejected, prefix + rejected), True where attention is allowed; made once a pack."""
+        key = (prefix, rejected)
+        if key not in self._masks:
+            allowed = torch.ones(rejected, prefix + rejected, dtype=torch.bool, device=device)
+            self._masks[key] = allowed.tril(prefix)
+        return self._masks[key]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    pack: PackLayout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
+    assert attention_mask is None, "a pack has no mask: its layout says who sees whom"
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    outputs, start = [], 0
+    for prefix, chosen, rejected in pack.segments:
+        fork, middle, end = start + prefix, start + prefix + chosen, start + prefix + chosen + rejected
+        own = slice(start, middle)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, own], key[:, :, own], value[:, :, own], dropout_p=dropout, scale=scaling, is_causal=True
+            )
+        )
+        seen_keys = torch.cat((key[:, :, start:fork], key[:, :, middle:end]), dim=2)
+        seen_values = torch.cat((value[:, :, start:fork], value[:, :, middle:end]), dim=2)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, middle:end],
+                seen_keys,
+                seen_values,
+                attn_mask=pack.rejected_mask(prefix, rejected, query.device),
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+        start = end
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,0 +1,91 @@
+"""Log-probs of target tokens, in float32 whatever comes in.
+
+    logits (B, T, V), labels (B, T)        -> logits_to_log_probs -> (B, T)     MiniMind's form, for comparison
+    hidden (K, H), weight (V, H), ids (K,) -> target_log_probs    -> (K,)       the training path
+
+The training path never holds (K, V) log-probs: it walks over blocks of the vocabulary, and its backward recomputes
+each block instead of keeping it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Largest block of logits that exists at any time, in elements: 2**23 float32 are 32 MiB.
+_BLOCK_ELEMENTS = 2**23
+
+
+def logits_to_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-prob of each label: logits (B, T, V) of any floating dtype, labels (B, T) int64 -> (B, T) float32."""
+    return logits.float().log_softmax(dim=2).gather(2, labels.unsqueeze(2)).squeeze(2)
+
+
+def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Log-prob of one target token per hidden state, through the output head.
+
+    Args:
+        hidden: (K, H), any floating dtype.
+        weight: (V, H), the head's weight, the same dtype.
+        targets: (K,) int64 token ids.
+        bias: (V,) or None.
+
+    Returns: (K,) float32 (float64 for float64 input): `log_softmax(hidden @ weight.T + bias)[k, targets[k]]`.
+    """
+    return _TargetLogProbs.apply(hidden, weight, targets, bias)
+
+
+def _blocks(targets: Tensor, weight: Tensor) -> list[tuple[int, int]]:
+    width = max(1, _BLOCK_ELEMENTS // max(1, len(targets)))
+    return [(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: int, end: int) -> Tensor:
+    """One block of logits (K, end - start), at least float32."""
+    block = hidden @ weight[start:end].T
+    if bias is not None:
+        block = block + bias[start:end]
+    return block if block.dtype == torch.float64 else block.float()
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    """d log p(y) / d logits = onehot(y) - softmax: all that backward needs of the forward is one log-sum-exp a target."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        log_sum = hidden.new_full((len(targets),), -torch.inf, dtype=wide)
+        at_target = hidden.new_zeros(len(targets), dtype=wide)
+        for start, end in _blocks(targets, weight):
+            logits = _logits(hidden, weight, bias, start, end)
+            log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
+            here = (targets >= start) & (targets < end)
+            picked = logits.gather(1, (targets - start).clamp(0, end - start - 1)[:, None])[:, 0]
+            at_target = torch.where(here, picked, at_target)
+        ctx.save_for_backward(hidden, weight, targets, bias, log_sum)
+        return at_target - log_sum
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        hidden, weight, targets, bias, log_sum = ctx.saved_tensors
+        grad = grads[0][:, None].to(log_sum.dtype)
+        needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype) if needs_hidden else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias and bias is not None else None
+        for start, end in _blocks(targets, weight):
+            logits = _logits(hidden, weight, bias, start, end)
+            grad_logits = logits.sub_(log_sum[:, None]).exp_().mul_(-grad)
+            here = ((targets >= start) & (targets < end)).nonzero()[:, 0]
+            grad_logits[here, targets[here] - start] += grad[here, 0]
+            narrow = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden += narrow @ weight[start:end]
+            if grad_weight is not None:
+                # Each row of the head is written once, by one product over all targets: nothing is accumulated in bf16.
+                torch.mm(narrow.T, hidden, out=grad_weight[start:end])
+            if grad_bias is not None:
+                grad_bias[start:end] = grad_logits.sum(0)
+        return (None if grad_hidden is None else grad_hidden.to(hidden.dtype)), grad_weight, None, grad_bias

@@ -1,0 +1,213 @@
+"""From flags to what a run needs: start weights, tokenizer, DeepSpeed configurations, tokenised pairs.
+
+    Settings -> prepare -> Prepared        every disagreement of flags, files and weights in one error, before training
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from minimind import demo
+from minimind.config import DEMO, WEIGHTS, Settings, TrainConfig
+from minimind.data.table import PairTable, load_table
+from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference
+from minimind.engine.process import World, main_first
+from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
+from minimind.model.configuration import MiniMindConfig
+from minimind.weights.sources import RandomSource, WeightSource, open_weights
+
+Result = TypeVar("Result")
+
+_DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run is made of, before any engine exists.
+
+    Attributes:
+        settings: every setting resolved, with its origin.
+        is_demo: the bundled demo runs.
+    """
+
+    settings: Settings
+    is_demo: bool
+    source: WeightSource
+    tokenizer: PreTrainedTokenizerBase
+    policy_config: ResolvedConfig
+    reference_config: ResolvedConfig
+
+
+def prepare(settings: Settings, world: World) -> Prepared:
+    """Resolve everything that files and flags say about the run.
+
+    Raises:
+        ConfigError: all disagreements at once; a single problem keeps its own class.
+    """
+    is_demo = not settings.config.data_path
+    problems: list[MiniMindError] = []
+
+    def attempt(action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except MiniMindError as error:
+            problems.append(error)
+            return None
+
+    if is_demo:
+        settings = _demo_settings(settings, problems)
+    for flag in ("data_path", "eval_data_path"):
+        path = getattr(settings.config, flag)
+        if path and not Path(path).is_file():
+            problems.append(DataError(f"--{flag} {path}: no such file"))
+    source = attempt(lambda: _source(settings.config))
+    if source is not None:
+        settings = _model_settings(settings, source, problems)
+    tokenizer = attempt(lambda: _tokenizer(settings.config, source))
+    if tokenizer is not None and source is not None:
+        attempt(lambda: _check_vocabulary(tokenizer, source))
+    policy_config = attempt(lambda: _policy_config(settings, world))
+    if policy_config is not None:
+        settings = policy_config.settings
+    reference_config = attempt(lambda: _reference_config(settings, world))
+    if problems:
+        raise problems[0] if len(problems) == 1 else ConfigError.from_problems([str(p) for p in problems])
+    assert source is not None
+    assert tokenizer is not None
+    assert policy_config is not None
+    assert reference_config is not None
+    return Prepared(
+        settings=settings,
+        is_demo=is_demo,
+        source=source,
+        tokenizer=tokenizer,
+        policy_config=policy_config,
+        reference_config=reference_config,
+    )
+
+
+def load_pairs(prepared: Prepared, world: World, path: str) -> PairTable:
+    """A tokenised preference file under the run's policy for bad rows; one rank per machine tokenises.
+
+    Raises:
+        DataError: the file or, under `--on_bad_row error`, its rows are bad; the rows are listed.
+    """
+    config = prepared.settings.config
+    default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
+    return main_first(
+        world,
+        lambda: load_table(
+            Path(path),
+            prepared.tokenizer,
+            max_length=config.max_seq_len,
+            empty_think_ratio=config.empty_think_ratio,
+            num_workers=config.num_workers,
+            cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache,
+        ).with_bad_rows(config.on_bad_row),
+    )
+
+
+def _demo_settings(settings: Settings, problems: list[MiniMindError]) -> Settings:
+    given = settings.config.from_weight
+    if settings.explicit("from_weight") and given != "none" and not settings.explicit("tokenizer_path"):
+        problems.append(
+            ConfigError(
+                f"--from_weight {given} without --data_path: the demo's pairs are made for the demo's weights; "
+                "give your pairs with --data_path, or leave --from_weight out"
+            )
+        )
+    return settings.with_defaults(demo.SETTINGS, DEMO)
+
+
+def _source(config: TrainConfig) -> WeightSource:
+    untold: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
+        if getattr(config, name)
+    }
+    if config.from_weight == "none":
+        try:
+            fresh = MiniMindConfig(
+                generation=config.generation or 2,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_hidden_layers,
+                use_moe=config.use_moe,
+                **untold,
+            )
+        except ValueError as error:
+            raise ConfigError(f"--from_weight none: {error}") from error
+        return RandomSource(fresh, config.seed)
+    path = Path(config.from_weight)
+    if not path.exists():
+        moe = "_moe" if config.use_moe else ""
+        path = Path(config.save_dir) / f"{config.from_weight}_{config.hidden_size}{moe}.pth"
+        if not path.is_file():
+            raise WeightsError(
+                f"--from_weight {config.from_weight}: neither a file or folder, nor MiniMind's short name of {path}; "
+                "give a .pth, a Hugging Face folder or none"
+            )
+    return open_weights(path, untold)
+
+
+def _model_settings(settings: Settings, source: WeightSource, problems: list[MiniMindError]) -> Settings:
+    """Sizes as the weights have them; flags that say otherwise are problems."""
+    model = source.config
+    told: Mapping[str, Any] = {
+        name: getattr(model, name)
+        for name in ("hidden_size", "num_hidden_layers", "use_moe", "generation", "num_attention_heads")
+        if getattr(model, name, None) is not None
+    }
+    for name, value in told.items():
+        given = getattr(settings.config, name)
+        if settings.explicit(name) and given != value and given:
+            problems.append(ConfigError(f"--{name} is {given}, but {source.origin} has {value}; drop the flag"))
+    longest = getattr(model, "max_position_embeddings", None)
+    if longest is not None and settings.config.max_seq_len > longest:
+        problems.append(
+            ConfigError(f"--max_seq_len is {settings.config.max_seq_len}, but the model has {longest} positions")
+        )
+    if settings.config.from_weight == "none":
+        return settings.with_defaults(told, "default")
+    return settings.with_defaults(told, WEIGHTS)
+
+
+def _tokenizer(config: TrainConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
+    path = config.tokenizer_path or (source.tokenizer_path if source is not None else None)
+    if not path and config.from_weight == "none":
+        path = demo.SETTINGS["tokenizer_path"]
+    if not path:
+        raise ConfigError(
+            f"{config.from_weight} brings no tokenizer; give its folder with --tokenizer_path (MiniMind's is `model/`)"
+        )
+    if not Path(path).is_dir():
+        raise ConfigError(f"--tokenizer_path {path}: no such folder")
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for a broken folder
+        raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: WeightSource) -> None:
+    largest = max(tokenizer.get_vocab().values()) + 1
+    if largest > source.config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer at {tokenizer.name_or_path} has {largest} tokens, {source.origin} only "
+            f"{source.config.vocab_size}; they do not belong together"
+        )
+
+
+def _policy_config(settings: Settings, world: World) -> ResolvedConfig:
+    if not settings.config.deepspeed:
+        raise ConfigError("--deepspeed FILE is missing, e.g. --deepspeed ds_configs/zero2.json")
+    return resolve_policy(Path(settings.config.deepspeed), settings, world.size, world.on_cpu)
+
+
+def _reference_config(settings: Settings, world: World) -> ResolvedConfig:
+    given = settings.config.reference_config
+    return resolve_reference(Path(given) if given else _DS_CONFIGS / "reference.json", settings, world.size)

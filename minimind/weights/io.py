@@ -1,0 +1,113 @@
+"""Weights into models and out to files: `.pth` of MiniMind's kind and Hugging Face folders, written whole or not at all.
+
+    path -> load_weights -> model          state dict -> save_minimind -> .pth
+                                           state dict -> save_huggingface -> folder
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from minimind.errors import WeightsError
+from minimind.model.modeling import MiniMindForCausalLM
+from minimind.weights.files import open_pickled
+from minimind.weights.names import EMBEDDING, HEAD, minimind_state
+from minimind.weights.sources import MiniMindSource, WeightSource, parameter_shapes
+
+
+def load_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str]) -> None:
+    """Fill a MiniMind model from MiniMind's `.pth`, every tensor or none.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or a key or shape does not fit; all of them are listed.
+    """
+    source = MiniMindSource(open_pickled(Path(path)), model.config)
+    fill(model, source)
+
+
+def save_weights(
+    model: MiniMindForCausalLM, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a MiniMind model as MiniMind's `.pth`: its names, float16 by default."""
+    save_minimind(model.state_dict(), Path(path), dtype)
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, source: WeightSource) -> None:
+    """Copy a source into a model that is whole on this process, in the model's dtypes."""
+    source.check_fit(parameter_shapes(model))
+    state = model.state_dict(keep_vars=True)
+    for name in source.shapes():
+        state[name].copy_(source.read(name))
+
+
+def plain_model(config: PretrainedConfig, state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model that runs on one process, around the tensors given (not copied); for samples and for export."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    complete = dict(state)
+    if HEAD not in complete and EMBEDDING in complete:
+        complete[HEAD] = complete[EMBEDDING]
+    model.load_state_dict({name: complete[name] for name in model.state_dict()}, strict=True, assign=True)
+    model.tie_weights()
+    for module in model.modules():
+        # What is computed at construction (rotary tables of Hugging Face's models) was lost on the meta device.
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            fresh = type(module)(config=config)
+            for name, buffer in fresh.named_buffers(recurse=False):
+                setattr(module, name, buffer)
+    return model.eval()
+
+
+def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+    """Write a `.pth` of MiniMind's kind; the head is written even where it is tied, as MiniMind does."""
+    out = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+    if HEAD not in out:
+        out[HEAD] = out[EMBEDDING]
+    elif state[HEAD].data_ptr() == state[EMBEDDING].data_ptr():
+        out[HEAD] = out[EMBEDDING]
+    # An expert is a view into its stack; torch.save would write the whole stack once per expert's storage.
+    plain = {name: tensor.clone() if tensor._is_view() else tensor for name, tensor in minimind_state(out).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(plain, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_huggingface(
+    config: PretrainedConfig,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+) -> None:
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` loads: safetensors, configuration, tokenizer."""
+    model = plain_model(config, {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()})
+    model.config.dtype = dtype
+    partial = folder.with_name(folder.name + ".partial")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise WeightsError(f"{folder}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

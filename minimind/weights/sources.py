@@ -1,0 +1,195 @@
+"""Start weights: whatever `--from_weight` names, behind one interface that gives tensors under the model's own names.
+
+    .pth | Hugging Face folder | none -> WeightSource: configuration, names, shapes, tensors one at a time
+
+One tensor at a time is what lets a ZeRO-3 model be filled shard by shard (`engine/build.py`).
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from minimind.errors import WeightsError
+from minimind.model.configuration import MiniMindConfig
+from minimind.model.modeling import MiniMindForCausalLM
+from minimind.weights.files import TensorFile, open_folder, open_pickled
+from minimind.weights.names import HEAD, read_config, stacked_names
+
+
+class WeightSource(abc.ABC):
+    """Where a model's tensors come from.
+
+    Attributes:
+        config: the model's configuration.
+        origin: what a user would call it: a path, or "random (seed 42)".
+        tokenizer_path: the folder with the tokenizer that belongs to the weights, if there is one.
+    """
+
+    config: PretrainedConfig
+    origin: str
+    tokenizer_path: Path | None = None
+
+    @abc.abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's shape, under the model's own names."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype that the source has."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of the content: the same weights have the same one wherever they lie."""
+
+    def check_fit(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise a WeightsError that lists every key and shape in which source and model differ."""
+        shapes = self.shapes()
+        problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
+        problems += [f"unexpected: {name} {shape}" for name, shape in shapes.items() if name not in expected]
+        problems += [
+            f"wrong shape: {name} is {shapes[name]}, the model has {shape}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
+        ]
+        if problems:
+            shown = "\n".join(f"  {problem}" for problem in problems[:20])
+            more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise WeightsError(f"{self.origin}: does not fit the model:\n{shown}{more}")
+
+
+class MiniMindSource(WeightSource):
+    """Tensors under MiniMind's own names: a `.pth`, or a folder of model type `minimind`."""
+
+    def __init__(self, file: TensorFile, config: MiniMindConfig, tokenizer_path: Path | None = None) -> None:
+        self.config, self.origin, self.tokenizer_path = config, str(file.path), tokenizer_path
+        self._file = file
+        self._parts = stacked_names(file)
+        if config.tie_word_embeddings:
+            self._parts.pop(HEAD, None)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        out = {}
+        for name, parts in self._parts.items():
+            shape = self._file.shape(parts[0])
+            # Hugging Face folders that this project wrote hold the experts stacked already.
+            out[name] = (len(parts), *shape) if parts[0] != name else shape
+        return out
+
+    def read(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        if parts == [name]:
+            return self._file[name]
+        try:
+            return torch.stack([self._file[part] for part in parts])
+        except RuntimeError as error:
+            raise WeightsError(f"{self.origin}: the experts of {name} differ in shape ({error})") from error
+
+    def fingerprint(self) -> str:
+        return _fingerprint(self)
+
+
+class HuggingFaceSource(WeightSource):
+    """A folder of any causal LM that transformers knows, read tensor by tensor where the names are the model's own."""
+
+    def __init__(self, folder: Path, config: PretrainedConfig) -> None:
+        self.config, self.origin, self.tokenizer_path = config, str(folder), folder
+        self._tensors: Mapping[str, Tensor] = open_folder(folder)
+        with torch.device("meta"):
+            expected = parameter_shapes(AutoModelForCausalLM.from_config(config))
+        if not set(expected) <= set(self._tensors):
+            # Some architectures are stored under other names than they run with; transformers knows how to convert.
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
+            self._tensors = dict(model.state_dict())
+        self._names = list(expected)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        tensors = self._tensors
+        if isinstance(tensors, TensorFile):
+            return {name: tensors.shape(name) for name in self._names}
+        return {name: tuple(tensors[name].shape) for name in self._names}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def fingerprint(self) -> str:
+        return _fingerprint(self)
+
+
+class RandomSource(WeightSource):
+    """Fresh weights (`--from_weight none`), each tensor drawn from its own name and the seed: the same on every rank
+    and for every number of ranks. Normal with the configuration's `initializer_range`, ones for norms."""
+
+    def __init__(self, config: MiniMindConfig, seed: int) -> None:
+        self.config, self.seed, self.origin = config, seed, f"random weights (seed {seed})"
+        with torch.device("meta"):
+            self._shapes = parameter_shapes(MiniMindForCausalLM(config))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._shapes
+
+    def read(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.empty(shape).normal_(0.0, self.config.initializer_range, generator=generator)
+
+    def fingerprint(self) -> str:
+        return _fingerprint(self)
+
+
+def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
+    """Open a MiniMind `.pth` or a Hugging Face folder.
+
+    Args:
+        path: an existing file or folder.
+        untold: for a `.pth`, fields that tensors cannot tell (see `names.read_config`).
+
+    Raises:
+        WeightsError: missing, damaged, or of a model that transformers does not know.
+    """
+    if path.is_file():
+        file = open_pickled(path)
+        return MiniMindSource(file, read_config(file, untold))
+    if not (path / "config.json").is_file():
+        raise WeightsError(f"{path}: neither a .pth file nor a Hugging Face folder (no config.json there)")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for a broken config.json
+        raise WeightsError(f"{path / 'config.json'}: not a usable configuration ({error})") from error
+    if isinstance(config, MiniMindConfig):
+        return MiniMindSource(open_folder(path), config, tokenizer_path=path)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise WeightsError(f"{path}: model type {config.model_type!r} is no causal language model")
+    return HuggingFaceSource(path, config)
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's tensors, each tied one once under its first name."""
+    buffers = dict(model.named_buffers())
+    persistent = {name: buffer for name, buffer in buffers.items() if name in model.state_dict()}
+    named = {**dict(model.named_parameters()), **persistent}
+    return {name: tuple(tensor.shape) for name, tensor in named.items()}
+
+
+def tensors(source: WeightSource) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a source, one after the other."""
+    for name in source.shapes():
+        yield name, source.read(name)
+
+
+def _fingerprint(source: WeightSource) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors(source), key=lambda item: item[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
