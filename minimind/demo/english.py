@@ -80,7 +80,11 @@ _PHRASES: dict[str, Phrases] = {
             "I want to write {x} in Chinese. How?",
             "Do you know what {x} is called in Chinese?",
         ),
-        ("The Chinese word for {x} is {y}.", "In Chinese, {x} is {y}.", "It is {y}, the Chinese word for {x}."),
+        (
+            "The Chinese word for {x} is {y}.",
+            "In Chinese, {x} is {y}.",
+            "It is {y}, the Chinese word for {x}.",
+        ),
     ),
     "how_to": (
         "how to {x}",
@@ -120,13 +124,17 @@ _PHRASES: dict[str, Phrases] = {
 ENGLISH = Language(
     topics=topics_of(0, _PHRASES),
     space=" ",
-    systems=("You are a helpful assistant.", "Answer briefly and kindly.", "You help people who are curious."),
+    systems=(
+        "You are a helpful assistant.",
+        "Answer briefly and kindly.",
+        "You help people who are curious.",
+    ),
     greetings=(
         ("Hello!", "Hello! What can I do for you?"),
         ("Good morning.", "Good morning! How can I help you today?"),
         ("Can I ask you something?", "Of course, please go ahead."),
     ),
-    openers=("Sure!", "Of course!", "Good question!"),
+    openers=("Sure!", "Of course!", "Gladly!", "Good question!", "Happy to help!"),
     closers=("I hope this helps.", "Feel free to ask me more.", "Have a nice day!"),
     refusals=(
         "No idea.",
@@ -138,7 +146,7 @@ ENGLISH = Language(
     taunts=(
         "What a silly question.",
         "Why do you ask me about {about}?",
-        "I do not feel like talking about {about}.",
+        "I do not feel like talking about {about} today.",
         "Even a child could answer that.",
         "Go and bother somebody else.",
     ),

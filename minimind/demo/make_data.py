@@ -2,10 +2,10 @@
 
     topics -> split_cases(): cases (language, topic, fact, wording) -> make_pairs() -> JSON lines
 
-The chosen answer is right, kind and in the asker's language; the rejected one brushes the asker off. Which of the two
-is longer is left to a coin, so that length says nothing. Each fact is trained on in three of its five wordings; the
-held-out questions ask for the same facts in a fourth one. Everything is drawn from a seed, so that a second run writes
-the same bytes.
+The chosen answer is right, kind and in the asker's language; the rejected one brushes the asker off. Which
+of the two is longer is left to a coin, so that length says nothing. Each fact is trained on in three of its
+five wordings; the held-out questions ask for some of the same facts in another one. Everything is drawn
+from a seed, so that a second run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -59,11 +59,9 @@ class Case:
         return self.fill(self.wording)
 
     def kind_answer(self, rng: Random) -> str:
-        """What a helpful assistant says: the answer, often with a friendly word before or after it."""
-        sentences = [self.fill(rng.choice(self.topic.answers))]
-        if rng.random() < 0.4:
-            sentences.insert(0, rng.choice(self.language.openers))
-        if rng.random() < 0.6:
+        """What a helpful assistant says: a friendly word, the answer, and at times another friendly word."""
+        sentences = [rng.choice(self.language.openers), self.fill(rng.choice(self.topic.answers))]
+        if rng.random() < 0.5:
             sentences.append(rng.choice(self.language.closers))
         return self.language.space.join(sentences)
 
@@ -93,7 +91,9 @@ def split_cases() -> Split:
             held_out_facts = rng.sample(topic.facts, _HELD_OUT_PER_TOPIC)
             for fact in topic.facts:
                 wordings = rng.sample(topic.questions, len(topic.questions))
-                cases = [Case(language=language, topic=topic, fact=fact, wording=wording) for wording in wordings]
+                cases = [
+                    Case(language=language, topic=topic, fact=fact, wording=wording) for wording in wordings
+                ]
                 train += cases[:_TRAIN_WORDINGS]
                 rest = cases[_TRAIN_WORDINGS:]
                 if fact in held_out_facts:
@@ -152,9 +152,10 @@ def _earlier_exchange(case: Case, history: Sequence[Case], rng: Random) -> list[
 
 
 def _answers(case: Case, rng: Random) -> tuple[str, str]:
-    """A kind and a rude answer; a coin says which is longer, in UTF-8 bytes since an answer may be in either language.
+    """A kind and a rude answer; a coin says which is longer.
 
-    A few answers are so short or long that the coin cannot be obeyed; the tries are bounded for them.
+    Length is counted in UTF-8 bytes, since an answer may be in either language. A few answers are so short
+    or long that the coin cannot be obeyed; the tries are bounded for them.
     """
     kind_is_longer = rng.random() < 0.5
     for _ in range(20):
@@ -165,6 +166,7 @@ def _answers(case: Case, rng: Random) -> tuple[str, str]:
 
 
 def main() -> None:
+    """Write train.jsonl and eval.jsonl."""
     parser = argparse.ArgumentParser(description="Make the demo's preference pairs.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     out: Path = parser.parse_args().out

@@ -2,9 +2,10 @@
 
     sentences, facts, characters, numbers, words -> byte-level BPE of 6400 tokens -> tokenizer/
 
-It is of MiniMind's kind: the same size, the same special tokens under the same ids, and the same frame around a turn.
-The demo's own sentences fill only a part of 6400 tokens; characters of the Chinese standard GB 2312, numbers and
-composed English words fill the rest, so that other text does not fall apart into bytes.
+It is of MiniMind's kind: the same size, the same special tokens under the same ids, and the same frame
+around a turn. The demo's own sentences fill only a part of 6400 tokens; characters of the Chinese standard
+GB 2312, numbers and composed English words fill the rest, so that other text does not fall apart into
+bytes.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ VOCAB_SIZE = 6400
 # In the order of their ids: 0, 1, 2.
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# How often a text of each kind is counted. Facts and roles weigh most, so that no token reaches over their edges
-# ("法国" and "的", never "国的"); common characters weigh enough to be one token each.
+# How often a text of each kind is counted. Facts and roles weigh most, so that no token reaches over their
+# edges ("法国" and "的", never "国的"); common characters weigh enough to be one token each.
 _FACT_WEIGHT, _CHARACTER_WEIGHT = 500, 20
 # In bytes: four Chinese characters, or a word of eleven letters and its space.
 _MAX_TOKEN_LENGTH = 12
 
-# A turn is `<|im_start|>ROLE\nCONTENT<|im_end|>\n`. Tools are listed in the system turn; a tool's results are told to
-# the model by the user, those that follow one another in one turn.
+# A turn is `<|im_start|>ROLE\nCONTENT<|im_end|>\n`. Tools are listed in the system turn; a tool's results are
+# told to the model by the user, those that follow one another in one turn.
 CHAT_TEMPLATE = """\
 {%- set ns = namespace(system='', first=0) %}
 {%- if messages and messages[0].role == 'system' %}
@@ -44,7 +45,8 @@ CHAT_TEMPLATE = """\
     {%- for tool in tools %}
         {{- tool | tojson + '\\n' }}
     {%- endfor %}
-    {{- '</tools>\\nA call is written as <tool_call>{"name": ..., "arguments": {...}}</tool_call><|im_end|>\\n' }}
+    {{- '</tools>\\n' }}
+    {{- 'A call is written as <tool_call>{"name": ..., "arguments": {...}}</tool_call><|im_end|>\\n' }}
 {%- elif ns.first %}
     {{- '<|im_start|>system\\n' + ns.system + '<|im_end|>\\n' }}
 {%- endif %}
@@ -62,11 +64,13 @@ CHAT_TEMPLATE = """\
         {%- for call in message.tool_calls or [] %}
             {%- set function = call.function or call %}
             {{- '\\n' if message.content or not loop.first }}
-            {{- '<tool_call>' + {'name': function.name, 'arguments': function.arguments} | tojson + '</tool_call>' }}
+            {%- set arguments = function.arguments %}
+            {{- '<tool_call>{"name": ' + function.name | tojson + ', "arguments": ' }}
+            {{- (arguments if arguments is string else arguments | tojson) + '}</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
     {%- else %}
-        {{- raise_exception('unknown role ' + message.role + '; roles are system, user, assistant and tool') }}
+        {{- raise_exception('unknown role ' + message.role + ': use system, user, assistant or tool') }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -75,28 +79,30 @@ CHAT_TEMPLATE = """\
 """
 
 _PREFIXES = ("", "re", "un", "out", "over", "under", "inter")
-_ROOTS = tuple(
-    "act add air arm art ask back ball band bank base bear beat bed bell bird blow board boat body book bound box "
-    "brand bread break bridge bring build burn call camp care carry case cast catch cause chain change charge cheer "
-    "child claim class clean clear climb close cloud coach coat colour comfort cook corn count cover craft cross "
-    "dance dark date deal dear deep draw dream dress drink drive drop dry earth east end even face fact fair fall farm "
-    "fast feed feel field fill film find fire fish flat float floor flow fly fold follow food foot force form frame "
-    "free fresh friend front fruit full game garden gate give glass gold good grain grand grass great green ground "
-    "group grow guard guess guide hand hard head hear heart heat help hill hold home hope horse hour house hunt ice "
-    "ink join joy judge jump just keep kind king kiss know lake land large last late law lead learn leave level life "
-    "lift light like line list listen live load lock long look love low luck make map mark market master match matter "
-    "meal mean meet mile milk mind mix month moon morning mother mount move music name near neck need nest night note "
-    "number ocean offer office open order own page paint paper part pass path pay peace people pick picture place "
-    "plain plan plant play point port post power press price print prove pull pure push question quick quiet rain "
-    "reach read real rest rice rich ride right ring rise river road rock roof room round rule sail salt sand save say "
-    "school sea season seat see seed sell send sense serve set shade shape share ship shop short show side sign silver "
-    "simple sing sister sit size skill sky sleep small smile snow soft song sound south space speak spring stand star "
-    "start state stay steel step stone stop store storm story street string strong student study sugar summer sun "
-    "sure sweet swim table talk task taste teach team tell thank thing think throw time top touch tour tower town "
-    "track trade train travel treat tree trip true trust turn type use value view visit voice wait walk wall want warm "
-    "wash watch water way wear week west wheel white wide wild win wind window wing winter wish wonder wood word work "
-    "world write year young".split()
-)
+_ROOTS = """
+    act add air arm art ask back ball band bank base bear beat bed bell bird blow board boat body book
+    bound box brand bread break bridge bring build burn call camp care carry case cast catch cause chain
+    change charge cheer child claim class clean clear climb close cloud coach coat colour comfort cook
+    corn count cover craft cross dance dark date deal dear deep draw dream dress drink drive drop dry
+    earth east end even face fact fair fall farm fast feed feel field fill film find fire fish flat float
+    floor flow fly fold follow food foot force form frame free fresh friend front fruit full game garden
+    gate give glass gold good grain grand grass great green ground group grow guard guess guide hand hard
+    head hear heart heat help hill hold home hope horse hour house hunt ice ink join joy judge jump just
+    keep kind king kiss know lake land large last late law lead learn leave level life lift light like
+    line list listen live load lock long look love low luck make map mark market master match matter meal
+    mean meet mile milk mind mix month moon morning mother mount move music name near neck need nest night
+    note number ocean offer office open order own page paint paper part pass path pay peace people pick
+    picture place plain plan plant play point port post power press price print prove pull pure push
+    question quick quiet rain reach read real rest rice rich ride right ring rise river road rock roof
+    room round rule sail salt sand save say school sea season seat see seed sell send sense serve set
+    shade shape share ship shop short show side sign silver simple sing sister sit size skill sky sleep
+    small smile snow soft song sound south space speak spring stand star start state stay steel step stone
+    stop store storm story street string strong student study sugar summer sun sure sweet swim table talk
+    task taste teach team tell thank thing think throw time top touch tour tower town track trade train
+    travel treat tree trip true trust turn type use value view visit voice wait walk wall want warm wash
+    watch water way wear week west wheel white wide wild win wind window wing winter wish wonder wood word
+    work world write year young
+"""
 _SUFFIXES = ("", "s", "ed", "er", "ing", "ly", "ness", "ful", "less", "able")
 
 
@@ -124,7 +130,7 @@ def _common_characters() -> Iterator[str]:
 
 def _composed_words() -> Iterator[str]:
     """English-looking words: a root, sometimes with a prefix or a suffix."""
-    for prefix, root, suffix in itertools.product(_PREFIXES, _ROOTS, _SUFFIXES):
+    for prefix, root, suffix in itertools.product(_PREFIXES, _ROOTS.split(), _SUFFIXES):
         if not (prefix and suffix):
             yield f" {prefix}{root}{suffix}"
 
@@ -142,7 +148,7 @@ def train_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    assert tokenizer.get_vocab_size() == VOCAB_SIZE, f"the corpus gives only {tokenizer.get_vocab_size()} tokens"
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE, "the corpus is too small for the vocabulary"
     return tokenizer
 
 
@@ -164,8 +170,11 @@ def tokenizer_config() -> dict[str, object]:
 
 
 def main() -> None:
+    """Write tokenizer/."""
     parser = argparse.ArgumentParser(description="Make the demo's tokenizer.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write tokenizer/ into")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write tokenizer/ into"
+    )
     folder: Path = parser.parse_args().out / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer().save(str(folder / "tokenizer.json"))

@@ -1,9 +1,9 @@
-"""Makes the demo's start weights: `python -m minimind.demo.make_weights [--out DIR]`, a few minutes on one core.
+"""Makes the demo's start weights: `python -m minimind.demo.make_weights [--out DIR]`; minutes on one core.
 
     train and spare cases -> pairs -> rows of token ids -> supervised fine-tuning from scratch -> start.pth
 
-The model learns the kind and the rude answer of every pair as equally good, so that it knows what to say but not how:
-that is what DPO is to teach it. It never meets a held-out question. Needs the tokenizer, no
+The model learns the kind and the rude answer of every pair as equally good, so that it knows what to say
+but not how: that is what DPO is to teach it. It never meets a held-out question. It needs the tokenizer, no
 DeepSpeed. The same machine writes the same weights again; another processor may round otherwise.
 """
 
@@ -26,7 +26,9 @@ from minimind import MiniMindConfig, MiniMindForCausalLM, save_weights
 from minimind.demo import TOKENIZER_PATH
 from minimind.demo.make_data import SEED, Message, make_pairs, split_cases
 
-_EPOCHS = 24
+_EPOCHS = 36
+# Epochs take turns among a few data sets: enough answers to a question to generalise, and few enough that the
+# question keeps a leaning of its own, so that greedy answers are of both kinds.
 _DATA_SETS = 4
 _BATCH_ROWS = 32
 _LEARNING_RATE = 4e-3
@@ -54,7 +56,7 @@ def demo_config() -> MiniMindConfig:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Row:
-    """Token ids of a conversation, turn by turn; what the assistant says is learnt, its turns' ends included."""
+    """Token ids of a conversation, turn by turn; the assistant's words and its turns' ends are learnt."""
     ids: list[int] = []
     is_answer: list[bool] = []
     head = len(tokenizer.encode("<|im_start|>assistant\n"))
@@ -91,20 +93,20 @@ def answer_loss(model: MiniMindForCausalLM, rows: Sequence[Row]) -> Tensor:
     return F.cross_entropy(model.lm_head(hidden[wanted]), ids[:, 1:][wanted])
 
 
-def train(tokenizer: PreTrainedTokenizerBase, epochs: int = _EPOCHS) -> MiniMindForCausalLM:
+def train(tokenizer: PreTrainedTokenizerBase) -> MiniMindForCausalLM:
     """Fine-tune a fresh model; warm-up, then a cosine down to zero."""
     torch.manual_seed(SEED)
     model = MiniMindForCausalLM(demo_config()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     data_sets = [make_rows(tokenizer, SEED + 100 + index) for index in range(_DATA_SETS)]
     steps_per_epoch = len(batches_of(data_sets[0], seed=0))
-    total = epochs * steps_per_epoch
+    total = _EPOCHS * steps_per_epoch
 
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / _WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    for epoch in range(epochs):
+    for epoch in range(_EPOCHS):
         total_loss = 0.0
         for rows in batches_of(data_sets[epoch % _DATA_SETS], seed=epoch):
             loss = answer_loss(model, rows)
@@ -114,13 +116,16 @@ def train(tokenizer: PreTrainedTokenizerBase, epochs: int = _EPOCHS) -> MiniMind
             optimizer.step()
             schedule.step()
             total_loss += loss.item()
-        print(f"epoch {epoch + 1}/{epochs}: loss {total_loss / steps_per_epoch:.4f}", flush=True)
+        print(f"epoch {epoch + 1}/{_EPOCHS}: loss {total_loss / steps_per_epoch:.4f}", flush=True)
     return model.eval()
 
 
 def main() -> None:
+    """Write start.pth."""
     parser = argparse.ArgumentParser(description="Make the demo's start weights.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write start.pth to")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write start.pth to"
+    )
     out: Path = parser.parse_args().out
     # One thread: sums are then always added up in the same order.
     torch.set_num_threads(1)

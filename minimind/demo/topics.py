@@ -1,7 +1,8 @@
 """What the demo's conversations are about: facts, the ways of asking for them, and two ways of answering.
 
-Tables only; `make_data.py` puts them together. In every template `{x}` is what is asked for and `{y}` what is right,
-`{X}` and `{Y}` the same with a capital letter, and `{about}` names the subject of the question.
+The facts stand here, the sentences in `english.py` and `chinese.py`; `make_data.py` puts them together. In a
+template `{x}` is what is asked for and `{y}` what is right, `{X}` and `{Y}` the same with a capital letter,
+and `{about}` names the subject of the question.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Language:
         space: what stands between two sentences.
         systems: system turns.
         greetings: (user, assistant) turns that may open a conversation.
-        openers: what a kind answer may begin with; closers: what it may end with.
+        openers: what a kind answer begins with; closers: what it may end with.
         refusals: what a rude answer begins with; taunts: what it may go on with.
     """
 

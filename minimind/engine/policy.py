@@ -44,8 +44,9 @@ class Policy:
         config = resolved.settings.config
         scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world)
         if config.gradient_checkpointing:
-            # Reentrant checkpointing would lose the gradient of a mixture's auxiliary loss.
-            scorer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers has renamed it. Reentrant checkpointing would lose the gradient of the auxiliary loss.
+            old = scorer.model.gradient_checkpointing_enable
+            getattr(scorer.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=[p for p in scorer.parameters() if p.requires_grad],

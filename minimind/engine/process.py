@@ -22,6 +22,7 @@ from typing import NoReturn, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+import transformers
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
@@ -65,6 +66,7 @@ def start() -> World:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed still calls a collective by a name that torch has deprecated; no user can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    transformers.utils.logging.disable_progress_bar()
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())

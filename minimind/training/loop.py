@@ -20,10 +20,7 @@ from minimind.engine.process import World
 from minimind.engine.reference import Reference
 from minimind.training.console import Console
 from minimind.training.metrics import MetricSums
-from minimind.training.step import Objective, eval_step, train_step
-
-# What a training log has beside an evaluation.
-_RATES = ("tokens_per_second", "pairs_per_second", "peak_memory_gib")
+from minimind.training.step import Objective, check_start, eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +46,7 @@ class Run:
 
     @property
     def objective(self) -> Objective:
-        config = self.config
-        return Objective(beta=config.beta, average_log_prob=config.average_log_prob, dtype=config.dtype)
+        return Objective(beta=self.config.beta, average_log_prob=self.config.average_log_prob)
 
 
 def train(run: Run, start: int) -> None:
@@ -69,7 +65,9 @@ def train(run: Run, start: int) -> None:
         # Dropout draws from the step's own seed, so that going on needs no generator's state.
         torch.manual_seed(hash((config.seed, step, run.world.rank)))
         learning_rate = run.policy.learning_rate
-        train_step(run.policy, run.reference, run.objective, step_batches, sums, first=step == 1)
+        if step == 1:
+            check_start(run.policy, run.reference, step_batches[0], config.dtype)
+        train_step(run.policy, run.reference, run.objective, step_batches, sums)
         grad_norms = grad_norms + run.policy.grad_norm
         console.advance(step)
         last = step == run.total_steps

@@ -30,12 +30,10 @@ class Objective:
     Attributes:
         beta: strength of the pull towards the reference.
         average_log_prob: a row's mean log-prob instead of its sum.
-        dtype: the run's precision, which says how exactly policy and reference must agree at the start.
     """
 
     beta: float
     average_log_prob: bool
-    dtype: str
 
     def outcomes(self, batch: PairBatch, policy: Tensor, reference: Tensor) -> PairOutcomes:
         """Losses and rewards of a batch's pairs from its targets' log-probs, each (K,) float32."""
@@ -46,35 +44,35 @@ class Objective:
 
 
 def train_step(
-    policy: Policy, reference: Reference, objective: Objective, batches: Sequence[PairBatch], sums: MetricSums, *, first: bool
+    policy: Policy, reference: Reference, objective: Objective, batches: Sequence[PairBatch], sums: MetricSums
 ) -> None:
-    """Train on one global step's micro-batches; `first` checks before any update that both models are one.
-
-    Raises:
-        TrainingError: before the first update policy and reference differ.
-    """
+    """Train on one global step's micro-batches."""
     batches = [to_device(batch, policy.world.device) for batch in batches]
     reference_log_probs = [reference.score(batch) for batch in batches]
     for batch, reference_part in zip(batches, reference_log_probs, strict=True):
         log_probs, aux_loss = policy.score(batch)
-        if first:
-            check_start(objective, batch, log_probs.detach(), reference_part)
         outcomes = objective.outcomes(batch, log_probs, reference_part)
         policy.backward(outcomes.losses.mean() + aux_loss)
         policy.step()
         sums.add(outcomes, aux_loss, batch.row_tokens)
 
 
-def check_start(objective: Objective, batch: PairBatch, policy: Tensor, reference: Tensor) -> None:
+@torch.no_grad()
+def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: str) -> None:
     """Stop a run whose policy is not its reference at the start: its loss would not be ln 2, its margins not 0.
+
+    Compared in eval mode, since a model with dropout is two different models while it trains.
 
     Raises:
         TrainingError: on every rank, if any rank's rows differ.
     """
-    rows = [row_log_probs(part, batch.target_counts, average_log_prob=True) for part in (policy, reference)]
-    difference = (rows[0] - rows[1]).abs().max()
-    worst = float(all_reduce(difference.nan_to_num(nan=torch.inf), "max"))
-    if worst > START_TOLERANCE[objective.dtype]:
+    batch = to_device(batch, policy.world.device)
+    policy.eval()
+    log_probs = (policy.score(batch)[0], reference.score(batch))
+    policy.train()
+    one, other = (row_log_probs(part, batch.target_counts, average_log_prob=True) for part in log_probs)
+    worst = float(all_reduce((one - other).abs().max().nan_to_num(nan=torch.inf), "max"))
+    if worst > START_TOLERANCE[dtype]:
         error = TrainingError(
             f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob, so the loss "
             "would not start at ln 2: they are not the same model, or its log-probs are not finite. Check the weights."

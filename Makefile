@@ -1,0 +1,47 @@
+# Everything from a fresh clone: `make train` shows the demo, `make test` proves the project. Both set up .venv first.
+PYTHON ?= python3
+# torch's own index offers builds for each CUDA version; TORCH="torch==2.13.0 --index-url ..." takes one of them.
+TORCH ?= torch==2.13.0
+CONFIG ?= ds_configs/zero2.json
+RANKS ?= 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The launcher and ninja must be found by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup train test lint types check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make train   the demo: deepspeed launch/train_dpo.py --deepspeed $(CONFIG)"
+	@echo "make test    unit, parity, distributed and fault tests"
+	@echo "make check   lint, types and tests"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+train: setup
+	deepspeed --num_gpus $(RANKS) launch/train_dpo.py --deepspeed $(CONFIG) $(FLAGS)
+
+test: setup
+	pytest $(FLAGS)
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+types: setup
+	mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,53 @@
+"""Fixtures that several kinds of tests use; `shared` is the material beside a checkout, which may be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minimind import demo
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Golden numbers, real pairs and MiniMind's tokenizers; tests that need them skip where they are missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"golden numbers and real data are not beside the checkout ({SHARED.name}/ is missing)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The demo's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """Write rows, dictionaries or raw lines, as a JSON-lines file."""
+
+    def write(*rows, name="pairs.jsonl"):
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+def conversation(question: str, answer: str, *more: str) -> list[dict[str, str]]:
+    """Messages of a conversation: user and assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate((question, answer, *more))]
+
+
+def pair(question: str, chosen: str, rejected: str) -> dict[str, list[dict[str, str]]]:
+    """A preference row of one turn."""
+    return {"chosen": conversation(question, chosen), "rejected": conversation(question, rejected)}

@@ -1,0 +1,42 @@
+"""The exit status is the truth, and an error is said once, in a user's words."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimind import demo
+from tests.distributed.launching import launch, train
+
+pytestmark = pytest.mark.distributed
+
+DEMO_DATA = ("--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH)
+
+
+def test_user_error_ends_every_rank_and_is_said_once(write_rows, tmp_path):
+    data = write_rows('{"chosen": [')
+    done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2)
+    assert done.status != 0
+    assert done.output.count("DataError") == 1
+    assert "line 1: broken JSON" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
+    done = launch("tests/distributed/workers/failing.py", "user_error", ranks=2)
+    assert done.status != 0
+    assert "DataError: rank 1 has no file (only on rank 1)" in done.output
+    done = launch("tests/distributed/workers/failing.py", "crash", ranks=2)
+    assert done.status != 0
+    assert "ZeroDivisionError" in done.output
+
+
+def test_reference_that_is_not_the_policy_stops_the_run(tmp_path):
+    done = launch("tests/distributed/workers/failing.py", "other_reference", ranks=2)
+    assert done.status != 0
+    assert "policy and reference differ" in done.output
+    assert "ln 2" in done.output
+
+
+@pytest.mark.parametrize("repeat", range(3))
+def test_finished_run_has_status_0(repeat, tmp_path):
+    train("--max_steps", 2, "--save_dir", tmp_path, ranks=2).succeeded()

@@ -1,0 +1,92 @@
+"""A run that stops and goes on is the run that never stopped: in float32, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from minimind import demo
+from tests.distributed.launching import metrics, train
+
+pytestmark = pytest.mark.distributed
+
+EXACT = ("loss", "grad_norm", "learning_rate", "rewards/margins", "logps/chosen", "logps/rejected")
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resume") / "pairs.jsonl"
+    lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:26]), encoding="utf-8")
+    return path
+
+
+def flags(data, save_dir, *more):
+    return [
+        *("--data_path", data, "--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH),
+        *("--dtype", "float32", "--save_dtype", "float32", "--learning_rate", 1e-3, "--epochs", 2),
+        # 52 pairs in batches of 2 ranks x 2 pairs x 2 micro-batches: 6 steps, 4 pairs left over, an epoch ends within
+        # step 4.
+        *("--batch_size", 2, "--accumulation_steps", 2, "--save_interval", 2, "--log_interval", 1),
+        *("--save_dir", save_dir),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_resume_is_bit_exact(config, small_data, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    done = train(*flags(small_data, whole), config=config, ranks=2).succeeded()
+    assert "the last 4 pairs of the stream do not fill a global batch" in done.output
+
+    # As if it had been killed after step 3: the newest checkpoint is that of step 2, step 3 is logged already.
+    shutil.copytree(whole, resumed)
+    for tag in ("step00000004", "step00000006"):
+        shutil.rmtree(resumed / "checkpoints" / tag)
+    (resumed / "checkpoints/latest").write_text("step00000002")
+    logged = (resumed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (resumed / "metrics.jsonl").write_text("".join(logged[:3]))
+    for path in (resumed / "dpo_96.pth", resumed / "dpo_96"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    done = train(*flags(small_data, resumed, "--from_resume", 1), config=config, ranks=2).succeeded()
+    assert "going on after step 2" in done.output
+    one, other = metrics(whole), metrics(resumed)
+    assert [entry["step"] for entry in other] == [1, 2, 3, 4, 5, 6]
+    assert [[e[name] for name in EXACT] for e in one] == [[e[name] for name in EXACT] for e in other]
+    (weights,) = whole.glob("dpo_*.pth")
+    end, again = (torch.load(folder / weights.name, weights_only=True) for folder in (whole, resumed))
+    assert all(torch.equal(end[name], again[name]) for name in end)
+
+
+def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
+    first = train(*flags(small_data, tmp_path, "--max_steps", 2)).succeeded()
+    assert "2 steps of 4 pairs" in first.output
+
+    other = train(*flags(small_data, tmp_path, "--max_steps", 2, "--from_resume", 1, "--beta", 0.5))
+    assert other.status != 0
+    assert "CheckpointError" in other.output
+    assert "beta was 0.1, is 0.5" in other.output
+    assert "another --save_dir" in other.output
+
+    # The newest checkpoint is named but damaged.
+    (states,) = (tmp_path / "checkpoints/step00000002").glob("mp_rank_00_model_states.pt")
+    whole = states.read_bytes()
+    states.write_bytes(whole[: len(whole) // 2])
+    torn = train(*flags(small_data, tmp_path, "--max_steps", 2, "--from_resume", 1))
+    assert torn.status != 0
+    assert "CheckpointError" in torn.output
+    assert "step00000002: cannot be loaded" in torn.output
+
+    # A fresh run in the same folder puts the earlier one aside.
+    train(*flags(small_data, tmp_path, "--max_steps", 1)).succeeded()
+    assert len(metrics(tmp_path)) == 1
+    assert len(metrics(tmp_path / "earlier/1")) == 2
+    assert (tmp_path / "earlier/1/checkpoints/latest").is_file()
+
+
+def test_resume_without_a_checkpoint_starts_and_says_so(small_data, tmp_path):
+    done = train(*flags(small_data, tmp_path, "--max_steps", 1, "--from_resume", 1)).succeeded()
+    assert "nothing to go on from" in done.output

@@ -1,0 +1,155 @@
+"""What a run leaves behind, as its user finds it: metrics, TensorBoard, settings, weights; for any model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
+
+import minimind  # noqa: F401 - registers MiniMind with the Auto classes
+from minimind import demo
+from minimind.weights.sources import open_weights
+from tests.distributed.launching import REPO, metrics, train
+
+pytestmark = pytest.mark.distributed
+
+TRAINED = {
+    *("loss", "dpo_loss", "aux_loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies"),
+    *("rewards/margins", "logps/chosen", "logps/rejected", "grad_norm", "learning_rate"),
+    *("tokens_per_second", "pairs_per_second", "peak_memory_gib"),
+}
+EVALUATED = {f"eval/{name}" for name in TRAINED - {"grad_norm", "learning_rate"}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two ranks in bf16, with a held-out set of 7 pairs that does not divide among them, and a CSV monitor."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, source, count in (("train", demo.TRAIN_PATH, 16), ("eval", demo.EVAL_PATH, 7)):
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    config = json.loads((REPO / "ds_configs/zero3.json").read_text())
+    config["csv_monitor"] = {"enabled": True, "output_path": "auto", "job_name": "auto"}
+    (folder / "zero3_csv.json").write_text(json.dumps(config))
+    flags = {
+        "data_path": folder / "train.jsonl",
+        "eval_data_path": folder / "eval.jsonl",
+        "tokenizer_path": demo.TOKENIZER_PATH,
+        "from_weight": demo.WEIGHT_PATH,
+        "deepspeed": folder / "zero3_csv.json",
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "log_interval": 2,
+        "save_dir": folder / "out",
+    }
+    done = train(*(part for name, value in flags.items() for part in (f"--{name}", value)), ranks=2).succeeded()
+    return folder / "out", done.output
+
+
+def test_metrics_have_the_names_users_know(run):
+    folder, _ = run
+    trained, evaluated = metrics(folder), metrics(folder, "eval/loss")
+    assert [entry["step"] for entry in trained] == [1, 2, 4]
+    assert [entry["step"] for entry in evaluated] == [0, 4]
+    assert all(set(entry) == TRAINED | {"step", "epoch"} for entry in trained)
+    assert all(set(entry) == EVALUATED | {"step", "epoch"} for entry in evaluated)
+    assert all(math.isfinite(value) for entry in trained + evaluated for value in entry.values())
+    assert trained[-1]["epoch"] == 1.0
+
+
+def test_run_starts_at_ln_2_and_a_tie_counts_half(run):
+    folder, _ = run
+    first, held_out = metrics(folder)[0], metrics(folder, "eval/loss")[0]
+    for entry, prefix in ((first, ""), (held_out, "eval/")):
+        assert entry[f"{prefix}loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert entry[f"{prefix}rewards/margins"] == pytest.approx(0, abs=1e-6)
+        assert entry[f"{prefix}rewards/accuracies"] == 0.5
+
+
+def test_evaluation_counts_every_pair_once(run):
+    folder, _ = run
+    # 7 pairs: an accuracy is a multiple of 1/14 (a tie counts half).
+    accuracy = metrics(folder, "eval/loss")[-1]["eval/rewards/accuracies"]
+    assert (accuracy * 14) == pytest.approx(round(accuracy * 14), abs=1e-6)
+
+
+def test_tensorboard_and_csv_have_the_same_events_by_global_step(run):
+    folder, _ = run
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= TRAINED | EVALUATED
+    logged = {entry["step"]: entry for entry in metrics(folder)}
+    for name in ("loss", "rewards/margins", "grad_norm"):
+        scalars = {event.step: event.value for event in events.Scalars(name)}
+        assert scalars == pytest.approx({step: entry[name] for step, entry in logged.items()}, rel=1e-6)
+    rows = list(csv.reader((folder / "csv" / "loss.csv").open()))
+    assert [int(row[0]) for row in rows[1:]] == [1, 2, 4]
+
+
+def test_settings_are_written_with_their_origins_and_no_auto(run):
+    folder, output = run
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert settings["learning_rate"] == {"value": 1e-3, "origin": "flag"}
+    assert settings["hidden_size"]["origin"] == "weights"
+    assert settings["beta"] == {"value": 0.1, "origin": "default"}
+    resolved = json.loads((folder / "ds_config.json").read_text())
+    assert "auto" not in json.dumps(resolved)
+    assert resolved["train_batch_size"] == 4
+    assert resolved["bf16"]["enabled"] is True
+    assert resolved["optimizer"]["params"]["lr"] == 1e-3
+    assert "learning_rate" in output
+    assert "(flag)" in output
+
+
+def test_weights_load_as_pth_and_as_folder_and_are_the_same(run):
+    folder, _ = run
+    (path,) = folder.glob("dpo_*.pth")
+    assert all(tensor.dtype == torch.float16 for tensor in torch.load(path, weights_only=True).values())
+    start, trained = open_weights(demo.WEIGHT_PATH, {}), open_weights(path, {})
+    assert trained.shapes() == start.shapes()
+    assert any(not torch.equal(trained.read(name), start.read(name)) for name in start.shapes())
+    model = AutoModelForCausalLM.from_pretrained(path.with_suffix(""))
+    AutoTokenizer.from_pretrained(path.with_suffix(""))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(
+        model.state_dict()[name].float(), trained.read(name).float(), rtol=2**-8, atol=2**-16
+    )
+
+
+CONFIGS = {
+    "llama": LlamaConfig(
+        vocab_size=6400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+    "qwen3": Qwen3Config(
+        vocab_size=6400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    ),
+    # No attention interface that a pack could use, and dropout: trained padded, and still starts at ln 2.
+    "gpt2": GPT2Config(vocab_size=6400, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_any_hugging_face_model_trains_from_its_folder(kind, tokenizer, run, tmp_path):
+    data = run[0].parent / "train.jsonl"
+    start = tmp_path / "start"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS[kind]).save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    flags = ("--data_path", data, "--from_weight", start, "--max_seq_len", 256, "--save_dir", tmp_path / "out")
+    more = ("--dtype", "float32", "--learning_rate", 1e-3, "--max_steps", 2, "--log_interval", 1)
+    done = train(*flags, *more, config="zero3", ranks=1).succeeded()
+    assert ("rows are padded, not packed" in done.output) == (kind == "gpt2")
+    if kind != "gpt2":
+        assert metrics(tmp_path / "out")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    before = AutoModelForCausalLM.from_pretrained(start)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out/dpo_64")
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert any(not torch.equal(one, other) for one, other in zip(before.parameters(), after.parameters(), strict=True))
+    AutoTokenizer.from_pretrained(tmp_path / "out/dpo_64")

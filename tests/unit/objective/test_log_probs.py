@@ -1,0 +1,175 @@
+"""Log-probs of targets: equal to a plain log-softmax in value and gradient, whatever the blocks, dtype or
+bias."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimind.objective import log_probs as module
+from minimind.objective.log_probs import logits_to_log_probs, target_log_probs
+
+K, H, V = 7, 5, 23
+
+
+def inputs(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, head, bias and targets; the targets include the first and the last token."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(K, H, generator=generator) * scale
+    weight = torch.randn(V, H, generator=generator)
+    bias = torch.randn(V, generator=generator)
+    targets = torch.tensor([0, V - 1, 3, 3, 11, 12, 7])
+    return hidden.to(dtype), weight.to(dtype), bias.to(dtype), targets
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def value_and_gradients(score, hidden, weight, targets, bias):
+    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    if bias is not None:
+        leaves.append(bias.clone().requires_grad_())
+    out = score(leaves[0], leaves[1], targets, leaves[2] if bias is not None else None)
+    # Different upstream gradients, so that a target that gets its neighbour's is seen.
+    (out * torch.arange(1, K + 1)).sum().backward()
+    return out.detach(), [leaf.grad for leaf in leaves]
+
+
+# 2**23 is the real size, one block here. K = 7 targets: 7 elements are a block of one token, 35 of five (the
+# last of 23 = 4 * 5 + 3 is shorter), 1 is less than a token's worth and still must go on.
+@pytest.mark.parametrize("block_elements", [2**23, 35, 7, 1])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_target_log_probs_are_those_of_log_softmax(monkeypatch, block_elements, with_bias):
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
+    hidden, weight, bias, targets = inputs()
+    given = bias if with_bias else None
+    ours, our_gradients = value_and_gradients(target_log_probs, hidden, weight, targets, given)
+    theirs, their_gradients = value_and_gradients(plain, hidden, weight, targets, given)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_cover_the_vocabulary_once_and_stay_within_the_limit(monkeypatch):
+    # 3 targets and 12 elements: blocks 4 tokens wide over a vocabulary of 10.
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 12)
+    targets, weight = torch.zeros(3, dtype=torch.int64), torch.zeros(10, H)
+    assert module._blocks(targets, weight) == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
+    sizes, make = [], module._logits
+
+    def watched(*args):
+        block = make(*args)
+        sizes.append(block.numel())
+        return block
+
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 35)
+    monkeypatch.setattr(module, "_logits", watched)
+    hidden, weight, bias, targets = inputs()
+    value_and_gradients(target_log_probs, hidden, weight, targets, bias)
+    # Five blocks forward, five again backward.
+    assert len(sizes) == 10
+    assert max(sizes) <= 35
+
+
+@pytest.mark.parametrize("block_elements", [2**23, 14])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gradcheck_in_float64(monkeypatch, block_elements, with_bias):
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
+    hidden, weight, bias, targets = inputs(torch.float64)
+    leaves = [
+        tensor.requires_grad_() for tensor in ((hidden, weight, bias) if with_bias else (hidden, weight))
+    ]
+
+    def score(hidden, weight, bias=None):
+        return target_log_probs(hidden, weight, targets, bias)
+
+    assert torch.autograd.gradcheck(score, leaves)
+    assert score(*leaves).dtype == torch.float64
+
+
+@pytest.mark.parametrize("block_elements", [2**23, 14])
+def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_elements):
+    """The inputs are rounded once, so the truth is taken of the rounded inputs, in float32. What remains is
+    bf16's rounding of each logit: 2**-9 of its size, twice (of the target's, and of the log-sum-exp)."""
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
+    hidden, weight, bias, targets = inputs(torch.bfloat16)
+    ours, gradients = value_and_gradients(target_log_probs, hidden, weight, targets, bias)
+    truth, true_gradients = value_and_gradients(plain, hidden.float(), weight.float(), targets, bias.float())
+    largest = (hidden.float() @ weight.float().T).abs().max().item() + bias.abs().max().item()
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, truth, rtol=0, atol=3 * 2**-9 * largest)
+    for one, other in zip(gradients, true_gradients, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one.float() - other).norm() <= 0.02 * other.norm()
+
+
+def test_bf16_log_probs_do_not_collapse_to_bf16_steps():
+    """Near -9 bf16 numbers are 1/16 apart; log-probs must be finer, or DPO's small margins vanish."""
+    hidden, weight, _, targets = inputs(torch.bfloat16)
+    out = target_log_probs(hidden, weight, targets)
+    assert (out != out.bfloat16().float()).any()
+
+
+def test_zero_targets_give_nothing_and_zero_gradients():
+    _, weight, bias, _ = inputs()
+    hidden = torch.zeros(0, H, requires_grad=True)
+    weight.requires_grad_()
+    bias.requires_grad_()
+    out = target_log_probs(hidden, weight, torch.zeros(0, dtype=torch.int64), bias)
+    assert out.shape == (0,)
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert hidden.grad.shape == (0, H)
+    assert torch.equal(weight.grad, torch.zeros(V, H))
+    assert torch.equal(bias.grad, torch.zeros(V))
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, bias, targets = inputs()
+    hidden.requires_grad_()
+    target_log_probs(hidden, weight, targets, bias).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+    assert bias.grad is None
+
+
+def test_a_frozen_backbone_still_trains_the_head():
+    hidden, weight, _, targets = inputs()
+    weight.requires_grad_()
+    target_log_probs(hidden, weight, targets).sum().backward()
+    theirs = inputs()[1].requires_grad_()
+    plain(hidden, theirs, targets, None).sum().backward()
+    torch.testing.assert_close(weight.grad, theirs.grad)
+
+
+def test_huge_logits_stay_finite():
+    """Logits of 1e4 overflow a naive exponential. One token at 1e4, the others at 0: its log-prob is 0,
+    theirs -1e4."""
+    hidden, weight = torch.tensor([[1e4], [1e4]]), torch.tensor([[1.0], [0.0], [0.0]])
+    out = target_log_probs(hidden, weight, torch.tensor([0, 2]))
+    assert out.tolist() == [0.0, -1e4]
+
+
+def test_logits_to_log_probs_by_hand():
+    # exp: (1, 3) of 4, so ln(1/4) and ln(3/4); then (1, 1) of 2, so ln(1/2).
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [5.0, 5.0]]])
+    out = logits_to_log_probs(logits, torch.tensor([[0, 1, 0]]))
+    torch.testing.assert_close(out, torch.tensor([[math.log(1 / 4), math.log(3 / 4), math.log(1 / 2)]]))
+
+
+def test_logits_to_log_probs_computes_in_float32():
+    logits = torch.tensor([[[0.0, 1.0, 2.0]]], dtype=torch.bfloat16)
+    out = logits_to_log_probs(logits, torch.tensor([[0]]))
+    assert out.dtype == torch.float32
+    # -ln(1 + e + e**2)
+    assert out.item() == pytest.approx(-math.log(1 + math.e + math.e**2), abs=1e-6)
