@@ -38,7 +38,9 @@ class TrainConfig:
 
     # Data
     data_path: str = _flag("", "preference pairs, JSON lines; without it the bundled demo runs", group="data")
-    eval_data_path: str = _flag("", "held-out pairs, evaluated at start, every eval_interval and at the end", group="data")
+    eval_data_path: str = _flag(
+        "", "held-out pairs, evaluated at start, every eval_interval and at the end", group="data"
+    )
     tokenizer_path: str = _flag("", "folder of the tokenizer; a Hugging Face folder brings its own", group="data")
     max_seq_len: int = _flag(1024, "tokens kept of a row", group="data", low=2)
     on_bad_row: str = _flag(
@@ -62,7 +64,9 @@ class TrainConfig:
         "start weights: a MiniMind .pth, a Hugging Face folder, none, or MiniMind's short name of a file in save_dir",
         group="model",
     )
-    generation: int = _flag(0, "MiniMind generation; read off the weights, 2 without any", group="model", choices=(0, 2, 3))
+    generation: int = _flag(
+        0, "MiniMind generation; read off the weights, 2 without any", group="model", choices=(0, 2, 3)
+    )
     hidden_size: int = _flag(512, "H; read off the weights", group="model", low=1)
     num_hidden_layers: int = _flag(8, "L; read off the weights", group="model", low=1)
     use_moe: bool = _flag(False, "mixture of experts; read off the weights", group="model")
@@ -73,14 +77,20 @@ class TrainConfig:
 
     # Objective
     beta: float = _flag(0.1, "strength of the pull towards the reference", group="objective", above=0)
-    average_log_prob: bool = _flag(True, "a row's mean log-prob, as MiniMind; 0: the sum, as the paper", group="objective")
+    average_log_prob: bool = _flag(
+        True, "a row's mean log-prob, as MiniMind; 0: the sum, as the paper", group="objective"
+    )
 
     # Optimisation
     epochs: int = _flag(1, "passes over the pairs", group="optimisation", low=1)
-    max_steps: int = _flag(0, "end after this many global steps, the schedule with them; 0: by epochs", group="optimisation", low=0)
+    max_steps: int = _flag(
+        0, "end after this many global steps, the schedule with them; 0: by epochs", group="optimisation", low=0
+    )
     batch_size: int = _flag(4, "pairs per rank and micro-batch", group="optimisation", low=1)
     accumulation_steps: int = _flag(1, "micro-batches per global step", group="optimisation", low=1)
-    learning_rate: float = _flag(4e-8, "of the first steps; a cosine takes it to a tenth", group="optimisation", above=0)
+    learning_rate: float = _flag(
+        4e-8, "of the first steps; a cosine takes it to a tenth", group="optimisation", above=0
+    )
     warmup_steps: int = _flag(0, "steps over which the learning rate grows to its value", group="optimisation", low=0)
     grad_clip: float = _flag(1.0, "largest norm of the gradient; 0: no clipping", group="optimisation", low=0)
     dtype: str = _flag(
@@ -92,16 +102,18 @@ class TrainConfig:
 
     # Engine
     deepspeed: str = _flag("", "DeepSpeed configuration of the policy, e.g. ds_configs/zero2.json", group="engine")
-    reference_config: str = _flag("", "DeepSpeed configuration of the reference; ds_configs/reference.json", group="engine")
-    gradient_checkpointing: bool = _flag(False, "recompute activations in backward: less memory, more time", group="engine")
-    use_compile: bool = _flag(False, "torch.compile policy and reference", group="engine")
+    reference_config: str = _flag(
+        "", "DeepSpeed configuration of the reference; ds_configs/reference.json", group="engine"
+    )
+    gradient_checkpointing: bool = _flag(
+        False, "recompute activations in backward: less memory, more time", group="engine"
+    )
+    use_compile: bool = _flag(False, "torch.compile the policy's blocks (ZeRO stage 0 to 2)", group="engine")
 
     # Run
     save_dir: str = _flag("out/dpo", "the run's folder; all that the run writes is there", group="run")
     save_weight: str = _flag("dpo", "name of the weights it writes", group="run")
-    save_dtype: str = _flag(
-        "float16", "dtype of the .pth", group="run", choices=("float16", "bfloat16", "float32")
-    )
+    save_dtype: str = _flag("float16", "dtype of the .pth", group="run", choices=("float16", "bfloat16", "float32"))
     save_interval: int = _flag(100, "global steps between checkpoints; 0: only at the end", group="run", low=0)
     log_interval: int = _flag(100, "global steps between logged steps", group="run", low=1)
     eval_interval: int = _flag(0, "global steps between evaluations; 0: only at start and end", group="run", low=0)
@@ -179,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         is_bool = isinstance(field.default, bool)
-        shown = int(field.default) if is_bool else field.default
+        shown: Any = int(field.default is True) if is_bool else field.default
         help_text = field.metadata["help"] + (f" (default: {shown})" if shown != "" else "")
         options: dict[str, Any] = {"help": help_text.replace("%", "%%")}
         if is_bool:

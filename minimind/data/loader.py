@@ -1,6 +1,6 @@
 """Batches ahead of time: pairs of each step are laid out in a thread while the step before computes.
 
-    PairStream + PairTable -> (thread) PackedPairs or PaddedPairs, one list per global step
+PairStream + PairTable -> (thread) PackedPairs or PaddedPairs, one list per global step
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ Batch = TypeVar("Batch", bound=PairBatch)
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device; counts and lengths stay where no kernel waits for them."""
-    moved = {
+    moved: dict[str, Any] = {
         field.name: value.to(device, non_blocking=True)
         for field in dataclasses.fields(batch)
         if isinstance(value := getattr(batch, field.name), Tensor)
@@ -110,7 +110,10 @@ def _targets(pair: PreferencePair, fork: int) -> _Targets:
 
 def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPairs:
     """Pack pairs into one sequence; `share_prefix=False` repeats the prefix in both halves (the tests' oracle)."""
-    tokens, positions, target_positions, target_ids = [], [], [], []
+    tokens: list[NDArray[Any]] = []
+    positions: list[NDArray[Any]] = []
+    target_positions: list[NDArray[Any]] = []
+    target_ids: list[NDArray[Any]] = []
     segments, counts, start = [], [], 0
     for pair in pairs:
         fork = _fork(pair, share_prefix)
@@ -147,7 +150,9 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     for index, row in enumerate(rows):
         token_ids[index, : len(row)] = row
         attention_mask[index, : len(row)] = 1
-    target_positions, target_ids, counts = [], [], []
+    target_positions: list[NDArray[Any]] = []
+    target_ids: list[NDArray[Any]] = []
+    counts = []
     for index, pair in enumerate(pairs):
         targets = _targets(pair, _fork(pair, share_prefix=True))
         in_prefix, in_chosen, in_rejected = targets.positions
@@ -166,5 +171,5 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     )
 
 
-def _concatenated(parts: Sequence[NDArray[np.generic]]) -> Tensor:
+def _concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -298,20 +299,19 @@ def _write(folder: Path, chunks: Iterator[_Chunk]) -> None:
 def _open(path: Path, key: str, folder: Path) -> PairTable:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     lines = np.load(folder / "lines.npy")
-    arrays = {
-        name: np.memmap(folder / file, dtype=dtype, mode="r")
-        if (folder / file).stat().st_size
-        else np.empty(0, dtype)
-        for name, file, dtype in (("tokens", "tokens.i32", np.int32), ("mask", "mask.u8", np.uint8))
-    }
     return PairTable(
         path=path,
         key=key,
-        tokens=arrays["tokens"],
-        mask=arrays["mask"],
+        tokens=_map(folder / "tokens.i32", np.int32),
+        mask=_map(folder / "mask.u8", np.uint8),
         offsets=np.load(folder / "offsets.npy"),
         prefixes=np.load(folder / "prefixes.npy"),
         lines=lines,
         bad=tuple(BadRow(**row) for row in meta["bad"]),
         selected=np.arange(len(lines)),
     )
+
+
+def _map(path: Path, dtype: type) -> NDArray[Any]:
+    """A file of numbers as an array that is read when touched; an empty file cannot be mapped."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

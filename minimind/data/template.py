@@ -39,9 +39,7 @@ class ChatEncoder:
         DataError: no chat template, or one in which the assistant's turns cannot be told.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int, empty_think_ratio: float = 1.0
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, empty_think_ratio: float = 1.0) -> None:
         if not tokenizer.chat_template:
             raise DataError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template; give one with --tokenizer_path"
@@ -78,9 +76,7 @@ class ChatEncoder:
         return mask
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -90,7 +86,7 @@ class ChatEncoder:
         try:
             once, twice = self._render([user, answer]), self._render([user, answer, user, answer])
             opened = self._render([user], add_generation_prompt=True).removeprefix(self._render([user]))
-        except Exception as error:  # noqa: BLE001 - templates are programs and may raise anything
+        except Exception as error:
             raise DataError(
                 f"{self.tokenizer.name_or_path}: the chat template cannot render a conversation ({error})"
             ) from error

@@ -34,9 +34,9 @@ SETTINGS = {
     "eval_data_path": str(EVAL_PATH),
     "tokenizer_path": str(TOKENIZER_PATH),
     "from_weight": str(WEIGHT_PATH),
-    "learning_rate": 5e-4,
+    "learning_rate": 3e-4,
     "batch_size": 8,
-    "max_seq_len": 256,
+    "max_seq_len": 128,
     "log_interval": 5,
     "eval_interval": 50,
 }

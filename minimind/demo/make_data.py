@@ -91,9 +91,7 @@ def split_cases() -> Split:
             held_out_facts = rng.sample(topic.facts, _HELD_OUT_PER_TOPIC)
             for fact in topic.facts:
                 wordings = rng.sample(topic.questions, len(topic.questions))
-                cases = [
-                    Case(language=language, topic=topic, fact=fact, wording=wording) for wording in wordings
-                ]
+                cases = [Case(language=language, topic=topic, fact=fact, wording=wording) for wording in wordings]
                 train += cases[:_TRAIN_WORDINGS]
                 rest = cases[_TRAIN_WORDINGS:]
                 if fact in held_out_facts:

@@ -172,9 +172,7 @@ def tokenizer_config() -> dict[str, object]:
 def main() -> None:
     """Write tokenizer/."""
     parser = argparse.ArgumentParser(description="Make the demo's tokenizer.")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="folder to write tokenizer/ into"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write tokenizer/ into")
     folder: Path = parser.parse_args().out / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer().save(str(folder / "tokenizer.json"))

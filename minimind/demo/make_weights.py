@@ -123,9 +123,7 @@ def train(tokenizer: PreTrainedTokenizerBase) -> MiniMindForCausalLM:
 def main() -> None:
     """Write start.pth."""
     parser = argparse.ArgumentParser(description="Make the demo's start weights.")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="folder to write start.pth to"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write start.pth to")
     out: Path = parser.parse_args().out
     # One thread: sums are then always added up in the same order.
     torch.set_num_threads(1)

@@ -21,9 +21,7 @@ from minimind.weights.io import fill
 from minimind.weights.sources import WeightSource, parameter_shapes
 
 
-def build_scorer(
-    source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World
-) -> PairScorer:
+def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World) -> PairScorer:
     """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3.
 
     Raises:

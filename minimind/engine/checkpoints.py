@@ -1,8 +1,8 @@
 """Checkpoints: DeepSpeed's files, plus what makes them safe to go on from.
 
-    save_dir/checkpoints/step00000100/   DeepSpeed's model and optimizer states of every rank
-                        /run.json        what the run was, so that another is not continued by mistake
-    save_dir/checkpoints/latest          the newest complete one, written last and at once
+save_dir/checkpoints/step00000100/   DeepSpeed's model and optimizer states of every rank
+                    /run.json        what the run was, so that another is not continued by mistake
+save_dir/checkpoints/latest          the newest complete one, written last and at once
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Checkpoints:
     def _load(self, policy: Policy, checkpoint: Path) -> int:
         try:
             path, client_state = policy.engine.load_checkpoint(str(self.folder), tag=checkpoint.name)
-        except Exception as error:  # noqa: BLE001 - torn files make torch and DeepSpeed raise almost anything
+        except Exception as error:
             raise CheckpointError(f"{checkpoint}: cannot be loaded ({type(error).__name__}: {error})") from error
         if path is None:
             raise CheckpointError(f"{checkpoint}: holds nothing that DeepSpeed can load")

@@ -118,6 +118,8 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
             "bfloat16 at ZeRO stage 0: DeepSpeed would take an optimizer step before the first; use stage 1 "
             "(ds_configs/zero1.json) or --dtype float32"
         )
+    if stage == 3 and settings.config.use_compile:
+        problems.append("--use_compile 1 needs ZeRO stage 2 or lower: stage 3 gathers weights inside what is compiled")
     if on_cpu and dtype == "float16":
         problems.append("float16 needs a GPU; use --dtype bfloat16 or float32 here")
     problems += _left_over_autos(values)
@@ -228,7 +230,9 @@ def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str])
         wanted = (int,) if isinstance(ours, int) else (int, float)
         low = 0 if flag == "grad_clip" else None
         if isinstance(value, bool) or not isinstance(value, wanted) or (value < low if low == 0 else value <= 0):
-            kind = "a whole number above 0" if isinstance(ours, int) else f"a number {'from' if low == 0 else 'above'} 0"
+            kind = (
+                "a whole number above 0" if isinstance(ours, int) else f"a number {'from' if low == 0 else 'above'} 0"
+            )
             problems.append(f"'{path}' is {value!r}; {kind} or \"auto\" is expected")
         elif value != ours and settings.explicit(flag):
             problems.append(f"'{path}' is {value} but --{flag} is {ours}; drop one, or write \"auto\" in the file")
@@ -237,9 +241,7 @@ def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str])
     return settings
 
 
-def _bind_batch(
-    values: dict[str, Any], settings: Settings, world_size: int, problems: list[str]
-) -> Settings:
+def _bind_batch(values: dict[str, Any], settings: Settings, world_size: int, problems: list[str]) -> Settings:
     """Make global batch = micro-batch x accumulation steps x ranks hold, or say that it does not."""
     micro, accumulation = settings.config.batch_size, settings.config.accumulation_steps
     total = _get(values, "train_batch_size")
@@ -257,7 +259,7 @@ def _bind_batch(
     if total != micro * accumulation * world_size:
         problems.append(
             f"'train_batch_size' is {total}, but batch_size {micro} x accumulation_steps {accumulation} x {ranks} is "
-            f"{micro * accumulation * world_size}; write \"auto\" or change one of them"
+            f'{micro * accumulation * world_size}; write "auto" or change one of them'
         )
     return settings
 

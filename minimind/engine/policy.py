@@ -58,7 +58,17 @@ class Policy:
         self.world = world
         self.grad_norm = torch.zeros((), device=world.device)
         if config.use_compile:
-            self.engine.compile()
+            self._compile_blocks()
+
+    def _compile_blocks(self) -> None:
+        """Compile each transformer block on its own, before ZeRO-3's hooks would come into the graphs.
+
+        Blocks are alike, so one compile serves all; lengths change with every pack, so they are symbolic.
+        """
+        model = self.engine.module.model
+        for module in model.modules():
+            if type(module).__name__ in model._no_split_modules:
+                module.compile(dynamic=True)
 
     @property
     def monitor(self) -> Any:

@@ -1,6 +1,6 @@
 """The reference: frozen, in eval mode, without an optimizer, always a ZeRO-3 inference shard.
 
-    batch -> score -> (K,) log-probs, no gradient
+batch -> score -> (K,) log-probs, no gradient
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ class Reference:
         self.engine.eval()
         self.world = world
         self.dtype = resolved.settings.config.dtype
-        if resolved.settings.config.use_compile:
-            self.engine.compile()
 
     @torch.no_grad()
     def score(self, batch: PairBatch) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from minimind.data.pack import PackedPairs, PairBatch, PaddedPairs
+from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.packed_attention import PACKED_ATTENTION, PackLayout
 from minimind.objective.log_probs import target_log_probs

@@ -89,11 +89,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
-        if config.generation == 3:
-            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+        normed = config.generation == 3
+        self.q_norm: nn.Module = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

@@ -143,9 +143,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
             hidden, aux_loss = layer(hidden, rotary, mask, past_key_values, rows, **kwargs)
             aux_losses.append(aux_loss)
         aux_total = torch.stack(aux_losses).sum() if rows is not None else hidden.new_zeros((), dtype=torch.float32)
-        return BackboneOutput(
-            last_hidden_state=self.norm(hidden), aux_loss=aux_total, past_key_values=past_key_values
-        )
+        return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_total, past_key_values=past_key_values)
 
 
 class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
@@ -172,9 +170,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Logits of token ids (B, T); with `labels` (B, T) the next-token loss as well, -100 left out."""
-        out = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
-        )
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep])
         loss = None

@@ -47,6 +47,8 @@ class PackLayout:
         return self._masks[key]
 
 
+# Compiled blocks call this as it is: its loop over pairs would be compiled anew for every pack.
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -66,25 +68,22 @@ def packed_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     outputs, start = [], 0
     for prefix, chosen, rejected in pack.segments:
-        fork, middle, end = start + prefix, start + prefix + chosen, start + prefix + chosen + rejected
-        own = slice(start, middle)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, own], key[:, :, own], value[:, :, own], dropout_p=dropout, scale=scaling, is_causal=True
+        fork = start + prefix
+        middle = fork + chosen
+        end = middle + rejected
+        if middle > start:
+            own = [x[:, :, start:middle] for x in (query, key, value)]
+            outputs.append(
+                F.scaled_dot_product_attention(own[0], own[1], own[2], dropout_p=dropout, scale=scaling, is_causal=True)
             )
-        )
-        seen_keys = torch.cat((key[:, :, start:fork], key[:, :, middle:end]), dim=2)
-        seen_values = torch.cat((value[:, :, start:fork], value[:, :, middle:end]), dim=2)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, middle:end],
-                seen_keys,
-                seen_values,
-                attn_mask=pack.rejected_mask(prefix, rejected, query.device),
-                dropout_p=dropout,
-                scale=scaling,
+        if end > middle:
+            seen_key, seen_value = (torch.cat((x[:, :, start:fork], x[:, :, middle:end]), 2) for x in (key, value))
+            mask = pack.rejected_mask(prefix, rejected, query.device)
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, middle:end], seen_key, seen_value, attn_mask=mask, dropout_p=dropout, scale=scaling
+                )
             )
-        )
         start = end
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 

@@ -51,7 +51,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: int, end
 
 
 class _TargetLogProbs(torch.autograd.Function):
-    """d log p(y) / d logits = onehot(y) - softmax: all that backward needs of the forward is one log-sum-exp a target."""
+    """d log p(y) / d logits = onehot(y) - softmax: backward needs one log-sum-exp a target from the forward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:

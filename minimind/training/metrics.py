@@ -41,9 +41,7 @@ class MetricSums:
         # float64: a run's worth of float32 sums would lose digits of the mean.
         self.sums = torch.zeros(2 + len(_MEANS), dtype=torch.float64, device=self.world.device)
 
-    def add(
-        self, outcomes: PairOutcomes, aux_loss: Tensor, row_tokens: int, weights: Tensor | None = None
-    ) -> None:
+    def add(self, outcomes: PairOutcomes, aux_loss: Tensor, row_tokens: int, weights: Tensor | None = None) -> None:
         """Add N pairs; `weights` (N,) of 0 leaves a pair out. `row_tokens` counts both rows of each pair."""
         losses = outcomes.losses.detach()
         columns = torch.stack(

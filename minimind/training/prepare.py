@@ -1,6 +1,6 @@
 """From flags to what a run needs: start weights, tokenizer, DeepSpeed configurations, tokenised pairs.
 
-    Settings -> prepare -> Prepared        every disagreement of flags, files and weights in one error, before training
+Settings -> prepare -> Prepared        every disagreement of flags, files and weights in one error, before training
 """
 
 from __future__ import annotations
@@ -178,9 +178,9 @@ def _model_settings(settings: Settings, source: WeightSource, problems: list[Min
 
 
 def _tokenizer(config: TrainConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
-    path = config.tokenizer_path or (source.tokenizer_path if source is not None else None)
+    path: str | Path | None = config.tokenizer_path or (source.tokenizer_path if source is not None else None)
     if not path and config.from_weight == "none":
-        path = demo.SETTINGS["tokenizer_path"]
+        path = demo.TOKENIZER_PATH
     if not path:
         raise ConfigError(
             f"{config.from_weight} brings no tokenizer; give its folder with --tokenizer_path (MiniMind's is `model/`)"
@@ -189,7 +189,7 @@ def _tokenizer(config: TrainConfig, source: WeightSource | None) -> PreTrainedTo
         raise ConfigError(f"--tokenizer_path {path}: no such folder")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for a broken folder
+    except Exception as error:
         raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error
 
 

@@ -1,22 +1,16 @@
 """A training run from the command line to the last file: the top of the house.
 
-    argv -> settings -> prepare -> engines -> loop -> weights
+argv -> settings -> prepare -> engines -> loop -> weights
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import deepspeed
 import torch
-import transformers
 
 from minimind import demo
 from minimind.config import TrainConfig, parse_settings
@@ -33,16 +27,14 @@ from minimind.engine.scorer import packing_obstacle
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
 from minimind.objective.schedule import learning_rate_factor
+from minimind.training.announce import announce_data, announce_run
 from minimind.training.console import Console
+from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.loop import Run, train
 from minimind.training.prepare import Prepared, load_pairs, prepare
 from minimind.training.samples import source_answers
-from minimind.version import __version__
 from minimind.weights.io import save_huggingface, save_minimind
 from minimind.weights.sources import open_weights
-
-# What the run keeps its records in; those of an earlier run are moved aside, never mixed with or written over.
-_RECORDS = ("metrics.jsonl", "run.json", "ds_config.json", "ds_reference_config.json", "tensorboard", "csv", "checkpoints")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(prepared: Prepared, world: World) -> None:
     config, console = prepared.settings.config, Console(world.is_main)
-    _announce(prepared, console, world)
+    announce_run(prepared, console, world)
     table = load_pairs(prepared, world, config.data_path)
     eval_table = load_pairs(prepared, world, config.eval_data_path) if config.eval_data_path else None
     stream = PairStream(
@@ -69,13 +61,13 @@ def _train(prepared: Prepared, world: World) -> None:
         shuffle=config.shuffle,
         seed=config.seed,
     )
-    total_steps = _total_steps(stream, config)
-    _announce_data(console, table, eval_table, stream, total_steps)
+    total_steps = process.agree(world, lambda: _total_steps(stream, config))
+    announce_data(console, table, eval_table, stream, total_steps)
     fingerprint = process.broadcast(world, prepared.source.fingerprint)
     identity = _identity(prepared, table, fingerprint, total_steps, world)
     checkpoints = Checkpoints(Path(config.save_dir) / "checkpoints", identity, world)
     resuming = config.from_resume and process.agree(world, checkpoints.newest) is not None
-    process.agree(world, lambda: _open_run_folder(prepared, identity, resuming, world))
+    process.agree(world, lambda: open_run_folder(prepared, identity, resuming) if world.is_main else None)
 
     reference = Reference(prepared.source, prepared.reference_config, world)
     policy = Policy(
@@ -99,12 +91,15 @@ def _train(prepared: Prepared, world: World) -> None:
         console=console,
     )
     start = _resume(run, resuming) if config.from_resume else 0
-    before = source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
+    before = (
+        source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
+    )
     train(run, start)
     if _samples(prepared, world):
         _show_samples(prepared, before, console)
-    console.say(f"\nFinished {total_steps} steps. Everything is in {config.save_dir}; follow it with\n"
-                f"    tensorboard --logdir {config.save_dir}/tensorboard")
+    console.say(f"\nFinished {total_steps} steps. Everything is in {config.save_dir}")
+    if (tensorboard := prepared.policy_config.values.get("tensorboard", {})).get("enabled"):
+        console.say(f"    tensorboard --logdir {tensorboard['output_path']}")
 
 
 def _samples(prepared: Prepared, world: World) -> bool:
@@ -114,65 +109,11 @@ def _samples(prepared: Prepared, world: World) -> bool:
 def _total_steps(stream: PairStream, config: TrainConfig) -> int:
     total = stream.total_steps
     if not total:
-        raise _everywhere(
-            ConfigError(
-                f"{stream.num_pairs} pairs x {stream.epochs} epochs do not fill one global batch of "
-                f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
-            )
+        raise ConfigError(
+            f"{stream.num_pairs} pairs x {stream.epochs} epochs do not fill one global batch of "
+            f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
         )
     return min(total, config.max_steps) if config.max_steps else total
-
-
-def _everywhere(error: ConfigError) -> ConfigError:
-    error.agreed = True
-    return error
-
-
-def _announce(prepared: Prepared, console: Console, world: World) -> None:
-    settings, model = prepared.settings, prepared.source.config
-    if prepared.is_demo:
-        console.say(
-            "This is the demo: bundled pairs, tokenizer and small start weights. With your own:\n"
-            "    --data_path pairs.jsonl --from_weight full_sft_512.pth --tokenizer_path folder\n"
-        )
-    kind = f"MiniMind generation {model.generation}" if isinstance(model, MiniMindConfig) else model.model_type
-    console.say(
-        f"{kind}, weights from {prepared.source.origin}; ZeRO-{prepared.policy_config.stage} policy, ZeRO-3 reference, "
-        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.dtype}"
-    )
-    width = max(len(name) for name in settings.origins)
-    for field in dataclasses.fields(TrainConfig):
-        origin = settings.origins[field.name]
-        if origin != "default":
-            console.say(f"  {field.name:<{width}}  {_shown(getattr(settings.config, field.name))}  ({origin})")
-    defaults = [
-        f"{field.name} {_shown(getattr(settings.config, field.name))}"
-        for field in dataclasses.fields(TrainConfig)
-        if settings.origins[field.name] == "default"
-    ]
-    console.say(f"  by default: {', '.join(defaults)}")
-
-
-def _shown(value: object) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value) if value != "" else "-"
-
-
-def _announce_data(
-    console: Console, table: PairTable, eval_table: PairTable | None, stream: PairStream, total_steps: int
-) -> None:
-    console.say(
-        f"{len(table)} pairs x {stream.epochs} epoch{'s' if stream.epochs > 1 else ''} = {total_steps} steps of "
-        f"{stream.global_batch_size} pairs"
-    )
-    for one in (table, eval_table):
-        if one is not None and one.bad:
-            lines = ", ".join(str(row.line) for row in one.bad[:8]) + (", ..." if len(one.bad) > 8 else "")
-            used = one.total_rows - len(one)
-            console.say(f"  {one.path}: {len(one.bad)} bad rows (lines {lines}), {used} left out of {one.total_rows}")
-    if stream.left_over and total_steps == stream.total_steps:
-        console.say(
-            f"  the last {stream.left_over} pairs of the stream do not fill a global batch and are not trained on"
-        )
 
 
 def _identity(
@@ -193,56 +134,6 @@ def _identity(
         "ranks": world.size,
         "ZeRO stage": prepared.policy_config.stage,
     }
-
-
-def _open_run_folder(prepared: Prepared, identity: dict[str, object], resuming: bool, world: World) -> None:
-    """Make the run's folder, put an earlier run's records aside, and write down what this run is."""
-    if not world.is_main:
-        return
-    folder = Path(prepared.settings.config.save_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resuming:
-            _put_aside(folder)
-        _write_json(folder / "run.json", _describe(prepared, identity))
-        _write_json(folder / "ds_config.json", prepared.policy_config.values)
-        _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
-    except OSError as error:
-        raise ConfigError(f"--save_dir {folder}: cannot be written ({error})") from error
-
-
-def _put_aside(folder: Path) -> None:
-    present = [folder / name for name in _RECORDS if (folder / name).exists()]
-    if present:
-        number = 1
-        while (folder / "earlier" / str(number)).exists():
-            number += 1
-        (folder / "earlier" / str(number)).mkdir(parents=True)
-        for path in present:
-            os.replace(path, folder / "earlier" / str(number) / path.name)
-
-
-def _describe(prepared: Prepared, identity: dict[str, object]) -> dict[str, object]:
-    settings = prepared.settings
-    return {
-        "settings": {
-            field.name: {"value": getattr(settings.config, field.name), "origin": settings.origins[field.name]}
-            for field in dataclasses.fields(TrainConfig)
-        },
-        "identity": identity,
-        "weights": prepared.source.origin,
-        "versions": {
-            "minimind": __version__,
-            "torch": torch.__version__,
-            "deepspeed": deepspeed.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _choose_layout(prepared: Prepared, reference: Reference, table: PairTable, console: Console) -> Layout:
@@ -267,19 +158,9 @@ def _resume(run: Run, resuming: bool) -> int:
         return 0
     start = run.checkpoints.load(run.policy)
     run.console.say(f"  going on after step {start}")
-    metrics = Path(run.config.save_dir) / "metrics.jsonl"
-    if run.world.is_main and metrics.is_file():
-        # Steps logged after the checkpoint are about to be run, and logged, again.
-        kept = [line for line in metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
-        metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if run.world.is_main:
+        drop_metrics_after(Path(run.config.save_dir), start)
     return start
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def _weights_name(prepared: Prepared) -> str:
@@ -288,7 +169,7 @@ def _weights_name(prepared: Prepared) -> str:
 
 
 def _export(prepared: Prepared, policy: Policy) -> None:
-    """Write the weights as users exchange them: MiniMind's `.pth` for MiniMind's models, a Hugging Face folder for all."""
+    """Write the weights as users exchange them: MiniMind's `.pth` for its models, a Hugging Face folder for all."""
     state = policy.full_state()
     if not policy.world.is_main:
         return
@@ -305,4 +186,3 @@ def _show_samples(prepared: Prepared, before: list[str], console: Console) -> No
     console.say("\nAnswers to held-out prompts, before and after:")
     for prompt, old, new in zip(demo.SAMPLE_PROMPTS, before, after, strict=True):
         console.say(f"\n  {prompt}\n    before  {old}\n    after   {new}")
-

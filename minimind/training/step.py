@@ -1,6 +1,6 @@
 """One global step: where reference, policy and objective meet.
 
-    micro-batches -> reference log-probs -> policy log-probs -> losses -> backward, step
+micro-batches -> reference log-probs -> policy log-probs -> losses -> backward, step
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tensors in files: `.pth`, `.bin` and safetensors behind one read-only mapping, memory-mapped, never unpickled freely.
 
-    file or folder -> TensorFile: names, shapes, and tensors read when asked for
+file or folder -> TensorFile: names, shapes, and tensors read when asked for
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def open_pickled(path: Path) -> TensorFile:
             f"{path}: holds more than tensors, or is no torch file; only plain weights are loaded "
             f"(weights_only=True). Save `model.state_dict()` alone. ({str(error).splitlines()[0]})"
         ) from error
-    except Exception as error:  # noqa: BLE001 - a damaged file makes torch raise almost anything
+    except Exception as error:
         raise WeightsError(f"{path}: not a readable torch file ({type(error).__name__}: {error})") from error
     if isinstance(state, dict) and "model" in state and "optimizer" in state:
         raise WeightsError(
@@ -101,7 +101,7 @@ def open_folder(folder: Path) -> TensorFile:
 def _open_safetensors(path: Path) -> dict[str, Any]:
     try:
         file = safe_open(path, framework="pt")
-        return {name: (file, name) for name in file.keys()}
+        return {name: (file, name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 

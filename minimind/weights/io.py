@@ -1,7 +1,7 @@
-"""Weights into models and out to files: `.pth` of MiniMind's kind and Hugging Face folders, written whole or not at all.
+"""Weights into models and out to files: MiniMind's `.pth` and Hugging Face folders, written whole or not at all.
 
-    path -> load_weights -> model          state dict -> save_minimind -> .pth
-                                           state dict -> save_huggingface -> folder
+path -> load_weights -> model          state dict -> save_minimind -> .pth
+                                       state dict -> save_huggingface -> folder
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def load_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str]) -> No
     fill(model, source)
 
 
-def save_weights(
-    model: MiniMindForCausalLM, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16
-) -> None:
+def save_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
     """Write a MiniMind model as MiniMind's `.pth`: its names, float16 by default."""
     save_minimind(model.state_dict(), Path(path), dtype)
 
@@ -69,9 +67,7 @@ def plain_model(config: PretrainedConfig, state: Mapping[str, Tensor]) -> PreTra
 def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     """Write a `.pth` of MiniMind's kind; the head is written even where it is tied, as MiniMind does."""
     out = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
-    if HEAD not in out:
-        out[HEAD] = out[EMBEDDING]
-    elif state[HEAD].data_ptr() == state[EMBEDDING].data_ptr():
+    if HEAD not in out or state[HEAD].data_ptr() == state[EMBEDDING].data_ptr():
         out[HEAD] = out[EMBEDDING]
     # An expert is a view into its stack; torch.save would write the whole stack once per expert's storage.
     plain = {name: tensor.clone() if tensor._is_view() else tensor for name, tensor in minimind_state(out).items()}

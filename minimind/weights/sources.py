@@ -164,7 +164,7 @@ def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
         raise WeightsError(f"{path}: neither a .pth file nor a Hugging Face folder (no config.json there)")
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for a broken config.json
+    except Exception as error:
         raise WeightsError(f"{path / 'config.json'}: not a usable configuration ({error})") from error
     if isinstance(config, MiniMindConfig):
         return MiniMindSource(open_folder(path), config, tokenizer_path=path)

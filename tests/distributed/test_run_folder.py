@@ -116,9 +116,7 @@ def test_weights_load_as_pth_and_as_folder_and_are_the_same(run):
     model = AutoModelForCausalLM.from_pretrained(path.with_suffix(""))
     AutoTokenizer.from_pretrained(path.with_suffix(""))
     name = "model.layers.0.self_attn.q_proj.weight"
-    torch.testing.assert_close(
-        model.state_dict()[name].float(), trained.read(name).float(), rtol=2**-8, atol=2**-16
-    )
+    torch.testing.assert_close(model.state_dict()[name].float(), trained.read(name).float(), rtol=2**-8, atol=2**-16)
 
 
 CONFIGS = {
@@ -131,7 +129,9 @@ CONFIGS = {
         num_key_value_heads=2, head_dim=16,
     ),
     # No attention interface that a pack could use, and dropout: trained padded, and still starts at ln 2.
-    "gpt2": GPT2Config(vocab_size=6400, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2),
+    "gpt2": GPT2Config(
+        vocab_size=6400, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2,
+    ),
 }  # fmt: skip
 
 

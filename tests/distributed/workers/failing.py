@@ -17,7 +17,7 @@ from minimind.training.step import check_start
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engines import REPO, random_pair  # noqa: E402
+from engines import REPO, random_pair
 
 
 def user_error(world: process.World) -> None:

@@ -1,0 +1,62 @@
+"""What a run says before its first step: what it is, where each setting came from, and which rows it left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from minimind.config import TrainConfig
+from minimind.data.stream import PairStream
+from minimind.data.table import PairTable
+from minimind.engine.process import World
+from minimind.model.configuration import MiniMindConfig
+from minimind.training.console import Console
+from minimind.training.prepare import Prepared
+
+
+def announce_run(prepared: Prepared, console: Console, world: World) -> None:
+    """Model, engines and every setting with its origin."""
+    settings, model = prepared.settings, prepared.source.config
+    if prepared.is_demo:
+        console.say(
+            "This is the demo: bundled pairs, tokenizer and small start weights. With your own:\n"
+            "    --data_path pairs.jsonl --from_weight full_sft_512.pth --tokenizer_path folder\n"
+        )
+    kind = f"MiniMind generation {model.generation}" if isinstance(model, MiniMindConfig) else model.model_type
+    console.say(
+        f"{kind}, weights from {prepared.source.origin}; ZeRO-{prepared.policy_config.stage} policy, ZeRO-3 reference, "
+        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.dtype}"
+    )
+    width = max(len(name) for name in settings.origins)
+    for field in dataclasses.fields(TrainConfig):
+        origin = settings.origins[field.name]
+        if origin != "default":
+            console.say(f"  {field.name:<{width}}  {_shown(getattr(settings.config, field.name))}  ({origin})")
+    defaults = [
+        f"{field.name} {_shown(getattr(settings.config, field.name))}"
+        for field in dataclasses.fields(TrainConfig)
+        if settings.origins[field.name] == "default"
+    ]
+    console.say(f"  by default: {', '.join(defaults)}")
+
+
+def _shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value) if value != "" else "-"
+
+
+def announce_data(
+    console: Console, table: PairTable, eval_table: PairTable | None, stream: PairStream, total_steps: int
+) -> None:
+    """How many pairs and steps, and every row and pair that is not trained on."""
+    console.say(
+        f"{len(table)} pairs x {stream.epochs} epoch{'s' if stream.epochs > 1 else ''} = {total_steps} steps of "
+        f"{stream.global_batch_size} pairs"
+    )
+    for one in (table, eval_table):
+        if one is not None and one.bad:
+            lines = ", ".join(str(row.line) for row in one.bad[:8]) + (", ..." if len(one.bad) > 8 else "")
+            used = one.total_rows - len(one)
+            console.say(f"  {one.path}: {len(one.bad)} bad rows (lines {lines}), {used} left out of {one.total_rows}")
+    if stream.left_over and total_steps == stream.total_steps:
+        console.say(
+            f"  the last {stream.left_over} pairs of the stream do not fill a global batch and are not trained on"
+        )

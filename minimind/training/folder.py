@@ -1,0 +1,88 @@
+"""The run's folder: what is written there before training, and what becomes of an earlier run's records."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from minimind.config import TrainConfig
+from minimind.errors import ConfigError
+from minimind.training.prepare import Prepared
+from minimind.version import __version__
+
+# What the run keeps its records in; those of an earlier run are moved aside, never mixed with or written over.
+_RECORDS = (
+    "metrics.jsonl",
+    "run.json",
+    "ds_config.json",
+    "ds_reference_config.json",
+    "tensorboard",
+    "csv",
+    "checkpoints",
+)
+
+
+def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming: bool) -> None:
+    """Make the run's folder, put an earlier run's records aside, and write down what this run is."""
+    folder = Path(prepared.settings.config.save_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resuming:
+            _put_aside(folder)
+        _write_json(folder / "run.json", _describe(prepared, identity))
+        _write_json(folder / "ds_config.json", prepared.policy_config.values)
+        _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
+    except OSError as error:
+        raise ConfigError(f"--save_dir {folder}: cannot be written ({error})") from error
+
+
+def _put_aside(folder: Path) -> None:
+    present = [folder / name for name in _RECORDS if (folder / name).exists()]
+    if present:
+        number = 1
+        while (folder / "earlier" / str(number)).exists():
+            number += 1
+        (folder / "earlier" / str(number)).mkdir(parents=True)
+        for path in present:
+            os.replace(path, folder / "earlier" / str(number) / path.name)
+
+
+def _describe(prepared: Prepared, identity: Mapping[str, object]) -> dict[str, object]:
+    settings = prepared.settings
+    return {
+        "settings": {
+            field.name: {"value": getattr(settings.config, field.name), "origin": settings.origins[field.name]}
+            for field in dataclasses.fields(TrainConfig)
+        },
+        "identity": identity,
+        "weights": prepared.source.origin,
+        "versions": {
+            "minimind": __version__,
+            **{package: importlib.metadata.version(package) for package in ("torch", "deepspeed", "transformers")},
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def drop_metrics_after(folder: Path, step: int) -> None:
+    """Forget logged steps after a checkpoint: they are about to be run, and logged, again."""
+    path = folder / "metrics.jsonl"
+    if path.is_file():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

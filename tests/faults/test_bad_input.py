@@ -1,0 +1,258 @@
+"""Everything a user can get wrong before training is one clear error that says what, where, and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from minimind import demo
+from minimind.config import parse_settings
+from minimind.data.table import load_table
+from minimind.engine.process import World
+from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
+from minimind.model.modeling import MiniMindForCausalLM
+from minimind.training.prepare import prepare
+from minimind.weights.io import plain_model
+from minimind.weights.sources import open_weights, parameter_shapes
+from tests.conftest import REPO, conversation, pair
+
+ONE_RANK = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+GOOD = pair("Hello?", "Hi, how can I help?", "What?")
+DEMO_WEIGHTS = ("--from_weight", demo.WEIGHT_PATH, "--tokenizer_path", demo.TOKENIZER_PATH)
+
+
+def problem(*flags: object, size: int = 1) -> MiniMindError:
+    """The error that preparing a run with these flags ends in."""
+    world = World(rank=0, local_rank=0, size=size, device=torch.device("cpu"))
+    arguments = [str(flag) for flag in flags]
+    if "--deepspeed" not in arguments:
+        arguments += ["--deepspeed", str(REPO / "ds_configs/zero2.json")]
+    with pytest.raises(MiniMindError) as caught:
+        prepare(parse_settings(arguments), world)
+    return caught.value
+
+
+@pytest.fixture
+def ds_file(tmp_path):
+    """Write a DeepSpeed file: zero2.json with changes; None removes a key."""
+
+    def write(**changes):
+        values = json.loads((REPO / "ds_configs/zero2.json").read_text())
+        values.update(changes)
+        path = tmp_path / "ds.json"
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+        return path
+
+    return write
+
+
+# ---- preference files ----
+
+
+@pytest.fixture
+def data_problem(tokenizer, write_rows, tmp_path):
+    """The error for a file of these rows, and the path it names."""
+
+    def check(*rows, max_length=64):
+        path = write_rows(*rows)
+        table = load_table(
+            path, tokenizer, max_length=max_length, empty_think_ratio=1.0, num_workers=0, cache_dir=tmp_path / "cache"
+        )
+        with pytest.raises(DataError) as caught:
+            table.with_bad_rows("error")
+        assert str(path) in str(caught.value)
+        assert "--on_bad_row skip" in str(caught.value)
+        return str(caught.value), table
+
+    return check
+
+
+def test_missing_preference_file():
+    error = problem("--data_path", "nowhere/pairs.jsonl", *DEMO_WEIGHTS)
+    assert isinstance(error, DataError)
+    assert "--data_path nowhere/pairs.jsonl: no such file" in str(error)
+
+
+def test_broken_json_is_named_with_its_line(data_problem):
+    message, _ = data_problem(GOOD, '{"chosen": [', GOOD)
+    assert "line 2: broken JSON" in message
+
+
+@pytest.mark.parametrize("half", ["chosen", "rejected"])
+def test_row_without_one_half(half, data_problem):
+    message, _ = data_problem(GOOD, {key: value for key, value in GOOD.items() if key != half})
+    assert f"line 2: no '{half}'" in message
+
+
+def test_row_without_an_assistant_turn(data_problem):
+    message, _ = data_problem({**GOOD, "rejected": GOOD["rejected"][:1]})
+    assert "line 1: 'rejected' has no assistant turn" in message
+
+
+def test_different_prompts_in_a_pair(data_problem):
+    message, _ = data_problem({"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Bye?", "Bye.")})
+    assert "line 1: different prompts" in message
+    assert "message 0" in message
+
+
+def test_nothing_left_of_the_answer_after_truncation(data_problem):
+    message, _ = data_problem(GOOD, pair("Why? " * 100, "Because.", "No."))
+    assert "line 2: nothing is left of the chosen and the rejected answer within 64 tokens (--max_seq_len)" in message
+
+
+def test_all_bad_rows_are_listed_at_once_and_skip_counts_them(data_problem):
+    message, table = data_problem("nonsense", GOOD, {"chosen": []}, pair("Why? " * 100, "Because.", "No."))
+    assert "3 of 4 rows" in message
+    assert re.findall(r"line (\d)", message) == ["1", "3", "4"]
+    skipped = table.with_bad_rows("skip")
+    assert [skipped[index].line for index in range(len(skipped))] == [2]
+    assert len(skipped.bad) == 3
+
+
+# ---- weights ----
+
+
+def changed_weights(path, change):
+    """A MiniMind .pth of the demo's shape, after `change` has edited its state dict."""
+    source = open_weights(demo.WEIGHT_PATH, {})
+    state = {name: source.read(name).clone() for name in source.shapes()}
+    change(state)
+    torch.save(state, path)
+    return path
+
+
+def test_pth_that_does_not_fit_lists_keys_and_shapes(tmp_path):
+    def change(state):
+        del state["model.layers.1.mlp.up_proj.weight"]
+        state["model.layers.0.mlp.extra.weight"] = torch.zeros(2, 3)
+        state["model.norm.weight"] = torch.zeros(7)
+
+    path = changed_weights(tmp_path / "changed_96.pth", change)
+    source = open_weights(path, {})
+    with torch.device("meta"):
+        expected = parameter_shapes(MiniMindForCausalLM(source.config))
+    with pytest.raises(WeightsError) as caught:
+        source.check_fit(expected)
+    message = str(caught.value)
+    assert "changed_96.pth: does not fit the model" in message
+    assert "missing: model.layers.1.mlp.up_proj.weight" in message
+    assert "unexpected: model.layers.0.mlp.extra.weight (2, 3)" in message
+    assert "wrong shape: model.norm.weight is (7,), the model has (96,)" in message
+
+
+def test_missing_start_weights_name_both_places(write_rows):
+    error = problem("--data_path", write_rows(GOOD), "--tokenizer_path", demo.TOKENIZER_PATH)
+    assert isinstance(error, WeightsError)
+    assert "full_sft_512.pth" in str(error)
+
+
+def test_pth_needs_a_tokenizer(write_rows):
+    error = problem("--data_path", write_rows(GOOD), "--from_weight", demo.WEIGHT_PATH)
+    assert "brings no tokenizer" in str(error)
+    assert "--tokenizer_path" in str(error)
+
+
+def test_sizes_that_contradict_the_weights(write_rows):
+    flags = ("--hidden_size", 768, "--generation", 2)
+    error = problem("--data_path", write_rows(GOOD), *DEMO_WEIGHTS, *flags)
+    assert "--hidden_size is 768" in str(error)
+    assert "has 96" in str(error)
+    assert "--generation is 2" in str(error)
+
+
+def test_tokenizer_larger_than_the_vocabulary(write_rows, tmp_path):
+    def shrink(state):
+        state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][:6000]
+
+    path = changed_weights(tmp_path / "small_96.pth", shrink)
+    flags = ("--from_weight", path, "--tokenizer_path", demo.TOKENIZER_PATH)
+    error = problem("--data_path", write_rows(GOOD), *flags)
+    assert "has 6400 tokens" in str(error)
+    assert "only 6000" in str(error)
+
+
+# ---- DeepSpeed files ----
+
+
+def test_missing_deepspeed_file():
+    assert "ds_configs/none.json: no such DeepSpeed configuration" in str(
+        problem("--deepspeed", "ds_configs/none.json")
+    )
+
+
+def test_broken_deepspeed_file_is_named_with_its_line(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{\n  "bf16": {"enabled": true},\n  oops\n}')
+    assert f"{path}, line 3" in str(problem("--deepspeed", path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "message"),
+    [
+        ({"gradient_clipping": 0.5}, ("--grad_clip", 2), "'gradient_clipping' is 0.5 but --grad_clip is 2.0"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}},
+            ("--learning_rate", 1e-4),
+            "'optimizer.params.lr' is 0.001 but --learning_rate is 0.0001",
+        ),
+        ({"bf16": {"enabled": False}}, ("--dtype", "bfloat16"), "'bf16.enabled' contradicts --dtype bfloat16"),
+        ({"zero_optimisation": {"stage": 2}}, (), "unknown key 'zero_optimisation'; did you mean 'zero_optimization'?"),
+        ({"zero_optimization": {"stag": 2}}, (), "unknown key 'zero_optimization.stag'"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, (), "bf16 and fp16 are both enabled"),
+        ({"train_batch_size": 9}, (), "'train_batch_size' is 9, but batch_size 8 x accumulation_steps 1 x 1 rank is 8"),
+        ({"train_micro_batch_size_per_gpu": 2.5}, (), "'train_micro_batch_size_per_gpu' is 2.5"),
+        ({"gradient_clipping": -1}, (), "'gradient_clipping' is -1"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, (), "needs stage 3, not 2"),
+        ({"zero_optimization": {"stage": 5}}, (), "stage"),
+        ({"zero_optimization": {"stage": 0}}, (), "bfloat16 at ZeRO stage 0"),
+        ({"scheduler": {"type": "WarmupLR"}}, (), "'scheduler' is not taken from the file"),
+        ({"steps_per_print": "auto"}, (), "'steps_per_print' is \"auto\", which nothing here resolves"),
+        ({}, ("--dtype", "float16"), "float16 needs a GPU"),
+    ],
+)
+def test_deepspeed_file_problems(changes, flags, message, ds_file):
+    error = problem("--deepspeed", ds_file(**changes), *flags)
+    assert isinstance(error, ConfigError)
+    assert message in str(error)
+
+
+def test_reference_is_always_stage_3_without_an_optimizer(tmp_path):
+    path = tmp_path / "reference.json"
+    path.write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}')
+    message = str(problem("--reference_config", path))
+    assert "the reference is always a ZeRO-3 shard" in message
+    assert "'optimizer' has no place" in message
+
+
+def test_every_problem_is_in_one_error(ds_file):
+    path = ds_file(zero_optimisation={}, gradient_clipping=0.5, bf16={"enabled": True}, fp16={"enabled": True})
+    flags = ("--deepspeed", path, "--grad_clip", 2, "--data_path", "nowhere.jsonl", "--from_weight", "gone.pth")
+    message = str(problem(*flags))
+    for part in ("zero_optimisation", "--grad_clip is 2.0", "both enabled", "nowhere.jsonl", "gone.pth"):
+        assert part in message
+
+
+def test_open_and_missing_keys_are_filled_and_fixed_ones_are_taken(ds_file):
+    path = ds_file(train_batch_size=16, optimizer=None, gradient_clipping=0.25, fp16=None, bf16=None)
+    prepared = prepare(parse_settings(["--deepspeed", str(path)]), ONE_RANK)
+    values, settings = prepared.policy_config.values, prepared.settings
+    assert values["train_batch_size"] == 16
+    assert values["gradient_accumulation_steps"] == settings.config.accumulation_steps == 2
+    assert settings.origins["accumulation_steps"] == settings.origins["grad_clip"] == "DeepSpeed file"
+    assert settings.config.grad_clip == 0.25
+    assert values["bf16"]["enabled"] is True
+    assert values["optimizer"]["params"] == {
+        "torch_adam": True, "lr": settings.config.learning_rate,
+        "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
+    }  # fmt: skip
+
+
+def test_plain_model_needs_every_tensor():
+    source = open_weights(demo.WEIGHT_PATH, {})
+    state = {name: source.read(name) for name in source.shapes()}
+    state.pop("model.norm.weight")
+    with pytest.raises(KeyError, match=r"model\.norm\.weight"):
+        plain_model(source.config, state)

@@ -1,0 +1,125 @@
+"""Batches ahead of time: the stream's batches in order, errors where they can be seen, evaluation without
+doubles."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from minimind.data.loader import eval_batches, train_batches
+from minimind.data.pack import pack
+from minimind.data.stream import PairStream
+from minimind.data.table import PairTable, load_table
+from tests.conftest import pair
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer, tmp_path_factory) -> PairTable:
+    import json
+
+    folder = tmp_path_factory.mktemp("loader")
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(pair(f"Number {i}?", "Yes.", "No!")) for i in range(COUNT)))
+    return load_table(
+        path, tokenizer, max_length=64, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "cache"
+    )
+
+
+@pytest.fixture(scope="module")
+def stream() -> PairStream:
+    return PairStream(
+        num_pairs=COUNT,
+        epochs=4,
+        micro_batch_size=2,
+        accumulation_steps=2,
+        world_size=2,
+        shuffle=True,
+        seed=3,
+    )
+
+
+def layout_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "layout"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_are_the_stream_in_order(table, stream, rank):
+    assert stream.total_steps == 5
+    steps = list(train_batches(table, stream, pack, rank=rank, start=1, end=5))
+    lines = [[list(batch.lines) for batch in batches] for batches in steps]
+    # Line numbers count from 1, pairs from 0.
+    expected = [[[i + 1 for i in pairs] for pairs in stream.micro_batches(s, rank)] for s in range(1, 6)]
+    assert lines == expected
+
+
+def test_going_on_in_the_middle_gives_the_rest(table, stream):
+    whole = list(train_batches(table, stream, pack, rank=0, start=1, end=5))
+    rest = list(train_batches(table, stream, pack, rank=0, start=4, end=5))
+    assert [[b.lines for b in step] for step in rest] == [[b.lines for b in step] for step in whole[3:]]
+
+
+def test_nothing_to_do_gives_nothing(table, stream):
+    assert list(train_batches(table, stream, pack, rank=0, start=6, end=5)) == []
+
+
+def test_an_error_in_the_thread_reaches_the_caller_after_the_good_steps(table, stream):
+    calls = []
+
+    def layout(pairs):
+        calls.append(len(pairs))
+        if len(calls) == 5:  # two micro-batches a step: the first of step 3
+            raise ValueError("this pair cannot be laid out")
+        return pack(pairs)
+
+    batches = train_batches(table, stream, layout, rank=0, start=1, end=5)
+    assert len(next(batches)) == 2
+    assert len(next(batches)) == 2
+    with pytest.raises(ValueError, match="this pair cannot be laid out"):
+        next(batches)
+    assert layout_threads() == []
+
+
+def test_leaving_early_ends_the_thread(table, stream):
+    batches = train_batches(table, stream, pack, rank=0, start=1, end=5)
+    next(batches)
+    assert len(layout_threads()) == 1
+    batches.close()
+    assert layout_threads() == []
+
+
+def test_few_steps_are_laid_out_ahead(table, stream):
+    """The thread waits: otherwise a whole run's batches would lie in memory."""
+    laid_out = []
+
+    def layout(pairs):
+        laid_out.append(len(pairs))
+        return pack(pairs)
+
+    batches = train_batches(table, stream, layout, rank=0, start=1, end=5)
+    next(batches)
+    # Taken: 1 step; waiting: 2; one more in the thread's hands. Two micro-batches each.
+    (thread,) = layout_threads()
+    thread.join(timeout=0.3)
+    assert thread.is_alive()
+    assert len(laid_out) <= 2 * 4
+    batches.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
+def test_evaluation_counts_every_pair_once(table, batch_size, world_size):
+    ranks = [
+        list(eval_batches(table, pack, batch_size=batch_size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    # All ranks run the same number of forwards, or ZeRO-3 hangs.
+    assert len({len(batches) for batches in ranks}) == 1
+    counts = dict.fromkeys(range(1, COUNT + 1), 0.0)
+    for batch, weights in (item for batches in ranks for item in batches):
+        assert len(weights) == batch.num_pairs <= batch_size
+        for line, weight in zip(batch.lines, weights, strict=True):
+            counts[line] += weight
+    assert set(counts.values()) == {1.0}

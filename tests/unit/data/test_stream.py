@@ -1,0 +1,100 @@
+"""The order of pairs: every pair once an epoch, whatever the ranks, and any step without walking there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from minimind.data.stream import PairStream
+
+BASE = PairStream(
+    num_pairs=24, epochs=2, micro_batch_size=2, accumulation_steps=3, world_size=2, shuffle=True, seed=1
+)
+
+
+def step_pairs(stream: PairStream, step: int) -> list[int]:
+    """Pairs of one global step in the order of the stream: micro-batch by micro-batch, rank by rank."""
+    ranks = [stream.micro_batches(step, rank) for rank in range(stream.world_size)]
+    return [pair for micro in range(stream.accumulation_steps) for rank in ranks for pair in rank[micro]]
+
+
+def all_pairs(stream: PairStream) -> list[int]:
+    return [pair for step in range(1, stream.total_steps + 1) for pair in step_pairs(stream, step)]
+
+
+def test_without_shuffling_by_hand():
+    """8 pairs, 2 ranks, 2 micro-batches of 2: one step takes all, dealt micro-batch by micro-batch."""
+    stream = dataclasses.replace(BASE, num_pairs=8, epochs=1, accumulation_steps=2, shuffle=False)
+    assert stream.total_steps == 1
+    assert stream.micro_batches(1, rank=0) == [[0, 1], [4, 5]]
+    assert stream.micro_batches(1, rank=1) == [[2, 3], [6, 7]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_has_every_pair_once(shuffle):
+    """24 pairs are two global batches of 12, so two steps are an epoch."""
+    pairs = all_pairs(dataclasses.replace(BASE, shuffle=shuffle))
+    assert len(pairs) == 48
+    assert sorted(pairs[:24]) == list(range(24))
+    assert sorted(pairs[24:]) == list(range(24))
+
+
+def test_epochs_have_different_orders_and_the_seed_decides():
+    pairs = all_pairs(BASE)
+    assert pairs[:24] != pairs[24:]
+    assert pairs[:24] != list(range(24))
+    assert all_pairs(dataclasses.replace(BASE)) == pairs
+    assert all_pairs(dataclasses.replace(BASE, seed=2)) != pairs
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "accumulation_steps", "world_size"),
+    [(12, 1, 1), (3, 1, 4), (3, 4, 1), (1, 12, 1), (1, 1, 12), (6, 1, 2), (2, 2, 3)],
+)
+def test_the_order_does_not_depend_on_how_a_global_batch_is_dealt(
+    micro_batch_size, accumulation_steps, world_size
+):
+    """All of these are global batches of 12: the same pairs in the same step."""
+    other = dataclasses.replace(
+        BASE, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps, world_size=world_size
+    )
+    assert other.global_batch_size == 12
+    assert [step_pairs(other, step) for step in range(1, 5)] == [
+        step_pairs(BASE, step) for step in range(1, 5)
+    ]
+
+
+def test_a_step_that_spans_two_epochs():
+    """10 pairs, global batches of 4: step 3 takes the last two of the first epoch and two of the second."""
+    stream = PairStream(
+        num_pairs=10, epochs=2, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+    )
+    assert stream.micro_batches(3, rank=0) == [[8, 9, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "epochs", "steps", "left_over"),
+    [(24, 2, 4, 0), (25, 1, 2, 1), (25, 2, 4, 2), (11, 1, 0, 11), (6, 2, 1, 0), (5, 7, 2, 11)],
+)
+def test_only_full_global_batches_are_steps(num_pairs, epochs, steps, left_over):
+    stream = dataclasses.replace(BASE, num_pairs=num_pairs, epochs=epochs)
+    assert (stream.total_steps, stream.left_over) == (steps, left_over)
+    assert len(all_pairs(stream)) + stream.left_over == num_pairs * epochs
+
+
+def test_going_on_needs_nothing_but_the_step():
+    """A fresh stream asked for step 4 first gives what one that came from step 1 gives."""
+    walked = [BASE.micro_batches(step, rank=1) for step in range(1, 5)]
+    fresh = dataclasses.replace(BASE)
+    assert fresh.micro_batches(4, rank=1) == walked[3]
+    assert fresh.micro_batches(2, rank=1) == walked[1]
+
+
+def test_more_epochs_leave_the_first_ones_as_they_were():
+    assert all_pairs(dataclasses.replace(BASE, epochs=5))[:48] == all_pairs(BASE)
+
+
+def test_epoch_of_a_step():
+    # steps of 12 of 24 pairs
+    assert [BASE.epoch_of(step) for step in (1, 2, 3)] == [0.5, 1.0, 1.5]

@@ -1,0 +1,225 @@
+"""Chat templates: which tokens count as the assistant's, by markers that are the tokenizer's own or read off
+it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from transformers import AutoTokenizer
+
+from minimind.data.template import EMPTY_THINK, ChatEncoder
+from minimind.errors import DataError
+from tests.conftest import conversation
+
+LLAMA_3 = (
+    "{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + "
+    "'<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{% for m in messages %}{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' "
+    "+ m.content + '<end>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+# As if the generation prompt took the place of an end of text, which only whole conversations have.
+ENDS_WHOLE_CONVERSATIONS = (
+    "{% for m in messages %}{{ '<turn>' + m.role + '\n' + m.content + '<end>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def with_template(tokenizer, template: str, *special: str):
+    """A copy of the tokenizer with another template and, if it needs them, tokens for the template's
+    marks."""
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    if special:
+        changed.add_tokens(list(special), special_tokens=True)
+    return changed
+
+
+def counted(encoder: ChatEncoder, messages: list) -> list[str]:
+    """The texts of the runs of counted tokens."""
+    row = encoder.encode(messages, row_number=1)
+    runs: list[list[int]] = []
+    for index, (token, counts) in enumerate(zip(row.tokens, row.mask, strict=True)):
+        if counts:
+            if index == 0 or not row.mask[index - 1]:
+                runs.append([])
+            runs[-1].append(token)
+    return [encoder.tokenizer.decode(run) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer) -> ChatEncoder:
+    return ChatEncoder(tokenizer, max_length=128)
+
+
+def test_markers_of_the_demo_tokenizer(encoder, tokenizer):
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert tokenizer.decode(encoder.start) == "<|im_start|>assistant\n"
+    assert encoder.start[0] == start
+    assert tokenizer.decode(encoder.end) == "<|im_end|>\n"
+    assert encoder.end[0] == end
+
+
+# S is the start marker, E the end marker, other numbers are ordinary tokens. Expected: the counted positions
+# as 1.
+MASKS = {
+    "one turn": ("9 9 S 5 6 E 9", "0 0 S 1 1 E 0"),
+    "two turns": ("S 5 E 9 S 6 7 E", "S 1 E 0 S 1 1 E"),
+    "an empty answer": ("S E 9", "S E 0"),
+    "cut before the end marker": ("9 S 5 6", "0 S 1 1"),
+    "cut right after the start marker": ("9 S", "0 S"),
+    "no assistant": ("9 9 E 9", "0 0 0* 0"),
+    "an end marker before the start": ("E S 5 E", "0* S 1 E"),
+    "a start marker inside an answer is part of it": ("S 5 S 6 E 9", "S 1 1* 1 E 0"),
+    "answer follows answer": ("S 5 E S 6 E", "S 1 E S 1 E"),
+    "nothing": ("", ""),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_mask_by_hand(encoder, name):
+    """In the expectation S stands for start marker tokens (never counted), E for end marker tokens (counted),
+    0* for an end marker that is not counted and 1* for a start marker that is."""
+    start, end = encoder.start, encoder.end
+    spelled = {"S": start, "E": end}
+    expected = {"S": [0] * len(start), "E": [1] * len(end), "0*": [0] * len(end), "1*": [1] * len(start)}
+    tokens = [token for word in MASKS[name][0].split() for token in spelled.get(word) or [1000 + int(word)]]
+    mask = [bit for word in MASKS[name][1].split() for bit in expected.get(word) or [int(word)]]
+    assert encoder.mask(tokens) == mask
+
+
+def test_a_start_marker_cut_in_the_middle_counts_nothing(encoder):
+    assert len(encoder.start) > 1
+    tokens = [1000, *encoder.start[:-1]]
+    assert encoder.mask(tokens) == [0] * len(tokens)
+
+
+def test_an_end_marker_cut_in_the_middle_counts_as_part_of_the_answer(encoder):
+    assert len(encoder.end) > 1
+    tokens = [*encoder.start, 1000, *encoder.end[:-1]]
+    assert encoder.mask(tokens) == [0] * len(encoder.start) + [1] * len(encoder.end)
+
+
+def test_a_marker_that_begins_twice_is_still_found(encoder):
+    """<bos><bos>assistant: the first <bos> starts no marker, the second does."""
+    tokens = [encoder.start[0], *encoder.start, 1000]
+    assert encoder.mask(tokens) == [0] * (1 + len(encoder.start)) + [1]
+
+
+def test_encode_counts_answers_and_their_ends(encoder):
+    messages = [{"role": "system", "content": "Be kind."}, *conversation("Hi", "Hello!", "assistant", "Yes?")]
+    assert counted(encoder, messages) == ["Hello!<|im_end|>\n", "Yes?<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("length", [2, 9, 20])
+def test_encode_cuts_at_max_length(tokenizer, encoder, length):
+    messages = conversation("Tell me about the sea.", "It is wide, blue and full of fish.")
+    whole = encoder.encode(messages, 1)
+    cut = ChatEncoder(tokenizer, max_length=length).encode(messages, 1)
+    assert len(whole.tokens) > 20
+    assert cut.tokens == whole.tokens[:length]
+    assert cut.mask == whole.mask[:length]
+
+
+@pytest.mark.parametrize("name", ["minimind2", "minimind3"])
+def test_markers_of_the_public_tokenizers(shared, name):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+    encoder = ChatEncoder(tokenizer, max_length=128)
+    assert tokenizer.decode(encoder.start) == "<|im_start|>assistant\n"
+    assert tokenizer.decode(encoder.end) == "<|im_end|>\n"
+    think = EMPTY_THINK if name == "minimind3" else ""
+    assert counted(encoder, conversation("Hi", "Hello!")) == [f"{think}Hello!<|im_end|>\n"]
+
+
+def test_markers_of_a_llama_3_template(tokenizer):
+    special = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    encoder = ChatEncoder(with_template(tokenizer, LLAMA_3, *special), max_length=128)
+    assert encoder.tokenizer.decode(encoder.start) == "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert encoder.tokenizer.decode(encoder.end) == "<|eot_id|>"
+    messages = conversation("Hi", "Hello!", "assistant", "Yes?")
+    assert counted(encoder, messages) == ["Hello!<|eot_id|>", "Yes?<|eot_id|>"]
+
+
+def test_markers_that_are_plain_text_of_several_tokens(tokenizer):
+    encoder = ChatEncoder(with_template(tokenizer, GEMMA), max_length=128)
+    messages = conversation("Hi", "Hello!", "model", "Yes?")
+    assert counted(encoder, messages) == ["Hello!<end>\n", "Yes?<end>\n"]
+
+
+@pytest.mark.parametrize(
+    "template", [MISTRAL, ENDS_WHOLE_CONVERSATIONS], ids=["no generation prompt", "an end of text"]
+)
+def test_a_template_in_which_turns_cannot_be_told_either_works_or_is_refused(tokenizer, template):
+    """Never an encoder that silently counts nothing: each row would be called too long for --max_seq_len."""
+    try:
+        encoder = ChatEncoder(with_template(tokenizer, template), max_length=128)
+        outcome = [run[:4] for run in counted(encoder, conversation("Hi", "Hello!", "What?", "Yes?"))]
+    except DataError as error:
+        outcome = str(error)
+    assert outcome == ["Hell", "Yes?"] or "does not mark where an assistant turn starts" in outcome
+
+
+def test_no_template_is_an_error_that_names_the_tokenizer(tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(DataError, match=r"demo/tokenizer: the tokenizer has no chat template; give one with"):
+        ChatEncoder(bare, max_length=128)
+
+
+def test_a_template_that_raises_is_an_error_that_tells_why(tokenizer):
+    broken = with_template(tokenizer, "{{ raise_exception('no assistants here') }}")
+    with pytest.raises(
+        DataError, match=r"the chat template cannot render a conversation \(no assistants here\)"
+    ):
+        ChatEncoder(broken, max_length=128)
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>\n\n</think>\n\n' if m.role == "
+    + (
+        "'assistant' else '') + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+)
+
+
+def keeps_think(tokenizer, ratio: float, rows: range, answer: str = "Hello!") -> list[bool]:
+    encoder = ChatEncoder(with_template(tokenizer, THINKING), max_length=128, empty_think_ratio=ratio)
+    texts = [tokenizer.decode(encoder.encode(conversation("Hi", answer), row).tokens) for row in rows]
+    return [EMPTY_THINK in text for text in texts]
+
+
+def test_empty_think_stays_with_a_ratio_of_1_and_goes_with_0(tokenizer):
+    assert all(keeps_think(tokenizer, 1.0, range(50)))
+    assert not any(keeps_think(tokenizer, 0.0, range(50)))
+
+
+def test_empty_think_is_drawn_from_the_row_number_alone(tokenizer):
+    """Deterministic, and the same for both halves of a pair, whatever they say."""
+    first = keeps_think(tokenizer, 0.3, range(400))
+    assert keeps_think(tokenizer, 0.3, range(400)) == first
+    assert keeps_think(tokenizer, 0.3, range(400), answer="Go away.") == first
+
+
+def test_empty_think_stays_about_as_often_as_asked(tokenizer):
+    """Binomial, n = 400, p = 0.3: 120 kept, standard deviation 9.2; four of them either way."""
+    kept = sum(keeps_think(tokenizer, 0.3, range(400)))
+    assert 83 <= kept <= 157
+
+
+def test_a_larger_ratio_keeps_all_that_a_smaller_one_does(tokenizer):
+    few, more = keeps_think(tokenizer, 0.2, range(100)), keeps_think(tokenizer, 0.6, range(100))
+    assert sum(few) < sum(more)
+    assert all(m for f, m in zip(few, more, strict=True) if f)
+
+
+def test_dropping_leaves_the_rest_of_the_text_alone(tokenizer):
+    encoder = ChatEncoder(with_template(tokenizer, THINKING), max_length=128, empty_think_ratio=0.0)
+    assert counted(encoder, conversation("Hi", "Hello!")) == ["Hello!<|im_end|>\n"]

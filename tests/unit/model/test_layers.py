@@ -1,0 +1,115 @@
+"""The parts of a block: normalisation, rotary positions and YaRN, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from minimind import MiniMindConfig
+from minimind.model.layers import RMSNorm, rotary_frequencies, rotary_tables, rotate
+
+CPU = torch.device("cpu")
+
+
+def config(head_dim: int, **fields) -> MiniMindConfig:
+    return MiniMindConfig(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=head_dim,
+        rope_theta=1e4,
+        **fields,
+    )
+
+
+def test_rms_norm_by_hand():
+    # mean square of (3, 4) is 12.5
+    norm = RMSNorm(2, eps=0.0)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 10.0]))
+    expected = torch.tensor([3 / math.sqrt(12.5), 40 / math.sqrt(12.5)])
+    torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), expected)
+
+
+def test_rms_norm_counts_eps_within_the_root():
+    # mean square 1, eps 3: 1 / sqrt(4)
+    torch.testing.assert_close(RMSNorm(2, eps=3.0)(torch.ones(2)), torch.tensor([0.5, 0.5]))
+
+
+def test_rms_norm_of_bf16_is_computed_in_float32():
+    """In bf16 the mean square of 1 and 255 ones and a 16 would be rounded to 8 bits."""
+    x = torch.cat((torch.tensor([16.0]), torch.ones(255))).bfloat16()
+    norm = RMSNorm(256, eps=0.0).bfloat16()
+    exact = 1 / math.sqrt((256 + 255) / 256)
+    assert norm(x)[1].item() == torch.tensor(exact).bfloat16().item()
+
+
+def test_frequencies_without_yarn():
+    # 10000 ** (-2i / 8)
+    torch.testing.assert_close(rotary_frequencies(config(8), CPU), torch.tensor([1.0, 0.1, 0.01, 0.001]))
+
+
+def test_yarn_by_hand():
+    """Original context 2048, factor 16, base 10^4, D = 8, so 4 channel pairs.
+
+    Pair c turns 2048 / (2 pi 10^c) times within the context. The pair that turns n times is c(n) = 8 ln(2048
+    / (2 pi n)) / (2 ln 10^4): c(32) = 8 * 2.3210 / 18.4207 = 1.008, floor 1; c(1) = 8 * 5.7867 / 18.4207 =
+    2.513, ceiling 3. So pairs 0 and 1 stay, pair 3 is slowed down by 16, and pair 2, half way, has the mean
+    of both: 0.5 + 0.5 / 16 = 0.53125.
+    """
+    frequencies = rotary_frequencies(config(8, inference_rope_scaling=True), CPU)
+    torch.testing.assert_close(frequencies, torch.tensor([1.0, 0.1, 0.01 * 0.53125, 0.001 / 16]))
+
+
+def test_yarn_with_a_file_own_factor():
+    """D = 4: c(32) = 0.504, floor 0; c(1) = 1.257, ceiling 2, at most the last pair, 1. Pair 0 stays, pair 1
+    is slowed down by the factor given."""
+    scaled = config(4, inference_rope_scaling=True, rope_scaling={"factor": 4.0})
+    torch.testing.assert_close(rotary_frequencies(scaled, CPU), torch.tensor([1.0, 0.01 / 4]))
+
+
+def test_yarn_waits_for_contexts_longer_than_the_original():
+    short = config(8, inference_rope_scaling=True, max_position_embeddings=2048)
+    assert torch.equal(rotary_frequencies(short, CPU), rotary_frequencies(config(8), CPU))
+
+
+def test_attention_factor_scales_the_tables():
+    plain = rotary_tables(config(8), torch.tensor([[0, 3]]))
+    fields = {"inference_rope_scaling": True, "max_position_embeddings": 2048}
+    scaled = rotary_tables(
+        config(8, **fields, rope_scaling={"attention_factor": 2.0}), torch.tensor([[0, 3]])
+    )
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other, 2 * one)
+
+
+def test_tables_by_hand():
+    cos, sin = rotary_tables(config(4), torch.tensor([[0, 2]]))
+    # D = 4: frequencies 1 and 0.01, halves repeated
+    angles = torch.tensor([[0.0, 0.0, 0.0, 0.0], [2.0, 0.02, 2.0, 0.02]])
+    assert cos.shape == (1, 1, 2, 4)
+    torch.testing.assert_close(cos[0, 0], angles.cos())
+    torch.testing.assert_close(sin[0, 0], angles.sin())
+
+
+def test_tables_are_float32_where_bf16_would_lose_positions():
+    """In bf16 positions 1000 and 1001 are the same number."""
+    cos, _ = rotary_tables(config(4), torch.tensor([[1000, 1001]]))
+    assert cos.dtype == torch.float32
+    assert cos[0, 0, 0, 0] != cos[0, 0, 1, 0]
+
+
+def test_rotate_pairs_halves_as_llama_does():
+    """Channels 0 and 2 of 4 are a pair: (1, 0) turned by a quarter is (0, 1)."""
+    quarter, none = math.pi / 2, 0.0
+    angles = torch.tensor([quarter, none, quarter, none])
+    x = torch.tensor([1.0, 5.0, 0.0, 7.0])
+    torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()), torch.tensor([0.0, 5.0, 1.0, 7.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotate_keeps_the_dtype(dtype):
+    cos, sin = rotary_tables(config(4), torch.tensor([[1]]))
+    assert rotate(torch.ones(1, 1, 1, 4, dtype=dtype), cos, sin).dtype == dtype

@@ -1,0 +1,75 @@
+"""Attention over a pack equals plain attention with the mask that says who may see whom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from minimind.model.packed_attention import PackLayout, packed_attention
+
+
+def allowed(segments: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
+    """(T, T) mask from the definition: same pair, not later, and rejected never sees chosen's own."""
+    who = [
+        (pair, part)
+        for pair, lengths in enumerate(segments)
+        for part in range(3)
+        for _ in range(lengths[part])
+    ]
+    mask = torch.zeros(len(who), len(who), dtype=torch.bool)
+    for i, (pair, part) in enumerate(who):
+        for j, (other_pair, other_part) in enumerate(who[: i + 1]):
+            mask[i, j] = pair == other_pair and not (part == 2 and other_part == 1)
+    return mask
+
+
+def naive(query, key, value, mask, scaling):
+    groups = query.shape[1] // key.shape[1]
+    out = torch.empty_like(query)
+    for head in range(query.shape[1]):
+        scores = query[0, head] @ key[0, head // groups].T * scaling
+        out[0, head] = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value[0, head // groups]
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        ((4, 3, 2),),
+        ((4, 3, 2), (1, 5, 6), (7, 1, 1)),
+        ((0, 3, 4),),
+        ((3, 0, 4), (3, 4, 0)),
+        ((5, 0, 0), (2, 1, 1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_equals_the_definition(segments, kv_heads):
+    generator = torch.Generator().manual_seed(0)
+    total = sum(map(sum, segments))
+    query = torch.randn(1, 4, total, 8, generator=generator)
+    key, value = (torch.randn(1, kv_heads, total, 8, generator=generator) for _ in range(2))
+    out, weights = packed_attention(
+        nn.Module(), query, key, value, None, pack=PackLayout(segments), scaling=0.3
+    )
+    assert weights is None
+    assert out.shape == (1, total, 4, 8)
+    torch.testing.assert_close(out, naive(query, key, value, allowed(segments), 0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_rejected_mask_by_hand():
+    """Lower right: two prefix tokens are seen by all, of the rejected ones the first sees itself alone."""
+    mask = PackLayout(((2, 1, 3),)).rejected_mask(2, 3, torch.device("cpu"))
+    assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+def test_a_mask_is_made_once_a_pack():
+    layout = PackLayout(((2, 1, 3),))
+    device = torch.device("cpu")
+    assert layout.rejected_mask(2, 3, device) is layout.rejected_mask(2, 3, device)
+    assert PackLayout(layout.segments).rejected_mask(2, 3, device) is not layout.rejected_mask(2, 3, device)
+
+
+def test_lengths_lie_in_the_order_of_the_pack():
+    assert PackLayout(((2, 1, 3), (4, 0, 5))).lengths(torch.device("cpu")).tolist() == [2, 1, 3, 4, 0, 5]
