@@ -38,5 +38,5 @@ SETTINGS = {
     "batch_size": 8,
     "max_seq_len": 128,
     "log_interval": 5,
-    "eval_interval": 50,
+    "eval_interval": 10,
 }

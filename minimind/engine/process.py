@@ -74,7 +74,7 @@ def start() -> World:
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local_rank)
-    _refuse_stale_locks()
+    _check_compiled_op(speaks=os.environ["RANK"] == "0" and accelerator.device_name() == "cpu")
     deepspeed.init_distributed(verbose=False)
     return World(
         rank=dist.get_rank(),
@@ -170,7 +170,8 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _refuse_stale_locks() -> None:
+def _check_compiled_op(speaks: bool) -> None:
+    """Refuse a lock that would be waited for in silence for ever, and say so when a first compile will take a while."""
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
@@ -181,3 +182,7 @@ def _refuse_stale_locks() -> None:
                 f"{lock}: lock of a compile that never ended ({age / 60:.0f} minutes old); every run would wait for "
                 "it for ever. Delete the file."
             )
+    if speaks and not any(root.rglob("deepspeed_shm_comm.so")):
+        print("First run on this machine: DeepSpeed compiles its CPU communication, about half a minute", flush=True)
+
+

@@ -42,12 +42,8 @@ HUGGING_FACE = {
 MODELS = {
     "minimind2": lambda: MiniMindForCausalLM(MiniMindConfig(generation=2, **SIZES, **HEADS)),
     "minimind3": lambda: MiniMindForCausalLM(MiniMindConfig(generation=3, **SIZES, **HEADS)),
-    "minimind2_moe": lambda: MiniMindForCausalLM(
-        MiniMindConfig(generation=2, use_moe=True, **SIZES, **HEADS)
-    ),
-    "minimind3_moe": lambda: MiniMindForCausalLM(
-        MiniMindConfig(generation=3, use_moe=True, **SIZES, **HEADS)
-    ),
+    "minimind2_moe": lambda: MiniMindForCausalLM(MiniMindConfig(generation=2, use_moe=True, **SIZES, **HEADS)),
+    "minimind3_moe": lambda: MiniMindForCausalLM(MiniMindConfig(generation=3, use_moe=True, **SIZES, **HEADS)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**HUGGING_FACE)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(head_dim=8, **HUGGING_FACE)),
 }
@@ -78,9 +74,7 @@ def preference_pair(
     own = {"chosen": draw.integers(3, 50, chosen), "rejected": draw.integers(50, VOCAB, rejected)}
     counted = np.isin(np.arange(prefix), turns)
     tokens = {half: np.concatenate((shared, part)).astype(np.int32) for half, part in own.items()}
-    masks = {
-        half: np.concatenate((counted, np.ones(len(part)))).astype(np.uint8) for half, part in own.items()
-    }
+    masks = {half: np.concatenate((counted, np.ones(len(part)))).astype(np.uint8) for half, part in own.items()}
     return PreferencePair(
         chosen=tokens["chosen"],
         rejected=tokens["rejected"],
@@ -144,9 +138,7 @@ def models(request) -> tuple[PreTrainedModel, PreTrainedModel]:
     return random_model(request.param, seed=1), random_model(request.param, seed=2)
 
 
-def assert_layouts_agree(
-    models: tuple[PreTrainedModel, PreTrainedModel], pairs: list[PreferencePair]
-) -> None:
+def assert_layouts_agree(models: tuple[PreTrainedModel, PreTrainedModel], pairs: list[PreferencePair]) -> None:
     shared, unshared, padded = pack(pairs), pack(pairs, share_prefix=False), pad(pairs)
     results = [run(*models, batch) for batch in (shared, unshared, padded)]
     assert_same(results[0], results[1])
@@ -197,9 +189,7 @@ def test_auxiliary_loss_and_its_own_gradient_agree(name):
         model.zero_grad()
         _, aux_loss = PairScorer(model)(batch)
         aux_loss.backward()
-        results.append(
-            (aux_loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-        )
+        results.append((aux_loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     assert results[0][0] > 0.5
     assert results[0][1]["model.layers.0.mlp.gate.weight"].abs().max() > 1e-3
     for aux_loss, gradients in results[1:]:
@@ -217,9 +207,7 @@ def test_the_comparison_would_see_a_wrong_pack(damage):
         wanted, _ = PairScorer(model)(right)
         if damage == "plain causal attention":
             model.config._attn_implementation = "sdpa"
-            hidden = model.model(
-                right.token_ids[None], position_ids=right.position_ids[None]
-            ).last_hidden_state[0]
+            hidden = model.model(right.token_ids[None], position_ids=right.position_ids[None]).last_hidden_state[0]
             logits = model.lm_head(hidden[right.target_positions])
             got = logits.log_softmax(-1).gather(1, right.target_ids[:, None])[:, 0]
         else:
@@ -318,7 +306,5 @@ def test_targets_of_all_layouts_are_the_same_tokens_in_the_same_order():
         assert torch.equal(shared.target_counts, padded.target_counts)
         unshared = pack([one, other], share_prefix=False)
         in_prefix, in_chosen, in_rejected = shared.target_counts.T
-        expected = torch.stack(
-            (torch.zeros_like(in_prefix), in_prefix + in_chosen, in_prefix + in_rejected), dim=1
-        )
+        expected = torch.stack((torch.zeros_like(in_prefix), in_prefix + in_chosen, in_prefix + in_rejected), dim=1)
         assert torch.equal(unshared.target_counts, expected)

@@ -146,9 +146,7 @@ def test_blank_lines_are_left_out_and_line_numbers_stay(tmp_path):
 def test_an_empty_file_says_so(tmp_path, content):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
-    with pytest.raises(
-        DataError, match=r"pairs\.jsonl: is empty; a preference file has one JSON object a line"
-    ):
+    with pytest.raises(DataError, match=r"pairs\.jsonl: is empty; a preference file has one JSON object a line"):
         list(read_lines(path))
 
 

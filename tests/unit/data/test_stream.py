@@ -8,9 +8,7 @@ import pytest
 
 from minimind.data.stream import PairStream
 
-BASE = PairStream(
-    num_pairs=24, epochs=2, micro_batch_size=2, accumulation_steps=3, world_size=2, shuffle=True, seed=1
-)
+BASE = PairStream(num_pairs=24, epochs=2, micro_batch_size=2, accumulation_steps=3, world_size=2, shuffle=True, seed=1)
 
 
 def step_pairs(stream: PairStream, step: int) -> list[int]:
@@ -52,17 +50,13 @@ def test_epochs_have_different_orders_and_the_seed_decides():
     ("micro_batch_size", "accumulation_steps", "world_size"),
     [(12, 1, 1), (3, 1, 4), (3, 4, 1), (1, 12, 1), (1, 1, 12), (6, 1, 2), (2, 2, 3)],
 )
-def test_the_order_does_not_depend_on_how_a_global_batch_is_dealt(
-    micro_batch_size, accumulation_steps, world_size
-):
+def test_the_order_does_not_depend_on_how_a_global_batch_is_dealt(micro_batch_size, accumulation_steps, world_size):
     """All of these are global batches of 12: the same pairs in the same step."""
     other = dataclasses.replace(
         BASE, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps, world_size=world_size
     )
     assert other.global_batch_size == 12
-    assert [step_pairs(other, step) for step in range(1, 5)] == [
-        step_pairs(BASE, step) for step in range(1, 5)
-    ]
+    assert [step_pairs(other, step) for step in range(1, 5)] == [step_pairs(BASE, step) for step in range(1, 5)]
 
 
 def test_a_step_that_spans_two_epochs():

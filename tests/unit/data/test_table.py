@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from minimind import demo
 from minimind.data.table import PairTable, load_table
@@ -69,9 +70,7 @@ def test_pairs_are_the_file_rows(load, write_rows, tokenizer):
     for index, row in enumerate(ROWS):
         one = table[index]
         assert tokenizer.decode(one.chosen) == tokenizer.apply_chat_template(row["chosen"], tokenize=False)
-        assert tokenizer.decode(one.rejected) == tokenizer.apply_chat_template(
-            row["rejected"], tokenize=False
-        )
+        assert tokenizer.decode(one.rejected) == tokenizer.apply_chat_template(row["rejected"], tokenize=False)
         assert len(one.chosen_mask) == len(one.chosen)
         assert len(one.rejected_mask) == len(one.rejected)
         assert one.line == index + 1
@@ -141,8 +140,6 @@ def test_another_template_or_vocabulary_is_another_key(load, write_rows, tokeniz
 
 
 def test_the_same_tokenizer_from_another_folder_is_the_same_key(load, write_rows, tmp_path):
-    from transformers import AutoTokenizer
-
     path = write_rows(*ROWS)
     shutil.copytree(demo.TOKENIZER_PATH, tmp_path / "copied")
     assert load(path).key == load(path, tokenizer=AutoTokenizer.from_pretrained(tmp_path / "copied")).key
@@ -227,7 +224,7 @@ def test_of_many_bad_rows_ten_are_shown(load, write_rows):
 
 def test_what_a_template_refuses_is_a_bad_row_not_the_end(load, write_rows, tokenizer):
     strict = copy.deepcopy(tokenizer)
-    refuse = "{% if messages[1].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    refuse = "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endfor %}"
     strict.chat_template = refuse + tokenizer.chat_template
     question, answer = ROWS[0]["chosen"]
     with_tool = {
@@ -240,9 +237,7 @@ def test_what_a_template_refuses_is_a_bad_row_not_the_end(load, write_rows, toke
 
 
 # Cut at 12 tokens the second row has no answer left; the third, short, has all of its own.
-LONG_QUESTION = pair(
-    "What is the colour of the sky on a clear day in the middle of summer?", "Blue.", "Look."
-)
+LONG_QUESTION = pair("What is the colour of the sky on a clear day in the middle of summer?", "Blue.", "Look.")
 SHORT = pair("Hi", "Yo.", "No.")
 
 
@@ -254,18 +249,14 @@ def test_error_takes_a_table_without_bad_rows_as_it_is(load, write_rows):
 
 def test_a_row_without_an_answer_left_is_bad(load, write_rows):
     table = load(write_rows(SHORT, LONG_QUESTION), max_length=12)
-    with pytest.raises(
-        DataError, match=r"line 2: nothing is left of the chosen and the rejected answer within 12"
-    ):
+    with pytest.raises(DataError, match=r"line 2: nothing is left of the chosen and the rejected answer within 12"):
         table.with_bad_rows("error")
 
 
 def test_answers_that_differ_only_behind_the_cut_are_bad(load, write_rows):
     long = "one two three four five six seven eight nine ten eleven twelve "
     table = load(write_rows(SHORT, pair("Count", long + "thirteen", long + "no more")), max_length=16)
-    with pytest.raises(
-        DataError, match="line 2: nothing is left of the answers' difference within 16 tokens"
-    ):
+    with pytest.raises(DataError, match="line 2: nothing is left of the answers' difference within 16 tokens"):
         table.with_bad_rows("error")
 
 

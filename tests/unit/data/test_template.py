@@ -175,18 +175,13 @@ def test_no_template_is_an_error_that_names_the_tokenizer(tokenizer):
 
 def test_a_template_that_raises_is_an_error_that_tells_why(tokenizer):
     broken = with_template(tokenizer, "{{ raise_exception('no assistants here') }}")
-    with pytest.raises(
-        DataError, match=r"the chat template cannot render a conversation \(no assistants here\)"
-    ):
+    with pytest.raises(DataError, match=r"the chat template cannot render a conversation \(no assistants here\)"):
         ChatEncoder(broken, max_length=128)
 
 
-THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>\n\n</think>\n\n' if m.role == "
-    + (
-        "'assistant' else '') + m.content + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
+THINKING = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>\n\n</think>\n\n' if m.role == " + (
+    "'assistant' else '') + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

@@ -67,9 +67,7 @@ def test_feed_forward_width_follows_the_hidden_size(generation, expected):
     assert MiniMindConfig(generation=generation, hidden_size=768).intermediate_size == expected
 
 
-@pytest.mark.parametrize(
-    "name", ["n_routed_experts", "n_shared_experts", "aux_loss_alpha", "scoring_func", "seq_aux"]
-)
+@pytest.mark.parametrize("name", ["n_routed_experts", "n_shared_experts", "aux_loss_alpha", "scoring_func", "seq_aux"])
 def test_names_that_only_generation_2_has(name):
     value = {"scoring_func": "softmax", "seq_aux": True, "aux_loss_alpha": 0.1}.get(name, 1)
     assert MiniMindConfig(**{name: value}).generation == 2

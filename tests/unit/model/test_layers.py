@@ -78,9 +78,7 @@ def test_yarn_waits_for_contexts_longer_than_the_original():
 def test_attention_factor_scales_the_tables():
     plain = rotary_tables(config(8), torch.tensor([[0, 3]]))
     fields = {"inference_rope_scaling": True, "max_position_embeddings": 2048}
-    scaled = rotary_tables(
-        config(8, **fields, rope_scaling={"attention_factor": 2.0}), torch.tensor([[0, 3]])
-    )
+    scaled = rotary_tables(config(8, **fields, rope_scaling={"attention_factor": 2.0}), torch.tensor([[0, 3]]))
     for one, other in zip(plain, scaled, strict=True):
         torch.testing.assert_close(other, 2 * one)
 

@@ -237,6 +237,4 @@ def test_the_default_model_is_minimind2():
     # H) + H
     h = 512
     layer = 2 * h * h + 2 * h * 128 + 3 * h * 1408 + 2 * h
-    assert (
-        sum(parameter.numel() for parameter in model.parameters()) == 6400 * h + 8 * layer + h == 25_829_888
-    )
+    assert sum(parameter.numel() for parameter in model.parameters()) == 6400 * h + 8 * layer + h == 25_829_888

@@ -17,9 +17,7 @@ H = 16
 
 def moe(generation: int, **fields) -> MixtureOfExperts:
     torch.manual_seed(generation)
-    config = MiniMindConfig(
-        generation=generation, hidden_size=H, use_moe=True, moe_intermediate_size=24, **fields
-    )
+    config = MiniMindConfig(generation=generation, hidden_size=H, use_moe=True, moe_intermediate_size=24, **fields)
     module = MixtureOfExperts(config)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -37,9 +35,7 @@ def naive(module: MixtureOfExperts, x: Tensor) -> Tensor:
     for position in range(x.shape[1]):
         token = x[0, position]
         scores = (module.gate.weight @ token).softmax(0)
-        best = sorted(range(config.num_experts), key=lambda e: -scores[e].item())[
-            : config.num_experts_per_tok
-        ]
+        best = sorted(range(config.num_experts), key=lambda e: -scores[e].item())[: config.num_experts_per_tok]
         weights = [scores[expert] for expert in best]
         if config.norm_topk_prob and (config.generation == 3 or config.num_experts_per_tok > 1):
             weights = [weight / sum(weights) for weight in weights]
@@ -138,9 +134,7 @@ def test_aux_loss_of_generation_2_over_all_tokens_by_hand():
 
 # Both experts chosen by every token (k = 2): the load is even, whatever the scores. Generation 2 divides by k
 # and has 2 * (1/2 * (7/16 + 9/16)) = 1; MiniMind-3 does not and has 2.
-@pytest.mark.parametrize(
-    ("generation", "seq_aux", "expected"), [(2, True, 1.0), (2, False, 1.0), (3, False, 2.0)]
-)
+@pytest.mark.parametrize(("generation", "seq_aux", "expected"), [(2, True, 1.0), (2, False, 1.0), (3, False, 2.0)])
 def test_aux_loss_of_two_experts_a_token(generation, seq_aux, expected):
     config = aux_config(generation, seq_aux=seq_aux, num_experts_per_tok=2)
     both = torch.tensor([[0, 1]] * 4)

@@ -11,12 +11,7 @@ from minimind.model.packed_attention import PackLayout, packed_attention
 
 def allowed(segments: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
     """(T, T) mask from the definition: same pair, not later, and rejected never sees chosen's own."""
-    who = [
-        (pair, part)
-        for pair, lengths in enumerate(segments)
-        for part in range(3)
-        for _ in range(lengths[part])
-    ]
+    who = [(pair, part) for pair, lengths in enumerate(segments) for part in range(3) for _ in range(lengths[part])]
     mask = torch.zeros(len(who), len(who), dtype=torch.bool)
     for i, (pair, part) in enumerate(who):
         for j, (other_pair, other_part) in enumerate(who[: i + 1]):
@@ -50,9 +45,7 @@ def test_equals_the_definition(segments, kv_heads):
     total = sum(map(sum, segments))
     query = torch.randn(1, 4, total, 8, generator=generator)
     key, value = (torch.randn(1, kv_heads, total, 8, generator=generator) for _ in range(2))
-    out, weights = packed_attention(
-        nn.Module(), query, key, value, None, pack=PackLayout(segments), scaling=0.3
-    )
+    out, weights = packed_attention(nn.Module(), query, key, value, None, pack=PackLayout(segments), scaling=0.3)
     assert weights is None
     assert out.shape == (1, total, 4, 8)
     torch.testing.assert_close(out, naive(query, key, value, allowed(segments), 0.3), rtol=1e-5, atol=1e-6)

@@ -86,9 +86,7 @@ def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
 def test_gradcheck_in_float64(monkeypatch, block_elements, with_bias):
     monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
     hidden, weight, bias, targets = inputs(torch.float64)
-    leaves = [
-        tensor.requires_grad_() for tensor in ((hidden, weight, bias) if with_bias else (hidden, weight))
-    ]
+    leaves = [tensor.requires_grad_() for tensor in ((hidden, weight, bias) if with_bias else (hidden, weight))]
 
     def score(hidden, weight, bias=None):
         return target_log_probs(hidden, weight, targets, bias)

@@ -70,8 +70,8 @@ TOLD = (
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_files_tell_their_own_configuration(shared, name):
-    """All that MiniMind's own configuration says, but for the context length and (mixtures) the width of a dense
-    network, which such a model does not have."""
+    """All that MiniMind's own configuration says, but for the context length and (mixtures) the width of a
+    dense network, which such a model does not have."""
     golden = MiniMindConfig(**json.loads((shared / "golden" / f"{name}.json").read_text())["config"])
     read = read_config(open_pickled(shared / "golden" / f"{name}_policy.pth"), {})
     told = [field for field in TOLD if field != ("intermediate_size" if golden.use_moe else "moe_intermediate_size")]
@@ -132,7 +132,9 @@ def test_heads_that_do_not_divide_name_the_flag(tmp_path):
 
 def test_other_models_are_refused_with_what_was_found(tmp_path):
     file = file_of({"transformer.wte.weight": torch.ones(2, 2)}, tmp_path)
-    with pytest.raises(WeightsError, match="not MiniMind weights; expected 'model.embed_tokens.weight'.* found transformer.wte"):
+    with pytest.raises(
+        WeightsError, match=r"not MiniMind weights; expected 'model.embed_tokens.weight'.* found transformer.wte"
+    ):
         read_config(file, {})
 
 
@@ -144,6 +146,8 @@ def test_an_embedding_that_is_no_matrix_is_refused(tmp_path):
 
 
 def test_a_router_without_experts_is_refused(tmp_path):
-    state = {name: t for name, t in minimind_state(minimind("minimind2_moe").state_dict()).items() if ".experts." not in name}
+    state = {
+        name: t for name, t in minimind_state(minimind("minimind2_moe").state_dict()).items() if ".experts." not in name
+    }
     with pytest.raises(WeightsError, match=r"has a router but no 'model.layers.0.mlp.experts.0.gate_proj.weight'"):
         read_config(file_of(state, tmp_path), {})

@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from minimind import MiniMindConfig, MiniMindForCausalLM, save_weights
 from minimind.errors import WeightsError
@@ -191,14 +193,26 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path):
         open_weights(tmp_path, {})
 
 
+def open_and_check(folder) -> None:
+    """What a run does before it fills a model; either may refuse."""
+    source = open_weights(folder, {})
+    source.check_fit(parameter_shapes(LlamaForCausalLM(source.config)))
+
+
 def test_a_llama_folder_without_a_tensor_is_not_filled_up_at_random(tmp_path):
     """transformers would draw what is missing and only warn."""
-    from safetensors.torch import load_file, save_file
-
     model = llama(tied=False)
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        open_weights(tmp_path, {}).check_fit(parameter_shapes(model))
+        open_and_check(tmp_path)
+
+
+def test_a_llama_folder_with_more_layers_than_its_configuration_is_not_cut_short(tmp_path):
+    llama(tied=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(WeightsError, match=r"model\.layers\.1\."):
+        open_and_check(tmp_path)
