@@ -51,3 +51,13 @@ def conversation(question: str, answer: str, *more: str) -> list[dict[str, str]]
 def pair(question: str, chosen: str, rejected: str) -> dict[str, list[dict[str, str]]]:
     """A preference row of one turn."""
     return {"chosen": conversation(question, chosen), "rejected": conversation(question, rejected)}
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    """A process group of one, for code that reduces over ranks."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

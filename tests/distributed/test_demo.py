@@ -1,0 +1,36 @@
+"""The demo, shortened: what a new user's first command must show."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed.launching import metrics, train
+
+pytestmark = pytest.mark.distributed
+
+
+def test_demo_learns_and_answers_better(tmp_path):
+    done = train("--max_steps", 60, "--save_dir", tmp_path).succeeded()
+    assert done.output.index("This is the demo") < done.output.index("evaluation at step 0")
+    assert "--data_path pairs.jsonl" in done.output
+    held_out = metrics(tmp_path, "eval/loss")
+    assert held_out[0]["eval/rewards/accuracies"] == pytest.approx(0.5, abs=0.02)
+    assert held_out[-1]["step"] == 60
+    assert held_out[-1]["eval/rewards/accuracies"] > 0.9
+
+    shown = done.output.partition("Answers to held-out prompts")[2].splitlines()
+    before, after = (
+        [line.strip()[7:].strip() for line in shown if line.strip().startswith(w)] for w in ("before", "after")
+    )
+    assert len(before) == len(after) == 4
+    brushed_off = ("Look it up yourself", "我不想说英语", "谁会关心")
+    assert any(answer.startswith(brushed_off) for answer in before)
+    assert not any(answer.startswith(brushed_off) for answer in after)
+
+
+def test_any_flag_overrides_the_demo(tmp_path):
+    flags = ("--learning_rate", 1e-6, "--batch_size", 4, "--max_steps", 1, "--save_dir", tmp_path)
+    done = train(*flags).succeeded()
+    assert "learning_rate           1e-06  (flag)" in done.output
+    assert "1 steps of 4 pairs" in done.output
+    assert metrics(tmp_path)[0]["learning_rate"] < 1e-6

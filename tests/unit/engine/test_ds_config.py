@@ -1,0 +1,65 @@
+"""DeepSpeed files: what is left open is filled, and nothing is left open."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minimind.config import parse_settings
+from minimind.engine.ds_config import resolve_policy, resolve_reference
+from tests.conftest import REPO
+
+
+def resolved(tmp_path, changes, *flags, ranks=2):
+    values = {**json.loads((REPO / "ds_configs/zero3.json").read_text()), **changes}
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(values))
+    return resolve_policy(path, parse_settings(list(flags)), ranks, on_cpu=True)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_bundled_files_have_no_auto_left(name):
+    done = resolve_policy(REPO / f"ds_configs/{name}.json", parse_settings([]), 2, on_cpu=True)
+    assert '"auto"' not in json.dumps(done.values)
+    assert done.stage == int(name[-1])
+    assert done.values["train_batch_size"] == 8
+
+
+def test_autos_of_hugging_face_s_examples_become_deepspeed_s_defaults(tmp_path):
+    section = {"stage": 3, "stage3_prefetch_bucket_size": "auto", "reduce_bucket_size": "auto"}
+    done = resolved(tmp_path, {"zero_optimization": section})
+    assert done.values["zero_optimization"] == {
+        "stage": 3, "stage3_prefetch_bucket_size": 50_000_000, "reduce_bucket_size": 500_000_000,
+    }  # fmt: skip
+
+
+def test_monitors_write_into_the_run_s_folder(tmp_path):
+    changes = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True, "output_path": "elsewhere"}}
+    done = resolved(tmp_path, changes, "--save_dir", "out/mine")
+    assert done.values["csv_monitor"] == {"enabled": True, "output_path": "out/mine", "job_name": "csv"}
+    assert done.values["tensorboard"]["output_path"] == "elsewhere"
+
+
+def test_clipping_is_off_at_0_and_never_missing(tmp_path):
+    assert resolved(tmp_path, {}, "--grad_clip", "0").values["gradient_clipping"] == 0.0
+    assert resolved(tmp_path, {}).values["gradient_clipping"] == 1.0
+
+
+def test_flag_that_repeats_the_file_is_no_disagreement(tmp_path):
+    done = resolved(tmp_path, {"gradient_clipping": 0.5}, "--grad_clip", "0.5")
+    assert done.values["gradient_clipping"] == 0.5
+
+
+def test_dtype_of_the_file_is_taken_when_no_flag_says_otherwise(tmp_path):
+    done = resolved(tmp_path, {"bf16": {"enabled": False}, "fp16": {"enabled": False}})
+    assert done.settings.config.dtype == "float32"
+    assert done.settings.origins["dtype"] == "DeepSpeed file"
+
+
+def test_reference_has_the_policy_s_precision():
+    settings = parse_settings(["--dtype", "float32", "--batch_size", "3"])
+    values = resolve_reference(REPO / "ds_configs/reference.json", settings, 2).values
+    assert values["bf16"] == values["fp16"] == {"enabled": False}
+    assert values["train_batch_size"] == 6
+    assert '"auto"' not in json.dumps(values)
