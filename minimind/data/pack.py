@@ -141,6 +141,21 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
     )
 
 
+def join(packs: Sequence[PackedPairs]) -> PackedPairs:
+    """Several packs as one, their targets in the same order: for a forward that has nothing to keep for backward."""
+    starts = np.cumsum([0, *(len(one.token_ids) for one in packs)])
+    return PackedPairs(
+        token_ids=torch.cat([one.token_ids for one in packs]),
+        position_ids=torch.cat([one.position_ids for one in packs]),
+        target_positions=torch.cat([one.target_positions + int(s) for one, s in zip(packs, starts, strict=False)]),
+        target_ids=torch.cat([one.target_ids for one in packs]),
+        target_counts=torch.cat([one.target_counts for one in packs]),
+        segments=tuple(segment for one in packs for segment in one.segments),
+        row_tokens=sum(one.row_tokens for one in packs),
+        lines=tuple(line for one in packs for line in one.lines),
+    )
+
+
 def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     """Lay pairs out as 2N rows padded to the longest."""
     rows = [row for pair in pairs for row in (pair.chosen[:-1], pair.rejected[:-1])]

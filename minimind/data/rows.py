@@ -62,8 +62,8 @@ def parse_row(line: bytes) -> PreferenceRow:
         raise RowError(f"not UTF-8 (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise RowError("broken JSON: nested too deeply") from error
+    except (RecursionError, ValueError) as error:
+        raise RowError(f"broken JSON: nested too deeply or a number too large ({error})") from error
     if not isinstance(row, dict):
         raise RowError(f"a JSON {type(row).__name__}, not an object with 'chosen' and 'rejected'")
     for half in ("chosen", "rejected"):
@@ -84,8 +84,11 @@ def _check_messages(half: str, messages: Any) -> None:
             raise RowError(f"{half!r} message {index} has role {message['role']!r}; known are {', '.join(ROLES)}")
         # An assistant turn that only calls tools may go without text.
         calls_tools = message["role"] == "assistant" and message.get("tool_calls")
-        if not isinstance(message.get("content"), str) and not calls_tools:
+        content = message.get("content")
+        if not isinstance(content, str) and not calls_tools:
             raise RowError(f"{half!r} message {index} has no text in 'content'")
+        if isinstance(content, str) and any("\ud800" <= character <= "\udfff" for character in content):
+            raise RowError(f"{half!r} message {index} has half of a surrogate pair, which is no text")
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError(f"{half!r} has no assistant turn")
 

@@ -25,6 +25,9 @@ class PairStream:
         world_size: ranks.
         shuffle: a new order for every epoch, drawn from seed and epoch; else file order.
         seed: of the order.
+        costs: (num_pairs,) what each pair costs to train on. Given them, the pairs of a global batch are dealt so that
+            every micro-batch of every rank costs about the same; which global batch a pair is in stays as it is, and
+            with it the mean loss and its gradient.
     """
 
     num_pairs: int
@@ -34,6 +37,7 @@ class PairStream:
     world_size: int
     shuffle: bool
     seed: int
+    costs: NDArray[np.float64] | None = None
 
     @property
     def global_batch_size(self) -> int:
@@ -57,9 +61,12 @@ class PairStream:
         """Pair indices of global step `step` (from 1) for one rank: one list per micro-batch."""
         start = (step - 1) * self.global_batch_size
         batch = [self._pair(position) for position in range(start, start + self.global_batch_size)]
-        per_micro_step = self.micro_batch_size * self.world_size
-        offsets = (micro * per_micro_step + rank * self.micro_batch_size for micro in range(self.accumulation_steps))
-        return [batch[offset : offset + self.micro_batch_size] for offset in offsets]
+        size, ranks = self.micro_batch_size, self.world_size
+        if self.costs is None:
+            starts = ((micro * ranks + rank) * size for micro in range(self.accumulation_steps))
+            return [batch[start : start + size] for start in starts]
+        dealt = _deal(batch, self.costs, self.accumulation_steps * ranks, size)
+        return dealt[rank::ranks]
 
     def _pair(self, position: int) -> int:
         epoch, index = divmod(position, self.num_pairs)
@@ -69,3 +76,17 @@ class PairStream:
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(num_pairs)
+
+
+def _deal(pairs: list[int], costs: NDArray[np.float64], hands: int, size: int) -> list[list[int]]:
+    """Deal pairs into hands of equal size and about equal cost: the dearest first, each to the cheapest hand with room.
+
+    Within a hand the pairs keep their order, so that one hand is simply the batch.
+    """
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    totals = [0.0] * hands
+    for place in sorted(range(len(pairs)), key=lambda place: (-costs[pairs[place]], place)):
+        hand = min((h for h in range(hands) if len(dealt[h]) < size), key=lambda h: (totals[h], h))
+        dealt[hand].append(place)
+        totals[hand] += float(costs[pairs[place]])
+    return [[pairs[place] for place in sorted(hand)] for hand in dealt]

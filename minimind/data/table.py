@@ -31,6 +31,8 @@ from minimind.errors import DataError
 
 _FORMAT = 1
 _ROWS_PER_TASK = 256
+# At about this length attention costs as much as everything else in a block; it only weighs pairs against each other.
+_ATTENTION_TOKENS = 8192
 # Below this many rows, starting worker processes costs more than they save.
 _PARALLEL_FROM = 4 * _ROWS_PER_TASK
 
@@ -132,6 +134,14 @@ class PairTable:
         return dataclasses.replace(self, selected=selected)
 
     @property
+    def costs(self) -> NDArray[np.float64]:
+        """What each pair costs to train on, about, (len,) float64: the tokens of its pack, and attention's share."""
+        lengths = np.diff(self.offsets).reshape(-1, 2)[self.selected].astype(np.float64)
+        prefixes = self.prefixes[self.selected].astype(np.float64)
+        packed = lengths.sum(1) - prefixes
+        return packed + (lengths**2).sum(1) / _ATTENTION_TOKENS
+
+    @property
     def total_rows(self) -> int:
         return len(self.lines) + sum(not row.tokenized for row in self.bad)
 
@@ -155,9 +165,13 @@ def load_table(
     encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
     key = _key(path, encoder)
     folder = cache_dir / f"pairs-{key}"
-    if not (folder / "meta.json").is_file():
+    table = _open(path, key, folder)
+    if table is None:
         _write(folder, _tokenize(path, encoder, num_workers))
-    return _open(path, key, folder)
+        table = _open(path, key, folder)
+    if table is None:
+        raise DataError(f"{folder}: the tokenised data cannot be read back; see --cache_dir")
+    return table
 
 
 def _key(path: Path, encoder: ChatEncoder) -> str:
@@ -202,7 +216,7 @@ def _tokenize(path: Path, encoder: ChatEncoder, num_workers: int) -> Iterator[_C
     batches = _batched(read_lines(path), _ROWS_PER_TASK)
     first = list(itertools.islice(batches, _PARALLEL_FROM // _ROWS_PER_TASK))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
-    if len(first) * _ROWS_PER_TASK < _PARALLEL_FROM or workers < 2:
+    if sum(map(len, first)) < _PARALLEL_FROM or workers < 2:
         for batch in itertools.chain(first, batches):
             yield _encode_lines(encoder, batch)
         return
@@ -264,9 +278,11 @@ def _common_prefix(one: list[int], other: list[int]) -> int:
 
 def _write(folder: Path, chunks: Iterator[_Chunk]) -> None:
     """Write the arrays beside their place, then rename: a killed run leaves nothing that looks finished."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    partial = folder
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
         lengths: list[int] = []
         prefixes: list[int] = []
         lines: list[int] = []
@@ -293,23 +309,30 @@ def _write(folder: Path, chunks: Iterator[_Chunk]) -> None:
     except OSError as error:
         raise DataError(f"{folder}: the tokenised data cannot be written ({error}); see --cache_dir") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial != folder:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _open(path: Path, key: str, folder: Path) -> PairTable:
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    lines = np.load(folder / "lines.npy")
-    return PairTable(
-        path=path,
-        key=key,
-        tokens=_map(folder / "tokens.i32", np.int32),
-        mask=_map(folder / "mask.u8", np.uint8),
-        offsets=np.load(folder / "offsets.npy"),
-        prefixes=np.load(folder / "prefixes.npy"),
-        lines=lines,
-        bad=tuple(BadRow(**row) for row in meta["bad"]),
-        selected=np.arange(len(lines)),
-    )
+def _open(path: Path, key: str, folder: Path) -> PairTable | None:
+    """The table in a folder, or None if there is none or it is not whole."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        lines, prefixes = np.load(folder / "lines.npy"), np.load(folder / "prefixes.npy")
+        table = PairTable(
+            path=path,
+            key=key,
+            tokens=_map(folder / "tokens.i32", np.int32),
+            mask=_map(folder / "mask.u8", np.uint8),
+            offsets=np.load(folder / "offsets.npy"),
+            prefixes=prefixes,
+            lines=lines,
+            bad=tuple(BadRow(**row) for row in meta["bad"]),
+            selected=np.arange(len(lines)),
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    whole = len(table.offsets) == 2 * len(lines) + 1 and len(prefixes) == len(lines)
+    return table if whole and len(table.tokens) == len(table.mask) == table.offsets[-1] else None
 
 
 def _map(path: Path, dtype: type) -> NDArray[Any]:

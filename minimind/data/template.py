@@ -93,6 +93,8 @@ class ChatEncoder:
         start, end = f"{self.tokenizer.bos_token}assistant\n", f"{self.tokenizer.eos_token}\n"
         if start in once and once.endswith(end):
             return start, end
+        if opened not in twice.partition("ANSWER")[0].rpartition("Q")[2]:
+            return "", ""  # what opens a turn for generation is not what opens it in a conversation
         after_once, after_first = once.partition("ANSWER")[2], twice.partition("ANSWER")[2]
         common = 0
         while common < min(len(after_once), len(after_first)) and after_once[common] == after_first[common]:

@@ -184,5 +184,3 @@ def _check_compiled_op(speaks: bool) -> None:
             )
     if speaks and not any(root.rglob("deepspeed_shm_comm.so")):
         print("First run on this machine: DeepSpeed compiles its CPU communication, about half a minute", flush=True)
-
-

@@ -60,6 +60,7 @@ def _train(prepared: Prepared, world: World) -> None:
         world_size=world.size,
         shuffle=config.shuffle,
         seed=config.seed,
+        costs=table.costs,
     )
     total_steps = process.agree(world, lambda: _total_steps(stream, config))
     announce_data(console, table, eval_table, stream, total_steps)

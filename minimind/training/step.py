@@ -48,7 +48,7 @@ def train_step(
 ) -> None:
     """Train on one global step's micro-batches."""
     batches = [to_device(batch, policy.world.device) for batch in batches]
-    reference_log_probs = [reference.score(batch) for batch in batches]
+    reference_log_probs = reference.score_step(batches)
     for batch, reference_part in zip(batches, reference_log_probs, strict=True):
         log_probs, aux_loss = policy.score(batch)
         outcomes = objective.outcomes(batch, log_probs, reference_part)

@@ -6,6 +6,8 @@ path -> load_weights -> model          state dict -> save_minimind -> .pth
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import shutil
 from collections.abc import Mapping
@@ -49,7 +51,7 @@ def fill(model: PreTrainedModel, source: WeightSource) -> None:
 def plain_model(config: PretrainedConfig, state: Mapping[str, Tensor]) -> PreTrainedModel:
     """A model that runs on one process, around the tensors given (not copied); for samples and for export."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     complete = dict(state)
     if HEAD not in complete and EMBEDDING in complete:
         complete[HEAD] = complete[EMBEDDING]
@@ -69,17 +71,17 @@ def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -
     out = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
     if HEAD not in out or state[HEAD].data_ptr() == state[EMBEDDING].data_ptr():
         out[HEAD] = out[EMBEDDING]
-    # An expert is a view into its stack; torch.save would write the whole stack once per expert's storage.
-    plain = {name: tensor.clone() if tensor._is_view() else tensor for name, tensor in minimind_state(out).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        torch.save(plain, partial)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(minimind_state(out), partial)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer turns a full disk into a RuntimeError.
         raise WeightsError(f"{path}: cannot be written ({error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def save_huggingface(

@@ -79,6 +79,11 @@ class MiniMindSource(WeightSource):
         out = {}
         for name, parts in self._parts.items():
             shape = self._file.shape(parts[0])
+            if any(self._file.shape(part) != shape for part in parts):
+                raise WeightsError(
+                    f"{self.origin}: the experts of {name} differ in shape: "
+                    + ", ".join(f"{part} {self._file.shape(part)}" for part in parts)
+                )
             # Hugging Face folders that this project wrote hold the experts stacked already.
             out[name] = (len(parts), *shape) if parts[0] != name else shape
         return out
@@ -87,10 +92,7 @@ class MiniMindSource(WeightSource):
         parts = self._parts[name]
         if parts == [name]:
             return self._file[name]
-        try:
-            return torch.stack([self._file[part] for part in parts])
-        except RuntimeError as error:
-            raise WeightsError(f"{self.origin}: the experts of {name} differ in shape ({error})") from error
+        return torch.stack([self._file[part] for part in parts])
 
     def fingerprint(self) -> str:
         return _fingerprint(self)
@@ -103,12 +105,15 @@ class HuggingFaceSource(WeightSource):
         self.config, self.origin, self.tokenizer_path = config, str(folder), folder
         self._tensors: Mapping[str, Tensor] = open_folder(folder)
         with torch.device("meta"):
-            expected = parameter_shapes(AutoModelForCausalLM.from_config(config))
+            model = AutoModelForCausalLM.from_config(config)
+        expected, aliases = parameter_shapes(model), set(model.state_dict())
+        self._names = list(expected)
         if not set(expected) <= set(self._tensors):
             # Some architectures are stored under other names than they run with; transformers knows how to convert.
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
-            self._tensors = dict(model.state_dict())
-        self._names = list(expected)
+            self._tensors = _converted(folder)
+        else:
+            # A tied tensor may stand there under both names, and old files hold rotary tables.
+            self._names += [n for n in self._tensors if n not in aliases and not n.endswith("rotary_emb.inv_freq")]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         tensors = self._tensors
@@ -171,6 +176,26 @@ def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise WeightsError(f"{path}: model type {config.model_type!r} is no causal language model")
     return HuggingFaceSource(path, config)
+
+
+def _converted(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder as transformers converts them; nothing made up, nothing left out.
+
+    Raises:
+        WeightsError: tensors that are missing, left over or of another shape, which transformers only logs.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype="auto", output_loading_info=True
+    )
+    problems = [
+        f"{kind.removesuffix('_keys')}: {key}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for key in sorted(map(str, info[kind]))
+    ]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:20])
+        raise WeightsError(f"{folder}: does not fit its own config.json:\n{listed}")
+    return dict(model.state_dict())
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from minimind.data.pack import pack, pad, to_device
+from minimind.data.pack import join, pack, pad, to_device
 from minimind.data.table import PreferencePair
 
 
@@ -143,3 +145,10 @@ def test_to_device_moves_every_tensor_and_keeps_the_rest(layout):
             assert getattr(moved, name).device.type == "meta"
         else:
             assert getattr(moved, name) == value
+
+
+def test_joined_packs_are_the_pack_of_all_pairs():
+    joined, whole = join([pack([A, B]), pack([A])]), pack([A, B, A])
+    for field in dataclasses.fields(whole):
+        mine, expected = getattr(joined, field.name), getattr(whole, field.name)
+        assert torch.equal(mine, expected) if isinstance(mine, torch.Tensor) else mine == expected

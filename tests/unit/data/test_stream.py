@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from minimind.data.stream import PairStream
@@ -92,3 +93,20 @@ def test_more_epochs_leave_the_first_ones_as_they_were():
 def test_epoch_of_a_step():
     # steps of 12 of 24 pairs
     assert [BASE.epoch_of(step) for step in (1, 2, 3)] == [0.5, 1.0, 1.5]
+
+
+def test_dealing_by_cost_balances_every_micro_batch_and_moves_no_pair_to_another_step():
+    """12 pairs of cost 1 to 12, 2 ranks x 3 micro-batches of 2: 12 + 1, 11 + 2, ... cost 13 each."""
+    costs = np.arange(1.0, 13.0)
+    plain = dataclasses.replace(BASE, num_pairs=12, epochs=1)
+    dealt = dataclasses.replace(plain, costs=costs)
+    assert sorted(step_pairs(dealt, 1)) == sorted(step_pairs(plain, 1))
+    for rank in range(2):
+        assert [sum(costs[pair] for pair in hand) for hand in dealt.micro_batches(1, rank)] == [13.0] * 3
+        assert [len(hand) for hand in dealt.micro_batches(1, rank)] == [2] * 3
+
+
+def test_a_single_hand_is_the_batch_in_its_order():
+    stream = dataclasses.replace(BASE, micro_batch_size=12, accumulation_steps=1, world_size=1)
+    dealt = dataclasses.replace(stream, costs=np.arange(24.0))
+    assert dealt.micro_batches(2, 0) == stream.micro_batches(2, 0)

@@ -68,8 +68,7 @@ def test_pairs_differ_in_the_last_answer_only(path: Path) -> None:
 @pytest.mark.parametrize("path", [TRAIN_PATH, EVAL_PATH])
 def test_length_does_not_tell_chosen_from_rejected(path: Path) -> None:
     lengths = [
-        [len(pair[half][-1]["content"].encode()) for half in ("chosen", "rejected")]
-        for pair in read_pairs(path)
+        [len(pair[half][-1]["content"].encode()) for half in ("chosen", "rejected")] for pair in read_pairs(path)
     ]
     chosen_longer = sum(chosen > rejected for chosen, rejected in lengths) / len(lengths)
     assert 0.4 < chosen_longer < 0.6
@@ -104,9 +103,7 @@ def test_tokenizer_is_of_minimind_kind(tokenizer: PreTrainedTokenizerFast) -> No
     assert tokenizer.model_max_length == 32768
 
 
-@pytest.mark.parametrize(
-    "text", ["Hello, world!", "你好，世界！", " two  spaces\n", "naïve 🙂", "1234567890"]
-)
+@pytest.mark.parametrize("text", ["Hello, world!", "你好，世界！", " two  spaces\n", "naïve 🙂", "1234567890"])
 def test_tokenizer_keeps_every_byte_and_adds_nothing(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text

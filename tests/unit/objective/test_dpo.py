@@ -83,6 +83,14 @@ def test_bf16_log_probs_are_summed_in_float32():
     assert loss.item() == pytest.approx(minus_log_sigmoid(-3.0), abs=1e-6)
 
 
+def test_a_row_of_one_target_is_its_own_mean():
+    """Chosen -1 against -2 of the reference, rejected -3 against -1: 0.6 * ((-1 + 3) - (-2 + 1)) = 1.8."""
+    one = torch.tensor([[1, 0, 0], [1, 0, 0]])
+    for average in (True, False):
+        loss = dpo_loss(REFERENCE, POLICY, one, BETA, average)
+        assert loss.item() == pytest.approx(minus_log_sigmoid(1.8), abs=1e-6)
+
+
 # Two pairs. The first: one target in the prefix, two of chosen, one of rejected; the second: one of chosen
 # alone.
 LOG_PROBS = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
