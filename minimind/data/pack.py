@@ -74,7 +74,7 @@ Batch = TypeVar("Batch", bound=PairBatch)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device; counts and lengths stay where no kernel waits for them."""
+    """The batch with its tensors on a device."""
     moved: dict[str, Any] = {
         field.name: value.to(device, non_blocking=True)
         for field in dataclasses.fields(batch)

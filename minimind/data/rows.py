@@ -29,6 +29,21 @@ class PreferenceRow:
     rejected: list[dict[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadRow:
+    """A row that cannot be trained on, and why.
+
+    Attributes:
+        line: line number in the file, from 1.
+        reason: what is wrong.
+        tokenized: the row is whole but too little of it is left after truncation; it can be kept all the same.
+    """
+
+    line: int
+    reason: str
+    tokenized: bool
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line numbers (from 1) and contents of a JSON-lines file; blank lines are left out.
 

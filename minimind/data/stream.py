@@ -27,7 +27,7 @@ class PairStream:
         seed: of the order.
         costs: (num_pairs,) what each pair costs to train on. Given them, the pairs of a global batch are dealt so that
             every micro-batch of every rank costs about the same; which global batch a pair is in stays as it is, and
-            with it the mean loss and its gradient.
+            with it the mean DPO loss and its gradient.
     """
 
     num_pairs: int

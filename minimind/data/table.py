@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.rows import RowError, parse_row, read_lines
+from minimind.data.rows import BadRow
 from minimind.data.template import ChatEncoder
+from minimind.data.tokenize import Chunk, tokenize
 from minimind.errors import DataError
 
 _FORMAT = 1
-_ROWS_PER_TASK = 256
 # At about this length attention costs as much as everything else in a block; it only weighs pairs against each other.
 _ATTENTION_TOKENS = 8192
-# Below this many rows, starting worker processes costs more than they save.
-_PARALLEL_FROM = 4 * _ROWS_PER_TASK
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,21 +49,6 @@ class PreferencePair:
     rejected_mask: NDArray[np.uint8]
     prefix: int
     line: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BadRow:
-    """A row that cannot be trained on, and why.
-
-    Attributes:
-        line: line number in the file, from 1.
-        reason: what is wrong.
-        tokenized: the row is whole but too little of it is left after truncation; it can be kept all the same.
-    """
-
-    line: int
-    reason: str
-    tokenized: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,13 +141,14 @@ def load_table(
         DataError: the file is missing or empty, or the tokenizer cannot be used. Bad rows raise nothing here.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such preference file; give one JSON object a line (--data_path)")
+        what = "is a folder, not a file" if path.is_dir() else "no such preference file"
+        raise DataError(f"{path}: {what}; give one JSON object a line (--data_path)")
     encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
     key = _key(path, encoder)
     folder = cache_dir / f"pairs-{key}"
     table = _open(path, key, folder)
     if table is None:
-        _write(folder, _tokenize(path, encoder, num_workers))
+        _write(folder, tokenize(path, encoder, num_workers))
         table = _open(path, key, folder)
     if table is None:
         raise DataError(f"{folder}: the tokenised data cannot be read back; see --cache_dir")
@@ -187,101 +168,11 @@ def _key(path: Path, encoder: ChatEncoder) -> str:
     return digest.hexdigest()[:24]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    """Some rows, tokenised: what a worker sends back."""
-
-    tokens: NDArray[np.int32]
-    mask: NDArray[np.uint8]
-    lengths: list[int]
-    prefixes: list[int]
-    lines: list[int]
-    bad: list[BadRow]
-
-
-_worker_encoder: ChatEncoder | None = None
-
-
-def _start_worker(encoder: ChatEncoder) -> None:
-    global _worker_encoder
-    _worker_encoder = encoder
-
-
-def _work(lines: list[tuple[int, bytes]]) -> _Chunk:
-    assert _worker_encoder is not None
-    return _encode_lines(_worker_encoder, lines)
-
-
-def _tokenize(path: Path, encoder: ChatEncoder, num_workers: int) -> Iterator[_Chunk]:
-    batches = _batched(read_lines(path), _ROWS_PER_TASK)
-    first = list(itertools.islice(batches, _PARALLEL_FROM // _ROWS_PER_TASK))
-    workers = min(num_workers, len(os.sched_getaffinity(0)))
-    if sum(map(len, first)) < _PARALLEL_FROM or workers < 2:
-        for batch in itertools.chain(first, batches):
-            yield _encode_lines(encoder, batch)
-        return
-    # spawn: this process may already have threads (torch, gloo) that a fork would copy in mid-step.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder,)) as pool:
-        yield from pool.map(_work, itertools.chain(first, batches))
-
-
-def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-def _encode_lines(encoder: ChatEncoder, lines: list[tuple[int, bytes]]) -> _Chunk:
-    tokens: list[int] = []
-    mask: list[int] = []
-    lengths: list[int] = []
-    prefixes: list[int] = []
-    numbers: list[int] = []
-    bad: list[BadRow] = []
-    for number, line in lines:
-        try:
-            row = parse_row(line)
-            chosen, rejected = encoder.encode(row.chosen, number), encoder.encode(row.rejected, number)
-        except RowError as error:
-            bad.append(BadRow(line=number, reason=str(error), tokenized=False))
-            continue
-        except Exception as error:  # noqa: BLE001 - the template is a program; what it raises is the row's fault
-            bad.append(BadRow(line=number, reason=f"the chat template refuses it: {error}", tokenized=False))
-            continue
-        empty = [half for half, r in (("chosen", chosen), ("rejected", rejected)) if not any(r.mask[1:])]
-        if empty or chosen.tokens == rejected.tokens:
-            what = f"the {' and the '.join(empty)} answer" if empty else "the answers' difference"
-            reason = f"nothing is left of {what} within {encoder.max_length} tokens (--max_seq_len)"
-            bad.append(BadRow(line=number, reason=reason, tokenized=True))
-        prefixes.append(_common_prefix(chosen.tokens, rejected.tokens))
-        numbers.append(number)
-        for half in (chosen, rejected):
-            tokens += half.tokens
-            mask += half.mask
-            lengths.append(len(half.tokens))
-    return _Chunk(
-        tokens=np.array(tokens, np.int32),
-        mask=np.array(mask, np.uint8),
-        lengths=lengths,
-        prefixes=prefixes,
-        lines=numbers,
-        bad=bad,
-    )
-
-
-def _common_prefix(one: list[int], other: list[int]) -> int:
-    shorter = min(len(one), len(other))
-    differing = np.flatnonzero(np.array(one[:shorter]) != np.array(other[:shorter]))
-    return int(differing[0]) if len(differing) else shorter
-
-
-def _write(folder: Path, chunks: Iterator[_Chunk]) -> None:
+def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
     """Write the arrays beside their place, then rename: a killed run leaves nothing that looks finished."""
     partial = folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
         lengths: list[int] = []
         prefixes: list[int] = []
@@ -303,9 +194,10 @@ def _write(folder: Path, chunks: Iterator[_Chunk]) -> None:
         try:
             os.replace(partial, folder)
         except OSError:
-            # Another node on a shared disk was faster; its arrays are the same.
-            if not (folder / "meta.json").is_file():
-                raise
+            # Something is there: another run was faster, with the same arrays, or a damaged one is in the way.
+            if _open(Path(), "", folder) is None:
+                shutil.rmtree(folder)
+                os.replace(partial, folder)
     except OSError as error:
         raise DataError(f"{folder}: the tokenised data cannot be written ({error}); see --cache_dir") from error
     finally:

@@ -60,7 +60,7 @@ class ChatEncoder:
         text = self._render(messages)
         if EMPTY_THINK in text and _draw(row_number) >= self.empty_think_ratio:
             text = text.replace(EMPTY_THINK, "")
-        tokens = self._ids(text, special=True)[: self.max_length]
+        tokens = self._ids(text)[: self.max_length]
         return TokenizedRow(tokens=tokens, mask=self.mask(tokens))
 
     def mask(self, tokens: list[int]) -> list[int]:
@@ -78,8 +78,9 @@ class ChatEncoder:
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+    def _ids(self, text: str) -> list[int]:
+        # The template has written what special tokens there are; the tokenizer would put a second <bos> in front.
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _markers(self) -> tuple[str, str]:
         user, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}

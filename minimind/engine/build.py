@@ -6,45 +6,27 @@ alone to be filled from rank 0.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from minimind.engine.process import World
 from minimind.engine.scorer import PairScorer
-from minimind.weights.io import fill
-from minimind.weights.sources import WeightSource, parameter_shapes
+from minimind.weights.empty import plain_model, uninitialized_model
+from minimind.weights.sources import WeightSource, tensors
 
 
 def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World) -> PairScorer:
-    """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3.
-
-    Raises:
-        WeightsError: tensors that do not fit the model, all of them listed.
-    """
-    with torch.device("meta"):
-        source.check_fit(parameter_shapes(_empty(source.config, dtype)))
-    sharded = ds_config["zero_optimization"]["stage"] == 3
-    with deepspeed.zero.Init(config_dict_or_path=ds_config) if sharded else contextlib.nullcontext():
-        model = _empty(source.config, dtype)
-    if sharded:
-        _fill_shards(model, source, world)
-    else:
-        fill(model, source)
+    """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3."""
+    if ds_config["zero_optimization"]["stage"] < 3:
+        # A copy of its own for each tensor: what a file maps or another model shares must not be trained.
+        return PairScorer(plain_model(source.config, {n: t.to(dtype, copy=True) for n, t in tensors(source)}))
+    with deepspeed.zero.Init(config_dict_or_path=ds_config):
+        model = uninitialized_model(source.config, dtype)
+    _fill_shards(model, source, world)
     return PairScorer(model)
-
-
-def _empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model whose weights are whatever memory held: every one of them is about to be filled."""
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
-    return model
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.engine.policy import Policy
-from minimind.engine.process import World, agree, barrier
+from minimind.engine.process import World, barrier, from_main
 from minimind.errors import CheckpointError
 
 
@@ -37,28 +37,52 @@ class Checkpoints:
         tag = f"step{step:08d}"
         # DeepSpeed's own `latest` can name a checkpoint that another rank has not finished.
         policy.engine.save_checkpoint(str(self.folder), tag=tag, client_state={"step": step}, save_latest=False)
-        if self.world.is_main:
-            run = {"step": step, **self.identity}
-            _write_whole(self.folder / tag / "run.json", json.dumps(run, indent=1, ensure_ascii=False))
         barrier()
         if self.world.is_main:
+            sizes = {path.name: path.stat().st_size for path in sorted((self.folder / tag).glob("*.pt"))}
+            run = {"step": step, "files": sizes, **self.identity}
+            _write_whole(self.folder / tag / "run.json", json.dumps(run, indent=1, ensure_ascii=False))
             _write_whole(self.folder / "latest", tag)
+        barrier()
         return self.folder / tag
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, or None if there is none.
+        """The newest checkpoint, complete and of this run, or None if there is none; on all ranks alike.
 
         Raises:
-            CheckpointError: `latest` names a checkpoint that is not there, or belongs to another run.
+            CheckpointError: `latest` names a checkpoint that is not whole, or belongs to another run.
         """
+        return from_main(self.world, self._newest)
+
+    def load(self, policy: Policy, checkpoint: Path) -> int:
+        """Load a checkpoint into the policy; returns the global step it was written after.
+
+        Raises:
+            CheckpointError: files that DeepSpeed cannot load.
+        """
+        try:
+            path, client_state = policy.engine.load_checkpoint(str(self.folder), tag=checkpoint.name)
+        except Exception as error:
+            # Torn files make torch and DeepSpeed raise almost anything.
+            raise CheckpointError(f"{checkpoint}: cannot be loaded ({type(error).__name__}: {error})") from error
+        if path is None:
+            raise CheckpointError(f"{checkpoint}: holds nothing that DeepSpeed can load")
+        return int(client_state["step"])
+
+    def _newest(self) -> Path | None:
         latest = self.folder / "latest"
         if not latest.is_file():
             return None
         checkpoint = self.folder / latest.read_text(encoding="utf-8").strip()
         try:
             run = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            sizes = {name: (checkpoint / name).stat().st_size for name in run["files"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{latest} names {checkpoint.name}, which is incomplete ({error})") from error
+        written = run["files"]
+        torn = [f"{name} has {size} of {written[name]} bytes" for name, size in sizes.items() if size != written[name]]
+        if torn:
+            raise CheckpointError(f"{checkpoint}: is damaged: {', '.join(torn)}; `latest` may name an earlier one")
         differing = [
             f"{name} was {run.get(name)!r}, is {value!r}"
             for name, value in self.identity.items()
@@ -71,26 +95,6 @@ class Checkpoints:
                 "Give the same again to go on, or start anew in another --save_dir."
             )
         return checkpoint
-
-    def load(self, policy: Policy) -> int:
-        """Load the newest checkpoint into the policy, if there is one; returns the global step it was written after.
-
-        Raises:
-            CheckpointError: as `newest`, and files that DeepSpeed cannot load.
-        """
-        checkpoint = agree(self.world, self.newest)
-        if checkpoint is None:
-            return 0
-        return agree(self.world, lambda: self._load(policy, checkpoint))
-
-    def _load(self, policy: Policy, checkpoint: Path) -> int:
-        try:
-            path, client_state = policy.engine.load_checkpoint(str(self.folder), tag=checkpoint.name)
-        except Exception as error:
-            raise CheckpointError(f"{checkpoint}: cannot be loaded ({type(error).__name__}: {error})") from error
-        if path is None:
-            raise CheckpointError(f"{checkpoint}: holds nothing that DeepSpeed can load")
-        return int(client_state["step"])
 
 
 def _write_whole(path: Path, text: str) -> None:

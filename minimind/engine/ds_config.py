@@ -17,32 +17,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
-from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 
 from minimind.config import DEEPSPEED_FILE, Settings
+from minimind.engine.ds_schema import checked_keys, read_config_file
 from minimind.errors import ConfigError
 
-# Sections whose keys DeepSpeed checks itself, by these models.
-_SECTIONS: dict[str, Any] = {
-    "zero_optimization": DeepSpeedZeroConfig,
-    "bf16": DeepSpeedBF16Config,
-    "fp16": DeepSpeedFP16Config,
-    "tensorboard": TensorBoardConfig,
-    "wandb": WandbConfig,
-    "csv_monitor": CSVConfig,
-    "comet": CometConfig,
-}
-_OTHER_KEYS = (
-    "activation_checkpointing aio checkpoint comms_logger communication_data_type compile data_types "
-    "disable_allgather dump_state flops_profiler gradient_accumulation_steps gradient_allreduce_op "
-    "gradient_clipping gradient_predivide_factor log_level memory_breakdown optimizer prescale_gradients "
-    "seq_parallel_communication_data_type steps_per_print timers torch_autocast train_batch_size "
-    "train_micro_batch_size_per_gpu wall_clock_breakdown zero_allow_untested_optimizer "
-    "zero_force_ds_cpu_optimizer"
-).split()
 # Keys that a flag also sets.
 _BOUND = {
     "train_micro_batch_size_per_gpu": "batch_size",
@@ -50,6 +30,10 @@ _BOUND = {
     "gradient_clipping": "grad_clip",
     "optimizer.params.lr": "learning_rate",
 }
+_OPTIMIZERS = ("Adam", "AdamW", "Adagrad", "Lamb", "Lion", "Muon", "SGD")
+_ADAM_KEYS = (
+    "lr betas eps weight_decay torch_adam adam_w_mode amsgrad bias_correction fused foreach fp32_optimizer_states"
+).split()
 # AdamW as torch has it, which is what MiniMind trains with.
 _ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 
@@ -69,32 +53,6 @@ class ResolvedConfig:
     settings: Settings
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a DeepSpeed file.
-
-    Raises:
-        ConfigError: missing, broken (with line), a key twice, or no object.
-    """
-
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise ConfigError(f"{path}: key {repeated[0]!r} stands there twice")
-        return dict(pairs)
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such DeepSpeed configuration; there are some in ds_configs/")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else f": {error}"
-        raise ConfigError(f"{path}{where}; a DeepSpeed configuration is one JSON object") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a DeepSpeed configuration is one JSON object")
-    return values
-
-
 def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool) -> ResolvedConfig:
     """The policy's configuration.
 
@@ -102,11 +60,12 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         ConfigError: every problem of the file, and every disagreement with flags and ranks, at once.
     """
     values = read_config_file(path)
-    problems = _key_problems(values)
     values.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True}})
+    problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
+    fixed_accumulation = not _is_open(values, "gradient_accumulation_steps")
     settings = _bind_flags(values, settings, problems)
-    settings = _bind_batch(values, settings, world_size, problems)
+    settings = _bind_batch(values, settings, world_size, fixed_accumulation, problems)
     if "scheduler" in values:
         problems.append("'scheduler' is not taken from the file: use --learning_rate and --warmup_steps")
     _complete_optimizer(values, problems)
@@ -135,12 +94,13 @@ def resolve_reference(path: Path, settings: Settings, world_size: int) -> Resolv
         ConfigError: as `resolve_policy`, and another stage or an optimizer.
     """
     values = read_config_file(path)
-    problems = _key_problems(values)
+    problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
-    if _is_open(values, "train_micro_batch_size_per_gpu"):
-        values["train_micro_batch_size_per_gpu"] = settings.config.batch_size
-    values["train_batch_size"] = values["train_micro_batch_size_per_gpu"] * world_size
+    # A reference has no batch of its own; DeepSpeed wants the numbers all the same.
+    values["train_micro_batch_size_per_gpu"] = settings.config.batch_size
+    values["train_batch_size"] = settings.config.batch_size * world_size
     values["gradient_accumulation_steps"] = 1
+    _complete_monitors(values, settings.config.save_dir)
     problems += [f"{key!r} has no place in the reference's file" for key in ("optimizer", "scheduler") if key in values]
     stage = _resolve_zero(values, problems)
     if stage != 3:
@@ -149,34 +109,6 @@ def resolve_reference(path: Path, settings: Settings, world_size: int) -> Resolv
     if problems:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in problems])
     return ResolvedConfig(values=values, stage=stage, settings=settings)
-
-
-def _key_problems(values: Mapping[str, Any]) -> list[str]:
-    """Unknown keys, at the top and in the sections that DeepSpeed has models for, and values of the wrong kind."""
-    problems = []
-    known = [*_SECTIONS, *_OTHER_KEYS, "scheduler"]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            problems.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    for name, model in _SECTIONS.items():
-        section = values.get(name, {})
-        if not isinstance(section, dict):
-            problems.append(f"{name!r} is not an object")
-            continue
-        names = [alias for key, field in model.model_fields.items() for alias in (key, field.alias) if alias]
-        for key in section:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f"; did you mean '{name}.{near[0]}'?" if near else ""
-                problems.append(f"unknown key '{name}.{key}'{hint}")
-        try:
-            model(**{key: value for key, value in section.items() if key in names and value != "auto"})
-        except ValidationError as error:
-            for detail in error.errors():
-                where = ".".join(str(part) for part in (name, *detail["loc"]))
-                problems.append(f"'{where}': {detail['msg']}")
-    return problems
 
 
 def _get(values: Mapping[str, Any], path: str) -> Any:
@@ -236,12 +168,14 @@ def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str])
             problems.append(f"'{path}' is {value!r}; {kind} or \"auto\" is expected")
         elif value != ours and settings.explicit(flag):
             problems.append(f"'{path}' is {value} but --{flag} is {ours}; drop one, or write \"auto\" in the file")
-        elif value != ours:
+        elif not settings.explicit(flag):
             settings = settings.with_values({flag: value}, DEEPSPEED_FILE)
     return settings
 
 
-def _bind_batch(values: dict[str, Any], settings: Settings, world_size: int, problems: list[str]) -> Settings:
+def _bind_batch(
+    values: dict[str, Any], settings: Settings, world_size: int, fixed_accumulation: bool, problems: list[str]
+) -> Settings:
     """Make global batch = micro-batch x accumulation steps x ranks hold, or say that it does not."""
     micro, accumulation = settings.config.batch_size, settings.config.accumulation_steps
     total = _get(values, "train_batch_size")
@@ -252,7 +186,8 @@ def _bind_batch(values: dict[str, Any], settings: Settings, world_size: int, pro
         problems.append(f"'train_batch_size' is {total!r}; a whole number above 0 or \"auto\" is expected")
         return settings
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
-    if settings.origins["accumulation_steps"] == "default" and total % (micro * world_size) == 0:
+    open_accumulation = not fixed_accumulation and not settings.explicit("accumulation_steps")
+    if open_accumulation and total % (micro * world_size) == 0:
         accumulation = total // (micro * world_size)
         values["gradient_accumulation_steps"] = accumulation
         return settings.with_values({"accumulation_steps": accumulation}, DEEPSPEED_FILE)
@@ -266,15 +201,18 @@ def _bind_batch(values: dict[str, Any], settings: Settings, world_size: int, pro
 
 def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
     """An Adam section without an open end: what is not given is torch's default, as in MiniMind."""
-    optimizer = values["optimizer"]
-    if not isinstance(optimizer, dict) or "type" not in optimizer:
-        problems.append("'optimizer' needs a 'type', e.g. \"AdamW\"")
-        return
-    params = optimizer["params"]
-    if optimizer["type"] in ("Adam", "AdamW"):
+    kind, params = values["optimizer"].get("type"), values["optimizer"]["params"]
+    if str(kind).lower() not in (name.lower() for name in _OPTIMIZERS):
+        problems.append(f"'optimizer.type' is {json.dumps(kind)}; known are {', '.join(_OPTIMIZERS)}")
+    elif str(kind).lower() in ("adam", "adamw"):
         for name, value in _ADAMW.items():
             if params.get(name, "auto") == "auto":
                 params[name] = value
+        for name in params:
+            if name not in _ADAM_KEYS:
+                near = difflib.get_close_matches(name, _ADAM_KEYS, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(_ADAM_KEYS)}"
+                problems.append(f"unknown key 'optimizer.params.{name}'{hint}")
 
 
 def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:

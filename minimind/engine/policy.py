@@ -13,7 +13,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,7 +21,9 @@ from minimind.data.pack import PairBatch
 from minimind.engine.build import build_scorer
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.process import World
-from minimind.weights.sources import WeightSource, parameter_shapes
+from minimind.errors import ConfigError, TrainingError
+from minimind.weights.empty import restore_buffers
+from minimind.weights.sources import WeightSource
 
 
 class Policy:
@@ -56,28 +58,41 @@ class Policy:
         )
         self.stage = resolved.stage
         self.world = world
+        self.dtype = config.dtype
+        self._names = list(source.shapes())
+        restore_buffers(self.engine.module.model)
+        if config.dtype != "float32":
+            self._set_master_weights(source)
         self.grad_norm = torch.zeros((), device=world.device)
         if config.use_compile:
             self._compile_blocks()
 
-    def _compile_blocks(self) -> None:
-        """Compile each transformer block on its own, before ZeRO-3's hooks would come into the graphs.
+    def _set_master_weights(self, source: WeightSource) -> None:
+        """Give the optimizer's float32 weights the source's own values: DeepSpeed made them of the rounded 16-bit ones.
 
-        Blocks are alike, so one compile serves all; lengths change with every pack, so they are symbolic.
+        Updates at a small learning rate are smaller than what the rounding took away.
+        """
+        for name, parameter in self.engine.module.model.named_parameters():
+            safe_set_full_fp32_param(parameter, source.read(name).to(self.world.device, torch.float32))
+
+    def _compile_blocks(self) -> None:
+        """Compile each transformer block on its own. Blocks are alike, so one compile serves all; lengths change with
+        every pack, so they are symbolic.
+
+        Raises:
+            ConfigError: the model does not say what its blocks are.
         """
         model = self.engine.module.model
-        for module in model.modules():
-            if type(module).__name__ in model._no_split_modules:
-                module.compile(dynamic=True)
+        blocks = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+        if not blocks:
+            raise ConfigError(f"--use_compile 1: {type(model).__name__} does not say what its blocks are; use 0")
+        for block in blocks:
+            block.compile(dynamic=True)
 
     @property
     def monitor(self) -> Any:
         """DeepSpeed's monitor: `write_events([(tag, value, step)])`."""
         return self.engine.monitor
-
-    @property
-    def model_config(self) -> Any:
-        return self.engine.module.model.config
 
     @property
     def learning_rate(self) -> float:
@@ -93,16 +108,26 @@ class Policy:
         self.engine.backward(loss)
 
     def step(self) -> None:
-        """End a micro-batch; DeepSpeed decides whether the optimizer steps. Then `grad_norm` is that step's."""
+        """End a micro-batch; DeepSpeed decides whether the optimizer steps. Then `grad_norm` is that step's.
+
+        Raises:
+            TrainingError: on every rank, before any weight changes, if the gradient is not finite. In float16 that is
+                DeepSpeed's loss scaling at work, and left alone.
+        """
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary and self.stage == 0:
-            # DeepSpeed keeps no norm at stage 0 in float32; the gradients are whole and reduced here.
+            # DeepSpeed keeps no norm at stage 0 in float32, and checks none; the gradients are whole and reduced here.
             grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(grads)
+            if self.dtype != "float16" and not self.grad_norm.isfinite():
+                raise _not_finite()
+        skipped = self.engine.skipped_steps
         self.engine.step()
         if boundary and self.stage > 0:
             norm = self.engine.get_global_grad_norm()
             self.grad_norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
+            if self.dtype != "float16" and self.engine.skipped_steps > skipped:
+                raise _not_finite()
 
     def train(self) -> None:
         self.engine.train()
@@ -116,13 +141,29 @@ class Policy:
         Taken from the optimizer's master weights: small updates are there and not in bf16 weights.
         """
         model = self.engine.module.model
-        names = parameter_shapes(model) if self.stage < 3 else dict(model.named_parameters())
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         state = {}
-        for name in names:
+        for name in self._names:
             tensor = parameters[name] if name in parameters else buffers[name]
+            # Without an optimizer that shards (stage 0, float32) the parameter is its own master.
             full = safe_get_full_fp32_param(tensor) if name in parameters else None
-            value = tensor if full is None else full
             if self.world.is_main:
-                state[name] = value.detach().to("cpu", torch.float32, copy=True).view(value.shape)
+                state[name] = (tensor if full is None else full).detach().to("cpu", torch.float32, copy=True)
         return state
+
+    def close(self) -> None:
+        """Let monitors that upload in the background finish."""
+        if not self.world.is_main:
+            return
+        if self.monitor.wandb_config.enabled:
+            import wandb
+
+            wandb.finish()
+        if self.monitor.comet_config.enabled:
+            self.monitor.comet_monitor.experiment.end()
+
+
+def _not_finite() -> TrainingError:
+    error = TrainingError("the gradient is not finite")
+    error.agreed = True
+    return error

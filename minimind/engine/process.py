@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 
 # A compile of DeepSpeed's op takes well under a minute; a lock this old belongs to one that was killed.
 _STALE_LOCK_SECONDS = 300
+# DeepSpeed's ops that a run may compile.
+_COMPILED_OPS = ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "async_io")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,12 @@ def start() -> World:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     transformers.utils.logging.disable_progress_bar()
     if "RANK" not in os.environ:
+        for variable in ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "PMI_SIZE"):
+            if int(os.environ.get(variable) or 1) > 1:
+                raise ConfigError(
+                    f"{variable} is {os.environ[variable]}, but RANK, WORLD_SIZE and MASTER_ADDR are not set: every "
+                    "process would train alone. Start with deepspeed or torchrun, or set them."
+                )
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -117,12 +125,18 @@ def main_first(world: World, action: Callable[[], Result]) -> Result:
     return final
 
 
-def broadcast(world: World, make: Callable[[], Result]) -> Result:
-    """A value that rank 0 makes and all get."""
-    box = [make() if world.is_main else None]
-    dist.broadcast_object_list(box, src=0, device=world.device if not world.on_cpu else None)
-    value = box[0]
-    return value  # type: ignore[return-value]
+def from_main(world: World, action: Callable[[], Result]) -> Result:
+    """What an action gives on rank 0, on all ranks; a user's error there is raised on all."""
+    box = [agree(world, action if world.is_main else lambda: None)]
+    dist.broadcast_object_list(box, src=0, device=None if world.on_cpu else world.device)
+    return box[0]  # type: ignore[return-value]
+
+
+def gather(world: World, value: Result) -> list[Result]:
+    """Every rank's value, on all ranks."""
+    values: list[Result | None] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
@@ -175,12 +189,14 @@ def _check_compiled_op(speaks: bool) -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.rglob("lock"):
+    for lock in (lock for op in _COMPILED_OPS for lock in root.glob(f"**/{op}/lock")):
         age = time.time() - lock.stat().st_mtime
         if age > _STALE_LOCK_SECONDS:
-            raise ConfigError(
+            error = ConfigError(
                 f"{lock}: lock of a compile that never ended ({age / 60:.0f} minutes old); every run would wait for "
                 "it for ever. Delete the file."
             )
+            error.agreed = os.environ.get("LOCAL_RANK", "0") != "0"
+            raise error
     if speaks and not any(root.rglob("deepspeed_shm_comm.so")):
         print("First run on this machine: DeepSpeed compiles its CPU communication, about half a minute", flush=True)

@@ -16,6 +16,7 @@ from minimind.engine.build import build_scorer
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.process import World, all_reduce
 from minimind.objective.dpo import row_log_probs
+from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 
 # Tokens of one forward at most, counted before packing: without a gradient a forward's memory is a few layers' worth.
@@ -34,6 +35,7 @@ class Reference:
         scorer.requires_grad_(False)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
         self.engine.eval()
+        restore_buffers(scorer.model)
         self.world = world
         self.dtype = resolved.settings.config.dtype
         config = resolved.settings.config

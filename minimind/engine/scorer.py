@@ -58,7 +58,7 @@ def _aux_loss(out: object, like: Tensor) -> Tensor:
 def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     """Why a model cannot take packs, or None if nothing speaks against it.
 
-    What this cannot see, the comparison at the start of a run does (`Reference.check_layouts`).
+    What this cannot see, the comparison at the start of a run does (`Reference.layouts_agree`).
     """
     if isinstance(config, MiniMindConfig):
         return None
@@ -70,6 +70,8 @@ def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_len:
         return f"it attends over a sliding window of {window} tokens"
+    if getattr(config, "output_router_logits", False):
+        return "its auxiliary loss is part of its own forward (output_router_logits)"
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             return f"it transforms its logits ({name})"

@@ -44,13 +44,20 @@ def _shown(value: object) -> str:
 
 
 def announce_data(
-    console: Console, table: PairTable, eval_table: PairTable | None, stream: PairStream, total_steps: int
+    console: Console,
+    table: PairTable,
+    eval_table: PairTable | None,
+    stream: PairStream,
+    total_steps: int,
+    max_steps: int,
 ) -> None:
     """How many pairs and steps, and every row and pair that is not trained on."""
-    console.say(
-        f"{len(table)} pairs x {stream.epochs} epoch{'s' if stream.epochs > 1 else ''} = {total_steps} steps of "
-        f"{stream.global_batch_size} pairs"
-    )
+    epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
+    console.say(f"{len(table)} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
+    if total_steps < stream.total_steps:
+        console.say(f"  ends after {total_steps} of them (--max_steps)")
+    if max_steps > stream.total_steps:
+        console.say(f"  --max_steps {max_steps} are not reached: the pairs make {stream.total_steps} steps")
     for one in (table, eval_table):
         if one is not None and one.bad:
             lines = ", ".join(str(row.line) for row in one.bad[:8]) + (", ..." if len(one.bad) > 8 else "")

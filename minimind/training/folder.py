@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minimind.config import TrainConfig
 from minimind.errors import ConfigError
-from minimind.training.prepare import Prepared
+from minimind.training.prepare import Prepared, weights_name
 from minimind.version import __version__
 
 # What the run keeps its records in; those of an earlier run are moved aside, never mixed with or written over.
@@ -33,7 +33,7 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not resuming:
-            _put_aside(folder)
+            _put_aside(folder, weights_name(prepared.settings.config))
         _write_json(folder / "run.json", _describe(prepared, identity))
         _write_json(folder / "ds_config.json", prepared.policy_config.values)
         _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
@@ -41,8 +41,10 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
         raise ConfigError(f"--save_dir {folder}: cannot be written ({error})") from error
 
 
-def _put_aside(folder: Path) -> None:
-    present = [folder / name for name in _RECORDS if (folder / name).exists()]
+def _put_aside(folder: Path, weights: str) -> None:
+    """Move what an earlier run left, its weights among it, into a folder of its own."""
+    names = (*_RECORDS, weights, f"{weights}.pth")
+    present = [folder / name for name in names if (folder / name).exists()]
     if present:
         number = 1
         while (folder / "earlier" / str(number)).exists():

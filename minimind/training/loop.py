@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minimind.config import TrainConfig
 from minimind.data.loader import Layout, eval_batches, train_batches
+from minimind.data.pack import PairBatch
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
+from minimind.engine import process
 from minimind.engine.checkpoints import Checkpoints
 from minimind.engine.policy import Policy
 from minimind.engine.process import World
 from minimind.engine.reference import Reference
+from minimind.errors import TrainingError
 from minimind.training.console import Console
 from minimind.training.metrics import MetricSums
 from minimind.training.step import Objective, check_start, eval_step, train_step
@@ -54,33 +58,37 @@ def train(run: Run, start: int) -> None:
     config, console, sums = run.config, run.console, MetricSums(run.world)
     if start == 0:
         evaluate(run, 0)
+    if start == run.total_steps:
+        run.export()  # the run may have died after its last checkpoint and before its weights
     console.start(start, run.total_steps)
     run.policy.train()
     batches = train_batches(
         run.table, run.stream, run.layout, rank=run.world.rank, start=start + 1, end=run.total_steps
     )
-    grad_norms, training_seconds, clock = 0.0 * run.policy.grad_norm, 0.0, time.monotonic()
-    logged = start
+    norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
     for step, step_batches in enumerate(batches, start=start + 1):
         # Dropout draws from the step's own seed, so that going on needs no generator's state.
         torch.manual_seed(hash((config.seed, step, run.world.rank)))
         learning_rate = run.policy.learning_rate
         if step == 1:
             check_start(run.policy, run.reference, step_batches[0], config.dtype)
-        train_step(run.policy, run.reference, run.objective, step_batches, sums)
-        grad_norms = grad_norms + run.policy.grad_norm
+        try:
+            train_step(run.policy, run.reference, run.objective, step_batches, sums)
+        except TrainingError as error:
+            raise _at_step(run, step, step_batches, error) from error
+        norms.add(run.policy.grad_norm)
         console.advance(step)
         last = step == run.total_steps
         if step == 1 or step % config.log_interval == 0 or last:
-            float(grad_norms)  # waits for the device, so that the time is the step's own
+            grad_norm = norms.value()  # waits for the device, so that the time is the steps' own
             training_seconds += time.monotonic() - clock
             metrics = sums.reduce(training_seconds)
-            metrics["grad_norm"] = float(grad_norms) / (step - logged)
+            metrics["grad_norm"] = grad_norm
             metrics["learning_rate"] = learning_rate
             record(run, step, metrics)
             console.log(step, run.stream.epoch_of(step), metrics)
             sums.reset()
-            grad_norms, training_seconds, logged, clock = 0.0 * grad_norms, 0.0, step, time.monotonic()
+            norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
         saves = last or (config.save_interval and step % config.save_interval == 0)
         evaluates = last or (config.eval_interval and step % config.eval_interval == 0)
         if saves or evaluates:
@@ -93,10 +101,40 @@ def train(run: Run, start: int) -> None:
     console.stop()
 
 
-def evaluate(run: Run, step: int) -> dict[str, float] | None:
-    """Metrics over the held-out pairs, each counted once, under `eval/`; None without any."""
+class _NormMean:
+    """Mean gradient norm over steps, kept on the device; steps that float16's loss scaling skipped have none."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count: Tensor | float = 0.0
+
+    def add(self, norm: Tensor) -> None:
+        finite = norm.isfinite()
+        self.total = self.total + norm.nan_to_num(0.0, 0.0, 0.0)
+        self.count = self.count + finite
+
+    def value(self) -> float:
+        return float(self.total) / max(1.0, float(self.count))
+
+
+def _at_step(run: Run, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
+    """The error with the step, and the pairs of every rank that were in it."""
+    lines: list[list[int]] = process.gather(run.world, [line for batch in batches for line in batch.lines])
+    listed = ", ".join(str(line) for line in sorted(line for part in lines for line in part))
+    newest = run.checkpoints.folder / "latest"
+    good = f"the last checkpoint is {newest.read_text()}" if newest.is_file() else "there is no checkpoint yet"
+    told = TrainingError(
+        f"step {step}: {error}; its update was not made, and {good}. Its pairs stand in {run.table.path} at lines "
+        f"{listed}."
+    )
+    told.agreed = error.agreed
+    return told
+
+
+def evaluate(run: Run, step: int) -> None:
+    """Metrics over the held-out pairs, each counted once, under `eval/`."""
     if run.eval_table is None:
-        return None
+        return
     sums, started = MetricSums(run.world), time.monotonic()
     run.policy.eval()
     batches = eval_batches(
@@ -116,7 +154,6 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
         f"{metrics['eval/rewards/accuracies']:.3f}, margin {metrics['eval/rewards/margins']:+.4f} "
         f"({len(run.eval_table)} held-out pairs)"
     )
-    return metrics
 
 
 def save(run: Run, step: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
 Result = TypeVar("Result")
 
+# What a MiniMind .pth cannot tell, and flags can.
+_UNTOLD = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
 _DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
@@ -65,9 +67,13 @@ def prepare(settings: Settings, world: World) -> Prepared:
     for flag in ("data_path", "eval_data_path"):
         path = getattr(settings.config, flag)
         if path and not Path(path).is_file():
-            problems.append(DataError(f"--{flag} {path}: no such file"))
+            what = "is a folder; give a file" if Path(path).is_dir() else "no such file"
+            problems.append(DataError(f"--{flag} {path}: {what}"))
+    if settings.explicit("eval_interval") and not settings.config.eval_data_path:
+        problems.append(ConfigError("--eval_interval needs held-out pairs: --eval_data_path"))
     source = attempt(lambda: _source(settings.config))
     if source is not None:
+        attempt(source.check_fit)
         settings = _model_settings(settings, source, problems)
     tokenizer = attempt(lambda: _tokenizer(settings.config, source))
     if tokenizer is not None and source is not None:
@@ -76,12 +82,27 @@ def prepare(settings: Settings, world: World) -> Prepared:
     if policy_config is not None:
         settings = policy_config.settings
     reference_config = attempt(lambda: _reference_config(settings, world))
+    if source is not None:
+        target = Path(settings.config.save_dir) / weights_name(settings.config)
+        if Path(source.origin).absolute() in (target.absolute(), target.with_name(f"{target.name}.pth").absolute()):
+            problems.append(
+                ConfigError(
+                    f"--from_weight {source.origin} is what this run would write over; give another --save_weight or "
+                    "--save_dir"
+                )
+            )
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigError.from_problems([str(p) for p in problems])
     assert source is not None
     assert tokenizer is not None
     assert policy_config is not None
     assert reference_config is not None
+    resolved = {
+        "tokenizer_path": str(tokenizer.name_or_path),
+        "reference_config": str(_reference_path(settings.config)),
+        "cache_dir": str(_cache_dir(settings.config)),
+    }
+    settings = settings.with_values({k: v for k, v in resolved.items() if not getattr(settings.config, k)}, "default")
     return Prepared(
         settings=settings,
         is_demo=is_demo,
@@ -99,7 +120,6 @@ def load_pairs(prepared: Prepared, world: World, path: str) -> PairTable:
         DataError: the file or, under `--on_bad_row error`, its rows are bad; the rows are listed.
     """
     config = prepared.settings.config
-    default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
     return main_first(
         world,
         lambda: load_table(
@@ -108,9 +128,20 @@ def load_pairs(prepared: Prepared, world: World, path: str) -> PairTable:
             max_length=config.max_seq_len,
             empty_think_ratio=config.empty_think_ratio,
             num_workers=config.num_workers,
-            cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache,
+            cache_dir=_cache_dir(config),
         ).with_bad_rows(config.on_bad_row),
     )
+
+
+def weights_name(config: TrainConfig) -> str:
+    """What the run's weights are called, as MiniMind calls them."""
+    return f"{config.save_weight}_{config.hidden_size}{'_moe' if config.use_moe else ''}"
+
+
+def _cache_dir(config: TrainConfig) -> Path:
+    if config.cache_dir:
+        return Path(config.cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
 
 
 def _demo_settings(settings: Settings, problems: list[MiniMindError]) -> Settings:
@@ -126,11 +157,7 @@ def _demo_settings(settings: Settings, problems: list[MiniMindError]) -> Setting
 
 
 def _source(config: TrainConfig) -> WeightSource:
-    untold: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
-        if getattr(config, name)
-    }
+    untold: dict[str, Any] = {name: getattr(config, name) for name in _UNTOLD if getattr(config, name)}
     if config.from_weight == "none":
         try:
             fresh = MiniMindConfig(
@@ -158,15 +185,14 @@ def _source(config: TrainConfig) -> WeightSource:
 def _model_settings(settings: Settings, source: WeightSource, problems: list[MiniMindError]) -> Settings:
     """Sizes as the weights have them; flags that say otherwise are problems."""
     model = source.config
-    told: Mapping[str, Any] = {
-        name: getattr(model, name)
-        for name in ("hidden_size", "num_hidden_layers", "use_moe", "generation", "num_attention_heads")
-        if getattr(model, name, None) is not None
-    }
-    for name, value in told.items():
-        given = getattr(settings.config, name)
-        if settings.explicit(name) and given != value and given:
-            problems.append(ConfigError(f"--{name} is {given}, but {source.origin} has {value}; drop the flag"))
+    told: dict[str, Any] = {}
+    for name in ("hidden_size", "num_hidden_layers", "use_moe", "generation", *_UNTOLD):
+        given, value = getattr(settings.config, name), getattr(model, name, None)
+        if settings.explicit(name) and given != value and (given or name == "use_moe"):
+            what = f"has {_shown(value)}" if value is not None else "has no such setting"
+            problems.append(ConfigError(f"--{name} is {_shown(given)}, but {source.origin} {what}; drop the flag"))
+        if value is not None:
+            told[name] = value
     longest = getattr(model, "max_position_embeddings", None)
     if longest is not None and settings.config.max_seq_len > longest:
         problems.append(
@@ -208,6 +234,13 @@ def _policy_config(settings: Settings, world: World) -> ResolvedConfig:
     return resolve_policy(Path(settings.config.deepspeed), settings, world.size, world.on_cpu)
 
 
+def _reference_path(config: TrainConfig) -> Path:
+    return Path(config.reference_config) if config.reference_config else _DS_CONFIGS / "reference.json"
+
+
 def _reference_config(settings: Settings, world: World) -> ResolvedConfig:
-    given = settings.config.reference_config
-    return resolve_reference(Path(given) if given else _DS_CONFIGS / "reference.json", settings, world.size)
+    return resolve_reference(_reference_path(settings.config), settings, world.size)
+
+
+def _shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

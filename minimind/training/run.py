@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minimind import demo
-from minimind.config import TrainConfig, parse_settings
+from minimind.config import Settings, TrainConfig, parse_settings
 from minimind.data.loader import Layout
 from minimind.data.pack import pack, pad
 from minimind.data.stream import PairStream
@@ -31,7 +31,7 @@ from minimind.training.announce import announce_data, announce_run
 from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.loop import Run, train
-from minimind.training.prepare import Prepared, load_pairs, prepare
+from minimind.training.prepare import Prepared, load_pairs, prepare, weights_name
 from minimind.training.samples import source_answers
 from minimind.weights.io import save_huggingface, save_minimind
 from minimind.weights.sources import open_weights
@@ -40,11 +40,19 @@ from minimind.weights.sources import open_weights
 def main(argv: Sequence[str] | None = None) -> None:
     """Train; ends the process with status 0 after a finished run, and with another after any failure."""
     with process.user_errors():
-        settings = parse_settings(sys.argv[1:] if argv is None else argv)
+        settings = _parse(sys.argv[1:] if argv is None else argv)
         world = process.start()
         prepared = process.agree(world, lambda: prepare(settings, world))
         _train(prepared, world)
     process.end(0)
+
+
+def _parse(argv: Sequence[str]) -> Settings:
+    try:
+        return parse_settings(argv)
+    except ConfigError as error:
+        error.agreed = True  # every rank was given the same flags
+        raise
 
 
 def _train(prepared: Prepared, world: World) -> None:
@@ -63,12 +71,12 @@ def _train(prepared: Prepared, world: World) -> None:
         costs=table.costs,
     )
     total_steps = process.agree(world, lambda: _total_steps(stream, config))
-    announce_data(console, table, eval_table, stream, total_steps)
-    fingerprint = process.broadcast(world, prepared.source.fingerprint)
+    announce_data(console, table, eval_table, stream, total_steps, config.max_steps)
+    fingerprint = process.from_main(world, prepared.source.fingerprint)
     identity = _identity(prepared, table, fingerprint, total_steps, world)
     checkpoints = Checkpoints(Path(config.save_dir) / "checkpoints", identity, world)
-    resuming = config.from_resume and process.agree(world, checkpoints.newest) is not None
-    process.agree(world, lambda: open_run_folder(prepared, identity, resuming) if world.is_main else None)
+    checkpoint = checkpoints.newest() if config.from_resume else None
+    process.from_main(world, lambda: open_run_folder(prepared, identity, checkpoint is not None))
 
     reference = Reference(prepared.source, prepared.reference_config, world)
     policy = Policy(
@@ -91,11 +99,12 @@ def _train(prepared: Prepared, world: World) -> None:
         export=lambda: _export(prepared, policy),
         console=console,
     )
-    start = _resume(run, resuming) if config.from_resume else 0
+    start = _resume(run, checkpoint) if config.from_resume else 0
     before = (
         source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
     )
     train(run, start)
+    policy.close()
     if _samples(prepared, world):
         _show_samples(prepared, before, console)
     console.say(f"\nFinished {total_steps} steps. Everything is in {config.save_dir}")
@@ -126,8 +135,13 @@ def _identity(
         "beta average_log_prob learning_rate warmup_steps grad_clip batch_size accumulation_steps epochs shuffle seed "
         "dtype on_bad_row"
     ).split()
+    model = prepared.source.config.to_dict()
+    for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
+        model.pop(name, None)
     return {
         **{name: getattr(config, name) for name in names},
+        "optimizer": prepared.policy_config.values["optimizer"],
+        **{f"model.{name}": value for name, value in sorted(model.items())},
         "data": table.key,
         "pairs": len(table),
         "start weights": fingerprint,
@@ -153,20 +167,15 @@ def _choose_layout(prepared: Prepared, reference: Reference, table: PairTable, c
     return padded
 
 
-def _resume(run: Run, resuming: bool) -> int:
-    if not resuming:
+def _resume(run: Run, checkpoint: Path | None) -> int:
+    if checkpoint is None:
         run.console.say(f"  nothing to go on from in {run.config.save_dir}: starting at step 0")
         return 0
-    start = run.checkpoints.load(run.policy)
+    start = run.checkpoints.load(run.policy, checkpoint)
     run.console.say(f"  going on after step {start}")
     if run.world.is_main:
         drop_metrics_after(Path(run.config.save_dir), start)
     return start
-
-
-def _weights_name(prepared: Prepared) -> str:
-    config = prepared.settings.config
-    return f"{config.save_weight}_{config.hidden_size}{'_moe' if config.use_moe else ''}"
 
 
 def _export(prepared: Prepared, policy: Policy) -> None:
@@ -175,14 +184,14 @@ def _export(prepared: Prepared, policy: Policy) -> None:
     if not policy.world.is_main:
         return
     config, folder = prepared.settings.config, Path(prepared.settings.config.save_dir)
-    name = _weights_name(prepared)
+    name = weights_name(prepared.settings.config)
     if isinstance(prepared.source.config, MiniMindConfig):
         save_minimind(state, folder / f"{name}.pth", getattr(torch, config.save_dtype))
     save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, getattr(torch, config.dtype))
 
 
 def _show_samples(prepared: Prepared, before: list[str], console: Console) -> None:
-    trained = open_weights(Path(prepared.settings.config.save_dir) / _weights_name(prepared), {})
+    trained = open_weights(Path(prepared.settings.config.save_dir) / weights_name(prepared.settings.config), {})
     after = source_answers(trained, prepared.tokenizer, demo.SAMPLE_PROMPTS)
     console.say("\nAnswers to held-out prompts, before and after:")
     for prompt, old, new in zip(demo.SAMPLE_PROMPTS, before, after, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind.weights.io import plain_model
+from minimind.weights.empty import plain_model
 from minimind.weights.sources import WeightSource, tensors
 
 

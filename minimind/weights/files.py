@@ -64,8 +64,8 @@ def open_pickled(path: Path) -> TensorFile:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: holds more than tensors, or is no torch file; only plain weights are loaded "
-            f"(weights_only=True). Save `model.state_dict()` alone. ({str(error).splitlines()[0]})"
+            f"{path}: holds more than tensors, or is no torch file; only plain weights are loaded, never code. "
+            "Save `model.state_dict()` alone."
         ) from error
     except Exception as error:
         raise WeightsError(f"{path}: not a readable torch file ({type(error).__name__}: {error})") from error

@@ -7,21 +7,22 @@ path -> load_weights -> model          state dict -> save_minimind -> .pth
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind.errors import WeightsError
 from minimind.model.modeling import MiniMindForCausalLM
+from minimind.weights.empty import plain_model, tensor_shapes
 from minimind.weights.files import open_pickled
 from minimind.weights.names import EMBEDDING, HEAD, minimind_state
-from minimind.weights.sources import MiniMindSource, WeightSource, parameter_shapes
+from minimind.weights.sources import MiniMindSource, WeightSource
 
 
 def load_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str]) -> None:
@@ -42,28 +43,10 @@ def save_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str], dtype
 @torch.no_grad()
 def fill(model: PreTrainedModel, source: WeightSource) -> None:
     """Copy a source into a model that is whole on this process, in the model's dtypes."""
-    source.check_fit(parameter_shapes(model))
+    source.check_fit(tensor_shapes(model))
     state = model.state_dict(keep_vars=True)
     for name in source.shapes():
         state[name].copy_(source.read(name))
-
-
-def plain_model(config: PretrainedConfig, state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model that runs on one process, around the tensors given (not copied); for samples and for export."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    complete = dict(state)
-    if HEAD not in complete and EMBEDDING in complete:
-        complete[HEAD] = complete[EMBEDDING]
-    model.load_state_dict({name: complete[name] for name in model.state_dict()}, strict=True, assign=True)
-    model.tie_weights()
-    for module in model.modules():
-        # What is computed at construction (rotary tables of Hugging Face's models) was lost on the meta device.
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            fresh = type(module)(config=config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                setattr(module, name, buffer)
-    return model.eval()
 
 
 def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
@@ -96,16 +79,17 @@ def save_huggingface(
     model.config.dtype = dtype
     partial = folder.with_name(folder.name + ".partial")
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
         os.replace(partial, folder)
-    except OSError as error:
-        raise WeightsError(f"{folder}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise WeightsError(f"{folder}: cannot be written ({error})") from error

@@ -73,6 +73,11 @@ def read_config(file: TensorFile, untold: Mapping[str, Any]) -> MiniMindConfig:
                 f"{file.path}: {q_size} query channels do not divide into {heads} heads; give --num_attention_heads"
             )
         head_dim = q_size // heads
+        if kv_size % head_dim:
+            raise WeightsError(
+                f"{file.path}: {kv_size} key channels do not divide into heads of {head_dim}, which "
+                f"{heads} heads would have; give another --num_attention_heads"
+            )
     layers = 1 + max(int(name.split(".")[2]) for name in names if re.match(r"model\.layers\.\d+\.", name))
     use_moe = f"{layer}mlp.gate.weight" in names
     fields: dict[str, Any] = {
@@ -93,15 +98,19 @@ def read_config(file: TensorFile, untold: Mapping[str, Any]) -> MiniMindConfig:
         )
     elif f"{layer}mlp.gate_proj.weight" in names:
         fields["intermediate_size"] = file.shape(f"{layer}mlp.gate_proj.weight")[0]
-    return MiniMindConfig(
-        generation=generation,
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        use_moe=use_moe,
-        **fields,
-        **{name: value for name, value in untold.items() if name not in fields},
-    )
+    try:
+        return MiniMindConfig(
+            generation=generation,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            use_moe=use_moe,
+            **fields,
+            **{name: value for name, value in untold.items() if name not in fields},
+        )
+    except ValueError as error:
+        given = ", ".join(f"--{name} {value}" for name, value in untold.items()) or "no flag"
+        raise WeightsError(f"{file.path}: no MiniMind model has these tensors with {given}: {error}") from error
 
 
 def _matrix(file: TensorFile, name: str) -> tuple[int, int]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
 from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.modeling import MiniMindForCausalLM
+from minimind.weights.empty import empty_model, tensor_shapes
 from minimind.weights.files import TensorFile, open_folder, open_pickled
 from minimind.weights.names import HEAD, read_config, stacked_names
 
@@ -49,9 +50,13 @@ class WeightSource(abc.ABC):
     def fingerprint(self) -> str:
         """A short hash of the content: the same weights have the same one wherever they lie."""
 
-    def check_fit(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise a WeightsError that lists every key and shape in which source and model differ."""
+    def check_fit(self, expected: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Raise a WeightsError that lists every key and shape in which source and model differ.
+
+        `expected` are the shapes of the model to be filled; without them, those of the source's own configuration.
+        """
         shapes = self.shapes()
+        expected = tensor_shapes(empty_model(self.config)) if expected is None else expected
         problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
         problems += [f"unexpected: {name} {shape}" for name, shape in shapes.items() if name not in expected]
         problems += [
@@ -74,6 +79,11 @@ class MiniMindSource(WeightSource):
         self._parts = stacked_names(file)
         if config.tie_word_embeddings:
             self._parts.pop(HEAD, None)
+        for name, parts in self._parts.items():
+            if parts[0] != name and len(parts) != config.num_experts:
+                raise WeightsError(
+                    f"{self.origin}: {name} has {len(parts)} of {config.num_experts} experts: {', '.join(parts)}"
+                )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         out = {}
@@ -104,9 +114,8 @@ class HuggingFaceSource(WeightSource):
     def __init__(self, folder: Path, config: PretrainedConfig) -> None:
         self.config, self.origin, self.tokenizer_path = config, str(folder), folder
         self._tensors: Mapping[str, Tensor] = open_folder(folder)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        expected, aliases = parameter_shapes(model), set(model.state_dict())
+        model = empty_model(config)
+        expected, aliases = tensor_shapes(model), set(model.state_dict())
         self._names = list(expected)
         if not set(expected) <= set(self._tensors):
             # Some architectures are stored under other names than they run with; transformers knows how to convert.
@@ -134,8 +143,7 @@ class RandomSource(WeightSource):
 
     def __init__(self, config: MiniMindConfig, seed: int) -> None:
         self.config, self.seed, self.origin = config, seed, f"random weights (seed {seed})"
-        with torch.device("meta"):
-            self._shapes = parameter_shapes(MiniMindForCausalLM(config))
+        self._shapes = tensor_shapes(empty_model(config))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
@@ -196,14 +204,6 @@ def _converted(folder: Path) -> dict[str, Tensor]:
         listed = "\n".join(f"  {problem}" for problem in problems[:20])
         raise WeightsError(f"{folder}: does not fit its own config.json:\n{listed}")
     return dict(model.state_dict())
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's tensors, each tied one once under its first name."""
-    buffers = dict(model.named_buffers())
-    persistent = {name: buffer for name, buffer in buffers.items() if name in model.state_dict()}
-    named = {**dict(model.named_parameters()), **persistent}
-    return {name: tuple(tensor.shape) for name, tensor in named.items()}
 
 
 def tensors(source: WeightSource) -> Iterator[tuple[str, Tensor]]:

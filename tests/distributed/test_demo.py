@@ -32,5 +32,5 @@ def test_any_flag_overrides_the_demo(tmp_path):
     flags = ("--learning_rate", 1e-6, "--batch_size", 4, "--max_steps", 1, "--save_dir", tmp_path)
     done = train(*flags).succeeded()
     assert "learning_rate           1e-06  (flag)" in done.output
-    assert "1 steps of 4 pairs" in done.output
+    assert "180 steps of 4 pairs" in done.output
     assert metrics(tmp_path)[0]["learning_rate"] < 1e-6

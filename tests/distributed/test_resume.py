@@ -63,13 +63,18 @@ def test_resume_is_bit_exact(config, small_data, tmp_path):
 
 def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
     first = train(*flags(small_data, tmp_path, "--max_steps", 2)).succeeded()
-    assert "2 steps of 4 pairs" in first.output
+    assert "ends after 2 of them (--max_steps)" in first.output
 
     other = train(*flags(small_data, tmp_path, "--max_steps", 2, "--from_resume", 1, "--beta", 0.5))
     assert other.status != 0
     assert "CheckpointError" in other.output
     assert "beta was 0.1, is 0.5" in other.output
     assert "another --save_dir" in other.output
+
+    # Died between its last checkpoint and its weights: they are written now.
+    (tmp_path / "dpo_96.pth").unlink()
+    train(*flags(small_data, tmp_path, "--max_steps", 2, "--from_resume", 1)).succeeded()
+    assert (tmp_path / "dpo_96.pth").is_file()
 
     # The newest checkpoint is named but damaged.
     (states,) = (tmp_path / "checkpoints/step00000002").glob("mp_rank_00_model_states.pt")
@@ -78,13 +83,15 @@ def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
     torn = train(*flags(small_data, tmp_path, "--max_steps", 2, "--from_resume", 1))
     assert torn.status != 0
     assert "CheckpointError" in torn.output
-    assert "step00000002: cannot be loaded" in torn.output
+    assert "step00000002: is damaged: mp_rank_00_model_states.pt has" in torn.output
+    assert "Traceback" not in torn.output
 
     # A fresh run in the same folder puts the earlier one aside.
     train(*flags(small_data, tmp_path, "--max_steps", 1)).succeeded()
     assert len(metrics(tmp_path)) == 1
     assert len(metrics(tmp_path / "earlier/1")) == 2
     assert (tmp_path / "earlier/1/checkpoints/latest").is_file()
+    assert (tmp_path / "earlier/1/dpo_96.pth").is_file()
 
 
 def test_resume_without_a_checkpoint_starts_and_says_so(small_data, tmp_path):

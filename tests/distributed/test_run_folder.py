@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
 from minimind import demo
@@ -128,28 +128,66 @@ CONFIGS = {
         vocab_size=6400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16,
     ),
-    # No attention interface that a pack could use, and dropout: trained padded, and still starts at ln 2.
+    # A window narrower than its rows: no packs.
+    "mistral": MistralConfig(
+        vocab_size=6400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=32,
+    ),
+    # Tied under names of its own, persistent buffers, and dropout while it trains.
     "gpt2": GPT2Config(
         vocab_size=6400, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2,
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_any_hugging_face_model_trains_from_its_folder(kind, tokenizer, run, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "config", "dtype"),
+    [
+        ("llama", "zero2", "bfloat16"),
+        ("llama", "zero3", "bfloat16"),
+        ("qwen3", "zero3", "float32"),
+        ("mistral", "zero3", "float32"),
+        ("gpt2", "zero3", "float32"),
+    ],
+)
+def test_any_hugging_face_model_trains_from_its_folder(kind, config, dtype, tokenizer, run, tmp_path):
     data = run[0].parent / "train.jsonl"
     start = tmp_path / "start"
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[kind]).save_pretrained(start)
     tokenizer.save_pretrained(start)
     flags = ("--data_path", data, "--from_weight", start, "--max_seq_len", 256, "--save_dir", tmp_path / "out")
-    more = ("--dtype", "float32", "--learning_rate", 1e-3, "--max_steps", 2, "--log_interval", 1)
-    done = train(*flags, *more, config="zero3", ranks=1).succeeded()
-    assert ("rows are padded, not packed" in done.output) == (kind == "gpt2")
+    more = ("--dtype", dtype, "--learning_rate", 1e-3, "--max_steps", 2, "--log_interval", 1)
+    done = train(*flags, *more, config=config, ranks=1).succeeded()
+    assert ("rows are padded, not packed" in done.output) == (kind == "mistral")
     if kind != "gpt2":
-        assert metrics(tmp_path / "out")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        # Exactly the same model in both engines, rotary tables included: every margin is 0, every pair a tie.
+        first = metrics(tmp_path / "out")[0]
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
+        assert first["rewards/margins"] == 0
+        assert first["rewards/accuracies"] == 0.5
     before = AutoModelForCausalLM.from_pretrained(start)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "out/dpo_64")
     assert before.state_dict().keys() == after.state_dict().keys()
     assert any(not torch.equal(one, other) for one, other in zip(before.parameters(), after.parameters(), strict=True))
     AutoTokenizer.from_pretrained(tmp_path / "out/dpo_64")
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_small_updates_survive_in_bf16(config, run, tmp_path):
+    """One step at 1e-9 moves nothing: what is written is the start, not the start rounded to bf16."""
+    flags = ("--learning_rate", 1e-9, "--max_steps", 1, "--save_dtype", "float32", "--save_dir", tmp_path)
+    train(*flags, config=config, ranks=2).succeeded()
+    start, end = open_weights(demo.WEIGHT_PATH, {}), open_weights(tmp_path / "dpo_96.pth", {})
+    for name in start.shapes():
+        torch.testing.assert_close(end.read(name), start.read(name).float(), rtol=0, atol=1e-8)
+
+
+def test_compiled_blocks_with_checkpointing_take_the_same_steps(tmp_path):
+    flags = ("--dtype", "float32", "--max_steps", 3, "--log_interval", 1)
+    train(*flags, "--save_dir", tmp_path / "eager").succeeded()
+    fast = ("--use_compile", 1, "--gradient_checkpointing", 1)
+    train(*flags, *fast, "--save_dir", tmp_path / "compiled", timeout=280).succeeded()
+    for one, other in zip(metrics(tmp_path / "eager"), metrics(tmp_path / "compiled"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)

@@ -13,10 +13,12 @@ from minimind.config import parse_settings
 from minimind.data.table import load_table
 from minimind.engine.process import World
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
+from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.training.prepare import prepare
-from minimind.weights.io import plain_model
-from minimind.weights.sources import open_weights, parameter_shapes
+from minimind.weights.empty import plain_model, tensor_shapes
+from minimind.weights.io import save_weights
+from minimind.weights.sources import open_weights
 from tests.conftest import REPO, conversation, pair
 
 ONE_RANK = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -133,7 +135,7 @@ def test_pth_that_does_not_fit_lists_keys_and_shapes(tmp_path):
     path = changed_weights(tmp_path / "changed_96.pth", change)
     source = open_weights(path, {})
     with torch.device("meta"):
-        expected = parameter_shapes(MiniMindForCausalLM(source.config))
+        expected = tensor_shapes(MiniMindForCausalLM(source.config))
     with pytest.raises(WeightsError) as caught:
         source.check_fit(expected)
     message = str(caught.value)
@@ -174,6 +176,36 @@ def test_tokenizer_larger_than_the_vocabulary(write_rows, tmp_path):
     assert "only 6000" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num_attention_heads", 128), "no MiniMind model has these tensors with --num_attention_heads 128"),
+        (("--num_attention_heads", 1), "64 key channels do not divide into heads of 128"),
+        (("--num_attention_heads", 7), "do not divide into 7 heads"),
+    ],
+)
+def test_heads_that_the_tensors_cannot_have(flags, message, write_rows, tmp_path):
+    config = MiniMindConfig(generation=2, hidden_size=128, num_hidden_layers=1, num_attention_heads=4)
+    save_weights(MiniMindForCausalLM(config), tmp_path / "two_128.pth")
+    weights = ("--from_weight", tmp_path / "two_128.pth", "--tokenizer_path", demo.TOKENIZER_PATH)
+    error = problem("--data_path", write_rows(GOOD), *weights, *flags)
+    assert message in str(error)
+
+
+def test_flags_that_the_weights_or_the_data_make_pointless(write_rows):
+    flags = ("--use_moe", 1, "--rope_theta", 5, "--num_experts_per_tok", 7, "--eval_interval", 5)
+    message = str(problem("--data_path", write_rows(GOOD), *DEMO_WEIGHTS, *flags))
+    assert "--use_moe is 1, but" in message
+    assert "--eval_interval needs held-out pairs" in message
+
+
+def test_weights_are_not_written_over_where_they_are_read(write_rows, tmp_path):
+    path = tmp_path / "dpo_96.pth"
+    path.write_bytes(demo.WEIGHT_PATH.read_bytes())
+    flags = ("--from_weight", path, "--tokenizer_path", demo.TOKENIZER_PATH, "--save_dir", tmp_path)
+    assert "is what this run would write over" in str(problem("--data_path", write_rows(GOOD), *flags))
+
+
 # ---- DeepSpeed files ----
 
 
@@ -207,6 +239,19 @@ def test_broken_deepspeed_file_is_named_with_its_line(tmp_path):
         ({"gradient_clipping": -1}, (), "'gradient_clipping' is -1"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, (), "needs stage 3, not 2"),
         ({"zero_optimization": {"stage": 5}}, (), "stage"),
+        ({"bf16": "auto"}, (), "'bf16' is \"auto\"; an object is expected"),
+        ({"bf16": True}, (), "'bf16' is true; an object is expected"),
+        ({"optimizer": "AdamW"}, (), "'optimizer' is \"AdamW\"; an object is expected"),
+        ({"optimizer": {"type": "AdamW", "params": "auto"}}, (), "'optimizer.params' is \"auto\""),
+        ({"optimizer": {"type": "AdamX"}}, (), "'optimizer.type' is \"AdamX\"; known are Adam, AdamW"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}},
+            (),
+            "unknown key 'optimizer.params.learning",
+        ),
+        ({"steps_per_print": "x"}, (), "'steps_per_print' is \"x\"; a number is expected"),
+        ({"amp": {"enabled": True}}, (), "'amp' is DeepSpeed's, but not supported here: use bf16"),
+        ({"train_batch_size": 32, "gradient_accumulation_steps": 1}, (), "'train_batch_size' is 32, but batch_size 8"),
         ({"zero_optimization": {"stage": 0}}, (), "bfloat16 at ZeRO stage 0"),
         ({"scheduler": {"type": "WarmupLR"}}, (), "'scheduler' is not taken from the file"),
         ({"steps_per_print": "auto"}, (), "'steps_per_print' is \"auto\", which nothing here resolves"),

@@ -145,9 +145,9 @@ def test_the_same_tokenizer_from_another_folder_is_the_same_key(load, write_rows
     assert load(path).key == load(path, tokenizer=AutoTokenizer.from_pretrained(tmp_path / "copied")).key
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "."])
-def test_a_missing_file_is_said(load, tmp_path, name):
-    with pytest.raises(DataError, match="no such preference file"):
+@pytest.mark.parametrize(("name", "what"), [("missing.jsonl", "no such preference file"), (".", "is a folder")])
+def test_a_missing_file_is_said(load, tmp_path, name, what):
+    with pytest.raises(DataError, match=what):
         load(tmp_path / name)
 
 

@@ -218,3 +218,16 @@ def test_a_larger_ratio_keeps_all_that_a_smaller_one_does(tokenizer):
 def test_dropping_leaves_the_rest_of_the_text_alone(tokenizer):
     encoder = ChatEncoder(with_template(tokenizer, THINKING), max_length=128, empty_think_ratio=0.0)
     assert counted(encoder, conversation("Hi", "Hello!")) == ["Hello!<|im_end|>\n"]
+
+
+def test_a_tokenizer_that_puts_bos_in_front_does_not_do_it_twice(tokenizer):
+    """Llama's tokenizers add <bos> by themselves; the template has written it already."""
+    from tokenizers.processors import TemplateProcessing
+
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    assert changed("Hi").input_ids[0] == 1
+    tokens = ChatEncoder(changed, max_length=64).encode(conversation("Hi", "Hello!"), 1).tokens
+    assert tokens == ChatEncoder(tokenizer, max_length=64).encode(conversation("Hi", "Hello!"), 1).tokens

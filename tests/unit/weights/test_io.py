@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, GPT2Config, OPTConfig
 
 from minimind import load_weights, save_weights
 from minimind.errors import WeightsError
-from minimind.weights.io import plain_model, save_huggingface, save_minimind
+from minimind.weights.empty import plain_model, tensor_shapes
+from minimind.weights.io import save_huggingface, save_minimind
 from minimind.weights.names import EMBEDDING, HEAD, minimind_state
-from minimind.weights.sources import parameter_shapes
 from tests.unit.weights.conftest import llama, minimind
 
 IDS = torch.arange(3, 14)[None]
@@ -47,7 +47,7 @@ def test_float16_is_the_default(tmp_path):
 
 def test_a_tied_head_is_written_as_minimind_does_even_if_the_state_has_none(tmp_path):
     model = minimind("minimind2")
-    state = {name: model.state_dict()[name] for name in parameter_shapes(model)}
+    state = {name: model.state_dict()[name] for name in tensor_shapes(model)}
     assert HEAD not in state
     save_minimind(state, tmp_path / "model.pth", torch.float32)
     written = torch.load(tmp_path / "model.pth", weights_only=True)
@@ -160,8 +160,34 @@ def test_saving_does_not_change_the_model_it_saves(tokenizer, tmp_path):
 def test_a_plain_model_computes_with_the_tensors_given(architecture):
     """Llama keeps rotary tables in a buffer, which no state dict has: they must be made anew."""
     model = llama(tied=True) if architecture == "llama" else minimind("minimind2_moe")
-    state = {name: model.state_dict()[name] for name in parameter_shapes(model)}
+    state = {name: model.state_dict()[name] for name in tensor_shapes(model)}
     plain = plain_model(model.config, state)
     assert not plain.training
     assert plain.state_dict()[EMBEDDING].data_ptr() == state[EMBEDDING].data_ptr()
     torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=64),
+        GemmaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8,
+        ),
+        OPTConfig(
+            vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4,
+            word_embed_proj_dim=32, max_position_embeddings=64,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_models_with_ties_and_buffers_of_their_own_are_whole(config):
+    """Made empty, filled and asked: the same logits as the model whose tensors they are."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    state = {name: model.state_dict()[name] for name in tensor_shapes(model)}
+    plain = plain_model(config, state)
+    tokens = torch.randint(3, 64, (2, 9))
+    assert not any(tensor.is_meta for tensor in [*plain.parameters(), *plain.buffers()])
+    torch.testing.assert_close(plain(tokens).logits, model(tokens).logits, rtol=0, atol=0)

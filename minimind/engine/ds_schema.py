@@ -1,0 +1,142 @@
+"""Which keys a DeepSpeed file may have: read, with every unknown, unsupported or ill-typed key said.
+
+file -> read_config_file -> dictionary -> checked_keys -> problems
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from minimind.errors import ConfigError
+
+# Sections whose keys DeepSpeed checks itself, by these models.
+_SECTIONS: dict[str, Any] = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "bf16": DeepSpeedBF16Config,
+    "fp16": DeepSpeedFP16Config,
+    "tensorboard": TensorBoardConfig,
+    "wandb": WandbConfig,
+    "csv_monitor": CSVConfig,
+    "comet": CometConfig,
+}
+_OTHER_KEYS = (
+    "activation_checkpointing aio checkpoint comms_logger communication_data_type compile data_types "
+    "disable_allgather dump_state flops_profiler gradient_accumulation_steps gradient_allreduce_op "
+    "gradient_clipping gradient_predivide_factor log_level memory_breakdown optimizer prescale_gradients "
+    "seq_parallel_communication_data_type steps_per_print timers torch_autocast train_batch_size "
+    "train_micro_batch_size_per_gpu wall_clock_breakdown zero_allow_untested_optimizer "
+    "zero_force_ds_cpu_optimizer"
+).split()
+# Keys of DeepSpeed's that would do something else than this project says.
+_UNSUPPORTED = {
+    "amp": "use bf16",
+    "autotuning": "it starts runs of its own",
+    "curriculum_learning": "the order of pairs is --shuffle and --seed",
+    "data_efficiency": "the order of pairs is --shuffle and --seed",
+    "sparse_attention": "attention over packs is exact",
+    "hybrid_engine": "nothing is generated while training",
+    "elasticity": "ranks do not change within a run",
+}
+# Sections whose absence or kind other keys depend on, with an example each.
+_OBJECTS: dict[str, Any] = {
+    **{name: {"enabled": True} for name in ("bf16", "fp16", "tensorboard", "wandb", "csv_monitor", "comet")},
+    "zero_optimization": {"stage": 2},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+}
+# Kinds of plain values that DeepSpeed takes unseen.
+_KINDS: dict[str, Any] = {
+    "steps_per_print": int,
+    "gradient_predivide_factor": (int, float),
+    "prescale_gradients": bool,
+    "wall_clock_breakdown": bool,
+    "memory_breakdown": bool,
+    "dump_state": bool,
+    "disable_allgather": bool,
+    "zero_allow_untested_optimizer": bool,
+    "zero_force_ds_cpu_optimizer": bool,
+}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a DeepSpeed file.
+
+    Raises:
+        ConfigError: missing, broken (with line), a key twice, or no object.
+    """
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise ConfigError(f"{path}: key {repeated[0]!r} stands there twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> float:
+        raise ConfigError(f"{path}: {name} is no number; JSON has none such")
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such DeepSpeed configuration; there are some in ds_configs/")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else f": {error}"
+        raise ConfigError(f"{path}{where}; a DeepSpeed configuration is one JSON object") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a DeepSpeed configuration is one JSON object")
+    return values
+
+
+def checked_keys(path: Path, values: dict[str, Any]) -> list[str]:
+    """Problems of the keys; raised at once where a section is of the wrong kind, so that nothing else can be said."""
+    wrong = [
+        f"{name!r} is {json.dumps(values[name])}; an object is expected, e.g. {json.dumps(example)}"
+        for name, example in _OBJECTS.items()
+        if name in values and not isinstance(values[name], dict)
+    ]
+    optimizer = values.get("optimizer", {})
+    if isinstance(optimizer, dict) and not isinstance(optimizer.setdefault("params", {}), dict):
+        wrong.append(f"'optimizer.params' is {json.dumps(optimizer['params'])}; an object is expected")
+    if wrong:
+        raise ConfigError.from_problems([f"{path}: {problem}" for problem in wrong])
+    return _key_problems(values)
+
+
+def _key_problems(values: Mapping[str, Any]) -> list[str]:
+    """Unknown keys, at the top and in the sections that DeepSpeed has models for, and values of the wrong kind."""
+    problems = []
+    known = [*_SECTIONS, *_OTHER_KEYS, "scheduler"]
+    for key in values:
+        if key in _UNSUPPORTED:
+            problems.append(f"{key!r} is DeepSpeed's, but not supported here: {_UNSUPPORTED[key]}")
+        elif key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            problems.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for key, kind in _KINDS.items():
+        value = values.get(key)
+        if value not in (None, "auto") and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+            problems.append(f"{key!r} is {json.dumps(value)}; a {'switch' if kind is bool else 'number'} is expected")
+    for name, model in _SECTIONS.items():
+        section = values.get(name, {})
+        names = [alias for key, field in model.model_fields.items() for alias in (key, field.alias) if alias]
+        for key in section:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean '{name}.{near[0]}'?" if near else ""
+                problems.append(f"unknown key '{name}.{key}'{hint}")
+        try:
+            model(**{key: value for key, value in section.items() if key in names and value != "auto"})
+        except ValidationError as error:
+            for detail in error.errors():
+                where = ".".join(str(part) for part in (name, *detail["loc"]))
+                problems.append(f"'{where}': {detail['msg']}")
+    return problems
