@@ -11,12 +11,13 @@ READY := $(VENV)/.ready
 # The launcher and ninja must be found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup train test lint types check clean
+.PHONY: setup train test bench lint types check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   the demo: deepspeed launch/train_dpo.py --deepspeed $(CONFIG)"
 	@echo "make test    unit, parity, distributed and fault tests"
+	@echo "make bench   speed and memory against MiniMind's loop and TRL, in one run"
 	@echo "make check   lint, types and tests"
 
 setup: $(READY)
@@ -33,6 +34,10 @@ train: setup
 
 test: setup
 	pytest $(FLAGS)
+
+bench: setup
+	pip install --quiet --editable ".[bench]"
+	python -m tests.benchmarks.bench $(FLAGS)
 
 lint: setup
 	ruff check .

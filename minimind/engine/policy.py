@@ -155,11 +155,11 @@ class Policy:
         """Let monitors that upload in the background finish."""
         if not self.world.is_main:
             return
-        if self.monitor.wandb_config.enabled:
+        if self.monitor.wandb_monitor is not None:
             import wandb
 
             wandb.finish()
-        if self.monitor.comet_config.enabled:
+        if self.monitor.comet_monitor is not None:
             self.monitor.comet_monitor.experiment.end()
 
 

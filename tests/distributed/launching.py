@@ -27,7 +27,7 @@ class Launch:
         return self
 
 
-def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200) -> Launch:
+def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200, threads: int = 1) -> Launch:
     """Run a script under the deepspeed launcher; a launch that takes too long is ended and fails."""
     command = [
         str(Path(sys.executable).parent / "deepspeed"),
@@ -35,8 +35,8 @@ def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200
         script,
         *map(str, arguments),
     ]
-    # One thread a rank: two ranks on two cores would otherwise fight for them.
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    # One thread a rank by default: two ranks on two cores would otherwise fight for them.
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(
         command,
         cwd=REPO,
@@ -57,10 +57,10 @@ def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200
     return Launch(status=process.returncode, output=output)
 
 
-def train(*arguments: object, config: str = "zero2", ranks: int = 1, timeout: float = 200) -> Launch:
+def train(*arguments: object, config: str = "zero2", ranks: int = 1, timeout: float = 200, threads: int = 1) -> Launch:
     """Run the training script as a user does."""
     flags = ("--deepspeed", f"ds_configs/{config}.json", *arguments)
-    return launch("launch/train_dpo.py", *flags, ranks=ranks, timeout=timeout)
+    return launch("launch/train_dpo.py", *flags, ranks=ranks, timeout=timeout, threads=threads)
 
 
 def metrics(save_dir: Path, name: str = "loss") -> list[dict[str, float]]:

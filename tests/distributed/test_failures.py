@@ -45,14 +45,25 @@ def test_finished_run_has_status_0(repeat, tmp_path):
 
 @pytest.mark.parametrize("config", ["zero0", "zero2", "zero3"])
 def test_training_that_is_not_finite_stops_before_the_update(config, tmp_path):
-    flags = ("--dtype", "float32", "--learning_rate", 1e6, "--grad_clip", 0, "--save_interval", 1)
+    flags = (
+        "--dtype",
+        "float32",
+        "--learning_rate",
+        1e6,
+        "--grad_clip",
+        0,
+        "--save_interval",
+        1,
+        "--save_dtype",
+        "float32",
+    )
     done = train(*flags, "--save_dir", tmp_path, config=config, ranks=2)
     assert done.status != 0
     assert done.output.count("TrainingError: step") == 1
     assert "the gradient is not finite; its update was not made, and the last checkpoint is step" in done.output
     assert "at lines" in done.output
     weights = torch.load(tmp_path / "dpo_96.pth", weights_only=True)
-    assert all(tensor.isfinite().all() for name, tensor in weights.items() if "norm" in name)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 

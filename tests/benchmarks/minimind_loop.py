@@ -1,0 +1,56 @@
+"""MiniMind's own way of DPO, from its published description: every row padded to max_seq_len, two full forwards over
+chosen and rejected rows, a full log-softmax, plain AdamW. float32 on a CPU as it ships, or bfloat16 under autocast."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+import minimind
+from minimind.weights.io import fill
+from minimind.weights.sources import open_weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.benchmarks.common import read_task, write_result
+
+
+def main() -> None:
+    task = read_task(sys.argv[1])
+    tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
+    data = minimind.DPODataset(task.path / "pairs.jsonl", tokenizer, task.max_seq_len)
+    source = open_weights(task.path / "start.pth", {})
+    policy, reference = (minimind.MiniMindForCausalLM(source.config) for _ in range(2))
+    for model in (policy, reference):
+        fill(model, source)
+    reference.eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=4e-8)
+    half = task.options["dtype"] == "bfloat16"
+    autocast = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
+    loader = torch.utils.data.DataLoader(data, batch_size=task.batch_size, drop_last=True)
+    seconds, started = [], time.perf_counter()
+    for batch in loader:
+        x, y, mask = (
+            torch.cat([batch[f"{part}_{half}"] for half in ("chosen", "rejected")]) for part in ("x", "y", "mask")
+        )
+        with autocast:
+            with torch.no_grad():
+                reference_log_probs = minimind.logits_to_log_probs(reference(x).logits, y)
+            out = policy(x)
+            log_probs = minimind.logits_to_log_probs(out.logits, y)
+            loss = minimind.dpo_loss(reference_log_probs, log_probs, mask, 0.1) + out.aux_loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    write_result(task, seconds[task.warmup_steps :])
+
+
+if __name__ == "__main__":
+    main()
