@@ -29,7 +29,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], world: World) -> None:
         self.folder = folder
-        self.identity = dict(identity)
+        # As JSON gives it back: what is compared with a checkpoint's has made the same journey.
+        self.identity = json.loads(json.dumps(dict(identity)))
         self.world = world
 
     def save(self, policy: Policy, step: int) -> Path:

@@ -92,25 +92,26 @@ def start() -> World:
     )
 
 
-def agree(world: World, action: Callable[[], Result]) -> Result:
-    """Run an action on every rank; if it fails on any with a user's error, raise that error on all.
+def agree(world: World, action: Callable[[], Result], runs: bool = True) -> Result | None:
+    """Run an action on every rank with `runs`; if it fails on any with a user's error, raise that error on all.
 
     Raises:
-        MiniMindError: of the class and with the text of the first rank that failed, and which ranks did.
+        MiniMindError: of the class and with the text of the first rank that failed, and which ranks did if not all
+            that ran it.
     """
     error: MiniMindError | None = None
+    result = None
     try:
-        result = action()
+        if runs:
+            result = action()
     except MiniMindError as caught:
         error = caught
-    errors: list[MiniMindError | None] = [None] * world.size
-    dist.all_gather_object(errors, error)
-    failed = [rank for rank, other in enumerate(errors) if other is not None]
+    outcomes = gather(world, (runs, error))
+    failed = {rank: other for rank, (_, other) in enumerate(outcomes) if other is not None}
     if failed:
-        first = errors[failed[0]]
-        assert first is not None
+        first = next(iter(failed.values()))
         some = f" (only on rank{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))})"
-        raised = type(first)(f"{first}{some if len(failed) < world.size else ''}")
+        raised = type(first)(f"{first}{some if len(failed) < sum(ran for ran, _ in outcomes) else ''}")
         raised.agreed = True
         raise raised
     return result
@@ -119,15 +120,16 @@ def agree(world: World, action: Callable[[], Result]) -> Result:
 def main_first(world: World, action: Callable[[], Result]) -> Result:
     """The same on one rank per machine first: what it writes (a cache), the others on that machine only read."""
     leads = world.local_rank == 0
-    result = agree(world, action if leads else lambda: None)
-    final = agree(world, (lambda: result) if leads else action)
-    assert final is not None
-    return final
+    first = agree(world, action, runs=leads)
+    second = agree(world, action, runs=not leads)
+    result = first if leads else second
+    assert result is not None
+    return result
 
 
 def from_main(world: World, action: Callable[[], Result]) -> Result:
     """What an action gives on rank 0, on all ranks; a user's error there is raised on all."""
-    box = [agree(world, action if world.is_main else lambda: None)]
+    box = [agree(world, action, runs=world.is_main)]
     dist.broadcast_object_list(box, src=0, device=None if world.on_cpu else world.device)
     return box[0]  # type: ignore[return-value]
 

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = _parse(sys.argv[1:] if argv is None else argv)
         world = process.start()
         prepared = process.agree(world, lambda: prepare(settings, world))
+        assert prepared is not None
         _train(prepared, world)
     process.end(0)
 
@@ -70,7 +71,7 @@ def _train(prepared: Prepared, world: World) -> None:
         seed=config.seed,
         costs=table.costs,
     )
-    total_steps = process.agree(world, lambda: _total_steps(stream, config))
+    total_steps = process.from_main(world, lambda: _total_steps(stream, config))
     announce_data(console, table, eval_table, stream, total_steps, config.max_steps)
     fingerprint = process.from_main(world, prepared.source.fingerprint)
     identity = _identity(prepared, table, fingerprint, total_steps, world)
@@ -135,7 +136,7 @@ def _identity(
         "beta average_log_prob learning_rate warmup_steps grad_clip batch_size accumulation_steps epochs shuffle seed "
         "dtype on_bad_row"
     ).split()
-    model = prepared.source.config.to_dict()
+    model = prepared.source.config.to_diff_dict()
     for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
         model.pop(name, None)
     return {
