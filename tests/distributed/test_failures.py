@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,8 +41,10 @@ def test_reference_that_is_not_the_policy_stops_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("repeat", range(3))
-def test_finished_run_has_status_0(repeat, tmp_path):
+def test_finished_run_has_status_0_and_leaves_no_shared_memory(repeat, tmp_path):
+    before = set(Path("/dev/shm").glob("deepspeed_*"))
     train("--max_steps", 2, "--save_dir", tmp_path, ranks=2).succeeded()
+    assert set(Path("/dev/shm").glob("deepspeed_*")) == before
 
 
 @pytest.mark.parametrize("config", ["zero0", "zero2", "zero3"])
