@@ -43,12 +43,9 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 def main() -> None:
     task = read_task(sys.argv[1])
-    model, tokenizer = (
-        kind.from_pretrained(task.path / name, **more)
-        for kind, name, more in (
-            (AutoModelForCausalLM, "model", {"dtype": torch.bfloat16}),
-            (AutoTokenizer, "tokenizer", {}),
-        )
+    tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
+    model, reference = (
+        AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=torch.bfloat16) for _ in range(2)
     )
     clock = Clock()
     config = DPOConfig(
@@ -70,6 +67,7 @@ def main() -> None:
     )
     trainer = DPOTrainer(
         model=model,
+        ref_model=reference,
         args=config,
         train_dataset=Dataset.from_list(rows(task.path / "pairs.jsonl")),
         processing_class=tokenizer,
