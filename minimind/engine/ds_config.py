@@ -60,7 +60,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         ConfigError: every problem of the file, and every disagreement with flags and ranks, at once.
     """
     values = read_config_file(path)
-    values.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True}})
+    values.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True, "fused": True}})
     problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
     fixed_accumulation = not _is_open(values, "gradient_accumulation_steps")

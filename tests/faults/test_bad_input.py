@@ -290,7 +290,7 @@ def test_open_and_missing_keys_are_filled_and_fixed_ones_are_taken(ds_file):
     assert settings.config.grad_clip == 0.25
     assert values["bf16"]["enabled"] is True
     assert values["optimizer"]["params"] == {
-        "torch_adam": True, "lr": settings.config.learning_rate,
+        "torch_adam": True, "fused": True, "lr": settings.config.learning_rate,
         "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
     }  # fmt: skip
 
