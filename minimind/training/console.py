@@ -6,6 +6,7 @@ Only rank 0 prints.
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 # Most important first: a narrow terminal cuts the end off.
-_BAR = "{n_fmt}/{total_fmt} {bar:16} {desc}{postfix}"
+_BAR = "step {n_fmt}/{total_fmt} {bar:16} {desc}{postfix}"
 
 
 class Console:
@@ -39,7 +40,7 @@ class Console:
     def start(self, first: int, total: int) -> None:
         """Begin to show progress: `first` of `total` steps are done already."""
         self._started, self._first, self._total = time.monotonic(), first, total
-        if self.enabled and sys.stdout.isatty():
+        if self.enabled and _is_terminal():
             self._bar = tqdm(total=total, initial=first, file=sys.stdout, bar_format=_BAR, dynamic_ncols=True)
 
     def advance(self, step: int) -> None:
@@ -70,3 +71,11 @@ class Console:
         elapsed = time.monotonic() - self._started
         seconds = elapsed / max(1, step - self._first) * (self._total - step)
         return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _is_terminal() -> bool:
+    """Whether lines can be rewritten; a terminal without a size (some containers have one) would show nothing."""
+    try:
+        return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
+    except (OSError, ValueError):
+        return False
