@@ -88,6 +88,7 @@ class ChatEncoder:
             once, twice = self._render([user, answer]), self._render([user, answer, user, answer])
             opened = self._render([user], add_generation_prompt=True).removeprefix(self._render([user]))
         except Exception as error:
+            # Templates are programs, and may raise anything.
             raise DataError(
                 f"{self.tokenizer.name_or_path}: the chat template cannot render a conversation ({error})"
             ) from error

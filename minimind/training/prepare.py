@@ -216,6 +216,7 @@ def _tokenizer(config: TrainConfig, source: WeightSource | None) -> PreTrainedTo
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:
+        # transformers raises many kinds for a broken folder.
         raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error
 
 

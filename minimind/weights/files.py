@@ -68,6 +68,7 @@ def open_pickled(path: Path) -> TensorFile:
             "Save `model.state_dict()` alone."
         ) from error
     except Exception as error:
+        # A damaged file makes torch raise almost anything.
         raise WeightsError(f"{path}: not a readable torch file ({type(error).__name__}: {error})") from error
     if isinstance(state, dict) and "model" in state and "optimizer" in state:
         raise WeightsError(

@@ -178,6 +178,7 @@ def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:
+        # transformers raises many kinds for a broken config.json.
         raise WeightsError(f"{path / 'config.json'}: not a usable configuration ({error})") from error
     if isinstance(config, MiniMindConfig):
         return MiniMindSource(open_folder(path), config, tokenizer_path=path)
