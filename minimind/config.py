@@ -56,7 +56,9 @@ class TrainConfig:
     shuffle: bool = _flag(True, "new order of pairs every epoch; 0: file order", group="data")
     seed: int = _flag(42, "of the order of pairs, dropout and fresh weights", group="data", low=0)
     num_workers: int = _flag(8, "processes that tokenise, at most one per core", group="data", low=0)
-    cache_dir: str = _flag("", "tokenised data, by content; $XDG_CACHE_HOME/minimind without it", group="data")
+    cache_dir: str = _flag(
+        "", "tokenised data and cached references, by content; $XDG_CACHE_HOME/minimind without it", group="data"
+    )
 
     # Model
     from_weight: str = _flag(
@@ -88,6 +90,13 @@ class TrainConfig:
     )
     batch_size: int = _flag(4, "pairs per rank and micro-batch", group="optimisation", low=1)
     accumulation_steps: int = _flag(1, "micro-batches per global step", group="optimisation", low=1)
+    micro_batch_tokens: int = _flag(
+        0,
+        "packed tokens of a micro-batch at most: a rank's batch_size x accumulation_steps pairs of a step are dealt "
+        "anew into as few micro-batches; 0: batch_size pairs each",
+        group="optimisation",
+        low=0,
+    )
     learning_rate: float = _flag(
         4e-8, "of the first steps; a cosine takes it to a tenth", group="optimisation", above=0
     )
@@ -101,6 +110,13 @@ class TrainConfig:
     )
 
     # Engine
+    reference: str = _flag(
+        "live",
+        "live: a frozen shard scores the pairs of every step; cached: it scores every pair once, and the log-probs are "
+        "kept in cache_dir",
+        group="engine",
+        choices=("live", "cached"),
+    )
     deepspeed: str = _flag("", "DeepSpeed configuration of the policy, e.g. ds_configs/zero2.json", group="engine")
     reference_config: str = _flag(
         "", "DeepSpeed configuration of the reference; ds_configs/reference.json", group="engine"
@@ -117,6 +133,10 @@ class TrainConfig:
     save_interval: int = _flag(100, "global steps between checkpoints; 0: only at the end", group="run", low=0)
     log_interval: int = _flag(100, "global steps between logged steps", group="run", low=1)
     eval_interval: int = _flag(0, "global steps between evaluations; 0: only at start and end", group="run", low=0)
+    timeout: int = _flag(
+        1800, "seconds without progress of any rank after which the run says who has not arrived, and ends",
+        group="run", low=1,
+    )  # fmt: skip
     from_resume: bool = _flag(False, "go on from the newest checkpoint in save_dir, if there is one", group="run")
 
 

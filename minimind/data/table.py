@@ -117,9 +117,14 @@ class PairTable:
     def costs(self) -> NDArray[np.float64]:
         """What each pair costs to train on, about, (len,) float64: the tokens of its pack, and attention's share."""
         lengths = np.diff(self.offsets).reshape(-1, 2)[self.selected].astype(np.float64)
-        prefixes = self.prefixes[self.selected].astype(np.float64)
-        packed = lengths.sum(1) - prefixes
-        return packed + (lengths**2).sum(1) / _ATTENTION_TOKENS
+        return self.packed_tokens + (lengths**2).sum(1) / _ATTENTION_TOKENS
+
+    @property
+    def packed_tokens(self) -> NDArray[np.int64]:
+        """How long each pair's part of a pack is, (len,) int64: what the rows share stands there once, and their last
+        tokens not at all."""
+        inputs = np.diff(self.offsets).reshape(-1, 2)[self.selected] - 1
+        return inputs.sum(1) - np.minimum(self.prefixes[self.selected], inputs.min(1))
 
     @property
     def total_rows(self) -> int:

@@ -3,7 +3,7 @@
     batch -> score -> (K,) log-probs with a gradient -> (objective) -> backward -> step
 
 DeepSpeed owns accumulation, clipping, precision, the optimizer and the schedule's stepping; nothing here does
-arithmetic of its own with gradients.
+arithmetic of its own with gradients. It is told which micro-batch is a step's last, since their number may vary.
 """
 
 from __future__ import annotations
@@ -103,12 +103,13 @@ class Policy:
         """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss."""
         return self.engine(batch)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of one micro-batch's mean loss."""
-        self.engine.backward(loss)
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of one micro-batch's share of a step's loss; `last`: the step has no more of them."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """End a micro-batch; DeepSpeed decides whether the optimizer steps. Then `grad_norm` is that step's.
+        """End a micro-batch; after a step's last the optimizer steps, and `grad_norm` is that step's.
 
         Raises:
             TrainingError: on every rank, before any weight changes, if the gradient is not finite. In float16 that is

@@ -1,45 +1,65 @@
-"""The reference: frozen, in eval mode, without an optimizer, always a ZeRO-3 inference shard.
+"""The reference: what a step is told of the frozen model that the policy is held to.
 
-batch -> score -> (K,) log-probs, no gradient
+    micro-batches -> row_sums -> (N, 2) float32 each, no gradient
+
+`Reference` computes them: in eval mode, without an optimizer, always a ZeRO-3 inference shard. `CachedReference`
+(reference_cache.py) looks them up.
 """
 
 from __future__ import annotations
 
+import abc
+import gc
 from collections.abc import Sequence
 
 import deepspeed
 import torch
 from torch import Tensor
 
-from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch, join, to_device
+from minimind.data.pack import PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer
 from minimind.engine.ds_config import ResolvedConfig
-from minimind.engine.process import World, all_reduce
-from minimind.objective.dpo import row_log_probs
+from minimind.engine.process import World
+from minimind.objective.dpo import row_sums
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 
 # Tokens of one forward at most, counted before packing: without a gradient a forward's memory is a few layers' worth.
 _FORWARD_TOKENS = 2**16
 
-# Largest difference between the mean log-probs of a row in two layouts that rounding explains.
-LAYOUT_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
+
+class RowReference(abc.ABC):
+    """Where a step has the reference's row log-probs from."""
+
+    @abc.abstractmethod
+    def row_sums(self, batches: Sequence[PairBatch]) -> list[Tensor]:
+        """Summed log-probs of the rows of a global step's micro-batches, (N, 2) float32 each: chosen, rejected."""
+
+    @abc.abstractmethod
+    def mismatch(self, worst: float, line: int) -> str:
+        """What to tell a user if before the first update the policy's log-probs are not these.
+
+        Args:
+            worst: by how much, in a row's mean log-prob.
+            line: of the pair.
+        """
 
 
-class Reference:
-    """The frozen model that the policy is held to."""
+class Reference(RowReference):
+    """The frozen model in an engine of its own."""
 
     def __init__(self, source: WeightSource, resolved: ResolvedConfig, world: World) -> None:
-        dtype = getattr(torch, resolved.settings.config.dtype)
-        scorer = build_scorer(source, resolved.values, dtype, world)
+        config = resolved.settings.config
+        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world)
         scorer.requires_grad_(False)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
         self.engine.eval()
         restore_buffers(scorer.model)
         self.world = world
-        self.dtype = resolved.settings.config.dtype
-        config = resolved.settings.config
-        self.batches_per_forward = max(1, _FORWARD_TOKENS // (2 * config.batch_size * config.max_seq_len))
+        pair = 2 * config.max_seq_len
+        self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)
+        batch = max(config.micro_batch_tokens, pair) if config.micro_batch_tokens else config.batch_size * pair
+        self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
 
     @torch.no_grad()
     def score(self, batch: PairBatch) -> Tensor:
@@ -47,11 +67,10 @@ class Reference:
         log_probs, _ = self.engine(batch)
         return log_probs
 
-    def score_step(self, batches: Sequence[PairBatch]) -> list[Tensor]:
-        """Log-probs of all micro-batches of a global step, one (K,) float32 each, in as few forwards as memory allows.
+    def row_sums(self, batches: Sequence[PairBatch]) -> list[Tensor]:
+        """As few forwards as memory allows: under ZeRO-3 each gathers the whole model.
 
-        Under ZeRO-3 each forward gathers the whole model, so one over all micro-batches costs a gather less for each
-        of the others. How many go together depends on sizes that all ranks share: they must gather equally often.
+        How many micro-batches go together depends on sizes that all ranks share: they must gather equally often.
         """
         scored: list[Tensor] = []
         for start in range(0, len(batches), self.batches_per_forward):
@@ -62,16 +81,17 @@ class Reference:
                 scored += self.score(join(packs)).split(sizes)
             else:
                 scored += [self.score(batch) for batch in group]
-        return scored
+        return [row_sums(part, batch.target_counts) for part, batch in zip(scored, batches, strict=True)]
 
-    def layouts_agree(self, packed: PackedPairs, padded: PaddedPairs) -> bool:
-        """Whether the same pairs score the same packed as padded, on every rank.
+    def mismatch(self, worst: float, line: int) -> str:
+        return (
+            f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob (the pair at "
+            f"line {line}), so the loss would not start at ln 2: they are not the same model, or its log-probs are not "
+            "finite. Check the weights."
+        )
 
-        A model may bend attention or logits in a way that a pack does not know of; this shows it before training.
-        """
-        rows = []
-        for batch in (packed, padded):
-            moved = to_device(batch, self.world.device)
-            rows.append(row_log_probs(self.score(moved), moved.target_counts, average_log_prob=True))
-        difference = all_reduce((rows[0] - rows[1]).abs().max(), "max")
-        return bool(difference <= LAYOUT_TOLERANCE[self.dtype])
+    def close(self) -> None:
+        """Give its memory back; nothing can be scored after it."""
+        self.engine.destroy()
+        del self.engine
+        gc.collect()

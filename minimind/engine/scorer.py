@@ -58,7 +58,7 @@ def _aux_loss(out: object, like: Tensor) -> Tensor:
 def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     """Why a model cannot take packs, or None if nothing speaks against it.
 
-    What this cannot see, the comparison at the start of a run does (`Reference.layouts_agree`).
+    What this cannot see, the comparison at the start of a run does (`layouts_agree`).
     """
     if isinstance(config, MiniMindConfig):
         return None

@@ -1,7 +1,7 @@
 """The DPO loss (Rafailov et al., 2023, equation 7): pure functions of tensors.
 
     per-token log-probs (2N, T), mask -> dpo_loss -> scalar                    MiniMind's form, for comparison
-    K log-probs + counts -> row_log_probs (2N,) -> pair_outcomes -> N losses, rewards   the training path
+    K log-probs + counts -> row_sums -> row_means (N, 2) -> pair_outcomes -> N losses, rewards   the training path
 
 For one pair with policy p and reference r, each a row's log-prob:
 
@@ -44,24 +44,38 @@ def dpo_loss(
     return -F.logsigmoid(beta * (policy_ratio - reference_ratio)).mean()
 
 
-def row_log_probs(log_probs: Tensor, target_counts: Tensor, average_log_prob: bool) -> Tensor:
-    """Log-prob of each row of a pack.
+def row_sums(log_probs: Tensor, target_counts: Tensor) -> Tensor:
+    """Summed log-prob of each row of a pack.
 
     Args:
         log_probs: (K,) float32, in the pack's order: per pair the targets within the shared prefix, of the chosen
             half, of the rejected half.
         target_counts: (N, 3) int64, how many targets each of those has. The prefix's targets count for both rows.
-        average_log_prob: mean over the row's targets instead of their sum.
 
     Returns: (N, 2) float32: chosen, rejected.
     """
     # A segmented sum instead of index_add: its order is fixed on a GPU too.
     sums = torch.segment_reduce(log_probs, "sum", lengths=target_counts.flatten(), initial=0).view(-1, 3)
-    rows = sums[:, :1] + sums[:, 1:]
-    if average_log_prob:
-        # A row without targets, which truncation can leave, counts as 0, as in MiniMind.
-        rows = rows / (target_counts[:, :1] + target_counts[:, 1:]).clamp_min(1)
-    return rows
+    return sums[:, :1] + sums[:, 1:]
+
+
+def row_lengths(target_counts: Tensor) -> Tensor:
+    """Targets of each row: (N, 3) int64 as in a pack -> (N, 2) int64: chosen, rejected."""
+    return target_counts[:, :1] + target_counts[:, 1:]
+
+
+def row_means(sums: Tensor, target_counts: Tensor) -> Tensor:
+    """Mean log-prob of each row from its sum, both (N, 2) float32.
+
+    A row without targets, which truncation can leave, counts as 0, as in MiniMind.
+    """
+    return sums / row_lengths(target_counts).clamp_min(1)
+
+
+def row_log_probs(log_probs: Tensor, target_counts: Tensor, average_log_prob: bool) -> Tensor:
+    """Log-prob of each row of a pack, (N, 2) float32: the mean over its targets, or their sum."""
+    sums = row_sums(log_probs, target_counts)
+    return row_means(sums, target_counts) if average_log_prob else sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

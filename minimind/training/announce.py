@@ -23,7 +23,8 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
         )
     kind = f"MiniMind generation {model.generation}" if isinstance(model, MiniMindConfig) else model.model_type
     console.say(
-        f"{kind}, weights from {prepared.source.origin}; ZeRO-{prepared.policy_config.stage} policy, ZeRO-3 reference, "
+        f"{kind}, weights from {prepared.source.origin}; ZeRO-{prepared.policy_config.stage} policy, "
+        f"{'ZeRO-3' if settings.config.reference == 'live' else 'cached'} reference, "
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.dtype}"
     )
     width = max(len(name) for name in settings.origins)

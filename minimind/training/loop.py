@@ -20,11 +20,11 @@ from minimind.engine import process
 from minimind.engine.checkpoints import Checkpoints
 from minimind.engine.policy import Policy
 from minimind.engine.process import World
-from minimind.engine.reference import Reference
+from minimind.engine.reference import RowReference
 from minimind.errors import TrainingError
 from minimind.training.console import Console
 from minimind.training.metrics import MetricSums
-from minimind.training.step import Objective, check_start, eval_step, train_step
+from minimind.training.step import Objective, eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,15 @@ class Run:
     """Everything a run is made of, ready to go.
 
     Attributes:
+        reference, eval_reference: of the pairs in `table` and in `eval_table`.
         export: writes the weights; called after each checkpoint, by all ranks.
     """
 
     config: TrainConfig
     world: World
     policy: Policy
-    reference: Reference
+    reference: RowReference
+    eval_reference: RowReference
     table: PairTable
     eval_table: PairTable | None
     stream: PairStream
@@ -70,8 +72,6 @@ def train(run: Run, start: int) -> None:
         # Dropout draws from the step's own seed, so that going on needs no generator's state.
         torch.manual_seed(hash((config.seed, step, run.world.rank)))
         learning_rate = run.policy.learning_rate
-        if step == 1:
-            check_start(run.policy, run.reference, step_batches[0], config.dtype)
         try:
             train_step(run.policy, run.reference, run.objective, step_batches, sums)
         except TrainingError as error:
@@ -145,7 +145,7 @@ def evaluate(run: Run, step: int) -> None:
         world_size=run.world.size,
     )
     for batch, weights in batches:
-        eval_step(run.policy, run.reference, run.objective, batch, weights, sums)
+        eval_step(run.policy, run.eval_reference, run.objective, batch, weights, sums)
     run.policy.train()
     metrics = {f"eval/{name}": value for name, value in sums.reduce(time.monotonic() - started).items()}
     record(run, step, metrics)

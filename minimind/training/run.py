@@ -22,7 +22,6 @@ from minimind.engine import process
 from minimind.engine.checkpoints import Checkpoints
 from minimind.engine.policy import Policy
 from minimind.engine.process import World
-from minimind.engine.reference import Reference
 from minimind.engine.scorer import packing_obstacle
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
@@ -32,7 +31,9 @@ from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.loop import Run, train
 from minimind.training.prepare import Prepared, load_pairs, prepare, weights_name
+from minimind.training.references import open_references
 from minimind.training.samples import source_answers
+from minimind.training.step import layouts_agree
 from minimind.weights.io import save_huggingface, save_minimind
 from minimind.weights.sources import open_weights
 
@@ -70,6 +71,8 @@ def _train(prepared: Prepared, world: World) -> None:
         shuffle=config.shuffle,
         seed=config.seed,
         costs=table.costs,
+        tokens=table.packed_tokens,
+        token_budget=config.micro_batch_tokens,
     )
     total_steps = process.from_main(world, lambda: _total_steps(stream, config))
     announce_data(console, table, eval_table, stream, total_steps, config.max_steps)
@@ -79,23 +82,27 @@ def _train(prepared: Prepared, world: World) -> None:
     checkpoint = checkpoints.newest() if config.from_resume else None
     process.from_main(world, lambda: open_run_folder(prepared, identity, checkpoint is not None))
 
-    reference = Reference(prepared.source, prepared.reference_config, world)
     policy = Policy(
         prepared.source,
         prepared.policy_config,
         functools.partial(learning_rate_factor, total_steps=total_steps, warmup_steps=config.warmup_steps),
         world,
     )
+    layout = _choose_layout(prepared, policy, table, console)
+    tables = [table] if eval_table is None else [table, eval_table]
+    about = {"weights": fingerprint, **_model_identity(prepared)}
+    references = open_references(prepared, policy, tables, layout, about, console)
     run = Run(
         config=config,
         world=world,
         policy=policy,
-        reference=reference,
+        reference=references[0],
+        eval_reference=references[-1],
         table=table,
         eval_table=eval_table,
         stream=stream,
         total_steps=total_steps,
-        layout=_choose_layout(prepared, reference, table, console),
+        layout=layout,
         checkpoints=checkpoints,
         export=lambda: _export(prepared, policy),
         console=console,
@@ -134,15 +141,12 @@ def _identity(
     config = prepared.settings.config
     names = (
         "beta average_log_prob learning_rate warmup_steps grad_clip batch_size accumulation_steps epochs shuffle seed "
-        "dtype on_bad_row"
+        "dtype on_bad_row reference micro_batch_tokens"
     ).split()
-    model = prepared.source.config.to_diff_dict()
-    for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
-        model.pop(name, None)
     return {
         **{name: getattr(config, name) for name in names},
         "optimizer": prepared.policy_config.values["optimizer"],
-        **{f"model.{name}": value for name, value in sorted(model.items())},
+        **_model_identity(prepared),
         "data": table.key,
         "pairs": len(table),
         "start weights": fingerprint,
@@ -152,7 +156,15 @@ def _identity(
     }
 
 
-def _choose_layout(prepared: Prepared, reference: Reference, table: PairTable, console: Console) -> Layout:
+def _model_identity(prepared: Prepared) -> dict[str, object]:
+    """The model's configuration, without what says nothing about its numbers."""
+    model = prepared.source.config.to_diff_dict()
+    for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
+        model.pop(name, None)
+    return {f"model.{name}": value for name, value in sorted(model.items())}
+
+
+def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console: Console) -> Layout:
     """Packs wherever the model can take them; where it cannot, rows padded to the longest of a micro-batch."""
     pad_id = prepared.tokenizer.pad_token_id or 0
     padded: Layout = functools.partial(pad, pad_id=pad_id)
@@ -160,10 +172,14 @@ def _choose_layout(prepared: Prepared, reference: Reference, table: PairTable, c
     if isinstance(model, MiniMindConfig):
         return pack
     obstacle = packing_obstacle(model, prepared.settings.config.max_seq_len)
-    if obstacle is None and not reference.layouts_agree(pack([table[0]]), pad([table[0]], pad_id)):
+    if obstacle is None and not layouts_agree(policy, pack([table[0]]), pad([table[0]], pad_id)):
         obstacle = "its log-probs of a pack are not those of the same rows padded"
     if obstacle is None:
         return pack
+    if prepared.settings.config.micro_batch_tokens:
+        error = ConfigError(f"--micro_batch_tokens counts tokens of packs, and rows must be padded here: {obstacle}")
+        error.agreed = True
+        raise error
     console.say(f"  rows are padded, not packed: {obstacle}")
     return padded
 

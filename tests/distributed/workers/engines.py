@@ -87,7 +87,7 @@ def main() -> None:
         expected_reference = [plain(batch)[0] for batch in batches]
     mine = reference.score(batches[world.rank])
     torch.testing.assert_close(mine, expected_reference[world.rank], rtol=0, atol=1e-5)
-    policy.backward(loss(policy.engine, batches[world.rank], mine + shifts[world.rank]))
+    policy.backward(loss(policy.engine, batches[world.rank], mine + shifts[world.rank]), last=True)
 
     total = sum(loss(plain, b, r + s) for b, r, s in zip(batches, expected_reference, shifts, strict=True))
     (total / 2).backward()
