@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind import native
+
 Segments = tuple[tuple[int, int, int], ...]
 Range = tuple[int, int]
 
@@ -63,55 +65,54 @@ def _take(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
 
 def _probabilities(query: Tensor, key: Tensor, rows: int, scaling: float) -> Tensor:
     """Softmax of the scores, (kv heads, groups * rows, keys), for query (kv heads, groups * rows, D)."""
-    heads, keys = len(key), key.shape[1]
-    scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=scaling)
-    # Only the last `rows` keys, the queries' own positions, hold any that come later than their query.
-    later = torch.full((rows, rows), -torch.inf, dtype=scores.dtype).triu(1)
-    scores.view(heads, -1, rows, keys)[..., keys - rows :].add_(later)
-    return scores.softmax(-1)
+    return native.causal_softmax_(torch.bmm(query, key.transpose(1, 2)), rows, scaling)
+
+
+def _grouped(x: Tensor, first: int, last: int, kv_heads: int) -> Tensor:
+    """Tokens of x (heads, T, D) as (kv heads, groups * rows, D): heads that share keys are one matrix."""
+    return x[:, first:last].reshape(kv_heads, -1, x.shape[-1])
 
 
 class _CpuPackedAttention(torch.autograd.Function):
-    """Keeps queries, keys, values and output; the probabilities are made again in backward."""
+    """Keeps queries, keys and values; the probabilities are made again in backward."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float) -> Tensor:
-        heads, _, size = query.shape
-        out = torch.empty_like(query)
+        heads, tokens, size = query.shape
+        # Token by token in memory, as the projection after it reads it.
+        out = query.new_empty(tokens, heads, size).transpose(0, 1)
         for (first, last), seen in _blocks(segments):
-            rows = last - first
-            grouped = query[:, first:last].reshape(len(key), -1, size)
-            probabilities = _probabilities(grouped, _take(key, seen), rows, scaling)
-            out[:, first:last] = torch.bmm(probabilities, _take(value, seen)).view(heads, rows, size)
-        ctx.save_for_backward(query, key, value, out)
+            probabilities = _probabilities(
+                _grouped(query, first, last, len(key)), _take(key, seen), last - first, scaling
+            )
+            out[:, first:last] = torch.bmm(probabilities, _take(value, seen)).view(heads, last - first, size)
+        ctx.save_for_backward(query, key, value)
         ctx.segments, ctx.scaling = segments, scaling
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, out = ctx.saved_tensors
-        grad_out, scaling = grads[0], ctx.scaling
+        query, key, value = ctx.saved_tensors
         heads, _, size = query.shape
         grad_query = torch.empty_like(query)
         # Many blocks add to one key: in float32, or the small ones would be lost.
         grad_key = torch.zeros(key.shape, dtype=torch.float32)
         grad_value = torch.zeros(value.shape, dtype=torch.float32)
-        # The softmax's own term of its gradient: each row's sum of probability times gradient (Dao et al., 2022).
-        delta = (grad_out * out).sum(-1, keepdim=True, dtype=torch.float32).to(query.dtype)
         for (first, last), seen in _blocks(ctx.segments):
             rows = last - first
-            grouped, grad = (x[:, first:last].reshape(len(key), -1, size) for x in (query, grad_out))
+            grouped, grad = (_grouped(x, first, last, len(key)) for x in (query, grads[0]))
             keys, values = _take(key, seen), _take(value, seen)
-            probabilities = _probabilities(grouped, keys, rows, scaling)
-            own = delta[:, first:last].reshape(len(key), -1, 1)
-            grad_scores = torch.baddbmm(own, grad, values.transpose(1, 2), beta=-1).mul_(probabilities)
-            grad_query[:, first:last] = torch.bmm(grad_scores, keys).mul_(scaling).view(heads, rows, size)
+            probabilities = _probabilities(grouped, keys, rows, ctx.scaling)
+            grad_scores = native.causal_softmax_backward_(
+                probabilities, torch.bmm(grad, values.transpose(1, 2)), rows, ctx.scaling
+            )
+            grad_query[:, first:last] = torch.bmm(grad_scores, keys).view(heads, rows, size)
             to_keys = torch.bmm(grad_scores.transpose(1, 2), grouped)
             to_values = torch.bmm(probabilities.transpose(1, 2), grad)
             place = 0
             for begin, end in seen:
                 part = slice(place, place + end - begin)
-                grad_key[:, begin:end].add_(to_keys[:, part], alpha=scaling)
-                grad_value[:, begin:end].add_(to_values[:, part])
+                native.add_to_(grad_key[:, begin:end], to_keys[:, part])
+                native.add_to_(grad_value[:, begin:end], to_values[:, part])
                 place = part.stop
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None

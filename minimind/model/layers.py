@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from minimind import native
 from minimind.model.configuration import MiniMindConfig
 
 
@@ -30,6 +31,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if native.applies(x, self.weight):
+            return native.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -59,17 +62,22 @@ def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
 
 
 def rotary_tables(config: MiniMindConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions (B, T) int64: two tensors (B, 1, T, D) float32, halves repeated."""
+    """Cosines and sines for positions (B, T) int64: two tensors (B, T, D/2) float32."""
     angles = position_ids[..., None].float() * rotary_frequencies(config, position_ids.device)
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
     scale = config.yarn["attention_factor"] if config.yarn else 1.0
     return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (B, heads, T, D) by its positions; halves are paired, as in Llama. Computed in float32, x's dtype out."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Turn x (B, T, heads, D) by its positions and put the heads first: (B, heads, T, D).
+
+    Channels of the two halves are paired, as in Llama. Computed in float32, x's dtype out.
+    """
+    if len(x) == 1 and native.applies(x):
+        return native.rotate(x[0], cos[0], sin[0])[None]
+    first, second = x.transpose(1, 2).chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -103,8 +111,8 @@ class Attention(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         heads = (*x.shape[:-1], -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rotary)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rotary)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
@@ -133,8 +141,12 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=False)
         self.act = ACT2FN[config.hidden_act]
+        self.is_silu = config.hidden_act == "silu"
         # MiniMind-3 has no dropout here.
         self.dropout = nn.Dropout(config.dropout if config.generation == 2 else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.is_silu and native.applies(gate, up):
+            return self.dropout(self.down_proj(native.swiglu(gate, up)))
+        return self.dropout(self.down_proj(self.act(gate) * up))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from minimind import native
 from minimind.model.cpu_attention import cpu_packed_attention
 
 PACKED_ATTENTION = "minimind_packed_pairs"
@@ -65,7 +66,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
     assert attention_mask is None, "a pack has no mask: its layout says who sees whom"
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not dropout:
+    if native.applies(query, key, value) and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return cpu_packed_attention(query[0], key[0], value[0], pack.segments, scaling)[None].transpose(1, 2), None
     groups = query.shape[1] // key.shape[1]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind import native
+
 # Largest block of logits that exists at any time, in elements: 2**23 float32 are 32 MiB.
 _BLOCK_ELEMENTS = 2**23
 
@@ -42,12 +44,40 @@ def _blocks(targets: Tensor, weight: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: int, end: int) -> Tensor:
-    """One block of logits (K, end - start), at least float32."""
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: int, end: int) -> Tensor:
+    """One block of logits (K, end - start), in the dtype of the weights."""
     block = hidden @ weight[start:end].T
-    if bias is not None:
-        block = block + bias[start:end]
-    return block if block.dtype == torch.float64 else block.float()
+    return block if bias is None else block.add_(bias[start:end])
+
+
+def _log_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Each hidden state's log-sum-exp over the vocabulary and its target's logit, (K,) each."""
+    at_target = hidden.new_zeros(len(targets), dtype=wide)
+    if native.applies(hidden, weight):
+        largest, total = torch.full_like(at_target, -torch.inf), torch.zeros_like(at_target)
+        for start, end in _blocks(targets, weight):
+            native.log_sum_block_(_product(hidden, weight, bias, start, end), targets, start, largest, total, at_target)
+        return largest + total.log(), at_target
+    log_sum = torch.full_like(at_target, -torch.inf)
+    for start, end in _blocks(targets, weight):
+        logits = _product(hidden, weight, bias, start, end).to(wide)
+        log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
+        here = (targets >= start) & (targets < end)
+        picked = logits.gather(1, (targets - start).clamp(0, end - start - 1)[:, None])[:, 0]
+        at_target = torch.where(here, picked, at_target)
+    return log_sum, at_target
+
+
+def _grad_logits(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of one block's logits (K, width), in their dtype; they may be overwritten."""
+    if native.applies(logits):
+        return native.log_sum_block_backward_(logits, targets, start, log_sum, grad)
+    wide = logits.to(log_sum.dtype).sub_(log_sum[:, None]).exp_().mul_(-grad[:, None])
+    here = ((targets >= start) & (targets < start + logits.shape[1])).nonzero()[:, 0]
+    wide[here, targets[here] - start] += grad[here]
+    return wide.to(logits.dtype)
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -56,36 +86,26 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        log_sum = hidden.new_full((len(targets),), -torch.inf, dtype=wide)
-        at_target = hidden.new_zeros(len(targets), dtype=wide)
-        for start, end in _blocks(targets, weight):
-            logits = _logits(hidden, weight, bias, start, end)
-            log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
-            here = (targets >= start) & (targets < end)
-            picked = logits.gather(1, (targets - start).clamp(0, end - start - 1)[:, None])[:, 0]
-            at_target = torch.where(here, picked, at_target)
+        log_sum, at_target = _log_sum(hidden, weight, targets, bias, wide)
         ctx.save_for_backward(hidden, weight, targets, bias, log_sum)
         return at_target - log_sum
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
         hidden, weight, targets, bias, log_sum = ctx.saved_tensors
-        grad = grads[0][:, None].to(log_sum.dtype)
+        grad = grads[0].to(log_sum.dtype).contiguous()
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad
         grad_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias and bias is not None else None
         for start, end in _blocks(targets, weight):
-            logits = _logits(hidden, weight, bias, start, end)
-            grad_logits = logits.sub_(log_sum[:, None]).exp_().mul_(-grad)
-            here = ((targets >= start) & (targets < end)).nonzero()[:, 0]
-            grad_logits[here, targets[here] - start] += grad[here, 0]
-            narrow = grad_logits.to(hidden.dtype)
+            logits = _product(hidden, weight, bias, start, end)
+            grad_logits = _grad_logits(logits, targets, start, log_sum, grad)
             if grad_hidden is not None:
-                grad_hidden += narrow @ weight[start:end]
+                grad_hidden += grad_logits @ weight[start:end]
             if grad_weight is not None:
                 # Each row of the head is written once, by one product over all targets: nothing is accumulated in bf16.
-                torch.mm(narrow.T, hidden, out=grad_weight[start:end])
+                torch.mm(grad_logits.T, hidden, out=grad_weight[start:end])
             if grad_bias is not None:
-                grad_bias[start:end] = grad_logits.sum(0)
+                grad_bias[start:end] = grad_logits.sum(0, dtype=log_sum.dtype)
         return (None if grad_hidden is None else grad_hidden.to(hidden.dtype)), grad_weight, None, grad_bias

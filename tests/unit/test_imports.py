@@ -22,10 +22,11 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "config": {"errors"},
-    "model": BOTTOM,
+    "native": set(),
+    "model": BOTTOM | {"native"},
     "weights": BOTTOM | {"model"},
     "data": BOTTOM,  # knows neither model nor engine
-    "objective": BOTTOM,  # pure functions of tensors
+    "objective": BOTTOM | {"native"},  # pure functions of tensors
     "engine": MIDDLE | {"data", "objective"},
     "plan": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"demo", "plan"},

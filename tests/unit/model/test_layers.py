@@ -85,26 +85,27 @@ def test_attention_factor_scales_the_tables():
 
 def test_tables_by_hand():
     cos, sin = rotary_tables(config(4), torch.tensor([[0, 2]]))
-    # D = 4: frequencies 1 and 0.01, halves repeated
-    angles = torch.tensor([[0.0, 0.0, 0.0, 0.0], [2.0, 0.02, 2.0, 0.02]])
-    assert cos.shape == (1, 1, 2, 4)
-    torch.testing.assert_close(cos[0, 0], angles.cos())
-    torch.testing.assert_close(sin[0, 0], angles.sin())
+    # D = 4: frequencies 1 and 0.01
+    angles = torch.tensor([[[0.0, 0.0], [2.0, 0.02]]])
+    torch.testing.assert_close(cos, angles.cos())
+    torch.testing.assert_close(sin, angles.sin())
 
 
 def test_tables_are_float32_where_bf16_would_lose_positions():
     """In bf16 positions 1000 and 1001 are the same number."""
     cos, _ = rotary_tables(config(4), torch.tensor([[1000, 1001]]))
     assert cos.dtype == torch.float32
-    assert cos[0, 0, 0, 0] != cos[0, 0, 1, 0]
+    assert cos[0, 0, 0] != cos[0, 1, 0]
 
 
-def test_rotate_pairs_halves_as_llama_does():
-    """Channels 0 and 2 of 4 are a pair: (1, 0) turned by a quarter is (0, 1)."""
-    quarter, none = math.pi / 2, 0.0
-    angles = torch.tensor([quarter, none, quarter, none])
-    x = torch.tensor([1.0, 5.0, 0.0, 7.0])
-    torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()), torch.tensor([0.0, 5.0, 1.0, 7.0]))
+def test_rotate_pairs_halves_as_llama_does_and_puts_heads_first():
+    """Channels 0 and 2 of 4 are a pair: (1, 0) turned by a quarter is (0, 1); the second token is not turned."""
+    angles = torch.tensor([[[math.pi / 2, 0.0], [0.0, 0.0]]])
+    x = torch.tensor([[1.0, 5.0, 0.0, 7.0], [2.0, 3.0, 4.0, 5.0]])[None, :, None].repeat(1, 1, 3, 1)
+    turned = rotate(x, angles.cos(), angles.sin())
+    assert turned.shape == (1, 3, 2, 4)
+    for head in turned[0]:
+        torch.testing.assert_close(head, torch.tensor([[0.0, 5.0, 1.0, 7.0], [2.0, 3.0, 4.0, 5.0]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -65,7 +65,7 @@ def test_blocks_cover_the_vocabulary_once_and_stay_within_the_limit(monkeypatch)
 
 
 def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
-    sizes, make = [], module._logits
+    sizes, make = [], module._product
 
     def watched(*args):
         block = make(*args)
@@ -73,7 +73,7 @@ def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
         return block
 
     monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 35)
-    monkeypatch.setattr(module, "_logits", watched)
+    monkeypatch.setattr(module, "_product", watched)
     hidden, weight, bias, targets = inputs()
     value_and_gradients(target_log_probs, hidden, weight, targets, bias)
     # Five blocks forward, five again backward.

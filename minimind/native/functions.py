@@ -1,0 +1,144 @@
+"""The kernels as functions of tensors, with gradients.
+
+    applies(x)? -> rms_norm, rotate, swiglu, packed-attention softmax, target log-probs
+
+All tensors are bfloat16 on a CPU where nothing else is said. Each function's oracle is the plain torch expression that
+its caller uses everywhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimind.native.library import library
+
+
+def applies(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors. Under torch.compile they do not: the compiler fuses as well."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in tensors)
+        and library() is not None
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last dimension: x (..., size), weight (size,) -> (..., size)."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x (T, heads, D) by cos and sin (T, D/2) float32, and put the heads first: (heads, T, D)."""
+    return _Rotate.apply(x, cos, sin)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, of any shape."""
+    return _SwiGLU.apply(gate, up)
+
+
+def causal_softmax_(scores: Tensor, rows: int, scaling: float) -> Tensor:
+    """In place: the softmax of scores (..., rows, keys) times scaling, each row over the keys up to its own position.
+
+    The rows' own positions are the last `rows` keys. Contiguous; the leading dimensions may be folded into the rows.
+    """
+    keys = scores.shape[-1]
+    _call("causal_softmax", scores, scores.numel() // (rows * keys), rows, keys, scaling)
+    return scores
+
+
+def causal_softmax_backward_(probabilities: Tensor, grad: Tensor, rows: int, scaling: float) -> Tensor:
+    """In place: the gradient of the probabilities becomes that of the scores before scaling."""
+    keys = grad.shape[-1]
+    _call("causal_softmax_backward", probabilities, grad, grad.numel() // (rows * keys), rows, keys, scaling)
+    return grad
+
+
+def add_to_(sums: Tensor, x: Tensor) -> None:
+    """sums (heads, n, D) float32 += x (heads, n, D); each head's part is contiguous, heads may lie anywhere."""
+    count = x.shape[1] * x.shape[2]
+    _call("add_to", sums, sums.stride(0), x, x.stride(0), len(x), count)
+
+
+def log_sum_block_(
+    logits: Tensor, targets: Tensor, start: int, largest: Tensor, total: Tensor, at_target: Tensor
+) -> None:
+    """Carry a log-sum-exp over the vocabulary on by one block of logits (K, width) that starts at token `start`.
+
+    largest, total, at_target: (K,) float32, the largest logit, the sum of exponentials above it, the target's logit.
+    """
+    _call("log_sum_block", logits, targets, largest, total, at_target, len(logits), logits.shape[1], start)
+
+
+def log_sum_block_backward_(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:
+    """In place: logits (K, width) become the gradient of their log-probs, grad and log_sum (K,) float32."""
+    _call("log_sum_block_backward", logits, targets, log_sum, grad, len(logits), logits.shape[1], start)
+    return logits
+
+
+def _call(name: str, *arguments: Tensor | float) -> None:
+    loaded: ctypes.CDLL | None = library()
+    assert loaded is not None
+    getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        assert x.shape[-1:] == weight.shape
+        x = x.contiguous()
+        y, rows = torch.empty_like(x), x.numel() // len(weight)
+        scale = torch.empty(rows)
+        _call("rms_norm_forward", x, weight, y, scale, rows, len(weight), eps)
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        partial = torch.zeros(torch.get_num_threads(), len(weight))
+        grad = grads[0].contiguous()
+        _call("rms_norm_backward", grad, x, weight, scale, grad_x, partial, len(scale), len(weight))
+        return grad_x, partial.sum(0).to(weight.dtype), None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        tokens, heads, size = x.shape
+        assert cos.shape == sin.shape == (tokens, size // 2)
+        ctx.save_for_backward(cos, sin)
+        y = x.new_empty(heads, tokens, size)
+        _call("rotate", x.contiguous(), cos, sin, y, tokens, heads, size, 1, 1.0)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        heads, tokens, size = grads[0].shape
+        grad_x = grads[0].new_empty(tokens, heads, size)
+        _call("rotate", grads[0].contiguous(), cos, sin, grad_x, tokens, heads, size, 0, -1.0)
+        return grad_x, None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        assert gate.shape == up.shape
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        y = torch.empty_like(gate)
+        _call("swiglu_forward", gate, up, y, gate.numel())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        _call("swiglu_backward", grads[0].contiguous(), gate, up, grad_gate, grad_up, gate.numel())
+        return grad_gate, grad_up
