@@ -134,9 +134,11 @@ class TrainConfig:
     log_interval: int = _flag(100, "global steps between logged steps", group="run", low=1)
     eval_interval: int = _flag(0, "global steps between evaluations; 0: only at start and end", group="run", low=0)
     timeout: int = _flag(
-        1800, "seconds without progress of any rank after which the run says who has not arrived, and ends",
-        group="run", low=1,
-    )  # fmt: skip
+        1800,
+        "seconds without progress of any rank after which the run says who has not arrived, and ends",
+        group="run",
+        low=1,
+    )
     from_resume: bool = _flag(False, "go on from the newest checkpoint in save_dir, if there is one", group="run")
 
 

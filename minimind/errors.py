@@ -43,5 +43,9 @@ class CheckpointError(MiniMindError):
     """Checkpoints that are missing, torn or belong to another run."""
 
 
+class LaunchError(MiniMindError):
+    """Ranks that do not come together: not all there, not alike, gone, or stuck."""
+
+
 class TrainingError(MiniMindError):
     """A run that must not go on: reference and policy differ at the start, or a loss is not finite."""

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,10 @@ def load_table(
     empty_think_ratio: float,
     num_workers: int,
     cache_dir: Path,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> PairTable:
-    """Read a preference file through the cache; tokenise it if it is not there.
+    """Read a preference file through the cache; tokenise it if it is not there, with a call of `on_progress` now and
+    then.
 
     Raises:
         DataError: the file is missing or empty, or the tokenizer cannot be used. Bad rows raise nothing here.
@@ -153,11 +155,17 @@ def load_table(
     folder = cache_dir / f"pairs-{key}"
     table = _open(path, key, folder)
     if table is None:
-        _write(folder, tokenize(path, encoder, num_workers))
+        _write(folder, _reported(tokenize(path, encoder, num_workers), on_progress))
         table = _open(path, key, folder)
     if table is None:
         raise DataError(f"{folder}: the tokenised data cannot be read back; see --cache_dir")
     return table
+
+
+def _reported(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        on_progress()
+        yield chunk
 
 
 def _key(path: Path, encoder: ChatEncoder) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -42,6 +43,15 @@ _worker_encoder: ChatEncoder | None = None
 def _start_worker(encoder: ChatEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the rank it works for is killed; the pool itself would leave it waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(lines: list[tuple[int, bytes]]) -> Chunk:

@@ -42,6 +42,7 @@ def _fill_shards(model: nn.Module, source: WeightSource, world: World) -> None:
                 for parameter in own:
                     parameter.copy_(source.read(names[parameter]))
         filled.update(own)
+        world.watch.tick()
     for name, buffer in model.named_buffers():
         if name in source.shapes():
             buffer.copy_(source.read(name))

@@ -1,4 +1,4 @@
-"""Ranks: starting them, agreeing among them, and ending with a truthful status.
+"""Ranks: bringing them together, agreeing among them, stopping them at one step, and ending with a truthful status.
 
 Whatever can fail on one rank alone goes through `agree`: every rank learns of it and raises the same error, so that
 nobody waits for a rank that has given up.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import gc
 import logging
 import os
-import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -26,12 +26,19 @@ import transformers
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from minimind.engine.launchers import connect, join, launcher_pids, rank_variables
+from minimind.engine.places import name_ranks
+from minimind.engine.watch import PREEMPTED, Watch
 from minimind.errors import ConfigError, MiniMindError
 
 Result = TypeVar("Result")
 
 # A compile of DeepSpeed's op takes well under a minute; a lock this old belongs to one that was killed.
 _STALE_LOCK_SECONDS = 300
+# How long a rank whose connection broke waits for the watch, which needs half a minute to miss another machine.
+_BROKEN_SECONDS = 45
+# The watch says who is late; torch's own limit, which cannot, is so many seconds later, for a watch that fails.
+_BEYOND_TIMEOUT = 60
 # DeepSpeed's ops that a run may compile.
 _COMPILED_OPS = ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "async_io")
 
@@ -43,12 +50,16 @@ class World:
     Attributes:
         rank, local_rank, size: its number, its number on this machine, how many there are.
         device: where its tensors live.
+        hosts: the machine of every rank.
+        watch: knows the phase that the rank is in, and ends runs that cannot go on.
     """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
+    hosts: tuple[str, ...] = ("localhost",)
+    watch: Watch = dataclasses.field(default_factory=Watch)
 
     @property
     def is_main(self) -> bool:
@@ -59,36 +70,42 @@ class World:
         return self.device.type == "cpu"
 
 
-def start() -> World:
+def start(timeout: float = 1800.0) -> World:
     """Join the process group that the launcher's environment describes; a bare `python` run is a group of one.
+
+    Args:
+        timeout: seconds in which all ranks must be there, and without progress of any of them after which the run ends.
 
     Raises:
         ConfigError: a lock that a killed compile left would make every rank wait for ever.
+        LaunchError: the environment is half of a launch, or ranks are missing.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed still calls a collective by a name that torch has deprecated; no user can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     transformers.utils.logging.disable_progress_bar()
-    if "RANK" not in os.environ:
-        for variable in ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "PMI_SIZE"):
-            if int(os.environ.get(variable) or 1) > 1:
-                raise ConfigError(
-                    f"{variable} is {os.environ[variable]}, but RANK, WORLD_SIZE and MASTER_ADDR are not set: every "
-                    "process would train alone. Start with deepspeed or torchrun, or set them."
-                )
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    launchers = launcher_pids() if "RANK" in os.environ else []
+    os.environ.update(rank_variables(os.environ))
+    local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local_rank)
     _check_compiled_op(speaks=os.environ["RANK"] == "0" and accelerator.device_name() == "cpu")
-    deepspeed.init_distributed(verbose=False)
+    rank, store, peers = join(timeout)
+    watch = Watch()
+    watch.begin(store, connect(timeout), peers, rank, launchers, timeout)
+    limit = datetime.timedelta(seconds=timeout + _BEYOND_TIMEOUT)
+    backend = accelerator.communication_backend_name()
+    group_store = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=len(peers), timeout=limit)
+    deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
     world = World(
-        rank=dist.get_rank(),
+        rank=rank,
         local_rank=local_rank,
-        size=dist.get_world_size(),
+        size=len(peers),
         device=torch.device(accelerator.current_device_name()),
+        hosts=tuple(peers[other].host for other in range(len(peers))),
+        watch=watch,
     )
     _unlink_shared_memory(world)
     return world
@@ -112,7 +129,7 @@ def agree(world: World, action: Callable[[], Result], runs: bool = True) -> Resu
     failed = {rank: other for rank, (_, other) in enumerate(outcomes) if other is not None}
     if failed:
         first = next(iter(failed.values()))
-        some = f" (only on rank{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))})"
+        some = f" (only on {name_places(world, failed)})"
         raised = type(first)(f"{first}{some if len(failed) < sum(ran for ran, _ in outcomes) else ''}")
         raised.agreed = True
         raise raised
@@ -137,7 +154,8 @@ def from_main(world: World, action: Callable[[], Result]) -> Result:
 
 
 def gather(world: World, value: Result) -> list[Result]:
-    """Every rank's value, on all ranks."""
+    """Every rank's value, on all ranks; however long one of them takes to come, as long as it makes progress."""
+    world.watch.meet()
     values: list[Result | None] = [None] * world.size
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
@@ -154,6 +172,28 @@ def barrier() -> None:
     dist.barrier()
 
 
+class StopVote:
+    """One question a step, on which all ranks agree: does any of them have to stop?
+
+    The answer travels while the step computes, over the CPU's own connections, so that no device is waited for.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._watch = world.watch
+        limit = datetime.timedelta(seconds=world.watch.timeout + _BEYOND_TIMEOUT)
+        self._group = dist.new_group(backend="gloo", timeout=limit)
+
+    def ask(self) -> None:
+        """At the start of a step."""
+        self._wish = torch.tensor(int(self._watch.stop_reason is not None))
+        self._work = dist.all_reduce(self._wish, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def answer(self) -> bool:
+        """At its end: whether any rank had been told to stop when it began the step. The same on all ranks."""
+        self._work.wait()
+        return bool(self._wish)
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Print a user's error once and end with status 1; everything else keeps its traceback."""
@@ -165,21 +205,35 @@ def user_errors() -> Iterator[None]:
             where = "" if rank == 0 else f" on rank {rank}"
             print(f"\n{type(error).__name__}{where}: {error}", file=sys.stderr, flush=True)
         end(1)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
+            # A connection broke: another rank is gone. The watch finds out which, says so and ends this process.
+            time.sleep(_BROKEN_SECONDS)
+        raise
 
 
-def end(status: int) -> NoReturn:
-    """Leave the process group and end.
+def end(status: int, world: World | None = None) -> NoReturn:
+    """Leave the process group and end; all ranks together if the run ended as it should, by itself or by request.
 
     The process ends here rather than at the interpreter's own exit, where a gloo thread that still takes the
     interpreter's lock aborts a finished run now and then.
     """
-    if status == 0:
+    if status in (0, PREEMPTED):
         gc.collect()
+        if world is not None:
+            world.watch.close()
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def name_places(world: World, ranks: Iterable[int]) -> str:
+    """Ranks, and their machines where there are several."""
+    if len(set(world.hosts)) == 1:
+        return name_ranks(ranks)
+    return ", ".join(f"rank {rank} on {world.hosts[rank]}" for rank in ranks)
 
 
 def _unlink_shared_memory(world: World) -> None:
@@ -193,12 +247,6 @@ def _unlink_shared_memory(world: World) -> None:
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{world.rank}"
         (Path("/dev/shm") / name).unlink(missing_ok=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _check_compiled_op(speaks: bool) -> None:

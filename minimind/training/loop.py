@@ -55,9 +55,15 @@ class Run:
         return Objective(beta=self.config.beta, average_log_prob=self.config.average_log_prob)
 
 
-def train(run: Run, start: int) -> None:
-    """Train from after global step `start` to the end; `start` 0 is a fresh run."""
+def train(run: Run, start: int) -> bool:
+    """Train from after global step `start` to the end; `start` 0 is a fresh run.
+
+    Returns:
+        Whether the end was reached. If not, a signal asked for a stop, and the state after the last step is saved.
+    """
     config, console, sums = run.config, run.console, MetricSums(run.world)
+    watch, vote = run.world.watch, process.StopVote(run.world)
+    watch.can_save()
     if start == 0:
         evaluate(run, 0)
     if start == run.total_steps:
@@ -69,6 +75,8 @@ def train(run: Run, start: int) -> None:
     )
     norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
     for step, step_batches in enumerate(batches, start=start + 1):
+        watch.enter("data", step)
+        vote.ask()
         # Dropout draws from the step's own seed, so that going on needs no generator's state.
         torch.manual_seed(hash((config.seed, step, run.world.rank)))
         learning_rate = run.policy.learning_rate
@@ -89,6 +97,13 @@ def train(run: Run, start: int) -> None:
             console.log(step, run.stream.epoch_of(step), metrics)
             sums.reset()
             norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
+        if vote.answer() and not last:
+            watch.enter("saving")
+            run.checkpoints.save(run.policy, step)
+            console.stop()
+            reason = watch.stop_reason or "another rank was told to stop"
+            console.say(f"{reason}: stopped after step {step}, which is saved; --from_resume 1 goes on from there")
+            return False
         saves = last or (config.save_interval and step % config.save_interval == 0)
         evaluates = last or (config.eval_interval and step % config.eval_interval == 0)
         if saves or evaluates:
@@ -99,6 +114,7 @@ def train(run: Run, start: int) -> None:
                 save(run, step)
             clock = time.monotonic()
     console.stop()
+    return True
 
 
 class _NormMean:
@@ -135,6 +151,7 @@ def evaluate(run: Run, step: int) -> None:
     """Metrics over the held-out pairs, each counted once, under `eval/`."""
     if run.eval_table is None:
         return
+    run.world.watch.enter("evaluating")
     sums, started = MetricSums(run.world), time.monotonic()
     run.policy.eval()
     batches = eval_batches(
@@ -146,6 +163,7 @@ def evaluate(run: Run, step: int) -> None:
     )
     for batch, weights in batches:
         eval_step(run.policy, run.eval_reference, run.objective, batch, weights, sums)
+        run.world.watch.tick()
     run.policy.train()
     metrics = {f"eval/{name}": value for name, value in sums.reduce(time.monotonic() - started).items()}
     record(run, step, metrics)
@@ -158,6 +176,7 @@ def evaluate(run: Run, step: int) -> None:
 
 def save(run: Run, step: int) -> None:
     """Write a checkpoint to go on from, and the weights to use."""
+    run.world.watch.enter("saving")
     run.checkpoints.save(run.policy, step)
     run.export()
     run.console.say(f"saved step {step} under {run.config.save_dir}")

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 
 # What a MiniMind .pth cannot tell, and flags can.
 _UNTOLD = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
+# Flags that name a file or folder to read.
+PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "from_weight", "deepspeed", "reference_config")
 _DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
@@ -113,6 +115,16 @@ def prepare(settings: Settings, world: World) -> Prepared:
     )
 
 
+def input_paths(config: TrainConfig) -> dict[str, Path]:
+    """What a run will read, by the flag that names it; whether it is there is not asked."""
+    paths = {name: Path(getattr(config, name)) for name in PATH_FLAGS if getattr(config, name)}
+    paths["from_weight"] = _weights_path(config)
+    paths["reference_config"] = _reference_path(config)
+    if not config.data_path or config.from_weight == "none":
+        del paths["from_weight"]
+    return {f"--{name}": path for name, path in paths.items()}
+
+
 def load_pairs(prepared: Prepared, world: World, path: str) -> PairTable:
     """A tokenised preference file under the run's policy for bad rows; one rank per machine tokenises.
 
@@ -129,6 +141,7 @@ def load_pairs(prepared: Prepared, world: World, path: str) -> PairTable:
             empty_think_ratio=config.empty_think_ratio,
             num_workers=config.num_workers,
             cache_dir=_cache_dir(config),
+            on_progress=world.watch.tick,
         ).with_bad_rows(config.on_bad_row),
     )
 
@@ -170,16 +183,21 @@ def _source(config: TrainConfig) -> WeightSource:
         except ValueError as error:
             raise ConfigError(f"--from_weight none: {error}") from error
         return RandomSource(fresh, config.seed)
-    path = Path(config.from_weight)
+    path = _weights_path(config)
     if not path.exists():
-        moe = "_moe" if config.use_moe else ""
-        path = Path(config.save_dir) / f"{config.from_weight}_{config.hidden_size}{moe}.pth"
-        if not path.is_file():
-            raise WeightsError(
-                f"--from_weight {config.from_weight}: neither a file or folder, nor MiniMind's short name of {path}; "
-                "give a .pth, a Hugging Face folder or none"
-            )
+        raise WeightsError(
+            f"--from_weight {config.from_weight}: neither a file or folder, nor MiniMind's short name of {path}; "
+            "give a .pth, a Hugging Face folder or none"
+        )
     return open_weights(path, untold)
+
+
+def _weights_path(config: TrainConfig) -> Path:
+    path = Path(config.from_weight)
+    if path.exists():
+        return path
+    moe = "_moe" if config.use_moe else ""
+    return Path(config.save_dir) / f"{config.from_weight}_{config.hidden_size}{moe}.pth"
 
 
 def _model_settings(settings: Settings, source: WeightSource, problems: list[MiniMindError]) -> Settings:

@@ -5,7 +5,9 @@ argv -> settings -> prepare -> engines -> loop -> weights
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from minimind.data.table import PairTable
 from minimind.engine import process
 from minimind.engine.checkpoints import Checkpoints
 from minimind.engine.policy import Policy
+from minimind.engine.preflight import check_alike
 from minimind.engine.process import World
 from minimind.engine.scorer import packing_obstacle
 from minimind.errors import ConfigError
@@ -30,7 +33,7 @@ from minimind.training.announce import announce_data, announce_run
 from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.loop import Run, train
-from minimind.training.prepare import Prepared, load_pairs, prepare, weights_name
+from minimind.training.prepare import PATH_FLAGS, Prepared, input_paths, load_pairs, prepare, weights_name
 from minimind.training.references import open_references
 from minimind.training.samples import source_answers
 from minimind.training.step import layouts_agree
@@ -39,27 +42,41 @@ from minimind.weights.sources import open_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train; ends the process with status 0 after a finished run, and with another after any failure."""
+    """Train; ends the process with status 0 after a finished run, with `process.PREEMPTED` after one that was told to
+    stop and has saved, and with another after any failure."""
     with process.user_errors():
         settings = _parse(sys.argv[1:] if argv is None else argv)
-        world = process.start()
+        world = process.start(settings.config.timeout)
+        _check_alike(settings, world)
+        world.watch.enter("loading")
         prepared = process.agree(world, lambda: prepare(settings, world))
         assert prepared is not None
-        _train(prepared, world)
-    process.end(0)
+        finished = _train(prepared, world)
+    process.end(0 if finished else process.PREEMPTED, world)
 
 
 def _parse(argv: Sequence[str]) -> Settings:
     try:
         return parse_settings(argv)
     except ConfigError as error:
-        error.agreed = True  # every rank was given the same flags
+        # Ranks of one machine were given the same flags; those of another perhaps not.
+        error.agreed = os.environ.get("LOCAL_RANK", "0") != "0"
         raise
 
 
-def _train(prepared: Prepared, world: World) -> None:
+def _check_alike(settings: Settings, world: World) -> None:
+    config = settings.config
+    # Each machine may have them in a place of its own; what they hold is compared.
+    own = (*PATH_FLAGS, "cache_dir", "num_workers")
+    given = {f"--{f.name}": getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in own}
+    check_alike(world, given, input_paths(config), Path(config.save_dir))
+
+
+def _train(prepared: Prepared, world: World) -> bool:
+    """Whether the run was finished, rather than told to stop."""
     config, console = prepared.settings.config, Console(world.is_main)
     announce_run(prepared, console, world)
+    world.watch.enter("tokenising")
     table = load_pairs(prepared, world, config.data_path)
     eval_table = load_pairs(prepared, world, config.eval_data_path) if config.eval_data_path else None
     stream = PairStream(
@@ -82,6 +99,7 @@ def _train(prepared: Prepared, world: World) -> None:
     checkpoint = checkpoints.newest() if config.from_resume else None
     process.from_main(world, lambda: open_run_folder(prepared, identity, checkpoint is not None))
 
+    world.watch.enter("building")
     policy = Policy(
         prepared.source,
         prepared.policy_config,
@@ -111,13 +129,16 @@ def _train(prepared: Prepared, world: World) -> None:
     before = (
         source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
     )
-    train(run, start)
+    finished = train(run, start)
     policy.close()
+    if not finished:
+        return False
     if _samples(prepared, world):
         _show_samples(prepared, before, console)
     console.say(f"\nFinished {total_steps} steps. Everything is in {config.save_dir}")
     if (tensorboard := prepared.policy_config.values.get("tensorboard", {})).get("enabled"):
         console.say(f"    tensorboard --logdir {tensorboard['output_path']}")
+    return True
 
 
 def _samples(prepared: Prepared, world: World) -> bool:

@@ -57,13 +57,18 @@ def train_step(
 ) -> None:
     """Train on one global step's micro-batches: on the mean loss of their pairs, however they are split."""
     batches = [to_device(batch, policy.world.device) for batch in batches]
+    watch = policy.world.watch
+    watch.enter("reference")
     reference_rows = reference.row_sums(batches)
     pairs = sum(batch.num_pairs for batch in batches)
     for number, (batch, rows) in enumerate(zip(batches, reference_rows, strict=True), start=1):
+        watch.enter("policy forward")
         log_probs, aux_loss = policy.score(batch)
         outcomes = objective.outcomes(batch, log_probs, rows)
         loss = outcomes.losses.mean() + aux_loss
+        watch.enter("backward")
         policy.backward(loss * batch.num_pairs / pairs, last=number == len(batches))
+        watch.enter("optimizer step")
         policy.step()
         sums.add(outcomes, aux_loss, batch.row_tokens)
 
