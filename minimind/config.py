@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from minimind.errors import ConfigError
 
 FLAG, DEFAULT, DEMO, DEEPSPEED_FILE, WEIGHTS = "flag", "default", "demo", "DeepSpeed file", "weights"
+CHECKPOINT = "checkpoint"
 
 
 def _flag(
@@ -139,7 +140,18 @@ class TrainConfig:
         group="run",
         low=1,
     )
-    from_resume: bool = _flag(False, "go on from the newest checkpoint in save_dir, if there is one", group="run")
+    keep_checkpoints: int = _flag(0, "newest checkpoints that are kept; 0: all", group="run", low=0)
+    from_resume: bool = _flag(
+        False,
+        "go on from the newest checkpoint in save_dir, if there is one; ranks and ZeRO stage may be others",
+        group="run",
+    )
+    on_bad_checkpoint: str = _flag(
+        "error",
+        "if the newest checkpoint is damaged: error: stop, saying what is wrong; previous: take the newest whole one",
+        group="run",
+        choices=("error", "previous"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +160,7 @@ class Settings:
 
     Attributes:
         config: the values.
-        origins: name -> "flag", "default", "demo", "DeepSpeed file" or "weights".
+        origins: name -> "flag", "default", "demo", "DeepSpeed file", "weights" or "checkpoint".
     """
 
     config: TrainConfig

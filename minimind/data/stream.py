@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,7 @@ class PairStream:
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
         """Pair indices of global step `step` (from 1) for one rank: one list per micro-batch, as many on each rank."""
-        start = (step - 1) * self.global_batch_size
-        batch = [self._pair(position) for position in range(start, start + self.global_batch_size)]
+        batch = self._batch(step)
         size, ranks = self.micro_batch_size, self.world_size
         if self.costs is None:
             starts = ((micro * ranks + rank) * size for micro in range(self.accumulation_steps))
@@ -77,6 +77,17 @@ class PairStream:
             return _deal_by_tokens(hands, self.costs, self.tokens, self.token_budget)[rank]
         dealt = _deal(batch, self.costs, self.accumulation_steps * ranks, size)
         return dealt[rank::ranks]
+
+    def place_after(self, step: int) -> dict[str, int | str]:
+        """Where the stream stands after global step `step` (from 1): how many pairs it has dealt, and a digest of the
+        last step's. Streams that agree in both deal the same pairs a step, however many ranks share them."""
+        last = ",".join(map(str, self._batch(step)))
+        digest = hashlib.sha256(last.encode()).hexdigest()[:16]
+        return {"pairs": step * self.global_batch_size, "last": digest}
+
+    def _batch(self, step: int) -> list[int]:
+        start = (step - 1) * self.global_batch_size
+        return [self._pair(position) for position in range(start, start + self.global_batch_size)]
 
     def _pair(self, position: int) -> int:
         epoch, index = divmod(position, self.num_pairs)

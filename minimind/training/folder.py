@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minimind.config import TrainConfig
@@ -43,7 +45,7 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
 
 def _put_aside(folder: Path, weights: str) -> None:
     """Move what an earlier run left, its weights among it, into a folder of its own."""
-    names = (*_RECORDS, weights, f"{weights}.pth")
+    names = (*_RECORDS, weights, f"{weights}.pth", *(path.name for path in folder.glob(nonfinite_path(folder, "*").name)))
     present = [folder / name for name in names if (folder / name).exists()]
     if present:
         number = 1
@@ -75,6 +77,22 @@ def _write_json(path: Path, values: object) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a whole line or nothing.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
 def drop_metrics_after(folder: Path, step: int) -> None:
     """Forget logged steps after a checkpoint: they are about to be run, and logged, again."""
     path = folder / "metrics.jsonl"
@@ -88,3 +106,26 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def nonfinite_path(folder: Path, step: int | str) -> Path:
+    """Where the pairs of a step that was not finite are written."""
+    return folder / f"nonfinite_step{step:0>8}.jsonl"
+
+
+def write_pairs(folder: Path, step: int, data: Path, lines: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Write down a step's pairs: one JSON object each, with its line in the data file, rank, micro-batch, and the row.
+
+    Args:
+        lines: by rank and micro-batch, lines of the data file, from 1.
+    """
+    places = {
+        line: {"line": line, "rank": rank, "micro_batch": number}
+        for rank, batches in enumerate(lines)
+        for number, batch in enumerate(batches, start=1)
+        for line in batch
+    }
+    with data.open("rb") as rows, nonfinite_path(folder, step).open("w", encoding="utf-8") as file:
+        for number, row in enumerate(itertools.islice(rows, max(places)), start=1):
+            if number in places:
+                file.write(json.dumps({**places[number], "row": json.loads(row)}, ensure_ascii=False) + "\n")

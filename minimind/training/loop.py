@@ -21,8 +21,10 @@ from minimind.engine.checkpoints import Checkpoints
 from minimind.engine.policy import Policy
 from minimind.engine.process import World
 from minimind.engine.reference import RowReference
-from minimind.errors import TrainingError
+from minimind.errors import CheckpointError, TrainingError, WeightsError
 from minimind.training.console import Console
+from minimind.training.folder import append_line
+from minimind.training.folder import nonfinite_path, write_pairs
 from minimind.training.metrics import MetricSums
 from minimind.training.step import Objective, eval_step, train_step
 
@@ -98,8 +100,7 @@ def train(run: Run, start: int) -> bool:
             sums.reset()
             norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
         if vote.answer() and not last:
-            watch.enter("saving")
-            run.checkpoints.save(run.policy, step)
+            save(run, step, last=True, weights=False)
             console.stop()
             reason = watch.stop_reason or "another rank was told to stop"
             console.say(f"{reason}: stopped after step {step}, which is saved; --from_resume 1 goes on from there")
@@ -111,7 +112,7 @@ def train(run: Run, start: int) -> bool:
             if evaluates:
                 evaluate(run, step)
             if saves:
-                save(run, step)
+                save(run, step, last=last)
             clock = time.monotonic()
     console.stop()
     return True
@@ -134,14 +135,16 @@ class _NormMean:
 
 
 def _at_step(run: Run, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
-    """The error with the step, and the pairs of every rank that were in it."""
-    lines: list[list[int]] = process.gather(run.world, [line for batch in batches for line in batch.lines])
-    listed = ", ".join(str(line) for line in sorted(line for part in lines for line in part))
+    """The error with the step, and the pairs of every rank that were in it, which are written to a file."""
+    lines: list[list[list[int]]] = process.gather(run.world, [list(batch.lines) for batch in batches])
+    listed = ", ".join(str(line) for line in sorted(line for rank in lines for part in rank for line in part))
+    if run.world.is_main:
+        write_pairs(Path(run.config.save_dir), step, run.table.path, lines)
     newest = run.checkpoints.folder / "latest"
     good = f"the last checkpoint is {newest.read_text()}" if newest.is_file() else "there is no checkpoint yet"
     told = TrainingError(
         f"step {step}: {error}; its update was not made, and {good}. Its pairs stand in {run.table.path} at lines "
-        f"{listed}."
+        f"{listed}; {nonfinite_path(Path(run.config.save_dir), step)} has them by rank and micro-batch."
     )
     told.agreed = error.agreed
     return told
@@ -174,12 +177,33 @@ def evaluate(run: Run, step: int) -> None:
     )
 
 
-def save(run: Run, step: int) -> None:
-    """Write a checkpoint to go on from, and the weights to use."""
+def save(run: Run, step: int, *, last: bool, weights: bool = True) -> None:
+    """Write a checkpoint to go on from, and the weights to use; if a disk is full or fails, say so and train on.
+
+    Raises:
+        CheckpointError: on all ranks, if it was the last save and anything could not be written.
+    """
     run.world.watch.enter("saving")
-    run.checkpoints.save(run.policy, step)
-    run.export()
-    run.console.say(f"saved step {step} under {run.config.save_dir}")
+    failures = []
+    parts: list[Callable[[], object]] = [lambda: run.checkpoints.save(run.policy, step, run.stream.place_after(step))]
+    for write in [*parts, run.export] if weights else parts:
+        try:
+            write()
+        except (CheckpointError, WeightsError) as error:  # of all ranks alike
+            failures.append(str(error))
+    if not failures:
+        run.console.say(f"saved step {step} under {run.config.save_dir}")
+        return
+    whole = process.from_main(run.world, run.checkpoints.newest)
+    told = f"NOT SAVED: step {step}: {'; '.join(failures)}. " + (
+        f"The newest whole checkpoint is {whole}." if whole else "There is no whole checkpoint."
+    )
+    if last:
+        lost = CheckpointError(f"{told} Make room, and --from_resume 1 runs what is lost again.")
+        lost.agreed = True
+        raise lost
+    run.console.say(f"{told} Training goes on; the next try is at the next save.")
+    record(run, step, {"save_failed": 1.0})
 
 
 def record(run: Run, step: int, metrics: dict[str, float]) -> None:
@@ -187,7 +211,9 @@ def record(run: Run, step: int, metrics: dict[str, float]) -> None:
     if not run.world.is_main:
         return
     entry = {"step": step, "epoch": round(run.stream.epoch_of(step), 6), **metrics}
-    with (Path(run.config.save_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-    if run.policy.monitor.enabled:
-        run.policy.monitor.write_events([(name, value, step) for name, value in metrics.items()])
+    try:
+        append_line(Path(run.config.save_dir) / "metrics.jsonl", json.dumps(entry))
+        if run.policy.monitor.enabled:
+            run.policy.monitor.write_events([(name, value, step) for name, value in metrics.items()])
+    except OSError as error:  # a full disk costs records, not the run
+        run.console.say(f"NOT LOGGED: step {step}: {error}")

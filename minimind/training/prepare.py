@@ -16,10 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from minimind import demo
 from minimind.config import DEMO, WEIGHTS, Settings, TrainConfig
 from minimind.data.table import PairTable, load_table
+from minimind.engine.checkpoints import Checkpoint
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference
 from minimind.engine.process import World, main_first
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
+from minimind.training.batch import keep_global_batch
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
 Result = TypeVar("Result")
@@ -38,18 +40,20 @@ class Prepared:
     Attributes:
         settings: every setting resolved, with its origin.
         is_demo: the bundled demo runs.
+        checkpoint: what the run goes on from.
     """
 
     settings: Settings
     is_demo: bool
+    checkpoint: Checkpoint | None
     source: WeightSource
     tokenizer: PreTrainedTokenizerBase
     policy_config: ResolvedConfig
     reference_config: ResolvedConfig
 
 
-def prepare(settings: Settings, world: World) -> Prepared:
-    """Resolve everything that files and flags say about the run.
+def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = None) -> Prepared:
+    """Resolve everything that files and flags say about the run, and the checkpoint that it goes on from.
 
     Raises:
         ConfigError: all disagreements at once; a single problem keeps its own class.
@@ -73,6 +77,8 @@ def prepare(settings: Settings, world: World) -> Prepared:
             problems.append(DataError(f"--{flag} {path}: {what}"))
     if settings.explicit("eval_interval") and not settings.config.eval_data_path:
         problems.append(ConfigError("--eval_interval needs held-out pairs: --eval_data_path"))
+    if settings.explicit("on_bad_checkpoint") and not settings.config.from_resume:
+        problems.append(ConfigError("--on_bad_checkpoint is for going on: --from_resume 1"))
     source = attempt(lambda: _source(settings.config))
     if source is not None:
         attempt(source.check_fit)
@@ -80,7 +86,7 @@ def prepare(settings: Settings, world: World) -> Prepared:
     tokenizer = attempt(lambda: _tokenizer(settings.config, source))
     if tokenizer is not None and source is not None:
         attempt(lambda: _check_vocabulary(tokenizer, source))
-    policy_config = attempt(lambda: _policy_config(settings, world))
+    policy_config = attempt(lambda: _policy_config(settings, world, checkpoint))
     if policy_config is not None:
         settings = policy_config.settings
     reference_config = attempt(lambda: _reference_config(settings, world))
@@ -108,6 +114,7 @@ def prepare(settings: Settings, world: World) -> Prepared:
     return Prepared(
         settings=settings,
         is_demo=is_demo,
+        checkpoint=checkpoint,
         source=source,
         tokenizer=tokenizer,
         policy_config=policy_config,
@@ -247,7 +254,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: WeightSource) 
         )
 
 
-def _policy_config(settings: Settings, world: World) -> ResolvedConfig:
+def _policy_config(settings: Settings, world: World, checkpoint: Checkpoint | None) -> ResolvedConfig:
     if not settings.config.deepspeed:
         raise ConfigError("--deepspeed FILE is missing, e.g. --deepspeed ds_configs/zero2.json")
     return resolve_policy(Path(settings.config.deepspeed), settings, world.size, world.on_cpu)

@@ -11,8 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from minimind import demo
 from minimind.config import Settings, TrainConfig, parse_settings
@@ -21,7 +23,7 @@ from minimind.data.pack import pack, pad
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine import process
-from minimind.engine.checkpoints import Checkpoints
+from minimind.engine.checkpoints import Checkpoint, Checkpoints, find
 from minimind.engine.policy import Policy
 from minimind.engine.preflight import check_alike
 from minimind.engine.process import World
@@ -35,7 +37,9 @@ from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.loop import Run, train
 from minimind.training.prepare import PATH_FLAGS, Prepared, input_paths, load_pairs, prepare, weights_name
 from minimind.training.references import open_references
+from minimind.training.resume import check_same_run, describe, model_identity, moved
 from minimind.training.samples import source_answers
+from minimind.training.space import check_space
 from minimind.training.step import layouts_agree
 from minimind.weights.io import save_huggingface, save_minimind
 from minimind.weights.sources import open_weights
@@ -49,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         world = process.start(settings.config.timeout)
         _check_alike(settings, world)
         world.watch.enter("loading")
-        prepared = process.agree(world, lambda: prepare(settings, world))
+        checkpoint = _find_checkpoint(settings.config, world)
+        prepared = process.agree(world, lambda: prepare(settings, world, checkpoint))
         assert prepared is not None
         finished = _train(prepared, world)
     process.end(0 if finished else process.PREEMPTED, world)
@@ -94,10 +99,14 @@ def _train(prepared: Prepared, world: World) -> bool:
     total_steps = process.from_main(world, lambda: _total_steps(stream, config))
     announce_data(console, table, eval_table, stream, total_steps, config.max_steps)
     fingerprint = process.from_main(world, prepared.source.fingerprint)
-    identity = _identity(prepared, table, fingerprint, total_steps, world)
-    checkpoints = Checkpoints(Path(config.save_dir) / "checkpoints", identity, world)
-    checkpoint = checkpoints.newest() if config.from_resume else None
-    process.from_main(world, lambda: open_run_folder(prepared, identity, checkpoint is not None))
+    described, checkpoint = describe(prepared, table, fingerprint, stream, total_steps), prepared.checkpoint
+    if checkpoint is not None:
+        process.from_main(world, lambda: check_same_run(checkpoint, described, stream))
+    start = checkpoint.manifest.step if checkpoint is not None else 0
+    checkpoints = Checkpoints(_checkpoint_folder(config), world, described, config.keep_checkpoints)
+    if warning := process.from_main(world, lambda: check_space(prepared, start, total_steps)):
+        console.say(warning)
+    process.from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
 
     world.watch.enter("building")
     policy = Policy(
@@ -108,7 +117,7 @@ def _train(prepared: Prepared, world: World) -> bool:
     )
     layout = _choose_layout(prepared, policy, table, console)
     tables = [table] if eval_table is None else [table, eval_table]
-    about = {"weights": fingerprint, **_model_identity(prepared)}
+    about = {"weights": fingerprint, **model_identity(prepared)}
     references = open_references(prepared, policy, tables, layout, about, console)
     run = Run(
         config=config,
@@ -125,7 +134,8 @@ def _train(prepared: Prepared, world: World) -> bool:
         export=lambda: _export(prepared, policy),
         console=console,
     )
-    start = _resume(run, checkpoint) if config.from_resume else 0
+    if config.from_resume:
+        _resume(run, checkpoint, described)
     before = (
         source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
     )
@@ -155,36 +165,6 @@ def _total_steps(stream: PairStream, config: TrainConfig) -> int:
     return min(total, config.max_steps) if config.max_steps else total
 
 
-def _identity(
-    prepared: Prepared, table: PairTable, fingerprint: str, total_steps: int, world: World
-) -> dict[str, object]:
-    """What must be the same for a run to go on from a checkpoint with the very same numbers."""
-    config = prepared.settings.config
-    names = (
-        "beta average_log_prob learning_rate warmup_steps grad_clip batch_size accumulation_steps epochs shuffle seed "
-        "dtype on_bad_row reference micro_batch_tokens"
-    ).split()
-    return {
-        **{name: getattr(config, name) for name in names},
-        "optimizer": prepared.policy_config.values["optimizer"],
-        **_model_identity(prepared),
-        "data": table.key,
-        "pairs": len(table),
-        "start weights": fingerprint,
-        "total_steps": total_steps,
-        "ranks": world.size,
-        "ZeRO stage": prepared.policy_config.stage,
-    }
-
-
-def _model_identity(prepared: Prepared) -> dict[str, object]:
-    """The model's configuration, without what says nothing about its numbers."""
-    model = prepared.source.config.to_diff_dict()
-    for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
-        model.pop(name, None)
-    return {f"model.{name}": value for name, value in sorted(model.items())}
-
-
 def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console: Console) -> Layout:
     """Packs wherever the model can take them; where it cannot, rows padded to the longest of a micro-batch."""
     pad_id = prepared.tokenizer.pad_token_id or 0
@@ -205,22 +185,33 @@ def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console
     return padded
 
 
-def _resume(run: Run, checkpoint: Path | None) -> int:
+def _checkpoint_folder(config: TrainConfig) -> Path:
+    return Path(config.save_dir) / "checkpoints"
+
+
+def _find_checkpoint(config: TrainConfig, world: World) -> Checkpoint | None:
+    return find(_checkpoint_folder(config), world, config.on_bad_checkpoint) if config.from_resume else None
+
+
+def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) -> None:
     if checkpoint is None:
         run.console.say(f"  nothing to go on from in {run.config.save_dir}: starting at step 0")
-        return 0
-    start = run.checkpoints.load(run.policy, checkpoint)
-    run.console.say(f"  going on after step {start}")
+        return
+    for tag, problem in checkpoint.damaged.items():
+        run.console.say(f"  {tag} is damaged and put aside as {tag}.damaged: {problem}")
+    run.checkpoints.load(run.policy, checkpoint)
+    run.console.say(f"  going on after step {checkpoint.manifest.step}{moved(checkpoint, described)}")
     if run.world.is_main:
-        drop_metrics_after(Path(run.config.save_dir), start)
-    return start
+        drop_metrics_after(Path(run.config.save_dir), checkpoint.manifest.step)
 
 
 def _export(prepared: Prepared, policy: Policy) -> None:
     """Write the weights as users exchange them: MiniMind's `.pth` for its models, a Hugging Face folder for all."""
     state = policy.full_state()
-    if not policy.world.is_main:
-        return
+    process.from_main(policy.world, lambda: _write_weights(prepared, state))
+
+
+def _write_weights(prepared: Prepared, state: dict[str, Tensor]) -> None:
     config, folder = prepared.settings.config, Path(prepared.settings.config.save_dir)
     name = weights_name(prepared.settings.config)
     if isinstance(prepared.source.config, MiniMindConfig):
