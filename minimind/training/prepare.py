@@ -257,7 +257,13 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: WeightSource) 
 def _policy_config(settings: Settings, world: World, checkpoint: Checkpoint | None) -> ResolvedConfig:
     if not settings.config.deepspeed:
         raise ConfigError("--deepspeed FILE is missing, e.g. --deepspeed ds_configs/zero2.json")
-    return resolve_policy(Path(settings.config.deepspeed), settings, world.size, world.on_cpu)
+    path = Path(settings.config.deepspeed)
+    resolved = resolve_policy(path, settings, world.size, world.on_cpu)
+    if checkpoint is None:
+        return resolved
+    # Once more: the file may fix a part of the batch, the checkpoint then fills the rest.
+    settings = keep_global_batch(resolved.settings, checkpoint.manifest, world.size)
+    return resolve_policy(path, settings, world.size, world.on_cpu)
 
 
 def _reference_path(config: TrainConfig) -> Path:
