@@ -217,7 +217,8 @@ class Watch:
     def _end_gone(self, ledger: Ledger) -> NoReturn:
         told = []
         for rank, (_, how) in sorted(self._gone.items()):
-            where = f" Last seen in {ledger.places[rank]}." if rank in ledger.places else ""
+            known = rank in ledger.places
+            where = f" Last seen in {ledger.places[rank]}." if known else f" This rank was in {self._place(0)}."
             told.append(f"rank {rank} ({self._peers[rank]}) is gone: {how}.{where}")
         speaks = self._rank == min(set(self._here) - set(self._gone))
         self._leave(1, f"LaunchError: {' '.join(told)} {_HINT}" if speaks else None)
@@ -232,13 +233,16 @@ class Watch:
         ]
         others = sorted(set(places) - set(late))
         if others:
-            told.append(f"{name_ranks(others)} wait in {places[others[0]]}")
+            told.append(f"waiting in {places[others[0]]}: {name_ranks(others)}")
         what = "has" if len(late) == 1 else "have"
         speaks = self._rank == min(others or late)
         text = (
             f"LaunchError: no rank has made progress for {self.timeout:.0f} s (--timeout); {name_ranks(late)} {what} "
             f"not arrived: {'; '.join(told)}. {_HINT}"
         )
+        for descriptor, rank in self._watched.items():
+            if rank in late:  # what hangs may not hear the launcher, which would wait half a minute for it
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         self._leave(1, text if speaks else None)
 
     def _leave(self, status: int, text: str | None) -> NoReturn:
@@ -269,7 +273,7 @@ class Watch:
         beat, looked = 0, 0.0
         try:
             self._mail_store.set(keys[self._rank], self._place(0).to_json())
-            while not self._closing.wait(1.0):
+            while not self._closing.wait(1.0) and 0 not in self._gone:
                 beat += 1
                 self._mail_store.set(keys[self._rank], self._place(beat).to_json())
                 now = time.monotonic()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from minimind.config import TrainConfig
@@ -45,7 +44,7 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
 
 def _put_aside(folder: Path, weights: str) -> None:
     """Move what an earlier run left, its weights among it, into a folder of its own."""
-    names = (*_RECORDS, weights, f"{weights}.pth", *(path.name for path in folder.glob(nonfinite_path(folder, "*").name)))
+    names = (*_RECORDS, weights, f"{weights}.pth", *(path.name for path in folder.glob("nonfinite_*.jsonl")))
     present = [folder / name for name in names if (folder / name).exists()]
     if present:
         number = 1
@@ -106,26 +105,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def nonfinite_path(folder: Path, step: int | str) -> Path:
-    """Where the pairs of a step that was not finite are written."""
-    return folder / f"nonfinite_step{step:0>8}.jsonl"
-
-
-def write_pairs(folder: Path, step: int, data: Path, lines: Sequence[Sequence[Sequence[int]]]) -> None:
-    """Write down a step's pairs: one JSON object each, with its line in the data file, rank, micro-batch, and the row.
-
-    Args:
-        lines: by rank and micro-batch, lines of the data file, from 1.
-    """
-    places = {
-        line: {"line": line, "rank": rank, "micro_batch": number}
-        for rank, batches in enumerate(lines)
-        for number, batch in enumerate(batches, start=1)
-        for line in batch
-    }
-    with data.open("rb") as rows, nonfinite_path(folder, step).open("w", encoding="utf-8") as file:
-        for number, row in enumerate(itertools.islice(rows, max(places)), start=1):
-            if number in places:
-                file.write(json.dumps({**places[number], "row": json.loads(row)}, ensure_ascii=False) + "\n")

@@ -24,8 +24,8 @@ from minimind.engine.reference import RowReference
 from minimind.errors import CheckpointError, TrainingError, WeightsError
 from minimind.training.console import Console
 from minimind.training.folder import append_line
-from minimind.training.folder import nonfinite_path, write_pairs
 from minimind.training.metrics import MetricSums
+from minimind.training.nonfinite import write_pairs
 from minimind.training.step import Objective, eval_step, train_step
 
 
@@ -137,14 +137,13 @@ class _NormMean:
 def _at_step(run: Run, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
     """The error with the step, and the pairs of every rank that were in it, which are written to a file."""
     lines: list[list[list[int]]] = process.gather(run.world, [list(batch.lines) for batch in batches])
-    listed = ", ".join(str(line) for line in sorted(line for rank in lines for part in rank for line in part))
-    if run.world.is_main:
-        write_pairs(Path(run.config.save_dir), step, run.table.path, lines)
+    folder, data = Path(run.config.save_dir), run.table.path
+    written = process.from_main(run.world, lambda: write_pairs(folder, step, data, lines))
+    listed = ", ".join(str(line) for line in sorted(line for rank in lines for batch in rank for line in batch))
     newest = run.checkpoints.folder / "latest"
     good = f"the last checkpoint is {newest.read_text()}" if newest.is_file() else "there is no checkpoint yet"
     told = TrainingError(
-        f"step {step}: {error}; its update was not made, and {good}. Its pairs stand in {run.table.path} at lines "
-        f"{listed}; {nonfinite_path(Path(run.config.save_dir), step)} has them by rank and micro-batch."
+        f"step {step}: {error}; its update was not made, and {good}. Its pairs, of {data} at lines {listed}, {written}."
     )
     told.agreed = error.agreed
     return told
