@@ -36,7 +36,7 @@ test: setup
 	pytest $(FLAGS)
 
 bench: setup
-	pip install --quiet --editable ".[bench]"
+	-pip install --quiet --editable ".[bench]"
 	python -m tests.benchmarks.bench $(FLAGS)
 
 lint: setup

@@ -4,9 +4,7 @@ chosen and rejected rows, a full log-softmax, plain AdamW. float32 on a CPU as i
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
@@ -14,13 +12,12 @@ from transformers import AutoTokenizer
 import minimind
 from minimind.weights.io import fill
 from minimind.weights.sources import open_weights
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.benchmarks.common import read_task, write_result
+from tests.benchmarks.common import memory_of, read_task, resident_gib, write_result
 
 
 def main() -> None:
-    task = read_task(sys.argv[1])
+    before_gib = resident_gib()
+    task = read_task()
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
     data = minimind.DPODataset(task.path / "pairs.jsonl", tokenizer, task.max_seq_len)
     source = open_weights(task.path / "start.pth", {})
@@ -31,7 +28,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=4e-8)
     half = task.options["dtype"] == "bfloat16"
     autocast = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
-    loader = torch.utils.data.DataLoader(data, batch_size=task.batch_size, drop_last=True)
+    rows = torch.utils.data.Subset(data, range((task.warmup_steps + task.steps) * task.batch_size))
+    loader = torch.utils.data.DataLoader(rows, batch_size=task.batch_size)
     seconds, started = [], time.perf_counter()
     for batch in loader:
         x, y, mask = (
@@ -49,7 +47,8 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
-    write_result(task, seconds[task.warmup_steps :])
+    memory = memory_of(resident_gib(peak=True), before_gib, [policy, reference], optimizer)
+    write_result(task, seconds[task.warmup_steps :], memory)
 
 
 if __name__ == "__main__":

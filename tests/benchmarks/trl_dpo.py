@@ -1,9 +1,12 @@
-"""TRL's DPOTrainer on the same pairs, weights and batch, with the loss that is MiniMind's (`sigmoid_norm`)."""
+"""TRL's DPOTrainer on the same pairs, weights and batch, with the loss that is MiniMind's (`sigmoid_norm`).
+
+Alone it trains bfloat16 weights with bfloat16 moments, as the Trainer does; under the launcher with DeepSpeed ZeRO-2 it
+has float32 master weights and the very optimizer that this project has.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -13,23 +16,39 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
+from tests.benchmarks.common import memory_of, read_task, resident_gib, write_result
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.benchmarks.common import read_task, write_result
+REPO = Path(__file__).resolve().parents[2]
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step."""
+    """Seconds of each step with its data, as the other trainers' steps have theirs, and the peak memory after it."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.started = 0.0
+        self.last = 0.0
+        self.peak_gib = 0.0
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.last = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.started)
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.peak_gib = resident_gib(peak=True)
+        self.last = now
+
+
+class Trainer(DPOTrainer):
+    """DPOTrainer that keeps the time that the reference's log-probs took in advance."""
+
+    precompute_seconds: float | None = None
+
+    def _precompute_ref_logps(self, *args, **kwargs):
+        started = time.perf_counter()
+        rows = super()._precompute_ref_logps(*args, **kwargs)
+        self.precompute_seconds = time.perf_counter() - started
+        return rows
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -41,40 +60,63 @@ def rows(path: Path) -> list[dict[str, object]]:
     return out
 
 
+def deepspeed_config() -> dict[str, object]:
+    """This project's own ZeRO-2 file, without the monitor; "auto" is the Trainer's to fill."""
+    config = json.loads((REPO / "ds_configs" / "zero2.json").read_text())
+    del config["tensorboard"]
+    return config
+
+
 def main() -> None:
-    task = read_task(sys.argv[1])
+    before_gib = resident_gib()
+    task = read_task()
+    precomputed = bool(task.options["precomputed"])
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
-    model, reference = (
-        AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=torch.bfloat16) for _ in range(2)
-    )
     clock = Clock()
+    # Made before the models, as transformers asks for: it tells them of DeepSpeed.
     config = DPOConfig(
         output_dir=str(task.path / "trl"),
         loss_type=["sigmoid_norm"],
         beta=0.1,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
+        deepspeed=deepspeed_config() if task.options["zero2"] else None,
         learning_rate=4e-8,
+        weight_decay=0.01,
         per_device_train_batch_size=task.batch_size,
         max_length=task.max_seq_len,
         max_steps=task.warmup_steps + task.steps,
+        train_sampling_strategy="sequential",
         gradient_checkpointing=bool(task.options["gradient_checkpointing"]),
-        precompute_ref_log_probs=bool(task.options["precomputed"]),
+        precompute_ref_log_probs=precomputed,
         save_strategy="no",
         report_to=[],
         dataloader_num_workers=0,
         logging_steps=1000,
     )
-    trainer = DPOTrainer(
-        model=model,
-        ref_model=reference,
+    models = [
+        AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=torch.bfloat16)
+        for _ in range(1 if precomputed else 2)
+    ]
+    trainer = Trainer(
+        model=models[0],
+        # With its log-probs in advance, TRL needs no second model and keeps none.
+        ref_model=None if precomputed else models[1],
         args=config,
         train_dataset=Dataset.from_list(rows(task.path / "pairs.jsonl")),
         processing_class=tokenizer,
         callbacks=[clock],
     )
     trainer.train()
-    write_result(task, clock.seconds[task.warmup_steps :])
+    if task.options["zero2"]:
+        # use_cpu and DeepSpeed are seldom met together; the Trainer must not have gone on without.
+        assert trainer.model_wrapped.zero_optimization_stage() == 2
+    optimizer = trainer.optimizer
+    while hasattr(optimizer, "optimizer"):  # what accelerate and DeepSpeed wrap
+        optimizer = optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    memory = memory_of(clock.peak_gib, before_gib, models, optimizer)
+    write_result(task, clock.seconds[task.warmup_steps :], memory, before_seconds=trainer.precompute_seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""The benchmark itself, on a model small enough for a test: real launches, a table, and a trainer that cannot run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks.peers import PEERS, PeerError, _why, run_peer, task_of
+from tests.conftest import REPO
+
+
+@pytest.mark.distributed
+def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
+    """Two batches of pairs: one to warm up, one to time. A global batch of two leaves nothing to time."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 128, "batch_size": 4, "steps": 1, "rounds": 1}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.benchmarks.bench", "--peers", "ours,ours-1core,minimind-bf16"),
+            *(part for name, value in sizes.items() for part in (f"--{name}", str(value))),
+            *("--out", str(tmp_path)),
+        ],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=290,
+    )
+    # One of our own did not run, which is told by the status; the others did.
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ours-1core did not run: its global batch leaves no step to time" in done.stdout
+    record = json.loads((tmp_path / "bench-train.json").read_text())
+    assert list(record["did_not_run"]) == ["ours-1core"]
+    lines = {line["trainer"]: line for line in record["lines"]}
+    assert set(lines) == {"ours", "minimind-bf16"}
+    for line in lines.values():
+        # Both count the same four pairs.
+        assert line["tokens_per_second"] / line["pairs_per_second"] == pytest.approx(
+            lines["ours"]["tokens_per_second"] / lines["ours"]["pairs_per_second"]
+        )
+        assert 0 < line["above_memory_gib"] < line["peak_memory_gib"]
+    parts = record["seconds_of_a_step"]
+    assert set(parts) == {"data", "reference", "policy forward", "backward", "optimizer", "everything else"}
+    assert all(seconds > 0 for seconds in parts.values())
+    startup = record["seconds_to_first_step"]
+    assert next(iter(startup)) == "launcher"
+    assert list(startup)[-1] == "first step"
+    assert sum(startup.values()) == pytest.approx(lines["ours"]["first_step_seconds"])
+
+
+def test_one_core_and_two_ranks_take_the_same_global_batches(tmp_path):
+    sizes = {"batch_size": 4, "max_seq_len": 128, "warmup_pairs": 4, "pairs": 28}
+    one, two = (task_of(PEERS[name], tmp_path, **sizes) for name in ("ours-1core", "ours-2ranks"))
+    # 28 pairs: three global batches of 8, one of them to warm up.
+    assert (one.warmup_steps, one.steps) == (two.warmup_steps, two.steps) == (1, 2)
+    assert (one.options["accumulation_steps"], two.options["accumulation_steps"]) == (2, 1)
+
+
+def test_a_peer_that_fails_says_why(tmp_path):
+    task = task_of(PEERS["minimind-bf16"], tmp_path, batch_size=4, max_seq_len=128, warmup_pairs=4, pairs=8)
+    with pytest.raises(PeerError, match="tokenizer"):
+        run_peer(PEERS["minimind-bf16"], task, timeout=200)
+
+
+def test_the_reason_is_the_line_of_the_error():
+    output = (
+        "Traceback (most recent call last):\n  File x\nmodule.ConfigError: unknown flag --x; see --help\n[INFO] end"
+    )
+    assert _why(output) == "module.ConfigError: unknown flag --x; see --help"
+    assert _why("killed") == ""

@@ -1,0 +1,68 @@
+"""The count of useful operations: by hand, against torch's own count, and against a mask of who sees whom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import minimind
+from minimind.data.pack import pack
+from minimind.data.table import load_table
+from minimind.engine.scorer import PairScorer
+from tests.benchmarks.work import gemm_rates, work_of
+from tests.conftest import REPO
+
+CONFIG = minimind.MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def packs(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    table = load_table(
+        REPO / "minimind" / "demo" / "eval.jsonl",
+        tokenizer,
+        max_length=128,
+        empty_think_ratio=1.0,
+        num_workers=0,
+        cache_dir=folder,
+    )
+    return [pack([table[index]]) for index in range(3)]
+
+
+def test_matrix_products_are_those_that_torch_counts(packs):
+    """In float32 the packed attention of a CPU is torch's fused kernel, so every plain product is a weight's."""
+    scorer = PairScorer(minimind.MiniMindForCausalLM(CONFIG))
+    joined = packs[0]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        scorer(joined)
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(flops for op, flops in counts.items() if str(op).split(".")[1] in ("mm", "addmm", "bmm"))
+    assert products > 0
+    assert work_of([joined], CONFIG).forward_flops - attention_flops(joined) == products
+
+
+def attention_flops(one) -> float:
+    """Two products of head_dim for each head and each pair of tokens that a mask lets see each other."""
+    seen = 0
+    for prefix, chosen, rejected in one.segments:
+        for first, length in ((0, prefix + chosen), (prefix, prefix + rejected)):
+            # Rows `first` on of a causal mask: the prefix's queries are there once.
+            seen += int(torch.ones(length, length).tril()[first:].sum())
+    return CONFIG.num_hidden_layers * 4 * CONFIG.num_attention_heads * CONFIG.head_dim * seen
+
+
+def test_work_adds_up_and_a_live_reference_is_one_forward_more(packs):
+    whole, parts = work_of(packs, CONFIG), [work_of([one], CONFIG) for one in packs]
+    assert whole.forward_flops == pytest.approx(sum(part.forward_flops for part in parts))
+    assert whole.pairs == 3
+    assert whole.row_tokens > whole.packed_tokens > whole.targets > 0
+    assert whole.useful_flops(live_reference=True) == 4 * whole.forward_flops
+    assert whole.useful_flops(live_reference=False) == 3 * whole.forward_flops
+
+
+def test_rates_are_of_this_machine():
+    rates = gemm_rates(CONFIG, 64, 16, torch.float32)
+    # Any processor of this century multiplies faster than a million and slower than 10**16 a second.
+    assert all(1e6 < rate < 1e16 for rate in (rates.forward, rates.backward, rates.peak))
+    assert rates.peak >= max(rates.forward, rates.backward)

@@ -1,0 +1,119 @@
+"""What a trainer's steps amount to in arithmetic, and how fast this machine multiplies matrices.
+
+Useful is what exact DPO of these pairs needs, and no more: every token of a pair once, a prefix that both halves share
+once; in attention only the pairs of tokens that see each other; the output head only where a token counts; the policy
+forward and backward (twice a forward: gradients of inputs and of weights), the reference, where it is not cached,
+forward. Nothing that is recomputed, padded or masked counts, nor do norms, softmax, activations and the optimizer. A
+multiplication and an addition are two operations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from minimind import MiniMindConfig
+from minimind.data.pack import PackedPairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What some pairs amount to.
+
+    Attributes:
+        pairs: how many.
+        row_tokens: tokens of both rows of each; a shared prefix counts for both.
+        packed_tokens: tokens that must be computed.
+        targets: tokens whose log-prob counts.
+        forward_flops: useful operations of one forward.
+    """
+
+    pairs: int
+    row_tokens: int
+    packed_tokens: int
+    targets: int
+    forward_flops: float
+
+    def useful_flops(self, *, live_reference: bool) -> float:
+        """Useful operations of training on the pairs once."""
+        return self.forward_flops * (4 if live_reference else 3)
+
+
+def work_of(packs: Sequence[PackedPairs], config: MiniMindConfig) -> Work:
+    """The work in some packs of a dense MiniMind."""
+    tokens, targets = sum(len(one.token_ids) for one in packs), sum(len(one.target_ids) for one in packs)
+    weights = sum(count * n * k for n, k, count in _layer_products(config))
+    seen = sum(_visible(*segment) for one in packs for segment in one.segments)
+    # Scores and values: two products of head_dim for each head and each pair of tokens.
+    attention = 2 * 2 * config.num_attention_heads * config.head_dim * seen
+    return Work(
+        pairs=sum(one.num_pairs for one in packs),
+        row_tokens=sum(one.row_tokens for one in packs),
+        packed_tokens=tokens,
+        targets=targets,
+        forward_flops=config.num_hidden_layers * (2.0 * weights * tokens + attention)
+        + 2.0 * config.hidden_size * config.vocab_size * targets,
+    )
+
+
+def _visible(prefix: int, chosen: int, rejected: int) -> int:
+    """(query, key) pairs that see each other in one pair of rows, the token itself included."""
+    row = prefix + chosen
+    return row * (row + 1) // 2 + rejected * prefix + rejected * (rejected + 1) // 2
+
+
+def _layer_products(config: MiniMindConfig) -> Iterator[tuple[int, int, int]]:
+    """Weights (n, k) of a layer's matrix products, and how many there are of each."""
+    h, inner = config.hidden_size, config.intermediate_size
+    heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    yield heads, h, 1
+    yield kv, h, 2
+    yield h, heads, 1
+    yield inner, h, 2
+    yield h, inner, 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GemmRates:
+    """Operations per second of this machine's matrix products in one dtype, at the model's own shapes.
+
+    Attributes:
+        forward: of `x w'` of every weight of the model, each as often as it occurs, the head at its targets. What
+            utilisation is measured against.
+        backward: the same of `g w` and `g' x`, the gradients.
+        peak: of the fastest product among all these, alone.
+    """
+
+    forward: float
+    backward: float
+    peak: float
+
+
+def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.dtype) -> GemmRates:
+    """Measure the rates for a pack of so many tokens and targets."""
+    flops, forward, backward, peak = 0.0, 0.0, 0.0, 0.0
+    products = [(tokens, n, k, count * config.num_hidden_layers) for n, k, count in _layer_products(config)]
+    products.append((targets, config.vocab_size, config.hidden_size, 1))
+    for rows, n, k, count in products:
+        x, w, grad = (torch.randn(*size, dtype=dtype) for size in ((rows, k), (n, k), (rows, n)))
+        times = [_median_seconds(functools.partial(torch.mm, *pair)) for pair in ((x, w.T), (grad, w), (grad.T, x))]
+        peak = max(peak, 2.0 * rows * n * k / min(times))
+        flops += 2.0 * rows * n * k * count
+        forward += times[0] * count
+        backward += (times[1] + times[2]) * count
+    return GemmRates(forward=flops / forward, backward=2 * flops / backward, peak=peak)
+
+
+def _median_seconds(action: Callable[[], object], repeats: int = 9) -> float:
+    action()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
