@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 import minimind
 from minimind import demo
@@ -179,6 +181,9 @@ def measure(bench: Bench) -> Measured:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run it all; ends with status 1 if a trainer of this project was asked for and did not run."""
     arguments = parse(argv)
+    logging.disable_progress_bar()
+    # An end from outside unwinds the stack, so that the trainer that runs is ended too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     data, out = Path(arguments.data).stem, Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
