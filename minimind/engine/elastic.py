@@ -65,6 +65,8 @@ class SavedStates:
             (model,) = [*folder.glob("mp_rank_00_model_states.pt"), *folder.glob("zero_pp_rank_0_*_model_states.pt")]
             self.common = _mapped(model)
             shards = sorted(folder.glob("*_optim_states.pt"), key=_rank_of)
+            if shards and [_rank_of(shard) for shard in shards] != list(range(self.common["dp_world_size"])):
+                raise ValueError(f"{len(shards)} files of {self.common['dp_world_size']} ranks")
             for rank, shard in enumerate(shards):
                 self._add_shard(_mapped(shard)["optimizer_state_dict"], rank, len(shards))
             if not shards:

@@ -1,0 +1,85 @@
+"""A manifest knows of any file that is not as it was written, itself included."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minimind.engine.manifest import MANIFEST, Manifest, damage, own_files, record
+from minimind.errors import CheckpointError
+
+NAMES = [
+    "mp_rank_00_model_states.pt",
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    "zero_pp_rank_11_mp_rank_00_model_states.pt",
+    "offloaded_tensors/rank01/0.swp",
+]
+
+
+def manifest(folder) -> Manifest:
+    files = {path.name: record(path) for path in folder.iterdir()}
+    return Manifest(step=3, stream={"pairs": 6}, identity={"beta": 0.1}, batch={}, layout={"ranks": 1}, files=files)
+
+
+def test_manifest_comes_back_as_it_was_written(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"abc")
+    written = manifest(tmp_path)
+    # Of "abc", as the standard's own example has it.
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert written.files == {"a.pt": {"bytes": 3, "sha256": expected}}
+    written.write(tmp_path)
+    assert Manifest.read(tmp_path) == written
+    assert damage(tmp_path / "a.pt", written.files["a.pt"]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(b"ab"), "a.pt has 2 of 3 bytes"),
+        (lambda path: path.write_bytes(b"abd"), "a.pt has other contents"),
+        (lambda path: path.unlink(), "a.pt is missing"),
+        (lambda path: (path.unlink(), path.mkdir(), (path / "x").touch()), "a.pt"),
+    ],
+)
+def test_damage_is_named(tmp_path, change, said):
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"abc")
+    written = record(path)
+    change(path)
+    assert said in (damage(path, written) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "missing"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{}", "cannot be read"),
+        ('{"step": 3, "sha256": ""}', "cannot be read"),
+    ],
+)
+def test_broken_manifests_are_named(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        Manifest.read(tmp_path)
+
+
+def test_a_changed_manifest_is_noticed(tmp_path):
+    manifest(tmp_path).write(tmp_path)
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    values["step"] = 4
+    (tmp_path / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="not as it was written"):
+        Manifest.read(tmp_path)
+
+
+def test_every_file_is_hashed_by_the_rank_that_wrote_it(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    owned = {rank: {str(path.relative_to(tmp_path)) for path in own_files(tmp_path, rank)} for rank in (0, 1, 2, 11)}
+    assert owned == {0: {NAMES[0], NAMES[1]}, 1: {NAMES[2], NAMES[4]}, 2: set(), 11: {NAMES[3]}}
