@@ -9,7 +9,6 @@ are raised together.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import json
@@ -17,10 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
 from minimind.config import DEEPSPEED_FILE, Settings
-from minimind.engine.ds_schema import checked_keys, read_config_file
+from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
+from minimind.engine.ds_zero import resolve_zero, swaps_to_nvme
 from minimind.errors import ConfigError
 
 # Keys that a flag also sets.
@@ -70,7 +68,13 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         problems.append("'scheduler' is not taken from the file: use --learning_rate and --warmup_steps")
     _complete_optimizer(values, problems)
     _complete_monitors(values, settings.config.save_dir)
-    stage = _resolve_zero(values, problems)
+    stage = resolve_zero(values, world_size, on_cpu, problems)
+    if swaps_to_nvme(values) and settings.config.from_resume:
+        # Seen in 0.19.8: losses after going on are others, on one rank as well.
+        problems.append(
+            "--from_resume 1 with NVMe offload: DeepSpeed does not bring back all that was swapped out, and the run "
+            "would go on with other numbers; start anew, or offload to the CPU (ds_configs/zero3_offload.json)"
+        )
     dtype = settings.config.dtype
     if stage == 0 and dtype == "bfloat16":
         problems.append(
@@ -87,7 +91,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     return ResolvedConfig(values=values, stage=stage, settings=settings)
 
 
-def resolve_reference(path: Path, settings: Settings, world_size: int) -> ResolvedConfig:
+def resolve_reference(path: Path, settings: Settings, world_size: int, on_cpu: bool) -> ResolvedConfig:
     """The reference's configuration: always ZeRO-3, never an optimizer, the policy's precision.
 
     Raises:
@@ -102,23 +106,18 @@ def resolve_reference(path: Path, settings: Settings, world_size: int) -> Resolv
     values["gradient_accumulation_steps"] = 1
     _complete_monitors(values, settings.config.save_dir)
     problems += [f"{key!r} has no place in the reference's file" for key in ("optimizer", "scheduler") if key in values]
-    stage = _resolve_zero(values, problems)
+    stage = resolve_zero(values, world_size, on_cpu, problems)
+    if swaps_to_nvme(values):
+        problems.append(
+            "'zero_optimization.offload_param.device' is nvme: the reference would swap to the policy's own files; it "
+            "rests in CPU memory at most (ds_configs/reference_offload.json)"
+        )
     if stage != 3:
         problems.append(f"zero_optimization.stage is {stage}; the reference is always a ZeRO-3 shard")
     problems += _left_over_autos(values)
     if problems:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in problems])
     return ResolvedConfig(values=values, stage=stage, settings=settings)
-
-
-def _get(values: Mapping[str, Any], path: str) -> Any:
-    """Value under a dotted path, None where it or a part of the path is missing."""
-    current: Any = values
-    for part in path.split("."):
-        if not isinstance(current, Mapping) or part not in current:
-            return None
-        current = current[part]
-    return current
 
 
 def _set(values: dict[str, Any], path: str, value: Any) -> None:
@@ -130,13 +129,13 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _is_open(values: Mapping[str, Any], path: str) -> bool:
     """Whether a key waits for a value: missing or "auto"."""
-    return _get(values, path) in (None, "auto")
+    return value_at(values, path) in (None, "auto")
 
 
 def _bind_dtype(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:
     """Agree on the precision: `bf16.enabled` and `fp16.enabled` against --dtype."""
     switches = {"bfloat16": "bf16.enabled", "float16": "fp16.enabled"}
-    fixed = {dtype: _get(values, path) for dtype, path in switches.items() if not _is_open(values, path)}
+    fixed = {dtype: value_at(values, path) for dtype, path in switches.items() if not _is_open(values, path)}
     on = [dtype for dtype, enabled in fixed.items() if enabled is True]
     if len(on) == 2:
         problems.append("bf16 and fp16 are both enabled; choose one")
@@ -155,7 +154,7 @@ def _bind_dtype(values: dict[str, Any], settings: Settings, problems: list[str])
 def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:
     """Fill open keys from flags; take fixed ones over, unless a flag says otherwise."""
     for path, flag in _BOUND.items():
-        value, ours = _get(values, path), getattr(settings.config, flag)
+        value, ours = value_at(values, path), getattr(settings.config, flag)
         if _is_open(values, path):
             _set(values, path, ours)
             continue
@@ -178,7 +177,7 @@ def _bind_batch(
 ) -> Settings:
     """Make global batch = micro-batch x accumulation steps x ranks hold, or say that it does not."""
     micro, accumulation = settings.config.batch_size, settings.config.accumulation_steps
-    total = _get(values, "train_batch_size")
+    total = value_at(values, "train_batch_size")
     if total in (None, "auto"):
         values["train_batch_size"] = micro * accumulation * world_size
         return settings
@@ -208,6 +207,12 @@ def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
         for name, value in _ADAMW.items():
             if params.get(name, "auto") == "auto":
                 params[name] = value
+        if params.get("torch_adam") is not True:
+            problems += [
+                f"'optimizer.params.{name}' belongs to torch's AdamW: set \"torch_adam\": true, or drop it"
+                for name in ("fused", "foreach")
+                if name in params
+            ]
         for name in params:
             if name not in _ADAM_KEYS:
                 near = difflib.get_close_matches(name, _ADAM_KEYS, n=1)
@@ -219,31 +224,11 @@ def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:
     """Monitors that write files write into the run's folder."""
     for name, folder in (("tensorboard", "tensorboard"), ("csv_monitor", "csv")):
         section = values.get(name)
-        if isinstance(section, dict) and section.get("enabled"):
+        if isinstance(section, dict):
             if section.get("output_path", "auto") == "auto":
                 section["output_path"] = save_dir
             if section.get("job_name", "auto") == "auto":
                 section["job_name"] = folder
-
-
-def _resolve_zero(values: dict[str, Any], problems: list[str]) -> int:
-    """The stage; "auto"s within the section (as Hugging Face's examples have them) become DeepSpeed's defaults."""
-    section = values.setdefault("zero_optimization", {"stage": 0})
-    if not isinstance(section, dict):
-        return 0
-    for key in [key for key, value in section.items() if value == "auto" and key != "stage"]:
-        field = DeepSpeedZeroConfig.model_fields.get(key) or next(
-            (field for field in DeepSpeedZeroConfig.model_fields.values() if field.alias == key), None
-        )
-        if field is not None:
-            section[key] = copy.deepcopy(field.get_default(call_default_factory=True))
-    stage = section.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        problems.append(f"'zero_optimization.stage' is {stage!r}; it is 0, 1, 2 or 3")
-        return 0
-    if stage < 3 and isinstance(section.get("offload_param"), dict):
-        problems.append(f"'zero_optimization.offload_param' needs stage 3, not {stage}")
-    return stage
 
 
 def _left_over_autos(values: Any, path: str = "") -> list[str]:

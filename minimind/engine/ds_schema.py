@@ -11,25 +11,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deepspeed.comm.config import CommsLoggerConfig
 from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
+from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from minimind.errors import ConfigError
 
-# Sections whose keys DeepSpeed checks itself, by these models.
+
+class _AsyncIO(BaseModel):
+    """Section `aio`, which DeepSpeed reads without a model of its own."""
+
+    block_size: PositiveInt = 2**20
+    queue_depth: PositiveInt = 8
+    intra_op_parallelism: PositiveInt = 1
+    single_submit: bool = False
+    overlap_events: bool = True
+    use_gds: bool = False
+
+
+# Sections and what their keys may be. DeepSpeed's own models drop unknown keys in silence, in sections of theirs too.
 _SECTIONS: dict[str, Any] = {
     "zero_optimization": DeepSpeedZeroConfig,
+    "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+    "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
+    "aio": _AsyncIO,
     "bf16": DeepSpeedBF16Config,
     "fp16": DeepSpeedFP16Config,
     "tensorboard": TensorBoardConfig,
     "wandb": WandbConfig,
     "csv_monitor": CSVConfig,
     "comet": CometConfig,
+    "comms_logger": CommsLoggerConfig,
 }
 _OTHER_KEYS = (
-    "activation_checkpointing aio checkpoint comms_logger communication_data_type compile data_types "
+    "activation_checkpointing checkpoint communication_data_type compile data_types "
     "disable_allgather dump_state flops_profiler gradient_accumulation_steps gradient_allreduce_op "
     "gradient_clipping gradient_predivide_factor log_level memory_breakdown optimizer prescale_gradients "
     "seq_parallel_communication_data_type steps_per_print timers torch_autocast train_batch_size "
@@ -48,8 +66,11 @@ _UNSUPPORTED = {
 }
 # Sections whose absence or kind other keys depend on, with an example each.
 _OBJECTS: dict[str, Any] = {
-    **{name: {"enabled": True} for name in ("bf16", "fp16", "tensorboard", "wandb", "csv_monitor", "comet")},
+    **{name: {"enabled": True} for name in _SECTIONS},
     "zero_optimization": {"stage": 2},
+    "zero_optimization.offload_optimizer": {"device": "cpu"},
+    "zero_optimization.offload_param": {"device": "cpu"},
+    "aio": {"queue_depth": 32},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
 }
 # Kinds of plain values that DeepSpeed takes unseen.
@@ -96,12 +117,22 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return values
 
 
+def value_at(values: Mapping[str, Any], path: str) -> Any:
+    """Value under a dotted path, None where it or a part of the path is missing."""
+    current: Any = values
+    for part in path.split("."):
+        if not isinstance(current, Mapping) or part not in current:
+            return None
+        current = current[part]
+    return current
+
+
 def checked_keys(path: Path, values: dict[str, Any]) -> list[str]:
     """Problems of the keys; raised at once where a section is of the wrong kind, so that nothing else can be said."""
     wrong = [
-        f"{name!r} is {json.dumps(values[name])}; an object is expected, e.g. {json.dumps(example)}"
+        f"{name!r} is {json.dumps(section)}; an object is expected, e.g. {json.dumps(example)}"
         for name, example in _OBJECTS.items()
-        if name in values and not isinstance(values[name], dict)
+        if not isinstance(section := value_at(values, name), dict) and (section is not None or name in values)
     ]
     optimizer = values.get("optimizer", {})
     if isinstance(optimizer, dict) and not isinstance(optimizer.setdefault("params", {}), dict):
@@ -114,7 +145,7 @@ def checked_keys(path: Path, values: dict[str, Any]) -> list[str]:
 def _key_problems(values: Mapping[str, Any]) -> list[str]:
     """Unknown keys, at the top and in the sections that DeepSpeed has models for, and values of the wrong kind."""
     problems = []
-    known = [*_SECTIONS, *_OTHER_KEYS, "scheduler"]
+    known = [*(name for name in _SECTIONS if "." not in name), *_OTHER_KEYS, "scheduler"]
     for key in values:
         if key in _UNSUPPORTED:
             problems.append(f"{key!r} is DeepSpeed's, but not supported here: {_UNSUPPORTED[key]}")
@@ -126,13 +157,15 @@ def _key_problems(values: Mapping[str, Any]) -> list[str]:
         if value not in (None, "auto") and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
             problems.append(f"{key!r} is {json.dumps(value)}; a {'switch' if kind is bool else 'number'} is expected")
     for name, model in _SECTIONS.items():
-        section = values.get(name, {})
+        section = value_at(values, name) or {}
         names = [alias for key, field in model.model_fields.items() for alias in (key, field.alias) if alias]
         for key in section:
             if key not in names:
                 near = difflib.get_close_matches(key, names, n=1)
                 hint = f"; did you mean '{name}.{near[0]}'?" if near else ""
                 problems.append(f"unknown key '{name}.{key}'{hint}")
+        if "." in name:
+            continue  # its values are checked with the section that it is in
         try:
             model(**{key: value for key, value in section.items() if key in names and value != "auto"})
         except ValidationError as error:

@@ -13,8 +13,9 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
+from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from minimind.data.pack import PairBatch
@@ -73,7 +74,15 @@ class Policy:
         Updates at a small learning rate are smaller than what the rounding took away.
         """
         for name, parameter in self.engine.module.model.named_parameters():
-            safe_set_full_fp32_param(parameter, source.read(name).to(self.world.device, torch.float32))
+            value = source.read(name).to(self.world.device, torch.float32)
+            if self.stage < 3:
+                safe_set_full_fp32_param(parameter, value)
+                continue
+            # Stage 3 cuts a tensor into equal shares. Where ranks do not divide it the last is padded, and DeepSpeed's
+            # setter of whole tensors fails.
+            share = -(-value.numel() // self.world.size)
+            padded = functional.pad(value.flatten(), (0, share * self.world.size - value.numel()))
+            safe_set_local_fp32_param(parameter, padded.narrow(0, share * self.world.rank, share))
 
     def _compile_blocks(self) -> None:
         """Compile each transformer block on its own. Blocks are alike, so one compile serves all; lengths change with

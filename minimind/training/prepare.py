@@ -271,7 +271,7 @@ def _reference_path(config: TrainConfig) -> Path:
 
 
 def _reference_config(settings: Settings, world: World) -> ResolvedConfig:
-    return resolve_reference(_reference_path(settings.config), settings, world.size)
+    return resolve_reference(_reference_path(settings.config), settings, world.size, world.on_cpu)
 
 
 def _shown(value: object) -> str:

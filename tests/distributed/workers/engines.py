@@ -73,7 +73,7 @@ def main() -> None:
     assert (used[0] > 0).all(), used
     assert (used[1] == 0).any(), used
 
-    reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size)
+    reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size, world.on_cpu)
     reference = Reference(source, reference_config, world)
     check_reference(reference, plain_model)
     policy_config = resolve_policy(REPO / f"ds_configs/zero{stage}.json", settings, world.size, world.on_cpu)

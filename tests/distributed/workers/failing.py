@@ -42,7 +42,7 @@ def other_reference(world: process.World) -> None:
     settings = parse_settings(["--dtype", "float32"])
     policy_config = resolve_policy(REPO / "ds_configs/zero2.json", settings, world.size, world.on_cpu)
     policy_config.values["tensorboard"]["enabled"] = False
-    reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size)
+    reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size, world.on_cpu)
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=1, vocab_size=640)
     reference = Reference(RandomSource(config, seed=1), reference_config, world)
     policy = Policy(RandomSource(config, seed=2), policy_config, lambda step: 1.0, world)
