@@ -1,0 +1,82 @@
+"""What a plan must know of a model: how many elements its tensors have, and how wide its layers are.
+
+configuration, tensor shapes -> ModelSizes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from transformers import PretrainedConfig
+
+from minimind.model.configuration import MiniMindConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """Sizes of a model, in elements.
+
+    Attributes:
+        tensors: elements of each tensor; a tied one counts once.
+        vocab, hidden, layers: V, H, L.
+        query, key: channels of all query heads, of all key heads.
+        inner: width that one token meets in the feed-forward part: intermediate size x experts per token.
+        routed: experts that a token is routed to; 0 without experts.
+        normed_heads: queries and keys are normalised per head (MiniMind-3, Qwen3).
+        float32_norms: norms keep float32 copies of 16-bit activations, as transformers' own models do.
+    """
+
+    tensors: tuple[int, ...]
+    vocab: int
+    hidden: int
+    layers: int
+    query: int
+    key: int
+    inner: int
+    routed: int
+    normed_heads: bool
+    float32_norms: bool
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> ModelSizes:
+        """Sizes of a model with this configuration and these tensors (`WeightSource.shapes`, `tensor_shapes`)."""
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        # GPT-2 and its kin have no such names: as many key heads as heads, and four times the hidden size.
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        routed = 0
+        if any(".experts." in name for name in shapes):
+            routed = getattr(config, "num_experts_per_tok", None) or 1
+            shared = getattr(config, "n_shared_experts", None) or 0
+            inner = (routed + shared) * (getattr(config, "moe_intermediate_size", None) or inner)
+        return cls(
+            tensors=tuple(math.prod(shape) for shape in shapes.values()),
+            vocab=config.vocab_size,
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            query=heads * head_dim,
+            key=key_heads * head_dim,
+            inner=inner,
+            routed=routed,
+            normed_heads=any(".q_norm." in name for name in shapes),
+            float32_norms=not isinstance(config, MiniMindConfig),
+        )
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.tensors)
+
+    @property
+    def largest(self) -> int:
+        return max(self.tensors)
+
+    def small(self, threshold: int) -> int:
+        """Elements of the tensors that ZeRO-3 keeps whole on every rank, because gathering them is not worth it."""
+        return sum(size for size in self.tensors if size <= threshold)
+
+    def shard(self, ranks: int) -> int:
+        """Elements of one ZeRO-3 shard: each tensor is padded to a multiple of the ranks."""
+        return sum(-(-size // ranks) for size in self.tensors)

@@ -1,0 +1,96 @@
+"""The plan's bytes are those that live engines hold, on two ranks, under every ZeRO stage, the reference included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.launching import launch
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+# Buckets are buffers of a fixed size: small here, and subtracted exactly. The model's tensors are all so small that
+# ZeRO-3 would keep many of them whole; one case lets it.
+ZERO = {"reduce_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 1000}
+WHOLE = {**ZERO, "stage3_param_persistence_threshold": 100_000}
+CASES = {
+    "zero0": ("zero0", "float32"),
+    "zero1": ("zero1", "bfloat16"),
+    "zero2": ("zero2", "bfloat16"),
+    "zero3": ("zero3", "bfloat16"),
+    "zero2 in float32": ("zero2", "float32"),
+    "zero3 in float32": ("zero3", "float32"),
+}
+
+
+def measured(folder: Path, ranks: int, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One answer for each case and rank; see the worker."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    launch("tests/distributed/workers/measure.py", folder, ranks=ranks, timeout=500).succeeded()
+    return json.loads((folder / "answers.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
+    """By the case's name, an answer of each of two ranks."""
+    cases = [
+        {"name": name, "file": file, "dtype": dtype, "micro_batches": 2, "zero": ZERO}
+        for name, (file, dtype) in CASES.items()
+    ]
+    cases.append({**cases[3], "name": "small tensors whole", "zero": WHOLE})
+    found: dict[str, list[dict[str, Any]]] = {}
+    for answer in measured(tmp_path_factory.mktemp("plan"), 2, cases):
+        found.setdefault(answer["case"]["name"], []).append(answer)
+    return found
+
+
+def grown(answer: dict[str, Any], earlier: str, later: str) -> int:
+    """Bytes that live tensors have grown by between two moments."""
+    return sum(answer["moments"][later].values()) - sum(answer["moments"][earlier].values())
+
+
+def in_bucket(answer: dict[str, Any]) -> int:
+    """Bytes of the bucket that ZeRO-3 keeps."""
+    width = 4 if answer["case"]["dtype"] == "float32" else 2
+    return width * answer["bucket"] if answer["case"]["file"] == "zero3" else 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_states_are_those_of_live_engines(name, answers):
+    for answer in answers[name]:
+        plan, stage_3 = answer["plan"], "zero3" in name
+        bucket = in_bucket(answer)
+        assert grown(answer, "start", "reference") == pytest.approx(plan["reference"], rel=0.1)
+        # Between steps there are no gradients, but for ZeRO-3's buffer of them.
+        resting = plan["parameters"] + plan["optimizer"] + (plan["gradients"] if stage_3 else 0)
+        assert grown(answer, "reference", "after") - bucket == pytest.approx(resting, rel=0.1)
+        if not stage_3:
+            # Stage 1 holds whole gradients from its first micro-batch on, with its buckets waiting for the last.
+            moment, waiting = ("accumulated", plan["buckets"]) if name == "zero1" else ("gradients", 0)
+            assert grown(answer, "after", moment) - waiting == pytest.approx(plan["gradients"], rel=0.1)
+        states = resting + plan["reference"] + (0 if stage_3 else plan["gradients"])
+        most = max(grown(answer, "start", moment) for moment in ("accumulated", "gradients", "after"))
+        assert most - (plan["buckets"] if name == "zero1" else bucket) == pytest.approx(states, rel=0.1)
+
+
+def test_small_tensors_stay_whole_on_every_rank(answers):
+    for answer in answers["small tensors whole"]:
+        plan = answer["plan"]
+        states = sum(plan[item] for item in ("parameters", "gradients", "optimizer", "reference"))
+        assert grown(answer, "start", "after") - in_bucket(answer) == pytest.approx(states, rel=0.1)
+        # Two engines have them whole beside their shards: this would not pass if nobody counted them.
+        shards = sum(part["plan"][item] for part in answers["zero3"][:1] for item in ("parameters", "reference"))
+        assert plan["parameters"] + plan["reference"] > 1.3 * shards
+
+
+def test_two_ranks_share_what_a_stage_shards(answers):
+    """Not by the plan alone: what is measured shrinks from stage to stage as ZeRO says, 4 + 12, 2 + 12/2, 14/2."""
+    parameters = answers["zero0"][0]["parameters"]
+    held = {name: grown(answers[name][0], "reference", "after") / parameters for name in CASES}
+    assert held["zero0"] == pytest.approx(4 + 8, rel=0.05)
+    assert held["zero1"] == pytest.approx(2 + 12 / 2, rel=0.05)
+    assert held["zero2"] == pytest.approx(2 + 12 / 2, rel=0.05)
+    assert held["zero3"] - in_bucket(answers["zero3"][0]) / parameters == pytest.approx(2 / 2 + 2 / 2 + 12 / 2, rel=0.1)
