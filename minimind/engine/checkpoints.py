@@ -122,7 +122,13 @@ class Checkpoints:
         from_main(self.world, lambda: self._set_back(checkpoint))
         path = checkpoint.path
         try:
-            if checkpoint.manifest.layout != self.described["layout"]:
+            was, now = checkpoint.manifest.layout, self.described["layout"]
+            if was != now and _on_nvme(was) | _on_nvme(now):
+                raise CheckpointError(
+                    f"{path}: states that rest on NVMe cannot be cut anew; go on with the ranks and the DeepSpeed file "
+                    "that they were written under"
+                )
+            if was != now:
                 load_elsewhere(policy.engine, path, self.world.rank, self.world.size)
             elif policy.engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
                 raise CheckpointError(f"{path}: holds nothing that DeepSpeed can load")
@@ -174,6 +180,11 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                     if (self.folder / tag).exists():
                         os.replace(self.folder / tag, aside)
+
+
+def _on_nvme(layout: Mapping[str, Any]) -> bool:
+    sections = (layout["zero_optimization"].get(name) or {} for name in ("offload_optimizer", "offload_param"))
+    return any(section.get("device") == "nvme" for section in sections)
 
 
 def _complete_tags(folder: Path) -> list[str]:

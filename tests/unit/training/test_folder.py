@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 
+import pytest
 import torch
 
 from minimind.config import parse_settings
 from minimind.engine.process import World
-from minimind.training.folder import drop_metrics_after, open_run_folder
+from minimind.training.folder import append_line, drop_metrics_after, open_run_folder
 from minimind.training.prepare import prepare
 from tests.conftest import REPO
 
@@ -40,3 +42,17 @@ def test_metrics_after_the_checkpoint_are_dropped_and_torn_lines_too(tmp_path):
     path.write_text("\n".join([*lines, '{"step": 2, "lo']))
     drop_metrics_after(tmp_path, 2)
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, "a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_line(path, "b" * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_line(path, "c")
+    assert path.read_text() == "a\nc\n"
