@@ -1,0 +1,114 @@
+"""Real launches that are still running: to signal, kill or stop in the middle, rank by rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.distributed.launching import REPO, Launch, _free_port
+
+BIN = Path(sys.executable).parent
+
+
+class Running:
+    """A launch in the background, in a process group of its own.
+
+    Args:
+        arguments: of the script, after its path.
+        launcher: deepspeed or torchrun.
+        ranks: how many.
+        prefix: what stands before the launcher's command.
+        script: what every rank runs.
+    """
+
+    def __init__(
+        self,
+        *arguments: object,
+        launcher: str = "deepspeed",
+        ranks: int = 2,
+        prefix: tuple[str, ...] = (),
+        script: str = "launch/train_dpo.py",
+    ) -> None:
+        port = _free_port()
+        options = {
+            "deepspeed": ("--num_gpus", str(ranks), "--master_port", str(port)),
+            "torchrun": ("--nproc-per-node", str(ranks), "--master-port", str(port)),
+        }[launcher]
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the launch has ended
+        self.process = subprocess.Popen(
+            [*prefix, str(BIN / launcher), *options, script, *map(str, arguments)],
+            cwd=REPO,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._port, self._script, self._size = port, script, ranks
+        self._ranks: dict[int, psutil.Process] = {}
+
+    @property
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The ranks' processes, by rank; taken down once all of them are there."""
+        if not self._ranks:
+            found = {}
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "RANK" in child.environ() and self._script in child.cmdline():
+                        found[int(child.environ()["RANK"])] = child
+            if len(found) < self._size:
+                return {}
+            self._ranks = found
+        return self._ranks
+
+    def wait_for(self, what: Callable[[], bool], timeout: float = 120) -> Running:
+        """Wait until something has happened; fails if the launch ends before."""
+        until = time.monotonic() + timeout
+        while not what():
+            assert self.process.poll() is None, f"ended before it should:\n{self.output[-6000:]}"
+            assert time.monotonic() < until, f"did not happen within {timeout} s:\n{self.output[-6000:]}"
+            time.sleep(0.01)
+        return self
+
+    def ended(self, timeout: float = 90) -> Launch:
+        """The launch after its end, and its ranks' end; it must come within a time."""
+        until = time.monotonic() + timeout
+        try:
+            status = self.process.wait(timeout)
+            _, alive = psutil.wait_procs(self._ranks.values(), timeout=max(0.1, until - time.monotonic()))
+            assert not alive, f"ranks outlived their launcher by {timeout} s:\n{self.output[-6000:]}"
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {timeout} s:\n{self.output[-6000:]}") from None
+        return Launch(status=status, output=self.output)
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        self._output.seek(0)
+        return self._output.read()
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever has happened."""
+        for process in self._ranks.values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        # DeepSpeed's buffers of ranks that died before they had taken the names off.
+        for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{self._port}_*"):
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,113 @@
+"""A run that is stopped, killed and gone on with, again and again, is the run that never was interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from minimind import demo
+from minimind.engine.process import PREEMPTED
+from tests.distributed.launching import metrics, train
+from tests.distributed.running import Running
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 40
+EXACT = ("step", "loss", "grad_norm", "learning_rate", "rewards/margins", "logps/chosen", "logps/rejected")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Of a run of 40 short steps in float32, two ranks, a checkpoint every other step."""
+    data = tmp_path_factory.mktemp("interrupted") / "pairs.jsonl"
+    lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(lines[:34]), encoding="utf-8")
+    return (
+        *("--data_path", data, "--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH),
+        *("--dtype", "float32", "--learning_rate", 1e-3, "--epochs", 5, "--batch_size", 2, "--max_steps", STEPS),
+        *("--save_interval", 2, "--log_interval", 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def curve(flags, tmp_path_factory):
+    """What the run logs when nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(*flags, "--save_interval", 0, "--save_dir", folder, ranks=2).succeeded()
+    return [[entry[name] for name in EXACT] for entry in metrics(folder)]
+
+
+def go_on(flags, folder: Path, **options) -> Running:
+    arguments = (*flags, "--deepspeed", "ds_configs/zero2.json", "--save_dir", folder, "--from_resume", 1)
+    return Running(*arguments, **options)
+
+
+def logged(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def until(run: Running, folder: Path, step: int) -> Running:
+    """Wait until a step is logged and the ranks are known."""
+    return run.wait_for(lambda: len(run.ranks) == 2 and logged(folder) >= step)
+
+
+def checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").glob("step*")}
+
+
+@pytest.mark.timeout(900)
+def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve, tmp_path):
+    # SIGTERM to the deepspeed command: it dies of it at once, and the ranks notice.
+    with go_on(flags, tmp_path) as run:
+        until(run, tmp_path, 3).process.terminate()
+        done = run.ended()
+    assert done.status == -signal.SIGTERM
+    assert "the launcher is gone: stopped after step" in done.output
+    stopped = logged(tmp_path)
+    assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
+
+    # SIGUSR1 to the whole group, which the launcher was told to leave to the ranks: the status is the ranks' own.
+    with go_on(flags, tmp_path, prefix=("sh", "-c", 'trap "" USR1; exec "$@"', "sh")) as run:
+        os.killpg(until(run, tmp_path, stopped + 3).process.pid, signal.SIGUSR1)
+        done = run.ended()
+    assert done.status == PREEMPTED
+    assert f"going on after step {stopped}" in done.output
+    assert "SIGUSR1: stopped after step" in done.output
+    stopped = logged(tmp_path)
+    assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
+
+    # A rank is killed in mid-step, under another launcher.
+    with go_on(flags, tmp_path, launcher="torchrun") as run:
+        until(run, tmp_path, stopped + 3).ranks[1].kill()
+        done = run.ended(timeout=60)
+    assert done.status == 1
+    assert "LaunchError: rank 1 (process" in done.output
+    assert "is gone" in done.output
+    assert "--from_resume 1" in done.output
+
+    # Rank 0, which all others report to, is killed in the middle of a save.
+    with go_on(flags, tmp_path) as run:
+        until(run, tmp_path, logged(tmp_path))
+        before = checkpoints(tmp_path)
+        run.wait_for(lambda: checkpoints(tmp_path) > before).ranks[0].kill()
+        done = run.ended(timeout=60)
+    assert done.status not in (0, PREEMPTED)
+    assert "LaunchError: rank 0 (process" in done.output
+
+    train(*flags, "--from_resume", 1, "--save_dir", tmp_path, ranks=2).succeeded()
+    assert [[entry[name] for name in EXACT] for entry in metrics(tmp_path)] == curve
+
+
+def test_a_signal_before_the_first_step_ends_at_once_and_can_be_tried_again(flags, tmp_path):
+    with go_on(flags, tmp_path) as run:
+        run.wait_for(lambda: len(run.ranks) == 2 and "by default:" in run.output)
+        os.kill(run.ranks[0].pid, signal.SIGTERM)
+        done = run.ended()
+    assert done.status == PREEMPTED
+    assert "SIGTERM in " in done.output
+    assert "ends with nothing to save" in done.output
+    assert not (tmp_path / "checkpoints/latest").exists()
