@@ -38,11 +38,12 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         max_length: int = 4096,
         empty_think_ratio: float = 1.0,
     ) -> None:
+        self.path = Path(path)
         self.encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
         self.max_length = max_length
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.rows: list[tuple[int, PreferenceRow]] = []
-        for number, line in read_lines(Path(path)):
+        for number, line in read_lines(self.path):
             try:
                 self.rows.append((number, parse_row(line)))
             except RowError as error:
@@ -56,7 +57,11 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         number, row = self.rows[index]
         out = {}
         for half, messages in (("chosen", row.chosen), ("rejected", row.rejected)):
-            encoded = self.encoder.encode(messages, number)
+            try:
+                encoded = self.encoder.encode(messages, number)
+            except Exception as error:
+                # A template is a program, and may raise anything.
+                raise DataError(f"{self.path}, line {number}: the chat template refuses it ({error})") from error
             padding = self.max_length - len(encoded.tokens)
             tokens = torch.tensor(encoded.tokens + [self.pad_id] * padding)
             out[f"x_{half}"], out[f"y_{half}"] = tokens[:-1], tokens[1:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,30 @@ def parse_row(line: bytes) -> PreferenceRow:
         RowError: what is wrong with it, without file and line.
     """
     try:
+        return _checked(_parsed(line))
+    except RecursionError as error:
+        # What the parser still takes can be too deep to be compared or shown.
+        raise RowError("broken JSON: nested too deeply") from error
+
+
+def _parsed(line: bytes) -> Any:
+    try:
         row = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line.lower():
+            # Only an escape can be half of a surrogate pair. It is no text: tokenizers and files refuse it later.
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise RowError(f"not UTF-8 (byte {error.start})") from error
+    except UnicodeEncodeError as error:
+        raise RowError("half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
     except json.JSONDecodeError as error:
         raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from error
-    except (RecursionError, ValueError) as error:
-        raise RowError(f"broken JSON: nested too deeply or a number too large ({error})") from error
+    except ValueError as error:
+        raise RowError(f"broken JSON: a number too large ({error})") from error
+    return row
+
+
+def _checked(row: Any) -> PreferenceRow:
     if not isinstance(row, dict):
         raise RowError(f"a JSON {type(row).__name__}, not an object with 'chosen' and 'rejected'")
     for half in ("chosen", "rejected"):
@@ -96,14 +114,13 @@ def _check_messages(half: str, messages: Any) -> None:
         if not isinstance(message, dict) or "role" not in message:
             raise RowError(f"{half!r} message {index} is not an object with 'role' and 'content'")
         if message["role"] not in ROLES:
-            raise RowError(f"{half!r} message {index} has role {message['role']!r}; known are {', '.join(ROLES)}")
+            role = reprlib.repr(message["role"])
+            raise RowError(f"{half!r} message {index} has role {role}; known are {', '.join(ROLES)}")
         # An assistant turn that only calls tools may go without text.
         calls_tools = message["role"] == "assistant" and message.get("tool_calls")
         content = message.get("content")
         if not isinstance(content, str) and not calls_tools:
             raise RowError(f"{half!r} message {index} has no text in 'content'")
-        if isinstance(content, str) and any("\ud800" <= character <= "\udfff" for character in content):
-            raise RowError(f"{half!r} message {index} has half of a surrogate pair, which is no text")
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError(f"{half!r} has no assistant turn")
 

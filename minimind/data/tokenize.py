@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import textwrap
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -95,7 +96,8 @@ def _encode_lines(encoder: ChatEncoder, lines: list[tuple[int, bytes]]) -> Chunk
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
         except Exception as error:  # noqa: BLE001 - the template is a program; what it raises is the row's fault
-            bad.append(BadRow(line=number, reason=f"the chat template refuses it: {error}", tokenized=False))
+            reason = f"the chat template refuses it: {textwrap.shorten(str(error), 200)}"
+            bad.append(BadRow(line=number, reason=reason, tokenized=False))
             continue
         empty = [half for half, r in (("chosen", chosen), ("rejected", rejected)) if not any(r.mask[1:])]
         if empty or chosen.tokens == rejected.tokens:

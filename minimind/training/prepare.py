@@ -239,7 +239,7 @@ def _tokenizer(config: TrainConfig, source: WeightSource | None) -> PreTrainedTo
     if not Path(path).is_dir():
         raise ConfigError(f"--tokenizer_path {path}: no such folder")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # transformers raises many kinds for a broken folder.
         raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error

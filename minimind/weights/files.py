@@ -34,7 +34,11 @@ class TensorFile(Mapping[str, Tensor]):
         if isinstance(value, Tensor):
             return value
         file, stored_name = value
-        return file.get_tensor(stored_name)
+        try:
+            return file.get_tensor(stored_name)
+        except Exception as error:
+            # A dtype that this torch lacks shows only here, and each in its own way.
+            raise WeightsError(f"{self.path}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -43,7 +47,13 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
+        """Shape of one tensor, without reading it.
+
+        Raises:
+            WeightsError: there is none of that name.
+        """
+        if name not in self._tensors:
+            raise WeightsError(f"{self.path}: has no tensor {name!r}")
         value = self._tensors[name]
         if isinstance(value, Tensor):
             return tuple(value.shape)
@@ -61,7 +71,12 @@ def open_pickled(path: Path) -> TensorFile:
         raise WeightsError(f"{path}: no such weight file")
     try:
         # Only the zip format of torch >= 1.6 can be memory-mapped; MiniMind's own files are of that kind.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: holds more than tensors, or is no torch file; only plain weights are loaded, never code. "
@@ -76,7 +91,25 @@ def open_pickled(path: Path) -> TensorFile:
         )
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: not a dictionary of tensors; save `model.state_dict()` alone")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not _is_plain(tensor):
+            raise WeightsError(f"{path}: {name!r} is no plain tensor that is whole in the file, under a name")
     return TensorFile(path, dict(state))
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that would unpack to more than it is; torch never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise WeightsError(f"{path}: {packed[0]!r} is compressed, which torch never does; save it with torch.save")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are all there: not sparse, not on "meta", not a few stretched to many by strides."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex() or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def open_folder(folder: Path) -> TensorFile:
@@ -111,9 +144,12 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         shards = [index.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = [shard.name for shard in shards if not shard.is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index}: not a readable index of weight files ({error})") from error
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    elsewhere = [name for name in names if Path(name).name != name]
+    if elsewhere:
+        raise WeightsError(f"{index}: names files outside its folder: {', '.join(elsewhere)}")
     if missing:
         raise WeightsError(f"{index}: names files that are not there: {', '.join(missing)}")
     return shards

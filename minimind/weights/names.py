@@ -18,7 +18,7 @@ from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.weights.files import TensorFile
 
-_EXPERT = re.compile(r"^(?P<layer>model\.layers\.\d+\.mlp\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight$")
+_EXPERT = re.compile(r"^(?P<layer>model\.layers\.\d+\.mlp\.experts)\.(?P<index>[0-9]{1,6})\.(?P<part>\w+)\.weight$")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -65,7 +65,7 @@ def read_config(file: TensorFile, untold: Mapping[str, Any]) -> MiniMindConfig:
     q_size = _matrix(file, f"{layer}self_attn.q_proj.weight")[0]
     kv_size = _matrix(file, f"{layer}self_attn.k_proj.weight")[0]
     if generation == 3:
-        head_dim = file.shape(f"{layer}self_attn.q_norm.weight")[0]
+        head_dim = _size(file, f"{layer}self_attn.q_norm.weight")
     else:
         heads = untold.get("num_attention_heads", MiniMindConfig(generation=2).num_attention_heads)
         if q_size % heads:
@@ -78,7 +78,10 @@ def read_config(file: TensorFile, untold: Mapping[str, Any]) -> MiniMindConfig:
                 f"{file.path}: {kv_size} key channels do not divide into heads of {head_dim}, which "
                 f"{heads} heads would have; give another --num_attention_heads"
             )
-    layers = 1 + max(int(name.split(".")[2]) for name in names if re.match(r"model\.layers\.\d+\.", name))
+    numbers = {match[1] for name in names if (match := re.match(r"model\.layers\.(\d+)\.", name))}
+    if numbers != {str(number) for number in range(len(numbers))}:
+        raise WeightsError(f"{file.path}: its layers are not numbered 0 to {len(numbers) - 1}")
+    layers = len(numbers)
     use_moe = f"{layer}mlp.gate.weight" in names
     fields: dict[str, Any] = {
         "num_attention_heads": q_size // head_dim,
@@ -87,17 +90,17 @@ def read_config(file: TensorFile, untold: Mapping[str, Any]) -> MiniMindConfig:
         "tie_word_embeddings": HEAD not in names or _same(file[HEAD], file[EMBEDDING]),
     }
     if use_moe:
-        fields["num_experts"] = file.shape(f"{layer}mlp.gate.weight")[0]
+        fields["num_experts"] = _size(file, f"{layer}mlp.gate.weight")
         first = f"{layer}mlp.experts.0.gate_proj.weight"
         if first not in names:
             raise WeightsError(f"{file.path}: has a router but no {first!r}")
-        fields["moe_intermediate_size"] = file.shape(first)[0]
+        fields["moe_intermediate_size"] = _size(file, first)
         fields["n_shared_experts"] = sum(
             re.match(rf"{re.escape(layer)}mlp\.shared_experts\.\d+\.gate_proj\.weight$", name) is not None
             for name in names
         )
     elif f"{layer}mlp.gate_proj.weight" in names:
-        fields["intermediate_size"] = file.shape(f"{layer}mlp.gate_proj.weight")[0]
+        fields["intermediate_size"] = _size(file, f"{layer}mlp.gate_proj.weight")
     try:
         return MiniMindConfig(
             generation=generation,
@@ -113,9 +116,17 @@ def read_config(file: TensorFile, untold: Mapping[str, Any]) -> MiniMindConfig:
         raise WeightsError(f"{file.path}: no MiniMind model has these tensors with {given}: {error}") from error
 
 
+def _size(file: TensorFile, name: str) -> int:
+    """The first dimension of a tensor, at least 1."""
+    shape = file.shape(name)
+    if not shape or not shape[0]:
+        raise WeightsError(f"{file.path}: {name} has shape {shape}; it holds nothing")
+    return shape[0]
+
+
 def _matrix(file: TensorFile, name: str) -> tuple[int, int]:
     shape = file.shape(name)
-    if len(shape) != 2:
+    if len(shape) != 2 or not all(shape):
         raise WeightsError(f"{file.path}: {name} has shape {shape}; a matrix is expected")
     return shape[0], shape[1]
 

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
-from minimind.errors import WeightsError
+from minimind.errors import MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.weights.empty import empty_model, tensor_shapes
 from minimind.weights.files import TensorFile, open_folder, open_pickled
 from minimind.weights.names import HEAD, read_config, stacked_names
+
+# Of layers, and of experts in one: a hundred times what models have.
+_MOST_LAYERS = 20_000
 
 
 class WeightSource(abc.ABC):
@@ -56,7 +60,7 @@ class WeightSource(abc.ABC):
         `expected` are the shapes of the model to be filled; without them, those of the source's own configuration.
         """
         shapes = self.shapes()
-        expected = tensor_shapes(empty_model(self.config)) if expected is None else expected
+        expected = tensor_shapes(_model_of(self.config, self.origin)) if expected is None else expected
         problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
         problems += [f"unexpected: {name} {shape}" for name, shape in shapes.items() if name not in expected]
         problems += [
@@ -114,7 +118,7 @@ class HuggingFaceSource(WeightSource):
     def __init__(self, folder: Path, config: PretrainedConfig) -> None:
         self.config, self.origin, self.tokenizer_path = config, str(folder), folder
         self._tensors: Mapping[str, Tensor] = open_folder(folder)
-        model = empty_model(config)
+        model = _model_of(config, self.origin)
         expected, aliases = tensor_shapes(model), set(model.state_dict())
         self._names = list(expected)
         if not set(expected) <= set(self._tensors):
@@ -175,8 +179,9 @@ def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
         return MiniMindSource(file, read_config(file, untold))
     if not (path / "config.json").is_file():
         raise WeightsError(f"{path}: neither a .pth file nor a Hugging Face folder (no config.json there)")
+    _check_depth(path / "config.json")
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # transformers raises many kinds for a broken config.json.
         raise WeightsError(f"{path / 'config.json'}: not a usable configuration ({error})") from error
@@ -187,15 +192,55 @@ def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
     return HuggingFaceSource(path, config)
 
 
+def _check_depth(path: Path) -> None:
+    """Refuse a config.json that declares so many layers or experts that making the model would not end.
+
+    Raises:
+        WeightsError: also where it is no JSON object.
+    """
+
+    def counts(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from counts(value)
+            elif isinstance(value, int | float) and ("layer" in key or "expert" in key):
+                yield key, value
+
+    try:
+        declared = dict(counts(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a usable configuration ({error})") from error
+    for key, value in declared.items():
+        if value > _MOST_LAYERS:
+            raise WeightsError(f"{path}: {key} is {value}; no model has more than {_MOST_LAYERS}")
+
+
+def _model_of(config: PretrainedConfig, origin: str) -> PreTrainedModel:
+    """An empty model of a configuration that a file has, whatever is in it."""
+    try:
+        return empty_model(config)
+    except MiniMindError:
+        raise
+    except Exception as error:
+        # Sizes that do not divide, are negative or do not fit in memory make models fail in ways of their own.
+        raise WeightsError(
+            f"{origin}: no model can be made of its configuration ({type(error).__name__}: {error})"
+        ) from error
+
+
 def _converted(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder as transformers converts them; nothing made up, nothing left out.
 
     Raises:
         WeightsError: tensors that are missing, left over or of another shape, which transformers only logs.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype="auto", output_loading_info=True
-    )
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype="auto", output_loading_info=True
+        )
+    except Exception as error:
+        # transformers raises many kinds for weights that are not its configuration's.
+        raise WeightsError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     problems = [
         f"{kind.removesuffix('_keys')}: {key}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

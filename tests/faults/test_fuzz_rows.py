@@ -1,0 +1,134 @@
+"""Damaged and malicious preference files: every row is read, or counted as bad with a reason; nothing else happens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minimind.data.dataset import DPODataset
+from minimind.data.rows import PreferenceRow, RowError, parse_row
+from minimind.data.table import load_table
+from minimind.errors import MiniMindError
+from tests.conftest import pair
+from tests.faults.fuzzing import damaged, fuzzed, json_values, only_our_errors
+
+CALL = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": 2, "b": [2, None]}}]}
+ROWS = [
+    pair("What is two and two?", "Four.", "Five."),
+    pair("你好吗?", "很好,谢谢 😀", "不好"),
+    {"chosen": [{"role": "user", "content": "?"}, CALL], "rejected": [{"role": "user", "content": "?"}, CALL, CALL]},
+]
+LINES = [json.dumps(row, ensure_ascii=ascii).encode() for row in ROWS for ascii in (True, False)]
+FILE = b"\n".join(LINES) + b"\n"
+
+DEEP = 50_000
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+MALICIOUS = [
+    b'{"chosen": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    # Deep enough to be read, and too deep for what comes after.
+    *(LINES[0][:-1] + b', "x": ' + b"[" * depth + b"]" * depth + b"}" for depth in (300, 900, 2000)),
+    *(
+        b'{"chosen": [{"role": "assistant", "content": "a", "x": %s}],'
+        b' "rejected": [{"role": "assistant", "content": "a", "x": %s}]}' % (nested(depth), b"[" + nested(depth) + b"]")
+        for depth in (300, 900, 2000)
+    ),
+    *(
+        b'{"chosen": [{"role": %s}], "rejected": []}' % (b"[" * depth + b"]" * depth) for depth in (300, 900, 2000)
+    ),
+    b'{"chosen": ' + b"9" * 5000 + b', "rejected": 1e999}',
+    b'{"chosen": NaN, "rejected": -Infinity}',
+    b'{"chosen": [], "chosen": {}, "rejected": [], "rejected": [null]}',
+    LINES[0].replace(b"Four.", b"\\ud800").replace(b"Five.", b"\\u0000"),
+    LINES[0].replace(b"user", b"u" * 2_000_000),
+    LINES[4].replace(b'"add"', b'"\\udc80"'),
+    LINES[4].replace(b'"a": 2', b'"\\ud83d": 2'),
+]  # fmt: skip
+
+
+def assert_row_or_reason(line: bytes) -> None:
+    reason = ""
+    try:
+        assert isinstance(parse_row(line), PreferenceRow)
+    except RowError as error:
+        reason = str(error)
+    # It goes to a terminal and into files: text, and not the row itself.
+    assert len(reason.encode("utf-8")) < 500
+
+
+@pytest.mark.parametrize("line", MALICIOUS, ids=range(len(MALICIOUS)))
+def test_malicious_rows(line):
+    with only_our_errors():
+        assert_row_or_reason(line)
+
+
+@fuzzed(300)
+@given(st.sampled_from(LINES).flatmap(damaged))
+def test_damaged_rows(line):
+    with only_our_errors():
+        assert_row_or_reason(line)
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(("user", "assistant", "system", "tool")) | json_values()},
+        optional={"content": json_values(), "tool_calls": json_values(), "name": json_values()},
+    )
+    | json_values(),
+    max_size=3,
+)
+
+
+@fuzzed(200)
+@given(st.dictionaries(st.sampled_from(("chosen", "rejected", "tools")), MESSAGES | json_values()) | json_values())
+def test_rows_of_other_types(row):
+    with only_our_errors():
+        assert_row_or_reason(json.dumps(row).encode())
+
+
+def read_everywhere(content: bytes, tokenizer, folder) -> None:
+    """Read a file as training does and as MiniMind's data set does."""
+    path = folder / "pairs.jsonl"
+    path.write_bytes(content)
+    with only_our_errors():
+        table = load_table(
+            path, tokenizer, max_length=64, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "cache"
+        )
+        for policy in ("error", "skip", "keep"):
+            message = ""
+            try:
+                kept = table.with_bad_rows(policy)
+                assert all(len(kept[index].chosen) for index in range(len(kept)))
+            except MiniMindError as error:
+                message = str(error)
+            assert len(message.encode("utf-8")) < 10_000
+    with only_our_errors():
+        data = DPODataset(path, tokenizer, max_length=64)
+        for index in range(len(data)):
+            data[index]
+
+
+@fuzzed(60)
+@given(content=damaged(FILE))
+def test_damaged_files(content, tokenizer, tmp_path_factory):
+    read_everywhere(content, tokenizer, tmp_path_factory.mktemp("fuzz"))
+
+
+def test_a_file_of_malicious_rows(tokenizer, tmp_path):
+    read_everywhere(b"\n".join([*MALICIOUS, LINES[0]]), tokenizer, tmp_path)
+
+
+@fuzzed(60)
+@example(rows=[{"chosen": [{"role": "assistant", "content": "a", "name": "\ud800"}], "rejected": []}])
+@given(rows=st.lists(st.fixed_dictionaries({"chosen": MESSAGES, "rejected": MESSAGES}), min_size=1, max_size=4))
+def test_files_of_other_types(rows, tokenizer, tmp_path_factory):
+    content = b"\n".join(json.dumps(row).encode() for row in rows)
+    read_everywhere(content, tokenizer, tmp_path_factory.mktemp("fuzz"))
