@@ -58,12 +58,12 @@ class CachedReference(RowReference):
         self.lines, self.sums, self.device, self.folder = lines, torch.from_numpy(sums), device, folder
 
     def row_sums(self, batches: Sequence[PairBatch]) -> list[Tensor]:
-        found = []
+        sums = []
         for batch in batches:
-            places = np.searchsorted(self.lines, batch.lines)
-            assert np.array_equal(self.lines[places], batch.lines), "a pair of another table"
-            found.append(self.sums[places].to(self.device, non_blocking=True))
-        return found
+            places, found = _places(self.lines, np.array(batch.lines))
+            assert found.all(), "a pair of another table"
+            sums.append(self.sums[places].to(self.device, non_blocking=True))
+        return sums
 
     def mismatch(self, worst: float, line: int) -> str:
         return (
@@ -167,8 +167,7 @@ class ReferenceCache:
                 # A part that another run has just made rows.bin of is gone.
                 with contextlib.suppress(FileNotFoundError):
                     records = read_records(path, self.key)
-                    places = np.searchsorted(self.table.lines, records["line"]).clip(max=len(self) - 1)
-                    ours = self.table.lines[places] == records["line"]
+                    places, ours = _places(self.table.lines, records["line"])
                     ours &= (self._counts[places] == records["counts"]).all(1)
                     sums[places[ours]], known[places[ours]] = records["sums"][ours], True
         except OSError as error:
@@ -224,6 +223,12 @@ class ReferenceCache:
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(f"{self.folder}: the reference's log-probs cannot be written ({error}); see --cache_dir")
+
+
+def _places(lines: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where wanted lines stand among ascending ones, and whether they do."""
+    places = np.searchsorted(lines, wanted).clip(max=len(lines) - 1)
+    return places, lines[places] == wanted
 
 
 def seal_records(lines: NDArray[Any], sums: NDArray[Any], counts: NDArray[Any], key: str) -> Records:

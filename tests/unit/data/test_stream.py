@@ -110,3 +110,72 @@ def test_a_single_hand_is_the_batch_in_its_order():
     stream = dataclasses.replace(BASE, micro_batch_size=12, accumulation_steps=1, world_size=1)
     dealt = dataclasses.replace(stream, costs=np.arange(24.0))
     assert dealt.micro_batches(2, 0) == stream.micro_batches(2, 0)
+
+
+def by_tokens(tokens: np.ndarray, budget: int, **fields: object) -> PairStream:
+    """A stream whose pairs cost as many as they have tokens."""
+    return dataclasses.replace(BASE, costs=tokens.astype(float), tokens=tokens, token_budget=budget, **fields)
+
+
+def test_a_token_budget_by_hand():
+    """One rank, 6 pairs of 5, 4, 3, 3, 2, 1 tokens, at most 9 in a micro-batch: two of 9, dealt to the emptier one:
+    5 | 4, then 3 to the second, 3 to the first, and so on."""
+    tokens = np.array([5, 4, 3, 3, 2, 1])
+    fields = {"num_pairs": 6, "epochs": 1, "accumulation_steps": 3, "world_size": 1, "shuffle": False}
+    assert by_tokens(tokens, 9, **fields).micro_batches(1, 0) == [[0, 3, 5], [1, 2, 4]]
+    assert by_tokens(tokens, 18, **fields).micro_batches(1, 0) == [[0, 1, 2, 3, 4, 5]]
+    # Too small for anything: every pair stands alone, the dearest first.
+    assert by_tokens(tokens, 1, **fields).micro_batches(1, 0) == [[0], [1], [2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("budget", [1, 40, 64, 100, 1000])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_token_budget_keeps_each_step_s_pairs_and_every_rank_in_time(world_size, budget, seed):
+    tokens = np.random.default_rng(seed).integers(4, 70, 120)
+    fixed = dataclasses.replace(BASE, num_pairs=120, epochs=1, micro_batch_size=4, world_size=world_size)
+    stream = by_tokens(tokens, budget, num_pairs=120, epochs=1, micro_batch_size=4, world_size=world_size)
+    assert stream.total_steps == fixed.total_steps
+    for step in range(1, stream.total_steps + 1):
+        ranks = [stream.micro_batches(step, rank) for rank in range(world_size)]
+        assert sorted(pair for parts in ranks for part in parts for pair in part) == sorted(step_pairs(fixed, step))
+        # As many pairs and as many micro-batches on every rank: their mean is the mean, and nobody waits for ever.
+        assert {sum(map(len, parts)) for parts in ranks} == {12}
+        assert len({len(parts) for parts in ranks}) == 1
+        assert all(part for parts in ranks for part in parts)
+        assert all(len(part) == 1 or tokens[part].sum() <= budget for parts in ranks for part in parts)
+        # Ranks cost about the same, and so do the micro-batches that run together.
+        totals = [sum(tokens[part].sum() for part in parts) for parts in ranks]
+        assert max(totals) - min(totals) <= 70
+        for together in zip(*ranks, strict=True):
+            costs = [tokens[part].sum() for part in together]
+            assert max(costs) - min(costs) <= 70
+
+
+def test_a_token_budget_wastes_little():
+    """No more micro-batches than one over what the tokens alone would need, where pairs are small beside the budget."""
+    tokens = np.random.default_rng(0).integers(4, 70, 120)
+    stream = by_tokens(tokens, 400, num_pairs=120, epochs=1, micro_batch_size=20, world_size=2)
+    parts = [stream.micro_batches(1, rank) for rank in range(2)]
+    fullest = max(sum(tokens[part].sum() for part in rank) for rank in parts)
+    assert len(parts[0]) <= fullest / 400 + 2
+
+
+def test_a_token_budget_needs_nothing_but_the_step():
+    tokens = np.arange(4, 28)
+    walked = [by_tokens(tokens, 60).micro_batches(step, rank=1) for step in range(1, 5)]
+    assert by_tokens(tokens, 60).micro_batches(4, rank=1) == walked[3]
+
+
+def test_place_in_the_stream_is_the_same_for_any_ranks_and_no_other_stream():
+    def place(step, **changes):
+        given = {"num_pairs": 10, "epochs": 3, "micro_batch_size": 2, "accumulation_steps": 1, "world_size": 2}
+        return PairStream(**{**given, "shuffle": True, "seed": 1, **changes}).place_after(step)
+
+    assert place(3)["pairs"] == 12
+    assert place(3) == place(3, world_size=1, accumulation_steps=2) == place(3, micro_batch_size=4, world_size=1)
+    assert place(3)["last"] != place(3, seed=2)["last"]
+    assert place(3)["last"] != place(4)["last"]
+    assert place(3)["last"] != place(3, num_pairs=11)["last"]
+    # No shuffle, no other first batch: but another size of it.
+    assert place(1, shuffle=False) == place(1, shuffle=False, seed=2) != place(1, shuffle=False, world_size=4)

@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from minimind import demo
+from minimind.data.pack import pack
 from minimind.data.table import PairTable, load_table
 from minimind.errors import DataError
 from tests.conftest import conversation, pair
@@ -302,6 +303,15 @@ def test_worker_processes_give_what_one_process_gives(load, write_rows, tmp_path
     assert parallel.key == serial.key
     assert parallel.bad == serial.bad
     assert content(parallel) == content(serial)
+
+
+def test_packed_tokens_and_costs_are_those_of_each_pair_s_pack(load, write_rows):
+    table = load(write_rows(*ROWS, pair("Go on", "Yes", "Yes, I do"), "broken"), max_length=24)
+    for policy in ("skip", "keep"):
+        selected = table.with_bad_rows(policy)
+        packs = [pack([selected[i]]) for i in range(len(selected))]
+        assert selected.packed_tokens.tolist() == [len(one.token_ids) for one in packs]
+        assert (selected.costs > selected.packed_tokens).all()
 
 
 def test_the_demo_data_has_no_bad_row(load):

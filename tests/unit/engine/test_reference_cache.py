@@ -1,0 +1,265 @@
+"""The reference's log-probs on disk: what a kill, damage, another run at the same time or another cache can do to them.
+
+The reference is a stand-in whose sums are made of the pairs' lines, so that every number can be told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minimind.data.pack import pack
+from minimind.data.table import PairTable, load_table
+from minimind.engine.process import World
+from minimind.engine.reference_cache import RECORD, ReferenceCache, read_records, seal_records
+from minimind.errors import DataError, TrainingError
+from tests.conftest import REPO, pair
+
+COUNT = 11
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+ABOUT = {"weights": "0123", "dtype": "float32", "layout": "packed"}
+
+
+class StandIn:
+    """Scores the pair at line n as -n and -n - 0.5, plus `shift`; remembers which lines it has scored."""
+
+    def __init__(self, pairs_per_forward: int = 2, shift: float = 0.0) -> None:
+        self.pairs_per_forward, self.shift = pairs_per_forward, shift
+        self.lines: list[int] = []
+
+    def row_sums(self, batches):
+        self.lines += [line for batch in batches for line in batch.lines]
+        return [torch.tensor([[-line, -line - 0.5] for line in batch.lines]) + self.shift for batch in batches]
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer, tmp_path_factory) -> PairTable:
+    """Pairs of growing length."""
+    folder = tmp_path_factory.mktemp("cache")
+    path = folder / "pairs.jsonl"
+    rows = [pair(f"Number {i}?", "Yes. " * (i + 1), "No!" * (2 * i + 1)) for i in range(COUNT)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return load_table(path, tokenizer, max_length=256, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "t")
+
+
+@pytest.fixture
+def opened(one_rank, table, tmp_path):
+    """Opens the cache as a run does."""
+    return lambda about=ABOUT, pairs=table: ReferenceCache(tmp_path / "cache", pairs, about, WORLD)
+
+
+def filled(cache: ReferenceCache, reference: StandIn | None = None) -> list[int]:
+    return list(cache.fill(reference or StandIn(), pack))
+
+
+def expected(table: PairTable) -> np.ndarray:
+    return np.stack((-table.lines, -table.lines - 0.5), axis=1).astype(np.float32)
+
+
+def test_what_was_scored_is_there_for_the_next_run(opened, table):
+    first = opened()
+    assert (first.num_known, len(first)) == (0, COUNT)
+    reference = StandIn(pairs_per_forward=4)
+    assert filled(first, reference) == [4, 8, 11]
+    assert sorted(reference.lines) == list(table.lines)
+    again = opened()
+    assert again.num_known == COUNT
+    np.testing.assert_array_equal(again.sums, expected(table))
+    assert sorted(path.name for path in again.folder.iterdir()) == ["about.json", "rows.bin"]
+    assert json.loads((again.folder / "about.json").read_text()) == {"format": 1, "pairs": table.key, **ABOUT}
+    # Nothing is missing, so nothing is scored.
+    reference = StandIn()
+    assert filled(again, reference) == []
+    assert reference.lines == []
+
+
+def test_a_step_finds_its_pairs_by_their_lines(opened, table):
+    cache = opened()
+    filled(cache)
+    reference = cache.reference()
+    one, other = reference.row_sums([pack([table[7], table[2]]), pack([table[10]])])
+    assert one.dtype == torch.float32
+    assert one.tolist() == [[-8.0, -8.5], [-3.0, -3.5]]
+    assert other.tolist() == [[-11.0, -11.5]]
+    with pytest.raises(AssertionError, match="another table"):
+        reference.row_sums([dataclasses.replace(pack([table[0]]), lines=(99,))])
+    assert "line 8" in reference.mismatch(0.25, 8)
+    assert str(cache.folder) in reference.mismatch(0.25, 8)
+
+
+def test_counts_are_the_targets_of_each_row(opened, table):
+    cache = opened()
+    filled(cache)
+    counts = pack([table[i] for i in range(COUNT)]).target_counts.numpy()
+    rows = np.stack((counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]), axis=1)
+    np.testing.assert_array_equal(read_records(cache.folder / "rows.bin", cache.key)["counts"], rows)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": "other"}, {"dtype": "bfloat16"}, {"layout": "padded"}, {"model.rope_theta": 1e4}],
+    ids=str,
+)
+def test_another_reference_has_another_cache(opened, table, change):
+    filled(opened())
+    assert opened({**ABOUT, **change}).num_known == 0
+    assert opened(ABOUT, dataclasses.replace(table, key="other")).num_known == 0
+    assert opened().num_known == COUNT
+
+
+def test_pairs_that_a_run_leaves_out_are_kept_all_the_same(opened, table):
+    """--on_bad_row selects pairs of one table; whichever it selects, one cache serves all."""
+    selection = dataclasses.replace(table, selected=np.array([3, 8]))
+    filled(opened(ABOUT, selection))
+    assert opened().num_known == COUNT
+
+
+def test_a_torn_end_costs_the_last_record_alone(opened, table):
+    cache = opened()
+    filled(cache)
+    whole = (cache.folder / "rows.bin").read_bytes()
+    assert len(whole) == COUNT * RECORD.itemsize
+    (cache.folder / "rows.bin").unlink()
+    for missing in range(1, RECORD.itemsize + 1):
+        (cache.folder / "part-1.bin").write_bytes(whole[: len(whole) - missing])
+        assert opened().num_known == COUNT - 1
+    reference = StandIn()
+    filled(opened(), reference)
+    assert reference.lines == [table.lines[-1]]
+    assert (cache.folder / "rows.bin").read_bytes() == whole
+
+
+def test_a_damaged_byte_costs_its_pair_alone(opened, table):
+    cache = opened()
+    filled(cache)
+    path = cache.folder / "rows.bin"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        damaged = opened()
+        assert np.flatnonzero(~damaged.known).tolist() == [place // RECORD.itemsize]
+    reference = StandIn()
+    filled(damaged, reference)
+    assert reference.lines == [table.lines[place // RECORD.itemsize]]
+    assert path.read_bytes() == whole
+
+
+def test_records_of_another_cache_or_of_other_tokens_are_none(opened, table):
+    cache = opened()
+    filled(cache)
+    other = opened({**ABOUT, "weights": "other"})
+    other.folder.mkdir()
+    (other.folder / "rows.bin").write_bytes((cache.folder / "rows.bin").read_bytes())
+    assert opened({**ABOUT, "weights": "other"}).num_known == 0
+    records = read_records(cache.folder / "rows.bin", cache.key)
+    counts = records["counts"].copy()
+    counts[4] += 1
+    lines = np.array([*table.lines[:-1], 99])
+    (cache.folder / "rows.bin").write_bytes(seal_records(lines, records["sums"], counts, cache.key).tobytes())
+    assert np.flatnonzero(~opened().known).tolist() == [4, 10]
+
+
+def test_two_runs_at_once_end_with_the_same_numbers(opened, table):
+    """Each writes a file of its own; whichever ends first decides, and the other takes its numbers over."""
+    first, second = opened(), opened()
+    steps = first.fill(StandIn(), pack), second.fill(StandIn(shift=2.0**-10), pack)
+    for _ in range(4):
+        for step in steps:
+            next(step)
+    assert len(list(first.folder.glob("part-*.bin"))) == 2
+    # A third that comes now has what both have written.
+    assert opened().num_known == 8
+    for step in steps:
+        list(step)
+    for cache in (first, second, opened()):
+        np.testing.assert_array_equal(cache.sums, expected(table))
+    assert sorted(path.name for path in first.folder.iterdir()) == ["about.json", "rows.bin"]
+
+
+def test_a_number_that_is_not_finite_is_named_and_not_kept(opened, table):
+    cache = opened()
+    with pytest.raises(
+        TrainingError, match=r"not finite for 2 pairs of .*pairs\.jsonl, first at lines \d+, 11"
+    ) as caught:
+        filled(cache, StandIn(shift=float("nan")))
+    assert caught.value.agreed
+    assert opened().num_known == 0
+
+
+def test_a_folder_that_cannot_be_written_is_said(opened, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match="--cache_dir"):
+        filled(opened())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("pairs_per_forward", [1, 2, 4, 100])
+def test_ranks_run_as_many_forwards_and_share_the_work(opened, table, ranks, pairs_per_forward):
+    cache = opened()
+    cache.known[[0, 5]] = True
+    cache.world = dataclasses.replace(WORLD, size=ranks)
+    rounds = list(cache._rounds(pairs_per_forward))
+    assert all(len(hands) == ranks for hands in rounds)
+    assert max(len(hand) for hands in rounds for hand in hands) <= pairs_per_forward
+    dealt = [int(index) for hands in rounds for hand in hands for index in hand]
+    assert sorted(dealt) == [index for index in range(COUNT) if index not in (0, 5)]
+    assert len(rounds) == -(-len(dealt) // (pairs_per_forward * ranks))
+    costs = [sum(table.costs[hand]) for hands in rounds for hand in hands]
+    assert max(costs) - min(costs) <= max(table.costs)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {repo!r})
+import torch.distributed as dist
+from transformers import AutoTokenizer
+from minimind import demo
+from minimind.data.pack import pack
+from minimind.data.table import load_table
+from minimind.engine.reference_cache import ReferenceCache
+from tests.unit.engine.test_reference_cache import ABOUT, WORLD, StandIn
+
+folder = Path({folder!r})
+dist.init_process_group("gloo", init_method=f"file://{{folder}}/killed", rank=0, world_size=1)
+tokenizer = AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
+table = load_table(
+    Path({path!r}), tokenizer, max_length=256, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "tables"
+)
+for _ in ReferenceCache(folder / "cache", table, ABOUT, WORLD).fill(StandIn(pairs_per_forward=1), pack):
+    time.sleep(0.05)
+"""
+
+
+def test_a_killed_run_leaves_what_it_has_scored(opened, table, tmp_path):
+    script = KILLED.format(repo=str(REPO), folder=str(tmp_path), path=str(table.path))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 120
+        while sum(size(path) for path in (tmp_path / "cache").glob("*/part-*")) < 4 * RECORD.itemsize:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()[0].decode()[-3000:]
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    cache = opened()
+    there = cache.num_known
+    assert 4 <= there < COUNT
+    reference = StandIn()
+    filled(cache, reference)
+    assert len(reference.lines) == COUNT - there
+    np.testing.assert_array_equal(opened().sums, expected(table))
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
