@@ -251,7 +251,9 @@ def _as_checkpoint_error(path: Path) -> Iterator[None]:
         raise CheckpointError(_unwritten(path, error)) from error
 
 
-def _unwritten(path: Path, error: Exception) -> str:
+def _unwritten(path: Path, error: BaseException) -> str:
+    while error.__context__ is not None:  # torch's writer fails again when it closes the file; the first says why
+        error = error.__context__
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     free = ""
     with contextlib.suppress(OSError):

@@ -24,8 +24,10 @@ from minimind.errors import CheckpointError
 # The float32 weights, beside the optimizer's own keys (exp_avg, ...).
 MASTER = "fp32"
 # Where DeepSpeed keeps float32 weights and the optimizer's state in a rank's file.
-_KEYS = {False: ("single_partition_of_fp32_groups", "base_optimizer_state")}
-_KEYS[True] = ("fp32_flat_groups", "optimizer_state_dict")  # stage 3
+_KEYS = {
+    True: ("fp32_flat_groups", "optimizer_state_dict"),  # at stage 3
+    False: ("single_partition_of_fp32_groups", "base_optimizer_state"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +148,12 @@ def load_elsewhere(engine: Any, folder: Path, rank: int, ranks: int) -> None:
     else:
         shards: list[dict[str, Any] | None] = [None] * ranks
         shards[rank] = _shard_state(optimizer, parameters, saved, stage, rank)
-        optimizer.checkpoint_event_prologue() if stage == 3 else None
+        if stage == 3:
+            optimizer.checkpoint_event_prologue()
         optimizer.load_state_dict(shards, load_from_fp32_weights=True)
-        optimizer.checkpoint_event_epilogue() if stage == 3 else None
+        if stage == 3:
+            optimizer.checkpoint_event_epilogue()
+    # At stage 3 DeepSpeed has made the weights of their float32 partitions.
     _load_rest(engine, parameters if stage < 3 else {}, saved)
 
 

@@ -1,0 +1,57 @@
+"""The training script whose disk gives out in a save. Two variables say how: OBSTACLE=disk|rank1, OBSTACLE_STEPS=2,4.
+
+disk: while these steps are saved, save_dir's file system is full to the last byte (it should be a small one).
+rank1: while these steps are saved, rank 1 may not write files of more than 100 kB; the operating system sees to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from minimind.engine.checkpoints import Checkpoints
+from minimind.training.run import main
+
+KIND, STEPS = os.environ["OBSTACLE"], [int(step) for step in os.environ["OBSTACLE_STEPS"].split(",")]
+RANK = os.environ.get("RANK", "0")
+
+
+@contextlib.contextmanager
+def full_disk(filler: Path) -> Iterator[None]:
+    if RANK == "0":
+        with filler.open("wb", buffering=0) as file:
+            for size in (2**20, 2**10, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"x" * size) == size:
+                        pass
+    yield
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if RANK == "1" else soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_behind_obstacle(self, policy, step, stream):
+    filler = self.folder / "filler"
+    if RANK == "0":
+        filler.unlink(missing_ok=True)
+    if step not in STEPS:
+        return save(self, policy, step, stream)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(full_disk(filler) if KIND == "disk" else small_files())
+        return save(self, policy, step, stream)
+
+
+if __name__ == "__main__":
+    save = Checkpoints.save
+    Checkpoints.save = save_behind_obstacle
+    main()
