@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.elastic import load_elsewhere
 from minimind.engine.manifest import MANIFEST, Manifest, damage, own_files, record, sync_folder, write_whole
 from minimind.engine.policy import Policy
@@ -123,7 +124,7 @@ class Checkpoints:
         path = checkpoint.path
         try:
             was, now = checkpoint.manifest.layout, self.described["layout"]
-            if was != now and _on_nvme(was) | _on_nvme(now):
+            if was != now and (swaps_to_nvme(was) or swaps_to_nvme(now)):
                 raise CheckpointError(
                     f"{path}: states that rest on NVMe cannot be cut anew; go on with the ranks and the DeepSpeed file "
                     "that they were written under"
@@ -180,11 +181,6 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                     if (self.folder / tag).exists():
                         os.replace(self.folder / tag, aside)
-
-
-def _on_nvme(layout: Mapping[str, Any]) -> bool:
-    sections = (layout["zero_optimization"].get(name) or {} for name in ("offload_optimizer", "offload_param"))
-    return any(section.get("device") == "nvme" for section in sections)
 
 
 def _complete_tags(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ is a problem
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
     return stage
 
 
-def swaps_to_nvme(values: dict[str, Any]) -> bool:
+def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
     """Whether optimizer or weights rest on an NVMe drive."""
     sections = (values[_KEY].get(name) or {} for name in ("offload_optimizer", "offload_param"))
     return any(section.get("device") == "nvme" for section in sections)

@@ -18,7 +18,8 @@ from minimind.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
-DESCRIBED = {"identity": {"beta": 0.1}, "batch": {"batch_size": 1}, "layout": {"ranks": 1}}
+LAYOUT = {"ranks": 1, "zero_optimization": {"stage": 3}}
+DESCRIBED = {"identity": {"beta": 0.1}, "batch": {"batch_size": 1}, "layout": LAYOUT}
 FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
 
 
@@ -170,14 +171,14 @@ def test_when_none_is_whole_both_ways_stop(checkpoints, world):
     save(checkpoints, 1)
     (checkpoints.folder / "step00000001" / FILES[0]).unlink()
     for on_bad in ("error", "previous"):
-        with pytest.raises(CheckpointError, match="is missing(.|\n)*No other is whole"):
+        with pytest.raises(CheckpointError, match=r"is missing(.|\n)*No other is whole"):
             find(checkpoints.folder, world, on_bad)
 
 
 def test_a_folder_that_latest_names_and_is_gone_is_said(checkpoints, world):
     save(checkpoints, 1)
     (checkpoints.folder / "latest").write_text("step00000009")
-    with pytest.raises(CheckpointError, match="step00000009: manifest.json is missing"):
+    with pytest.raises(CheckpointError, match=r"step00000009: manifest\.json is missing"):
         find(checkpoints.folder, world, "error")
     assert find(checkpoints.folder, world, "previous").path.name == "step00000001"
 
@@ -190,5 +191,14 @@ def test_what_deepspeed_cannot_load_is_a_users_error(checkpoints, world):
     with pytest.raises(CheckpointError, match="nothing that DeepSpeed can load"):
         checkpoints.load(SimpleNamespace(engine=engine), found)
     engine.load_checkpoint = None
-    with pytest.raises(CheckpointError, match="cannot be loaded .TypeError"):
+    with pytest.raises(CheckpointError, match=r"cannot be loaded .TypeError"):
         checkpoints.load(SimpleNamespace(engine=engine), found)
+
+
+def test_states_on_nvme_are_not_cut_anew(checkpoints, world):
+    save(checkpoints, 1)
+    found = find(checkpoints.folder, world, "error")
+    section = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/drive"}}
+    moved = {**DESCRIBED, "layout": {"ranks": 1, "zero_optimization": section}}
+    with pytest.raises(CheckpointError, match="states that rest on NVMe cannot be cut anew"):
+        Checkpoints(checkpoints.folder, world, moved, keep=0).load(SimpleNamespace(engine=Engine()), found)
