@@ -1,0 +1,135 @@
+"""Files of ds_configs/ in real launches: offload and checkpointing change where things lie, not what comes out.
+
+What no CPU can run (NVMe, ZeRO++) is held against DeepSpeed's schema in tests/unit/engine/test_ds_config_files.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.distributed.launching import launch, metrics, train
+
+# The first of them compiles DeepSpeed's AdamW for CPUs, which takes minutes on a busy machine.
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+
+OFFLOADED = {
+    "zero2_offload:torch_adam": "zero2",
+    "zero2_offload": "zero2",
+    "zero3_offload:torch_adam": "zero3",
+    "zero3_offload": "zero3",
+}
+CHECKPOINTED = {"zero2:checkpointing": "zero2", "zero3:checkpointing": "zero3"}
+STAGES = ("zero2", "zero3")
+
+
+def variants(folder, weights, dtype, names, ranks):
+    """What each rank has seen under each variant."""
+    launch(
+        "tests/distributed/workers/variants.py", folder, weights, dtype, *names, ranks=ranks, timeout=800
+    ).succeeded()
+    return [torch.load(folder / f"results{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """A mixture of experts in float32 on two ranks."""
+    names = (*STAGES, *OFFLOADED, *CHECKPOINTED, "zero2:round_robin")
+    return variants(tmp_path_factory.mktemp("variants"), "moe", "float32", names, ranks=2)
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    """The same in bf16 on three ranks, which divide few of its tensors."""
+    names = ("zero2", "zero2_offload", "zero3", "zero3_offload")
+    return variants(tmp_path_factory.mktemp("rounded"), "moe", "bfloat16", names, ranks=3)
+
+
+def assert_same_training(one, other, tolerance):
+    """Losses, gradient norms and end weights of two variants on all ranks."""
+    for mine, expected in zip(one, other, strict=True):
+        for losses, expected_losses in zip(mine["losses"], expected["losses"], strict=True):
+            assert losses == pytest.approx(expected_losses, rel=tolerance, abs=0)
+        assert mine["norms"] == pytest.approx(expected["norms"], rel=tolerance, abs=0)
+        for name, tensor in expected["end"].items():
+            difference = (mine["end"][name] - tensor).norm() / tensor.norm()
+            assert difference <= tolerance, f"{name} is off by {difference:.2e}"
+
+
+def of(results, variant):
+    return [rank[variant] for rank in results]
+
+
+@pytest.mark.parametrize("variant", [*OFFLOADED, *CHECKPOINTED])
+def test_offload_and_checkpointing_train_the_same(variant, exact):
+    base = {**OFFLOADED, **CHECKPOINTED}[variant]
+    assert_same_training(of(exact, variant), of(exact, base), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("variant", [*STAGES, *OFFLOADED, *CHECKPOINTED])
+def test_going_on_takes_the_same_steps(variant, exact):
+    runs = of(exact, variant)
+    # DeepSpeed's AdamW multiplies its bias correction up step by step, and takes it anew when it goes on.
+    tolerance = 1e-6 if variant in ("zero2_offload", "zero3_offload") else 0
+    assert_same_training([run["resumed"] for run in runs], runs, tolerance)
+
+
+@pytest.mark.parametrize("variant", [*STAGES, *OFFLOADED, *CHECKPOINTED])
+def test_a_gradient_that_is_not_finite_changes_nothing(variant, exact):
+    for run in of(exact, variant):
+        assert run["stopped"]
+        assert min(run["norms"]) > 0.05, "clipping was to be at work"
+    for name, tensor in exact[0][variant]["end"].items():
+        assert torch.equal(exact[0][variant]["after_nan"][name], tensor), name
+        assert not torch.equal(exact[0][variant]["start"][name], tensor), name
+
+
+@pytest.mark.parametrize("variant", ["zero2", "zero2_offload", "zero3", "zero3_offload"])
+def test_float32_weights_in_bf16_are_the_source_s_own_on_ranks_that_do_not_divide_them(variant, rounded):
+    start = rounded[0][variant]["start"]
+    for name, tensor in rounded[0]["source"].items():
+        assert torch.equal(start[name], tensor), name
+    runs = of(rounded, variant)
+    assert all(run["stopped"] for run in runs)
+    tolerance = 2e-2 if variant in ("zero2_offload", "zero3_offload") else 0
+    assert_same_training([run["resumed"] for run in runs], runs, tolerance)
+
+
+@pytest.mark.parametrize(("variant", "base"), [("zero2_offload", "zero2"), ("zero3_offload", "zero3")])
+def test_offload_in_bf16_trains_the_same_within_bf16(variant, base, rounded):
+    assert_same_training(of(rounded, variant), of(rounded, base), tolerance=2e-2)
+
+
+@pytest.mark.parametrize("results", ["exact", "rounded"])
+def test_reference_in_cpu_memory_scores_the_same(results, request):
+    for rank in request.getfixturevalue(results):
+        assert torch.equal(rank["reference"], rank["reference_offload"])
+
+
+def test_round_robin_gradients_still_mix_up_weights(exact):
+    """Fails when a DeepSpeed has mended it: then `ds_zero.py` need not refuse it, and zero2_offload can have it."""
+    start = exact[0]["zero2:round_robin"]["start"]
+    assert any(not torch.equal(start[name], tensor) for name, tensor in exact[0]["source"].items())
+
+
+def test_llama_with_checkpointing_trains_the_same(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 640}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    results = variants(tmp_path, tmp_path / "llama", "float32", (*STAGES, *CHECKPOINTED), ranks=2)
+    for variant, base in CHECKPOINTED.items():
+        assert_same_training(of(results, variant), of(results, base), tolerance=1e-5)
+
+
+def test_offload_runs_from_the_command_line(tmp_path):
+    flags = ("--reference_config", "ds_configs/reference_offload.json", "--max_steps", 2, "--log_interval", 1)
+    train(*flags, "--save_dir", tmp_path, config="zero3_offload", ranks=2, timeout=800).succeeded()
+    steps = metrics(tmp_path)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert math.isfinite(steps[1]["loss"])
+    assert steps[1]["loss"] != steps[0]["loss"]
+    assert list(tmp_path.glob("dpo_*.pth"))
