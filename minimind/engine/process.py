@@ -233,7 +233,10 @@ def name_places(world: World, ranks: Iterable[int]) -> str:
     """Ranks, and their machines where there are several."""
     if len(set(world.hosts)) == 1:
         return name_ranks(ranks)
-    return ", ".join(f"rank {rank} on {world.hosts[rank]}" for rank in ranks)
+    by_host: dict[str, list[int]] = {}
+    for rank in ranks:
+        by_host.setdefault(world.hosts[rank], []).append(rank)
+    return ", ".join(f"{name_ranks(some)} on {host}" for host, some in by_host.items())
 
 
 def _unlink_shared_memory(world: World) -> None:

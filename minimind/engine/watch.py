@@ -37,6 +37,8 @@ _AGAIN_SECONDS = 3.0
 _GRACE_SECONDS = 3.0
 # Standing still for so long, a rank looks where the others are.
 _LOOK_SECONDS = 5.0
+# How long the store may take to answer.
+_UNANSWERED_SECONDS = 15.0
 # A rank of another machine that gives no sign of life for so long is gone, if nothing moves here either.
 _SILENT_SECONDS = 30.0
 _EVER = datetime.timedelta(days=365)
@@ -210,7 +212,9 @@ class Watch:
                 self._gone[rank] = (now - _GRACE_SECONDS, f"no sign of life for {_SILENT_SECONDS:.0f} s")
         if self._gone and now - min(since for since, _ in self._gone.values()) >= _GRACE_SECONDS:
             self._end_gone(ledger)
-        if min(still, ledger.quiet(now) if ledger.places else still) > self.timeout:
+        # Without a letter for some time it is rank 0 that does not answer: the letters are in its store.
+        told = bool(ledger.places) or still > _LOOK_SECONDS + _UNANSWERED_SECONDS
+        if told and min(still, ledger.quiet(now) if ledger.places else still) > self.timeout:
             self._end_stuck(ledger)
         return ledger
 
@@ -225,8 +229,7 @@ class Watch:
 
     def _end_stuck(self, ledger: Ledger) -> NoReturn:
         places = {**ledger.places, self._rank: self._place(0)}
-        # Without the others' places it is rank 0 that does not answer: they are in its store.
-        late = behind(places) if len(places) == len(self._peers) else [0]
+        late = behind(places) if ledger.places else [0]
         told = [
             f"rank {rank} ({self._peers[rank]}) {f'is in {places[rank]}' if rank in places else 'does not answer'}"
             for rank in late[:8]
@@ -240,15 +243,20 @@ class Watch:
             f"LaunchError: no rank has made progress for {self.timeout:.0f} s (--timeout); {name_ranks(late)} {what} "
             f"not arrived: {'; '.join(told)}. {_HINT}"
         )
+        self._say(text if speaks else None)
         for descriptor, rank in self._watched.items():
-            if rank in late:  # what hangs may not hear the launcher, which would wait half a minute for it
+            if speaks and rank in late:  # what hangs may not hear the launcher, which would wait half a minute for it
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        self._leave(1, text if speaks else None)
+        self._leave(1, None)
 
-    def _leave(self, status: int, text: str | None) -> NoReturn:
+    def _say(self, text: str | None) -> None:
         with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone too
             if text is not None:
                 print(f"\n{text}", file=sys.stderr, flush=True)
+
+    def _leave(self, status: int, text: str | None) -> NoReturn:
+        self._say(text)
+        with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(status)
 
