@@ -1,7 +1,7 @@
 """Models for engines: made empty, whole or as ZeRO-3 shards, and filled from a weight source tensor by tensor.
 
-Under ZeRO-3 no rank ever holds a whole model: parameters are partitioned as they are made, and each module is gathered
-alone to be filled from rank 0.
+Under ZeRO-3 no rank ever holds a whole model: parameters are partitioned as they are made, and each rank then copies
+its own share of each tensor out of the weight file, which is mapped into memory.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.process import World
 from minimind.engine.scorer import PairScorer
 from minimind.weights.empty import plain_model, uninitialized_model
@@ -20,17 +21,40 @@ from minimind.weights.sources import WeightSource, tensors
 
 def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World) -> PairScorer:
     """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3."""
-    if ds_config["zero_optimization"]["stage"] < 3:
+    zero = ds_config["zero_optimization"]
+    if zero["stage"] < 3:
         # A copy of its own for each tensor: what a file maps or another model shares must not be trained.
         return PairScorer(plain_model(source.config, {n: t.to(dtype, copy=True) for n, t in tensors(source)}))
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
-    _fill_shards(model, source, world)
+    # ZeRO++ keeps a second share of each tensor, or rounded ones; on NVMe none is at hand.
+    second = zero.get("zero_hpz_partition_size", 1) > 1
+    rounded = any(zero.get(f"zero_quantized_{which}weights", False) for which in ("", "nontrainable_"))
+    if second or rounded or swaps_to_nvme(ds_config):
+        _fill_gathered(model, source, world)
+    else:
+        _fill_shards(model, source, world)
+    for name, buffer in model.named_buffers():
+        if name in source.shapes():
+            buffer.copy_(source.read(name))
     return PairScorer(model)
 
 
 @torch.no_grad()
 def _fill_shards(model: nn.Module, source: WeightSource, world: World) -> None:
+    """Every rank copies its share of each tensor; nothing is gathered or sent."""
+    for name, parameter in model.named_parameters():
+        shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        # Equal shares of the flattened tensor; the last one is padded.
+        start = shard.numel() * world.rank
+        share = source.read(name).flatten()[start : start + shard.numel()]
+        shard.narrow(0, 0, share.numel()).copy_(share)
+        world.watch.tick()
+
+
+@torch.no_grad()
+def _fill_gathered(model: nn.Module, source: WeightSource, world: World) -> None:
+    """Module by module: gathered, filled by rank 0, and cut again by DeepSpeed, which knows where the parts belong."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     filled: set[nn.Parameter] = set()
     for module in model.modules():
@@ -43,6 +67,3 @@ def _fill_shards(model: nn.Module, source: WeightSource, world: World) -> None:
                     parameter.copy_(source.read(names[parameter]))
         filled.update(own)
         world.watch.tick()
-    for name, buffer in model.named_buffers():
-        if name in source.shapes():
-            buffer.copy_(source.read(name))

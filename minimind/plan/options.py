@@ -79,7 +79,7 @@ def options(sizes: ModelSizes, config: TrainConfig, machine: Machine) -> list[Op
                     checkpointing=checkpointing,
                     memory=rank_memory(sizes, choice, reference, load, machine),
                     traffic=step_traffic(sizes, choice, reference, load, machine),
-                    obstacle=_obstacle(choice, config.dtype),
+                    obstacle=_obstacle(choice, config.dtype, machine.on_cpu),
                 )
             )
     return found
@@ -108,9 +108,11 @@ def read_zero(path: Path) -> dict[str, Any]:
     return values
 
 
-def _obstacle(choice: ZeroChoice, dtype: str) -> str:
+def _obstacle(choice: ZeroChoice, dtype: str, on_cpu: bool) -> str:
     if choice.stage == 0 and dtype == "bfloat16":
         return "not in bfloat16"
+    if on_cpu and (choice.offload_level == 3 or choice.secondary_ranks > 1):
+        return "needs GPUs"
     if choice.changes_numbers:
         return "changes numbers"
     return ""

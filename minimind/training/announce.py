@@ -9,6 +9,8 @@ from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.process import World
 from minimind.model.configuration import MiniMindConfig
+from minimind.plan.check import shortage, this_machine
+from minimind.plan.sizes import ModelSizes
 from minimind.training.console import Console
 from minimind.training.prepare import Prepared
 
@@ -38,6 +40,11 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
         if settings.origins[field.name] == "default"
     ]
     console.say(f"  by default: {', '.join(defaults)}")
+    sizes = ModelSizes.of(model, prepared.source.shapes())
+    machine = this_machine(world.device, world.size, world.hosts.count(world.hosts[world.rank]))
+    configs = (prepared.policy_config.values, prepared.reference_config.values)
+    if world.is_main and (told := shortage(sizes, settings.config, machine, *configs)):
+        console.say(f"  WARNING: {told}")
 
 
 def _shown(value: object) -> str:

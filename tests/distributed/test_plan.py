@@ -37,7 +37,7 @@ def measured(folder: Path, ranks: int, cases: list[dict[str, Any]]) -> list[dict
 def answers(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     """By the case's name, an answer of each of two ranks."""
     cases = [
-        {"name": name, "file": file, "dtype": dtype, "micro_batches": 2, "zero": ZERO}
+        {"name": name, "file": file, "dtype": dtype, "micro_batches": 2, "zero": ZERO, "asks": "held"}
         for name, (file, dtype) in CASES.items()
     ]
     cases.append({**cases[3], "name": "small tensors whole", "zero": WHOLE})

@@ -1,7 +1,7 @@
 """Run by several ranks: what live engines hold and send, beside what the plan says.
 
-One argument: a folder with cases.json, [{"file": ..., "dtype": ..., "micro_batches": ..., "zero": {overrides}}, ...];
-answers.json in it is then a list of one answer for each case and rank.
+One argument: a folder with cases.json, a list of cases; answers.json in it is then a list of one answer for each case
+and rank. A case: {"file": ..., "dtype": ..., "micro_batches": ..., "zero": {overrides}, "asks": "held" or "sent"}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import gc
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.comm.comm import comms_logger
@@ -34,8 +36,10 @@ from minimind.weights.sources import RandomSource
 sys.path.insert(0, str(Path(__file__).parent))
 from engines import REPO, random_pair
 
-# 7 M parameters, none of its tensors a large part of them; whole tensors that straddle two ranks count twice.
-MODEL = {"generation": 3, "hidden_size": 256, "num_hidden_layers": 8, "vocab_size": 1024}
+# Held: 7 M parameters, none of its tensors a large part of them, as whole tensors that straddle two ranks count twice.
+# Sent: whatever is quick.
+MODEL = {"generation": 3, "hidden_size": 256, "vocab_size": 1024}
+LAYERS = {"held": 8, "sent": 2}
 LOGGER = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
 
 
@@ -44,7 +48,7 @@ def held() -> Counter[str]:
     gc.collect()
     storages = {}
     for value in gc.get_objects():
-        if isinstance(value, torch.Tensor):
+        if issubclass(type(value), torch.Tensor):
             for tensor in (value, value.grad if value.is_leaf else None):
                 if tensor is not None and tensor.device.type == "cpu":
                     storage = tensor.untyped_storage()
@@ -62,17 +66,15 @@ def sent(ranks: int) -> float:
     """
     whole = {"all_gather_into_tensor": ranks, "reduce_scatter_tensor": 1, "reduce": 1, "all_reduce": 2, "barrier": 0}
     # An operation that is not listed would go uncounted: a KeyError says so.
-    volumes = [
-        whole[name] * size * calls[0] for name, of in comms_logger.comms_dict.items() for size, calls in of.items()
-    ]
-    return sum(volumes) * (ranks - 1) / ranks
+    calls = [(name, size, of[0]) for name, sizes in comms_logger.comms_dict.items() for size, of in sizes.items()]
+    return sum(whole[name] * size * count for name, size, count in calls) * (ranks - 1) / ranks
 
 
 def measure(case: dict, world: process.World) -> dict:
-    """Build both engines, take two steps, and report on the second."""
+    """Build both engines, train, and report."""
     flags = ["--dtype", case["dtype"], "--batch_size", "1", "--accumulation_steps", str(case["micro_batches"])]
     settings = parse_settings([*flags, "--max_seq_len", "64"])
-    source = RandomSource(MiniMindConfig(**MODEL), seed=7)
+    source = RandomSource(MiniMindConfig(**MODEL, num_hidden_layers=LAYERS[case["asks"]]), seed=7)
     reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size, world.on_cpu)
     policy_config = resolve_policy(REPO / f"ds_configs/{case['file']}.json", settings, world.size, world.on_cpu)
     policy_config.values["tensorboard"]["enabled"] = False
@@ -87,26 +89,19 @@ def measure(case: dict, world: process.World) -> dict:
     policy = Policy(source, policy_config, lambda step: 1.0, world)
     policy.train()
     batches = [pack([random_pair(10 * world.rank + index, 60)]) for index in range(case["micro_batches"])]
-    # Of the last micro-batch: whatever the step itself frees or makes is not there yet.
-    backward, step = policy.backward, policy.engine.step
 
-    def before_step() -> None:
-        moments["gradients"] = held()
-        step()
+    def train() -> None:
+        train_step(policy, reference, Objective(beta=0.1, average_log_prob=True), batches, MetricSums(world))
 
-    def note_first(*arguments: object, **options: object) -> None:
-        backward(*arguments, **options)
-        moments.setdefault("accumulated", held())
-
-    objective = Objective(beta=0.1, average_log_prob=True)
-    train_step(policy, reference, objective, batches, MetricSums(world))
-    policy.backward, policy.engine.step = note_first, before_step
-    train_step(policy, reference, objective, batches, MetricSums(world))
-    policy.backward, policy.engine.step = backward, step
-    moments["after"] = held()
-    for _ in range(2):  # ZeRO-3 gathers as it will only from the third micro-batch on, when it has learned the order
+    train()
+    if case["asks"] == "held":
+        watch_step(policy, train, moments)
+    else:
+        # ZeRO-3 gathers as it always will only from its third forward on, when it has learned the order.
+        train()
+        train()
         comms_logger.reset_data()
-        train_step(policy, reference, objective, batches, MetricSums(world))
+        train()
 
     machine = Machine(ranks_per_node=world.size, device_memory=2**40)
     sizes = ModelSizes.of(source.config, source.shapes())
@@ -114,14 +109,31 @@ def measure(case: dict, world: process.World) -> dict:
     load = StepLoad.of(settings.config)
     return {
         "case": case,
-        "rank": world.rank,
         "parameters": sizes.parameters,
         "bucket": choices[0].bucket,
-        "moments": {name: dict(moment) for name, moment in moments.items()},
+        "moments": moments,
         "sent": sent(world.size),
         "plan": dataclasses.asdict(rank_memory(sizes, *choices, load, machine)),
         "plan_sent": step_traffic(sizes, *choices, load, machine).total,
     }
+
+
+def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dict[str, int]]) -> None:
+    """One more step: what is held after its first backward, before its optimizer step, and after it."""
+    backward, step = policy.backward, policy.engine.step
+
+    def watched_backward(*arguments: Any, **options: Any) -> None:
+        backward(*arguments, **options)
+        moments.setdefault("accumulated", held())
+
+    def watched_step() -> None:
+        moments["gradients"] = held()  # of the last micro-batch, in the end
+        step()
+
+    policy.backward, policy.engine.step = watched_backward, watched_step
+    train()
+    policy.backward, policy.engine.step = backward, step
+    moments["after"] = held()
 
 
 def main() -> None:

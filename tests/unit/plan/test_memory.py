@@ -1,0 +1,195 @@
+"""Memory by arithmetic: against bytes worked out by hand, DeepSpeed's own estimators, and what autograd keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from minimind.data.pack import pack
+from minimind.engine.reference import _FORWARD_TOKENS
+from minimind.engine.scorer import PairScorer
+from minimind.model.configuration import MiniMindConfig
+from minimind.model.modeling import MiniMindForCausalLM
+from minimind.plan.choice import REFERENCE_TOKENS, Machine, StepLoad, ZeroChoice
+from minimind.plan.memory import activation_bytes, rank_memory
+from minimind.plan.sizes import ModelSizes
+from minimind.weights.empty import empty_model, tensor_shapes
+from tests.distributed.workers.engines import random_pair
+
+REFERENCE = ZeroChoice(stage=3)
+
+
+def sizes_of(**fields) -> ModelSizes:
+    config = MiniMindConfig(**fields)
+    return ModelSizes.of(config, tensor_shapes(empty_model(config)))
+
+
+# 8 M elements in eight tensors of a million: by hand, everything is a round number.
+ROUND = ModelSizes(
+    tensors=(1_000_000,) * 8,
+    vocab=1000,
+    hidden=1000,
+    layers=2,
+    query=1000,
+    key=1000,
+    inner=3000,
+    routed=0,
+    normed_heads=False,
+    float32_norms=False,
+)
+LOAD = StepLoad(dtype="bfloat16", tokens=100, micro_batches=1)
+FOUR = Machine(ranks_per_node=4, device_memory=2**40)
+
+
+def states(choice: ZeroChoice, load: StepLoad = LOAD) -> list[int]:
+    """Parameters, gradients, optimizer and reference, in bytes a parameter of the model."""
+    memory = rank_memory(ROUND, choice, REFERENCE, load, FOUR)
+    return [value / 8e6 for value in (memory.parameters, memory.gradients, memory.optimizer, memory.reference)]
+
+
+def test_states_per_stage():
+    float32 = dataclasses.replace(LOAD, dtype="float32")
+    assert states(ZeroChoice(stage=0), float32) == [4, 4, 8, 1]
+    assert states(ZeroChoice(stage=0), dataclasses.replace(LOAD, dtype="float16")) == [2, 2, 12, 0.5]
+    assert states(ZeroChoice(stage=1)) == [2, 2 / 4, 12 / 4, 2 / 4]
+    assert states(ZeroChoice(stage=1), dataclasses.replace(LOAD, micro_batches=2)) == [2, 2, 12 / 4, 2 / 4]
+    assert states(ZeroChoice(stage=2)) == [2, 2 / 4, 12 / 4, 2 / 4]
+    assert states(ZeroChoice(stage=3)) == [2 / 4, 2 / 4, 12 / 4, 2 / 4]
+    assert states(ZeroChoice(stage=3), float32) == [4 / 4, 4 / 4, 12 / 4, 4 / 4]
+    assert states(ZeroChoice(stage=3), dataclasses.replace(LOAD, reference=False)) == [2 / 4, 2 / 4, 12 / 4, 0]
+
+
+def test_offload_moves_states_to_the_host():
+    two = rank_memory(ROUND, ZeroChoice(stage=2, optimizer_on="cpu"), REFERENCE, LOAD, FOUR)
+    assert (two.parameters, two.gradients, two.optimizer) == (16e6, 0, 0)
+    # Masters, moments, float32 gradients, weights on their way back; and one tensor's gradient.
+    assert two.host == (4 + 8 + 4 + 2) * 8e6 / 4 + 2e6
+    three = ZeroChoice(stage=3, optimizer_on="cpu", parameters_on="cpu")
+    resting = rank_memory(ROUND, three, three, LOAD, FOUR)
+    assert (resting.parameters, resting.gradients, resting.optimizer, resting.reference) == (0, 0, 0, 0)
+    # Gradients and weights as well, and the reference.
+    assert resting.host == (2 + 12 + 4 + 2 + 2) * 8e6 / 4
+    swapped = ZeroChoice(stage=3, optimizer_on="nvme", parameters_on="nvme")
+    assert rank_memory(ROUND, swapped, REFERENCE, LOAD, FOUR).disk == (12 + 4 + 2) * 8e6 / 4
+
+
+def test_peak_is_the_highest_moment():
+    memory = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1_000_000, overlaps=True), REFERENCE, LOAD, FOUR)
+    assert memory.buckets == 2 * 2e6
+    assert memory.update == (2 + 4) * 8e6 / 4
+    assert memory.peak == memory.states + max(
+        memory.buckets + memory.activations + memory.head, memory.update, memory.scoring + memory.scoring_gathered
+    )
+    # With many tokens it is the end of forward; with one, the update.
+    many = rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, dataclasses.replace(LOAD, tokens=50_000), FOUR)
+    assert many.peak == many.states + many.buckets + many.activations + many.head
+    few = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
+    assert few.peak == max(few.states + few.update, few.states + few.scoring + few.scoring_gathered)
+
+
+def test_on_a_cpu_offload_gains_nothing_and_untouched_buckets_cost_nothing():
+    cpu = dataclasses.replace(FOUR, on_cpu=True)
+    plain, offloaded = (
+        rank_memory(ROUND, ZeroChoice(stage=2, optimizer_on=place), REFERENCE, LOAD, cpu) for place in ("device", "cpu")
+    )
+    assert plain.buckets == 2 * 8e6
+    assert offloaded.host == 0
+    assert offloaded.states >= plain.states
+
+
+def test_a_mixture_of_experts_shards_all_experts_and_computes_with_some():
+    dense, moe = (sizes_of(generation=3, use_moe=use_moe) for use_moe in (False, True))
+    assert moe.parameters > 2.5 * dense.parameters
+    assert (moe.routed, moe.inner) == (1, dense.inner)
+    two = sizes_of(generation=2, use_moe=True)
+    assert two.inner == (2 + 1) * sizes_of(generation=2).inner
+
+
+def test_zero_2_is_as_deepspeed_estimates_it():
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    sizes = sizes_of(hidden_size=1024, num_hidden_layers=16)
+    memory = rank_memory(sizes, ZeroChoice(stage=2), REFERENCE, LOAD, FOUR)
+    _, estimate = estimate_zero2_model_states_mem_needs(sizes.parameters, num_gpus_per_node=4, cpu_offload=False)
+    # Theirs: 2 + 18/N, with the float32 gradients of the update in it, but not the flat 16-bit copy that they are made
+    # of, no reference, no buckets and no activations. Ours: 2 + 14/N, and 6/N while the optimizer steps.
+    ours = memory.states - memory.reference + memory.update
+    assert ours - 2 * sizes.parameters / 4 == pytest.approx(estimate, rel=1e-6)
+    offloaded = rank_memory(sizes, ZeroChoice(stage=2, optimizer_on="cpu"), REFERENCE, LOAD, FOUR)
+    host, device = estimate_zero2_model_states_mem_needs(
+        sizes.parameters, num_gpus_per_node=4, cpu_offload=True, additional_buffer_factor=1.0
+    )
+    assert offloaded.states - offloaded.reference == device
+    # Theirs is 16 a parameter, times a factor of 1.5 for buffers; ours counts the buffers: the 16-bit weights on their
+    # way back (2), and one tensor's gradient a rank.
+    assert 4 * (offloaded.host - 2 * sizes.largest) == pytest.approx(host * 18 / 16, rel=1e-6)
+
+
+def test_zero_3_is_as_deepspeed_estimates_it():
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+    sizes = sizes_of(hidden_size=1024, num_hidden_layers=16)
+    memory = rank_memory(sizes, ZeroChoice(stage=3, keep_below=0), REFERENCE, LOAD, FOUR)
+    _, estimate, live = estimate_zero3_model_states_mem_needs(
+        sizes.parameters, sizes.largest, num_gpus_per_node=4, cpu_offload=False, cpu_offload_params=False
+    )
+    # Theirs: 18/N and one layer gathered, with its gradient. Ours: 16/N, and 6/N while the optimizer steps; the flat
+    # 16-bit copy that float32 gradients are made of, and one of shard and gradients, are not in theirs. What is
+    # gathered, ours takes from DeepSpeed's own limits.
+    ours = memory.states - memory.reference + memory.update
+    assert ours - (2 + 2) * sizes.parameters / 4 == pytest.approx(estimate - live, rel=1e-3)
+    three = ZeroChoice(stage=3, keep_below=0, optimizer_on="cpu", parameters_on="cpu")
+    offloaded = rank_memory(sizes, three, REFERENCE, LOAD, FOUR)
+    host, *_ = estimate_zero3_model_states_mem_needs(
+        sizes.parameters, sizes.largest, num_gpus_per_node=4, additional_buffer_factor=1.0
+    )
+    # Theirs is 18 a parameter, times 1.5; ours 20 without a factor: 16-bit and float32 gradients are both kept.
+    assert 4 * offloaded.host == pytest.approx(host * 20 / 18, rel=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{"generation": 2}, {"generation": 3}, {"generation": 3, "use_moe": True}])
+def test_activations_are_what_autograd_keeps(fields):
+    """In float32 on a CPU, where attention and norms are those of a GPU; 16-bit operations for the CPU keep less."""
+    batch = pack([random_pair(seed, 200) for seed in range(2)])
+    tokens = len(batch.token_ids)
+    for dtype, low in (("float32", 0.9), ("bfloat16", 0.5)):
+        kept = {layers: kept_bytes(fields, layers, dtype, batch) for layers in (2, 4)}
+        planned = {
+            layers: activation_bytes(
+                sizes_of(hidden_size=256, num_hidden_layers=layers, vocab_size=640, **fields),
+                StepLoad(dtype=dtype, tokens=tokens, micro_batches=1),
+            )
+            for layers in (2, 4)
+        }
+        # The difference is of two blocks alone: embeddings and head are counted elsewhere.
+        ratio = (kept[4] - kept[2]) / (planned[4] - planned[2])
+        assert low < ratio < 1.05, (dtype, ratio)
+
+
+def kept_bytes(fields, layers: int, dtype: str, batch) -> int:
+    config = MiniMindConfig(hidden_size=256, num_hidden_layers=layers, vocab_size=640, **fields)
+    scorer = PairScorer(MiniMindForCausalLM(config).to(getattr(torch, dtype))).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        scorer(batch)
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
+
+
+def test_checkpointing_keeps_one_state_a_block_and_one_block():
+    plain, checkpointed = (
+        activation_bytes(ROUND, dataclasses.replace(LOAD, checkpointing=checkpointing)) for checkpointing in (0, 1)
+    )
+    block = plain // ROUND.layers
+    assert checkpointed == block + ROUND.layers * 2 * 100 * 1000
+
+
+def test_the_reference_s_forward_is_as_large_as_the_engine_makes_it():
+    assert REFERENCE_TOKENS == _FORWARD_TOKENS
