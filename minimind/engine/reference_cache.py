@@ -121,6 +121,7 @@ class ReferenceCache:
             self._check_finite(indices, values)
             self.sums[indices], self.known[indices] = values, True
             agree(self.world, functools.partial(self._append, name, indices), runs=self.world.is_main)
+            self.world.watch.tick()
             yield self.num_known
         agree(self.world, self._finish, runs=self.world.is_main)
         # Another run may have been first: what lies there now is what every run from now on trains with.

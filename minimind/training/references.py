@@ -72,6 +72,7 @@ def _fill(
         console.say(f"  reference of {cache.table.path.name}: {there} of {total} pairs are in {cache.folder}")
         if there == total:
             continue
+        policy.world.watch.enter("scoring the reference")
         if reference is None:
             reference = Reference(prepared.source, prepared.reference_config, policy.world)
         started = shown = time.monotonic()
