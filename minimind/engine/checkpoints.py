@@ -162,7 +162,7 @@ class Checkpoints:
             manifest.write(path)
             sync_folder(self.folder)
             write_whole(self.folder / "latest", path.name)
-        tags = _complete_tags(self.folder)
+        tags = complete_tags(self.folder)
         old = [tag for tag in tags if tag <= path.name][: -self.keep] if self.keep else []
         unfinished = [entry.name for entry in self.folder.iterdir() if _TAG.fullmatch(entry.name)]
         for tag in [*old, *(tag for tag in unfinished if tag not in tags)]:
@@ -183,13 +183,14 @@ class Checkpoints:
                         os.replace(self.folder / tag, aside)
 
 
-def _complete_tags(folder: Path) -> list[str]:
+def complete_tags(folder: Path) -> list[str]:
+    """Names of the checkpoints in a folder that have their manifest, the oldest first."""
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if _TAG.fullmatch(path.parent.name))
 
 
 def _candidates(folder: Path) -> list[str]:
     """Checkpoints to go on from, the best first: what `latest` names, then those before it."""
-    tags = _complete_tags(folder)
+    tags = complete_tags(folder)
     latest = folder / "latest"
     named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
     if not _TAG.fullmatch(named):

@@ -9,7 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
-from minimind.engine.manifest import MANIFEST
+from minimind.engine.checkpoints import complete_tags
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
 from minimind.training.prepare import Prepared
@@ -36,7 +36,7 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
     folder = Path(config.save_dir)
     interval = config.save_interval or total_steps
     saves = max(1, math.ceil(total_steps / interval) - start // interval)
-    present = len(list(folder.glob(f"checkpoints/step*/{MANIFEST}"))) if start else 0
+    present = len(complete_tags(folder / "checkpoints")) if start else 0
     at_once, every = 1, saves
     if config.keep_checkpoints:
         at_once = every = max(1, min(saves, config.keep_checkpoints + 1 - present))

@@ -91,13 +91,14 @@ def test_curve_is_that_of_the_run_that_stayed(step, data, runs):
 
 
 def test_bf16_keeps_its_float32_weights(data, tmp_path):
-    split = ("--batch_size", 3, "--accumulation_steps", 2, "--max_steps", 3)
-    train(*flags(data, tmp_path / "one", *split), config="zero1", ranks=2).succeeded()
+    schedule = ("--learning_rate", 5e-3, "--max_steps", 3)
+    split = ("--batch_size", 3, "--accumulation_steps", 2)
+    train(*flags(data, tmp_path / "one", *schedule, *split), config="zero1", ranks=2).succeeded()
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     (tmp_path / "other/dpo_40.pth").unlink()
 
     # At the end nothing is left but to write the weights: those of the other stage, bit for bit.
-    moved = ("--max_steps", 3, "--from_resume", 1)
+    moved = (*schedule, "--from_resume", 1)
     train(*flags(data, tmp_path / "other", *moved), config="zero3", ranks=4, timeout=280).succeeded()
     end, again = (torch.load(tmp_path / run / "dpo_40.pth", weights_only=True) for run in ("one", "other"))
     assert all(torch.equal(end[name], again[name]) for name in end)
