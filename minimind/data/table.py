@@ -234,10 +234,19 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
             bad=tuple(BadRow(**row) for row in meta["bad"]),
             selected=np.arange(len(lines)),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return table if _is_whole(table) else None
+    except Exception:  # noqa: BLE001 - damaged headers make numpy raise almost anything; the cache is made again
         return None
-    whole = len(table.offsets) == 2 * len(lines) + 1 and len(prefixes) == len(lines)
-    return table if whole and len(table.tokens) == len(table.mask) == table.offsets[-1] else None
+
+
+def _is_whole(table: PairTable) -> bool:
+    """Whether a table's arrays fit each other, so that no pair can reach outside of them."""
+    if len(table.offsets) != 2 * len(table.lines) + 1 or len(table.prefixes) != len(table.lines):
+        return False
+    lengths = np.diff(table.offsets)
+    in_order = table.offsets[0] == 0 and bool((lengths >= 0).all())
+    shared = bool(((table.prefixes >= 0) & (table.prefixes <= lengths.reshape(-1, 2).min(1))).all())
+    return in_order and shared and len(table.tokens) == len(table.mask) == table.offsets[-1]
 
 
 def _map(path: Path, dtype: type) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ def _check_depth(path: Path) -> None:
         for key, value in values.items():
             if isinstance(value, dict):
                 yield from counts(value)
-            elif isinstance(value, int | float) and ("layer" in key or "expert" in key):
+            elif isinstance(value, int | float) and re.search(r"(^|_)(num|n)_\w*(layer|expert)", key):
                 yield key, value
 
     try:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minimind.data.dataset import DPODataset
+from minimind.data.pack import pack
 from minimind.data.rows import PreferenceRow, RowError, parse_row
 from minimind.data.table import load_table
 from minimind.errors import MiniMindError
@@ -132,3 +133,22 @@ def test_a_file_of_malicious_rows(tokenizer, tmp_path):
 def test_files_of_other_types(rows, tokenizer, tmp_path_factory):
     content = b"\n".join(json.dumps(row).encode() for row in rows)
     read_everywhere(content, tokenizer, tmp_path_factory.mktemp("fuzz"))
+
+
+@fuzzed(60)
+@given(data=st.data())
+def test_damaged_caches(data, tokenizer, tmp_path_factory):
+    """A cache that cannot be read is made again; no pair reaches outside of it."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "pairs.jsonl").write_bytes(FILE)
+
+    def load():
+        limits = {"max_length": 64, "empty_think_ratio": 1.0, "num_workers": 0}
+        return load_table(folder / "pairs.jsonl", tokenizer, **limits, cache_dir=folder / "cache")
+
+    load()
+    path = data.draw(st.sampled_from(sorted((folder / "cache").glob("*/*"))))
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    with only_our_errors():
+        table = load().with_bad_rows("keep")
+        pack([table[index] for index in range(len(table))])

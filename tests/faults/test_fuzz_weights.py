@@ -243,3 +243,19 @@ def test_a_folder_s_own_code_does_not_run(llama_parts, tmp_path):
     with pytest.raises(WeightsError, match=r"config\.json"):
         open_weights(tmp_path, {})
     assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_local_experts", "n_routed_experts"])
+def test_a_configuration_of_a_billion_layers_is_refused_before_anything_is_made(key, llama_parts, tmp_path):
+    config = json.loads(llama_parts["config.json"])
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_config": {key: 10**9}}))
+    with only_our_errors(), pytest.raises(WeightsError, match=rf"config\.json: {key} is 1000000000"):
+        open_weights(tmp_path, {})
+
+
+def test_sizes_of_experts_are_no_numbers_of_experts(llama_parts, tmp_path):
+    for name, content in llama_parts.items():
+        (tmp_path / name).write_bytes(content)
+    config = json.loads(llama_parts["config.json"])
+    (tmp_path / "config.json").write_text(json.dumps({**config, "shared_expert_intermediate_size": 20_480}))
+    open_weights(tmp_path, {}).check_fit()
