@@ -162,13 +162,17 @@ class Checkpoints:
             manifest.write(path)
             sync_folder(self.folder)
             write_whole(self.folder / "latest", path.name)
-        tags = complete_tags(self.folder)
-        old = [tag for tag in tags if tag <= path.name][: -self.keep] if self.keep else []
-        unfinished = [entry.name for entry in self.folder.iterdir() if _TAG.fullmatch(entry.name)]
-        for tag in [*old, *(tag for tag in unfinished if tag not in tags)]:
-            # Without its manifest first: what is half deleted is not to be taken for damaged.
-            with contextlib.suppress(OSError):
-                (self.folder / tag / MANIFEST).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next save
+            self._prune(path.name)
+
+    def _prune(self, newest: str) -> None:
+        """Delete what --keep_checkpoints does not keep, and what saves that were killed have left."""
+        whole = complete_tags(self.folder)
+        old = [tag for tag in whole if tag <= newest][: -self.keep] if self.keep else []
+        present = [entry.name for entry in self.folder.iterdir() if _TAG.fullmatch(entry.name)]
+        for tag in [*old, *(tag for tag in present if tag not in whole)]:
+            # Its manifest first: what is half deleted is not to be taken for damaged.
+            (self.folder / tag / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.folder / tag, ignore_errors=True)
 
     def _set_back(self, checkpoint: Checkpoint) -> None:
@@ -190,9 +194,12 @@ def complete_tags(folder: Path) -> list[str]:
 
 def _candidates(folder: Path) -> list[str]:
     """Checkpoints to go on from, the best first: what `latest` names, then those before it."""
-    tags = complete_tags(folder)
     latest = folder / "latest"
-    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    try:
+        tags = complete_tags(folder)
+        named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
     if not _TAG.fullmatch(named):
         return tags[::-1]
     return [named, *(tag for tag in reversed(tags) if tag < named)]

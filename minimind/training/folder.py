@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from minimind.config import TrainConfig
+from minimind.engine.manifest import write_whole
 from minimind.errors import ConfigError
 from minimind.training.prepare import Prepared, weights_name
 from minimind.version import __version__
@@ -77,7 +78,7 @@ def _write_json(path: Path, values: object) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a whole line or nothing.
+    """Append a whole line, or nothing.
 
     Raises:
         OSError: it could not be written.
@@ -93,11 +94,19 @@ def append_line(path: Path, line: str) -> None:
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
-    """Forget logged steps after a checkpoint: they are about to be run, and logged, again."""
+    """Forget logged steps after a checkpoint: they are about to be run, and logged, again.
+
+    Raises:
+        ConfigError: the file cannot be written; it stays as it was.
+    """
     path = folder / "metrics.jsonl"
-    if path.is_file():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+        if kept != text:
+            write_whole(path, kept)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error})") from error
 
 
 def _step_of(line: str) -> float:

@@ -199,10 +199,10 @@ def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) 
         return
     for tag, problem in checkpoint.damaged.items():
         run.console.say(f"  {tag} is damaged and put aside as {tag}.damaged: {problem}")
+    step = checkpoint.manifest.step
     run.checkpoints.load(run.policy, checkpoint)
-    run.console.say(f"  going on after step {checkpoint.manifest.step}{moved(checkpoint, described)}")
-    if run.world.is_main:
-        drop_metrics_after(Path(run.config.save_dir), checkpoint.manifest.step)
+    run.console.say(f"  going on after step {step}{moved(checkpoint, described)}")
+    process.from_main(run.world, lambda: drop_metrics_after(Path(run.config.save_dir), step))
 
 
 def _export(prepared: Prepared, policy: Policy) -> None:
