@@ -69,7 +69,7 @@ class Running:
             self._ranks = found
         return self._ranks
 
-    def wait_for(self, what: Callable[[], bool], timeout: float = 120) -> Running:
+    def wait_for(self, what: Callable[[], bool], timeout: float = 300) -> Running:
         """Wait until something has happened; fails if the launch ends before."""
         until = time.monotonic() + timeout
         while not what():

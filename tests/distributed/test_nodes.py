@@ -1,0 +1,202 @@
+"""The same run by every launcher, on one machine and on two: network namespaces with an address, a name and shared
+memory of their own, joined by a virtual cable."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minimind import demo
+from tests.distributed.launching import REPO, Launch, _free_port, metrics, train
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+BIN = Path(sys.executable).parent
+EXACT = ("step", "loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines(keepends=True)[:24]))
+    return path
+
+
+def flags(data: Path, save_dir: Path, *more: object) -> list[str]:
+    given = (
+        *("--data_path", data, "--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH),
+        *("--dtype", "float32", "--learning_rate", 1e-3, "--batch_size", 2, "--log_interval", 1),
+        *("--save_dir", save_dir, *more),
+    )
+    return list(map(str, given))
+
+
+def curve(folder: Path) -> list[list[float]]:
+    return [[entry[name] for name in EXACT] for entry in metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def one_node(data, tmp_path_factory):
+    """The curve of two ranks that the deepspeed launcher starts on one machine."""
+    folder = tmp_path_factory.mktemp("one_node")
+    train(*flags(data, folder), config="zero3", ranks=2).succeeded()
+    return curve(folder)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of its own, as far as the ranks can tell: its namespace and its address."""
+
+    name: str
+    address: str
+
+    def command(self, number: int, hide: Path | None, port: int, master: str, hostfile: Path) -> list[str]:
+        """The launcher on this node, for one rank; `hide` is a folder that this node does not see."""
+        own = f"mount -t tmpfs none /dev/shm && hostname {self.name}"
+        own += f" && mount -t tmpfs none {hide}" if hide is not None else ""
+        return [
+            *("ip", "netns", "exec", self.name, "unshare", "--mount", "--uts", "sh", "-c", f'{own} && exec "$@"', "sh"),
+            *("deepspeed", "--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(number)),
+            *("--master_addr", master, "--master_port", str(port), "launch/train_dpo.py"),
+            *("--deepspeed", "ds_configs/zero3.json"),
+        ]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[list[Node]]:
+    """Two nodes that reach each other and nothing else."""
+    if not (shutil.which("ip") and shutil.which("unshare")):
+        pytest.skip("network namespaces need the commands ip (Debian: iproute2) and unshare")
+    names = [f"mm{os.getpid()}{letter}" for letter in "ab"]
+    subnet = os.getpid() % 250
+    made = [Node(name=name, address=f"10.213.{subnet}.{number}") for number, name in enumerate(names, start=1)]
+    commands = [
+        *(f"ip netns add {node.name}" for node in made),
+        f"ip link add cable netns {names[0]} type veth peer name cable netns {names[1]}",
+        *(f"ip -n {node.name} addr add {node.address}/24 dev cable" for node in made),
+        *(f"ip -n {node.name} link set {device} up" for node in made for device in ("lo", "cable")),
+        f"ip netns exec {names[0]} unshare --mount --uts mount -t tmpfs none /dev/shm",
+    ]
+    try:
+        for command in commands:
+            done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"network namespaces cannot be made here: `{command}` says {done.stderr.strip()}")
+        yield made
+    finally:
+        for node in made:  # the cable goes with them
+            subprocess.run(["ip", "netns", "del", node.name], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def on_both(
+    nodes: list[Node], folder: Path, *arguments: str, hide: Path | None = None
+) -> Iterator[list[subprocess.Popen]]:
+    """One rank on each node, output in `folder`/0 and 1; the second node does not see the folder `hide`."""
+    hostfile, port = folder / "hostfile", _free_port()
+    hostfile.write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+    started = []
+    try:
+        for number, node in enumerate(nodes):
+            command = node.command(number, hide if number else None, port, nodes[0].address, hostfile)
+            with (folder / str(number)).open("w") as output:
+                started.append(
+                    subprocess.Popen(
+                        [*command, *arguments],
+                        cwd=REPO,
+                        env={**ENV, "GLOO_SOCKET_IFNAME": "cable"},
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        yield started
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()
+
+
+def ends(processes: list[subprocess.Popen], folder: Path, timeout: float = 200) -> list[Launch]:
+    until = time.monotonic() + timeout
+    done = []
+    for number, process in enumerate(processes):
+        try:
+            status = process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"took more than {timeout} s:\n{(folder / str(number)).read_text()[-6000:]}") from None
+        done.append(Launch(status=status, output=(folder / str(number)).read_text()))
+    return done
+
+
+def test_two_nodes_take_the_steps_of_one(nodes, data, one_node, tmp_path):
+    shared = tmp_path / "out"
+    with on_both(nodes, tmp_path, *flags(data, shared)) as launched:
+        for launch in ends(launched, tmp_path):
+            launch.succeeded()
+    assert curve(shared) == one_node
+
+
+def test_file_that_only_one_node_has_is_said_before_anything_is_loaded(nodes, data, tmp_path):
+    with on_both(nodes, tmp_path, *flags(data, tmp_path / "out"), hide=data.parent) as launched:
+        first, second = ends(launched, tmp_path)
+    assert first.status != 0
+    assert second.status != 0
+    here, there = (node.name for node in nodes)
+    assert f"--data_path {data}: is there for rank 0 on {here}, not for rank 1 on {there}" in first.output
+    assert "Traceback" not in first.output + second.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_node_that_vanishes_ends_the_other_within_a_minute(nodes, data, tmp_path):
+    out = tmp_path / "out"
+    with on_both(nodes, tmp_path, *flags(data, out, "--epochs", 500)) as launched:
+        until = time.monotonic() + 200
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(launched[1].pid, 9)
+        (first,) = ends(launched[:1], tmp_path, timeout=60)
+    assert first.status != 0
+    assert re.search(rf"LaunchError: rank 1 \(process \d+ on {nodes[1].name}\) is gone", first.output), first.output
+
+
+def test_srun_takes_the_same_steps(data, one_node, tmp_path):
+    """Two processes with what srun sets, which is all that a rank sees of Slurm."""
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NODELIST": "localhost",
+    }
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "launch/train_dpo.py",
+                "--deepspeed",
+                "ds_configs/zero3.json",
+                *flags(data, tmp_path / "out"),
+            ],
+            cwd=REPO,
+            env={**ENV, **step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": str(port)},
+            stdout=(tmp_path / str(rank)).open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for port in [_free_port()]
+        for rank in (0, 1)
+    ]
+    for launch in ends(started, tmp_path):
+        launch.succeeded()
+    assert curve(tmp_path / "out") == one_node

@@ -1,0 +1,47 @@
+"""Run by two ranks with a limit of 8 seconds. One argument: how they come to a halt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from minimind.engine import process
+
+LIMIT = 8
+
+
+def slow(world: process.World) -> None:
+    """One rank takes longer than the limit, and says that it gets on; then the other hangs."""
+    world.watch.enter("tokenising")
+
+    def tokenise() -> str:
+        for _ in range(24 if world.is_main else 0):
+            time.sleep(0.5)
+            world.watch.tick()
+        return "tokens"
+
+    process.main_first(world, tokenise)
+    if world.is_main:
+        print("twelve seconds of tokenising are no hang", flush=True)
+    world.watch.enter("policy forward", 7)
+    if world.rank == 1:
+        time.sleep(600)
+    world.watch.enter("backward")
+    process.barrier()
+
+
+def stopped(world: process.World) -> None:
+    """Rank 0, whose store the others ask, stands still: its threads too."""
+    world.watch.enter("saving", 7)
+    if world.is_main:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    process.barrier()
+
+
+if __name__ == "__main__":
+    with process.user_errors():
+        joined = process.start()
+        joined.watch.timeout = LIMIT
+        {"slow": slow, "stopped": stopped}[sys.argv[-1]](joined)
