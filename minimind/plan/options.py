@@ -51,9 +51,21 @@ class Option:
         return not self.obstacle and self.memory.peak <= USABLE * machine.device_memory and in_host
 
     @property
-    def cost(self) -> tuple[int, bool, int, int]:
-        """What to keep low: first what leaves the device, then recomputing, then traffic, then memory."""
-        return self.choice.offload_level, self.checkpointing, self.traffic.total, self.memory.peak
+    def cost(self) -> tuple[int, bool, int, bool, int, int]:
+        """What to keep low: first what leaves the device, then recomputing, then traffic, then memory.
+
+        Of the same traffic, gathering layer by layer waits more often; and of the same memory, stage 2 needs no more
+        of it with more micro-batches.
+        """
+        stage = self.choice.stage
+        return (
+            self.choice.offload_level,
+            self.checkpointing,
+            self.traffic.total,
+            stage == 3,
+            self.memory.peak,
+            -stage,
+        )
 
 
 def options(sizes: ModelSizes, config: TrainConfig, machine: Machine) -> list[Option]:

@@ -1,0 +1,167 @@
+"""The planning script from its flags to its answer, the choice it makes, and the check that a run makes of itself."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from minimind.config import TrainConfig, parse_settings
+from minimind.errors import ConfigError, MiniMindError, WeightsError
+from minimind.plan.check import free_memory, shortage
+from minimind.plan.choice import Machine
+from minimind.plan.command import main, plan
+from minimind.plan.options import DS_CONFIGS, cheapest, options, read_zero
+from tests.conftest import REPO
+from tests.unit.plan.test_memory import sizes_of
+
+ISSUE = "--hidden_size 4096 --num_hidden_layers 32 --nodes 4 --gpus_per_node 8 --gpu_memory 80GiB".split()
+SIZES = sizes_of(hidden_size=2048, num_hidden_layers=24)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The table's cells by file, split where columns are at least two spaces apart."""
+    lines = [re.split(r"\s{2,}", line) for line in text.splitlines() if ".json  " in line]
+    return {line[0]: line[1:] for line in lines}
+
+
+def printed_command(text: str) -> list[str]:
+    return shlex.split(text[text.index("    deepspeed ") :].replace("\\\n", " "))
+
+
+def test_every_shipped_file_has_a_row_and_the_command_can_be_typed(capsys):
+    main(ISSUE)
+    text = capsys.readouterr().out
+    shipped = {path.name for path in DS_CONFIGS.glob("*.json")} - {"reference.json", "reference_offload.json"}
+    assert set(rows(text)) == shipped
+    assert "5.67 B parameters" in text
+    assert "32 ranks (4 x 8)" in text
+    words = printed_command(text)
+    assert words[:4] == ["deepspeed", "--hostfile", "hostfile", "launch/train_dpo.py"]
+    settings = parse_settings(words[4:])
+    assert (REPO / settings.config.deepspeed).is_file()
+    assert settings.config.from_weight == "full_sft_4096.pth"
+
+
+def test_the_script_starts_without_deepspeed():
+    blocked = "import sys; sys.modules['deepspeed'] = None; from minimind.plan.command import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "--gpu_memory", "8GiB"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "The cheapest that fits" in done.stdout
+
+
+def test_flags_of_training_stay_in_the_command():
+    text = plan([*ISSUE, "--max_seq_len", "512", "--beta", "0.2", "--data_path", "my pairs.jsonl", "--use_moe", "1"])
+    settings = parse_settings(printed_command(text)[4:])
+    assert (settings.config.max_seq_len, settings.config.beta) == (512, 0.2)
+    assert settings.config.data_path == "my pairs.jsonl"
+    assert settings.config.from_weight == "full_sft_4096_moe.pth"
+
+
+def test_sizes_are_read_off_weights():
+    given = ["--from_weight", str(REPO / "minimind/demo/start.pth"), "--gpu_memory", "1GiB"]
+    text = plan([*given, "--gpus_per_node", "2"])
+    assert "start.pth" in text
+    assert "--num_gpus 2" in text
+    with pytest.raises(ConfigError, match=r"--hidden_size is 4096, but .*start.pth has \d+; drop the flag"):
+        plan([*given, "--hidden_size", "4096"])
+
+
+def test_one_file_alone_and_checkpointed_alone():
+    text = plan([*ISSUE, "--deepspeed", "ds_configs/zero1.json", "--gradient_checkpointing", "1"])
+    assert list(rows(text)) == ["zero1.json"]
+    assert "--gradient_checkpointing 1" in text
+
+
+def test_a_plan_that_nothing_fits_says_what_is_least_and_what_would_help():
+    text = plan(["--hidden_size", "8192", "--num_hidden_layers", "80", "--gpu_memory", "2GiB"])
+    assert "Nothing fits. The least is" in text
+    assert "--micro_batch_tokens" in text
+    assert "deepspeed --" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--hidden_size 512", "--gpu_memory is missing"),
+        ("--gpu_memory 80", "--gpu_memory 80: a size with its unit is expected, e.g. 80GiB"),
+        ("--gpu_memory 0GiB", "a size with its unit"),
+        ("--gpu_memory 80GiB --host_memory much", "--host_memory much"),
+        ("--gpu_memory 80GiB --nodes 0", "--nodes 0 is below 1"),
+        ("--gpu_mem 80GiB", "unknown flag --gpu_mem; did you mean --gpu_memory?"),
+        ("--gpu_memory 80GiB --hiden_size 4", "did you mean --hidden_size?"),
+        ("--gpu_memory 80GiB --nodes two", "--nodes"),
+        ("--gpu_memory 80GiB --hidden_size 510 --num_attention_heads 170", "no MiniMind model has these sizes"),
+        ("--gpu_memory 80GiB --deepspeed nowhere.json", "nowhere.json: no such DeepSpeed configuration"),
+        ("--gpu_memory 80GiB --deepspeed README.md", "README.md: no JSON object"),
+        ("--gpu_memory 80GiB --batch_size 0", "--batch_size 0 is below 1"),
+    ],
+)
+def test_bad_flags_are_one_clear_error(arguments, told, monkeypatch):
+    monkeypatch.chdir(REPO)
+    with pytest.raises(ConfigError) as caught:
+        plan(arguments.split())
+    assert told in str(caught.value)
+
+
+def test_missing_weights_and_the_status():
+    with pytest.raises(WeightsError, match="leave it out to plan by the sizes"):
+        plan(["--gpu_memory", "80GiB", "--from_weight", "nowhere.pth"])
+    with pytest.raises(SystemExit) as ended:
+        main(["--gpu_memory", "80"])
+    assert str(ended.value.code).startswith("ConfigError: --gpu_memory 80")
+
+
+def test_a_stage_that_there_is_not(tmp_path):
+    path = tmp_path / "four.json"
+    path.write_text('{"zero_optimization": {"stage": 4}}')
+    with pytest.raises(MiniMindError, match=r"four.json: 'zero_optimization.stage' is 4"):
+        read_zero(path)
+
+
+def chosen(gib: float, ranks: int = 2, host: int = 0, **flags) -> tuple[str, bool] | None:
+    machine = Machine(ranks_per_node=ranks, device_memory=int(gib * 2**30), host_memory=host)
+    best = cheapest(options(SIZES, TrainConfig(**flags), machine), machine)
+    return None if best is None else (best.file.stem, best.checkpointing)
+
+
+def test_the_cheapest_leaves_the_device_last():
+    """With ever less memory: no recomputing, then recomputing, more sharding, then offload, then nothing."""
+    assert chosen(80) == ("zero2", False)
+    assert chosen(20) == ("zero2", True)
+    assert chosen(14) == ("zero3", True)
+    assert chosen(6)[0].endswith("offload")
+    assert chosen(1) is None
+    # What does not fit into main memory does not fit.
+    assert chosen(6, host=2**30) is None
+    # With more micro-batches, stage 1 reduces once for all of them.
+    assert chosen(80, accumulation_steps=4)[0] == "zero1"
+    # bfloat16 has no stage 0, and what changes numbers is never chosen; float32 on one rank needs no sharding.
+    assert chosen(200, ranks=1, dtype="float32")[0] == "zero0"
+
+
+def test_a_run_is_warned_with_numbers_and_a_remedy():
+    values = {name: read_zero(DS_CONFIGS / f"{name}.json") for name in ("zero2", "reference")}
+    config = TrainConfig(deepspeed="ds_configs/zero2.json")
+
+    def told(gib: int, on_cpu: bool = False) -> str:
+        machine = Machine(ranks_per_node=2, device_memory=gib * 2**30, on_cpu=on_cpu)
+        return shortage(SIZES, config, machine, values["zero2"], values["reference"])
+
+    assert told(80) == ""
+    assert re.search(r"needs up to [\d.]+ GiB \(parameters 2.01, .*\), and has 20.0 GiB of the GPU", told(20))
+    assert "--deepspeed ds_configs/zero2.json --gradient_checkpointing 1 would fit" in told(20)
+    assert "more ranks need less" in told(1)
+    assert "of free memory" in told(1, on_cpu=True)
+
+
+def test_free_memory(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       100 kB\nMemAvailable:   42 kB\n")
+    assert free_memory(meminfo) == 42 * 1024
+    assert free_memory(tmp_path / "nowhere") > 2**50
