@@ -127,7 +127,9 @@ class ReferenceCache:
         # Another run may have been first: what lies there now is what every run from now on trains with.
         self._load()
         if self.num_known < len(self):
-            raise DataError(f"{self.folder}: what was written there cannot be read back; see --cache_dir")
+            error = DataError(f"{self.folder}: what was written there cannot be read back; see --cache_dir")
+            error.agreed = True
+            raise error
 
     def reference(self) -> CachedReference:
         """The numbers as a step wants them; all must be known."""

@@ -201,6 +201,15 @@ def test_a_folder_that_cannot_be_written_is_said(opened, tmp_path):
         filled(opened())
 
 
+def test_a_folder_that_is_taken_away_meanwhile_is_said(opened):
+    cache = opened()
+    cache._write = lambda *_: None
+    cache.folder.mkdir(parents=True)
+    with pytest.raises(DataError, match="cannot be read back; see --cache_dir") as caught:
+        filled(cache)
+    assert caught.value.agreed
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("pairs_per_forward", [1, 2, 4, 100])
 def test_ranks_run_as_many_forwards_and_share_the_work(opened, table, ranks, pairs_per_forward):
