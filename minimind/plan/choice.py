@@ -99,6 +99,7 @@ class ZeroChoice:
         sub_group: parameters that ZeRO-3 updates at a time.
         secondary_ranks: ranks of a node that share a second copy of the shards (ZeRO++); 1: none.
         int8_weights, int4_gradients: what is sent is quantised (ZeRO++).
+        optimizer_buffers: sub-groups of an optimizer on NVMe that are in main memory, a state each.
         swap_buffers, swap_buffer, max_in_cpu: of parameters on NVMe.
     """
 
@@ -116,6 +117,7 @@ class ZeroChoice:
     secondary_ranks: int = 1
     int8_weights: bool = False
     int4_gradients: bool = False
+    optimizer_buffers: int = 4
     swap_buffers: int = 5
     swap_buffer: int = 100_000_000
     max_in_cpu: int = 1_000_000_000
@@ -140,6 +142,8 @@ class ZeroChoice:
         parameters, optimizer = zero.get("offload_param", {}), zero.get("offload_optimizer", {})
         swaps = {"swap_buffers": "buffer_count", "swap_buffer": "buffer_size", "max_in_cpu": "max_in_cpu"}
         given |= {name: parameters[key] for name, key in swaps.items() if key in parameters}
+        if "buffer_count" in optimizer:
+            given["optimizer_buffers"] = optimizer["buffer_count"]
         return cls(
             stage=zero.get("stage", 0),
             optimizer_on=_place(optimizer),
@@ -151,9 +155,9 @@ class ZeroChoice:
     @property
     def offload(self) -> str:
         """What leaves the device, as a user would say it."""
-        what = [n for n, place in (("optimizer", self.optimizer_on), ("parameters", self.parameters_on)) if _off(place)]
-        place = "NVMe" if "nvme" in (self.optimizer_on, self.parameters_on) else "CPU"
-        return f"{' + '.join(what)} to {place}" if what else "-"
+        what = {(True, True): "all", (True, False): "optimizer", (False, True): "parameters"}
+        gone = what.get((_off(self.optimizer_on), _off(self.parameters_on)))
+        return "-" if gone is None else f"{gone} to {'NVMe' if self.offload_level == 3 else 'CPU'}"
 
     @property
     def offload_level(self) -> int:

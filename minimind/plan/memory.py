@@ -153,9 +153,9 @@ def _sharded(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
     update = (width + (0 if width == _FLOAT32 else _FLOAT32)) * group
     host = disk = 0
     if choice.optimizer_on != "device":
-        # The float32 gradients go along. On NVMe, `swap_buffers` groups of them are in main memory.
+        # The float32 gradients go along.
         states = optimizer + _FLOAT32 * owned
-        host = gradients + (states if choice.optimizer_on == "cpu" else 4 * _FLOAT32 * 4 * group)
+        host = gradients + (states if choice.optimizer_on == "cpu" else choice.optimizer_buffers * _FLOAT32 * group)
         disk = states if choice.optimizer_on == "nvme" else 0
         gradients = optimizer = update = 0
     if choice.parameters_on == "cpu":

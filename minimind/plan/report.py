@@ -60,7 +60,7 @@ def command(option: Option, settings: Settings, machine: Machine) -> str:
     flags["gradient_checkpointing"] = str(int(option.checkpointing))
     if option.reference_file.name != "reference.json" and given.reference == "live":
         flags["reference_config"] = _short(option.reference_file)
-    where = "--hostfile hostfile" if machine.nodes > 1 else f"--num_gpus {machine.ranks_per_node}"
+    where = "--hostfile launch/hostfile" if machine.nodes > 1 else f"--num_gpus {machine.ranks_per_node}"
     parts = [f"--{flag} {shlex.quote(value)}" for flag, value in flags.items()]
     return " \\\n        ".join([f"    deepspeed {where} launch/train_dpo.py", *parts])
 

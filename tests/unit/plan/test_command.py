@@ -40,10 +40,18 @@ def test_every_shipped_file_has_a_row_and_the_command_can_be_typed(capsys):
     assert "5.67 B parameters" in text
     assert "32 ranks (4 x 8)" in text
     words = printed_command(text)
-    assert words[:4] == ["deepspeed", "--hostfile", "hostfile", "launch/train_dpo.py"]
+    assert words[:4] == ["deepspeed", "--hostfile", "launch/hostfile", "launch/train_dpo.py"]
     settings = parse_settings(words[4:])
     assert (REPO / settings.config.deepspeed).is_file()
     assert settings.config.from_weight == "full_sft_4096.pth"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
+def test_the_readme_s_table_is_what_the_script_prints(name):
+    printed = plan(ISSUE).splitlines()
+    shown = [line[4:] for line in (REPO / name).read_text(encoding="utf-8").splitlines() if ".json  " in line]
+    assert len(shown) >= 5
+    assert [line for line in shown if line not in printed] == []
 
 
 def test_the_script_starts_without_deepspeed():
