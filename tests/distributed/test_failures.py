@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def test_training_that_is_not_finite_stops_before_the_update(config, tmp_path):
     assert done.output.count("TrainingError: step") == 1
     assert "the gradient is not finite; its update was not made, and the last checkpoint is step" in done.output
     assert "at lines" in done.output
+    (left,) = tmp_path.glob("nonfinite_step*.jsonl")
+    pairs = [json.loads(line) for line in left.read_text(encoding="utf-8").splitlines()]
+    assert sorted({pair["rank"] for pair in pairs}) == [0, 1]
+    assert str(left) in done.output
+    written = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines()
+    assert all(pair["row"] == json.loads(written[pair["line"] - 1]) for pair in pairs)
     weights = torch.load(tmp_path / "dpo_96.pth", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
