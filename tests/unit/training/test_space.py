@@ -63,7 +63,7 @@ def test_bytes_of_the_weights(tmp_path):
 def test_what_does_not_fit_is_refused_at_start(tmp_path, free, flags, needed):
     run = prepared(tmp_path, f"--save_interval 10 {flags}")
     free(needed - 1)
-    with pytest.raises(ConfigError, match="do not fit: .* a checkpoint"):
+    with pytest.raises(ConfigError, match=r"do not fit: .* a checkpoint"):
         space.check_space(run, 0, 40)
     free(needed)
     space.check_space(run, 0, 40)
