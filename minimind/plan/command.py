@@ -127,6 +127,8 @@ def _model(settings: Settings, vocab_size: int) -> tuple[str, PretrainedConfig, 
                     f"--{flag} is {getattr(given, flag)}, but {path} has {getattr(source.config, flag)}; drop the flag"
                 )
         return source.origin, source.config, dict(source.shapes())
+    if vocab_size and given.from_weight == "none":
+        raise ConfigError(f"--vocab_size {vocab_size}: fresh weights (--from_weight none) have 6400; drop one of both")
     try:
         config = MiniMindConfig(
             generation=given.generation or 2,

@@ -51,7 +51,7 @@ def command(option: Option, settings: Settings, machine: Machine) -> str:
     flags = {
         field.name: _written(getattr(given, field.name))
         for field in dataclasses.fields(given)
-        if settings.explicit(field.name) and field.name not in _READ_OFF
+        if settings.explicit(field.name) and (field.name not in _READ_OFF or given.from_weight == "none")
     }
     moe = "_moe" if given.use_moe else ""
     flags.setdefault("from_weight", f"full_sft_{given.hidden_size}{moe}.pth")

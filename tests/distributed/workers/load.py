@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minimind.config import parse_settings
 from minimind.engine import process
-from minimind.engine.build import build_scorer
+from minimind.engine.build import _fill_gathered, build_scorer
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.model.configuration import MiniMindConfig
@@ -69,6 +70,20 @@ def settle() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def check_both_fills(ds_config: dict[str, Any], world: process.World) -> None:
+    """Module by module, for what is more than shards (no CPU can run that), gives the shards that ranks read alone."""
+    source = RandomSource(MiniMindConfig(hidden_size=64), seed=1)
+    scorer = build_scorer(source, ds_config, torch.bfloat16, world)
+    read = [parameter.ds_tensor.clone() for parameter in scorer.parameters()]
+    for parameter in scorer.parameters():
+        parameter.ds_tensor.zero_()
+    _fill_gathered(scorer.model, source, world)
+    assert len(read) > 20
+    for parameter, shard in zip(scorer.parameters(), read, strict=True):
+        assert shard.abs().max() > 0
+        assert torch.equal(parameter.ds_tensor, shard)
+
+
 def main() -> None:
     path, answer_path = map(Path, sys.argv[-2:])
     world = process.start()
@@ -79,8 +94,8 @@ def main() -> None:
         resolve_policy(REPO / "ds_configs/zero3.json", settings, world.size, world.on_cpu),
     ]
     configs[1].values["tensorboard"]["enabled"] = False
-    # Whatever the first model of a process takes besides its own tensors (modules imported, buffers of collectives).
-    build_scorer(RandomSource(MiniMindConfig(hidden_size=64), seed=1), configs[0].values, torch.bfloat16, world)
+    # Before anything is measured: modules imported, buffers of collectives.
+    check_both_fills(configs[0].values, world)
     with Watched() as builds:
         scorers = [build_scorer(source, config.values, torch.bfloat16, world) for config in configs]
     held = sum(parameter.ds_tensor.numel() * 2 for scorer in scorers for parameter in scorer.parameters())

@@ -69,6 +69,10 @@ def test_flags_of_training_stay_in_the_command():
     assert (settings.config.max_seq_len, settings.config.beta) == (512, 0.2)
     assert settings.config.data_path == "my pairs.jsonl"
     assert settings.config.from_weight == "full_sft_4096_moe.pth"
+    assert "--hidden_size" not in text
+    # Fresh weights have nothing to read sizes off.
+    fresh = parse_settings(printed_command(plan([*ISSUE, "--from_weight", "none"]))[4:]).config
+    assert (fresh.from_weight, fresh.hidden_size, fresh.num_hidden_layers) == ("none", 4096, 32)
 
 
 def test_sizes_are_read_off_weights():
@@ -107,6 +111,7 @@ def test_a_plan_that_nothing_fits_says_what_is_least_and_what_would_help():
         ("--gpu_memory 80GiB --hidden_size 510 --num_attention_heads 170", "no MiniMind model has these sizes"),
         ("--gpu_memory 80GiB --deepspeed nowhere.json", "nowhere.json: no such DeepSpeed configuration"),
         ("--gpu_memory 80GiB --deepspeed README.md", "README.md: no JSON object"),
+        ("--gpu_memory 80GiB --from_weight none --vocab_size 100", "fresh weights (--from_weight none) have 6400"),
         ("--gpu_memory 80GiB --batch_size 0", "--batch_size 0 is below 1"),
     ],
 )
