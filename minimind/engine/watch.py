@@ -153,6 +153,8 @@ class Watch:
         ledger, woken = Ledger(), time.monotonic()
         while not self._closing.is_set():
             events = self._poll.poll(1000)
+            if self._closing.is_set():
+                return
             now = time.monotonic()
             if now - woken > _LOOK_SECONDS:
                 # This process was itself suspended: that the others seem to stand still says nothing.
@@ -164,8 +166,7 @@ class Watch:
                         self._hear(signal.Signals(number), now)
                 else:
                     self._see_end(descriptor, now)
-            if not self._closing.is_set():
-                ledger = self._judge(ledger, now)
+            ledger = self._judge(ledger, now)
 
     def _hear(self, number: signal.Signals, now: float) -> None:
         if number not in _STOP_SIGNALS:
