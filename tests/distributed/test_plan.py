@@ -41,6 +41,7 @@ def answers(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         for name, (file, dtype) in CASES.items()
     ]
     cases.append({**cases[3], "name": "small tensors whole", "zero": WHOLE})
+    cases += [{**cases[3], "name": name, "file": name} for name in ("zero2_offload", "zero3_offload")]
     found: dict[str, list[dict[str, Any]]] = {}
     for answer in measured(tmp_path_factory.mktemp("plan"), 2, cases):
         found.setdefault(answer["case"]["name"], []).append(answer)
@@ -55,7 +56,7 @@ def grown(answer: dict[str, Any], earlier: str, later: str) -> int:
 def in_bucket(answer: dict[str, Any]) -> int:
     """Bytes of the bucket that ZeRO-3 keeps."""
     width = 4 if answer["case"]["dtype"] == "float32" else 2
-    return width * answer["bucket"] if answer["case"]["file"] == "zero3" else 0
+    return width * answer["bucket"] if answer["case"]["file"].startswith("zero3") else 0
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,6 +85,17 @@ def test_small_tensors_stay_whole_on_every_rank(answers):
         # Two engines have them whole beside their shards: this would not pass if nobody counted them.
         shards = sum(part["plan"][item] for part in answers["zero3"][:1] for item in ("parameters", "reference"))
         assert plan["parameters"] + plan["reference"] > 1.3 * shards
+
+
+@pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])
+def test_offloaded_states_are_those_of_live_engines(name, answers):
+    """On a CPU device and main memory are one: what is held is the sum of both."""
+    for answer in answers[name]:
+        plan = answer["plan"]
+        states = sum(plan[item] for item in ("parameters", "gradients", "optimizer", "reference", "host"))
+        assert plan["host"] > 0.7 * states
+        most = max(grown(answer, "start", moment) for moment in ("accumulated", "gradients", "after"))
+        assert most - in_bucket(answer) == pytest.approx(states, rel=0.1)
 
 
 def test_two_ranks_share_what_a_stage_shards(answers):

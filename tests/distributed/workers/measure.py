@@ -112,7 +112,7 @@ def measure(case: dict, world: process.World) -> dict:
         "parameters": sizes.parameters,
         "bucket": choices[0].bucket,
         "moments": moments,
-        "sent": sent(world.size),
+        "sent": sent(world.size) if case["asks"] == "sent" else None,
         "plan": dataclasses.asdict(rank_memory(sizes, *choices, load, machine)),
         "plan_sent": step_traffic(sizes, *choices, load, machine).total,
     }
