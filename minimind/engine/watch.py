@@ -40,7 +40,7 @@ _LOOK_SECONDS = 5.0
 # How long the store may take to answer.
 _UNANSWERED_SECONDS = 15.0
 # A rank of another machine that gives no sign of life for so long is gone, if nothing moves here either.
-_SILENT_SECONDS = 30.0
+_SILENT_SECONDS = 25.0
 _EVER = datetime.timedelta(days=365)
 _HINT = "What was saved can be gone on from: --from_resume 1."
 
@@ -99,6 +99,9 @@ class Watch:
             timeout: seconds without progress of any rank after which the run is stuck.
         """
         self._store, self._mail_store, self._peers, self._rank, self.timeout = store, own_store, peers, rank, timeout
+        # All ranks ask rank 0's store: the more they are, the less often.
+        self._look = max(_LOOK_SECONDS, len(peers) / 20)
+        self._silence = _SILENT_SECONDS + self._look
         self._here = [other for other, peer in peers.items() if peer.machine == peers[rank].machine]
         self._gone: dict[int, tuple[float, str]] = {}
         self._mail: tuple[float, dict[int, Place]] | None = None
@@ -204,13 +207,15 @@ class Watch:
             self._wants_mail.clear()
             self._mail = None
             return Ledger()
+        heard = now - still  # when the store last answered
         if self._mail is not None:
-            ledger.note(self._mail[1], self._mail[0])
-        if self._store_lost is not None and 0 not in self._gone and 0 not in self._here:
-            self._gone[0] = (self._store_lost, "it, or its machine, does not answer")
-        if still > _SILENT_SECONDS:
-            for rank in set(ledger.silent(now, _SILENT_SECONDS)) - set(self._here) - set(self._gone):
-                self._gone[rank] = (now - _GRACE_SECONDS, f"no sign of life for {_SILENT_SECONDS:.0f} s")
+            heard, places = self._mail
+            ledger.note(places, heard)
+        if still > self._silence:
+            for rank in set(ledger.silent(heard, self._silence)) - set(self._here) - set(self._gone):
+                self._gone[rank] = (now - _GRACE_SECONDS, f"no sign of life for {self._silence:.0f} s")
+        if 0 not in self._gone and 0 not in self._here and (self._store_lost or now - heard > self._silence):
+            self._gone[0] = (self._store_lost or now, "it, or its machine, does not answer")
         if self._gone and now - min(since for since, _ in self._gone.values()) >= _GRACE_SECONDS:
             self._end_gone(ledger)
         # Without a letter for some time it is rank 0 that does not answer: the letters are in its store.
@@ -277,8 +282,6 @@ class Watch:
     def _post(self) -> None:
         """Mail: the store of a rank 0 that is gone may never answer, which must not stop the watch itself."""
         keys = [f"place/{rank}" for rank in self._peers]
-        # All ranks ask rank 0's store: the more they are, the less often.
-        look = max(_LOOK_SECONDS, len(keys) / 20)
         beat, looked = 0, 0.0
         try:
             self._mail_store.set(keys[self._rank], self._place(0).to_json())
@@ -286,7 +289,11 @@ class Watch:
                 beat += 1
                 self._mail_store.set(keys[self._rank], self._place(beat).to_json())
                 now = time.monotonic()
-                if self._wants_mail.is_set() and (self._gone or now - looked > look) and self._mail_store.check(keys):
+                if (
+                    self._wants_mail.is_set()
+                    and (self._gone or now - looked > self._look)
+                    and self._mail_store.check(keys)
+                ):
                     letters = self._mail_store.multi_get(keys)
                     self._mail = (now, {rank: Place.from_json(text) for rank, text in enumerate(letters)})
                     looked = now
