@@ -138,6 +138,7 @@ def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dic
 
 def main() -> None:
     world, folder = process.start(), Path(sys.argv[-1])
+    gc.freeze()  # a million objects of imported modules, none of them a tensor of ours: looking at them takes seconds
     cases = json.loads((folder / "cases.json").read_text())
     answers = [answer for case in cases for answer in process.gather(world, measure(case, world))]
     if world.is_main:
