@@ -1,6 +1,6 @@
 """The CPU's own kernels for bfloat16: what torch does in several passes over memory, in one.
 
-    kernels.cpp -> library.py (compiled at first use, kept in the cache folder) -> functions.py (autograd functions)
+    kernels.cpp -> library.py (compiled at first use) -> functions.py (autograd functions)
 
 A GPU never comes here, float32 neither: there torch's operations are used, which are the kernels' oracle in the tests.
 """

@@ -197,10 +197,11 @@ void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, f
         float top = largest[row], total = 0;
 #pragma omp simd reduction(max : top)
         for (long i = 0; i < width; i++) top = widen(l[i]) > top ? widen(l[i]) : top;
-        if (top == -__builtin_inff()) continue;  // tokens that cannot be, by a bias of minus infinity
+        // A bias of minus infinity rules tokens out, perhaps all so far; NaNs are no largest either, and must be summed.
+        float base = top > -__builtin_inff() ? top : 0;
 #pragma omp simd reduction(+ : total)
-        for (long i = 0; i < width; i++) total += exponential(widen(l[i]) - top);
-        sum[row] = total + sum[row] * exponential(largest[row] - top);
+        for (long i = 0; i < width; i++) total += exponential(widen(l[i]) - base);
+        sum[row] = total + sum[row] * exponential(largest[row] - base);
         largest[row] = top;
         long target = targets[row] - start;
         if (target >= 0 && target < width) at_target[row] = widen(l[target]);

@@ -1,20 +1,18 @@
-"""Compiling the kernels: once per machine and version of their source, in a few seconds, without locks.
+"""Compiling the kernels: by each process that needs them, at their first use, in about a second.
 
-    kernels.cpp -> compiler -> $XDG_CACHE_HOME/minimind/native/KEY.so -> ctypes
+    kernels.cpp -> compiler -> a library in a temporary folder -> ctypes
 
-The key is made of all that the result depends on, and the file appears whole or not at all, so processes that compile
-at the same time do no harm, and a compile that is killed leaves nothing that another would wait for.
+Nothing is kept: no cache that another machine, another user or a kill could leave wrong, and no lock to wait for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +22,7 @@ from pathlib import Path
 import torch
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fPIC", "-fopenmp")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 _COMPILE_SECONDS = 120
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -46,8 +44,6 @@ _SIGNATURES = {
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be compiled."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return None  # where bfloat16 has no vector instructions of this kind, torch's own operations do as well
     try:
         loaded = _load()
     except (OSError, subprocess.SubprocessError) as error:
@@ -63,40 +59,20 @@ def library() -> ctypes.CDLL | None:
 
 
 def _load() -> ctypes.CDLL:
-    """The library, from the cache or compiled."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or ""]
+    if not compiler[0]:
         raise FileNotFoundError("no C++ compiler on PATH (CXX, c++, g++)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    runtime = _openmp_runtime()
-    parts = (_SOURCE.read_text(encoding="utf-8"), " ".join(_FLAGS), version, _processor(), str(runtime))
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    kept = _cache_folder() / f"{key}.so"
-    if kept.is_file():
-        return ctypes.CDLL(str(kept))
-    with tempfile.TemporaryDirectory() as work:
-        fresh = _compile(compiler, Path(work), runtime)
-        with contextlib.suppress(OSError):  # a cache that cannot be written to costs the next process a second
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}.partial")
-            shutil.copyfile(fresh, partial)
-            partial.replace(kept)
-        return ctypes.CDLL(str(fresh))
-
-
-def _compile(compiler: str, work: Path, runtime: Path | None) -> Path:
-    kernels, shared = work / "kernels.o", work / "kernels.so"
+    flags = [*_FLAGS, "-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else _FLAGS
     # Linked against the OpenMP that torch runs on: two of them would keep two sets of threads spinning.
-    openmp = [str(runtime)] if runtime else ["-fopenmp"]
-    for command in (
-        [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(kernels)],
-        [compiler, "-shared", str(kernels), *openmp, "-o", str(shared)],
-    ):
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS)
-    return shared
+    openmp = _openmp_runtime() or "-fopenmp"
+    with tempfile.TemporaryDirectory() as work:
+        kernels, shared = f"{work}/kernels.o", f"{work}/kernels.so"
+        for command in (["-c", str(_SOURCE), *flags, "-o", kernels], ["-shared", kernels, openmp, "-o", shared]):
+            subprocess.run([*compiler, *command], capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS)
+        return ctypes.CDLL(shared)
 
 
-def _openmp_runtime() -> Path | None:
+def _openmp_runtime() -> str | None:
     """The OpenMP library that torch has loaded into this process."""
     torch.get_num_threads()
     try:
@@ -104,17 +80,4 @@ def _openmp_runtime() -> Path | None:
     except OSError:
         return None
     found = re.search(r"/\S*lib(?:gomp|iomp5)\S*\.so\S*", mapped)
-    return Path(found.group()) if found else None
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), platform.processor())
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind" / "native"
+    return found.group() if found else None

@@ -137,6 +137,21 @@ def test_log_sums_pass_over_tokens_that_cannot_be():
     torch.testing.assert_close(log_sum, logits.float().logsumexp(1), rtol=1e-6, atol=1e-6)
 
 
+def test_log_sums_of_a_block_of_nans_are_nan():
+    """No NaN is larger than minus infinity: it must not pass for a block of tokens that cannot be."""
+    logits = numbers(2, 6)
+    logits[0, :3] = torch.nan
+    log_sum, _ = carried([block.contiguous() for block in logits.split(3, dim=1)], torch.tensor([4, 4]))
+    assert log_sum.isnan().tolist() == [True, False]
+
+
+def test_the_log_prob_of_a_token_that_cannot_be_is_minus_infinity():
+    logits = numbers(2, 6)
+    logits[:, :3] = -torch.inf
+    log_sum, at_target = carried([block.contiguous() for block in logits.split(3, dim=1)], torch.tensor([1, 4]))
+    torch.testing.assert_close(at_target - log_sum, logits.float().log_softmax(1)[[0, 1], [1, 4]])
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_visible(bad):
     """A kernel that made a number of a NaN would hide the step that must stop the run."""
