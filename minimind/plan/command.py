@@ -121,10 +121,11 @@ def _model(settings: Settings, vocab_size: int) -> tuple[str, PretrainedConfig, 
         if vocab_size:
             raise ConfigError(f"--vocab_size {vocab_size}: {path} has its own; drop the flag")
         source = open_weights(path, untold)
+        told = source.config.get_text_config()
         for flag in ("hidden_size", "num_hidden_layers"):
-            if settings.explicit(flag) and getattr(given, flag) != getattr(source.config, flag):
+            if settings.explicit(flag) and getattr(given, flag) != getattr(told, flag):
                 raise ConfigError(
-                    f"--{flag} is {getattr(given, flag)}, but {path} has {getattr(source.config, flag)}; drop the flag"
+                    f"--{flag} is {getattr(given, flag)}, but {path} has {getattr(told, flag)}; drop the flag"
                 )
         return source.origin, source.config, dict(source.shapes())
     if vocab_size and given.from_weight == "none":

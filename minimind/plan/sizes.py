@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
+from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
 
 
@@ -41,22 +42,28 @@ class ModelSizes:
 
     @classmethod
     def of(cls, config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> ModelSizes:
-        """Sizes of a model with this configuration and these tensors (`WeightSource.shapes`, `tensor_shapes`)."""
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        """Sizes of a model with this configuration and these tensors (`WeightSource.shapes`, `tensor_shapes`).
+
+        Raises:
+            WeightsError: the configuration lacks a size that a plan needs, as Mamba's lacks heads.
+        """
+        text = config.get_text_config()
+        heads = _needed(text, "num_attention_heads")
+        hidden = _needed(text, "hidden_size")
+        head_dim = _given(text, "head_dim") or hidden // heads
         # GPT-2 and its kin have no such names: as many key heads as heads, and four times the hidden size.
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        key_heads = _given(text, "num_key_value_heads") or heads
+        inner = _given(text, "intermediate_size") or 4 * hidden
         routed = 0
         if any(".experts." in name for name in shapes):
-            routed = getattr(config, "num_experts_per_tok", None) or 1
-            shared = getattr(config, "n_shared_experts", None) or 0
-            inner = (routed + shared) * (getattr(config, "moe_intermediate_size", None) or inner)
+            routed = _given(text, "num_experts_per_tok") or 1
+            shared = _given(text, "n_shared_experts")
+            inner = (routed + shared) * (_given(text, "moe_intermediate_size") or inner)
         return cls(
             tensors=tuple(math.prod(shape) for shape in shapes.values()),
-            vocab=config.vocab_size,
-            hidden=config.hidden_size,
-            layers=config.num_hidden_layers,
+            vocab=_needed(text, "vocab_size"),
+            hidden=hidden,
+            layers=_needed(text, "num_hidden_layers"),
             query=heads * head_dim,
             key=key_heads * head_dim,
             inner=inner,
@@ -80,3 +87,16 @@ class ModelSizes:
     def shard(self, ranks: int) -> int:
         """Elements of one ZeRO-3 shard: each tensor is padded to a multiple of the ranks."""
         return sum(-(-size // ranks) for size in self.tensors)
+
+
+def _given(config: PretrainedConfig, name: str) -> int:
+    """A size, the largest where every layer has its own (Gemma 3n); 0 if there is none."""
+    value = getattr(config, name, None) or 0
+    return max(value) if isinstance(value, (list, tuple)) else value
+
+
+def _needed(config: PretrainedConfig, name: str) -> int:
+    """A size that there must be."""
+    if value := _given(config, name):
+        return value
+    raise WeightsError(f"a {config.model_type} model cannot be planned: no {name} in its configuration")

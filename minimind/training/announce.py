@@ -8,6 +8,7 @@ from minimind.config import TrainConfig
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.process import World
+from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.plan.check import shortage, this_machine
 from minimind.plan.sizes import ModelSizes
@@ -40,10 +41,21 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
         if settings.origins[field.name] == "default"
     ]
     console.say(f"  by default: {', '.join(defaults)}")
-    sizes = ModelSizes.of(model, prepared.source.shapes())
+    if world.is_main:
+        _announce_memory(prepared, console, world)
+
+
+def _announce_memory(prepared: Prepared, console: Console, world: World) -> None:
+    """What the plan says of the run's memory; a model that it does not know is trained all the same."""
+    shapes = prepared.source.shapes()
+    try:
+        sizes = ModelSizes.of(prepared.source.config, shapes)
+    except WeightsError as error:
+        console.say(f"  whether memory is enough is not checked: {error}")
+        return
     machine = this_machine(world.device, world.size, world.hosts.count(world.hosts[world.rank]))
     configs = (prepared.policy_config.values, prepared.reference_config.values)
-    if world.is_main and (told := shortage(sizes, settings.config, machine, *configs)):
+    if told := shortage(sizes, prepared.settings.config, machine, *configs):
         console.say(f"  WARNING: {told}")
 
 

@@ -6,11 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from minimind.config import TrainConfig, parse_settings
 from minimind.errors import ConfigError, MiniMindError, WeightsError
+from minimind.plan import check
 from minimind.plan.check import free_memory, shortage
 from minimind.plan.choice import Machine
 from minimind.plan.command import main, plan
@@ -173,8 +177,62 @@ def test_a_run_is_warned_with_numbers_and_a_remedy():
     assert "of free memory" in told(1, on_cpu=True)
 
 
+def test_a_remedy_names_the_reference_s_file_and_heeds_main_memory():
+    values = {name: read_zero(DS_CONFIGS / f"{name}.json") for name in ("zero3", "reference")}
+
+    def told(host: int, **flags: str) -> str:
+        config = TrainConfig(deepspeed="ds_configs/zero3.json", **flags)
+        machine = Machine(ranks_per_node=2, device_memory=5 * 2**30, host_memory=host * 2**30)
+        return shortage(SIZES, config, machine, values["zero3"], values["reference"])
+
+    remedy = "--deepspeed ds_configs/zero3_offload.json --reference_config ds_configs/reference_offload.json "
+    assert remedy + "--gradient_checkpointing 1 would fit" in told(host=100)
+    assert "zero3_offload.json --gradient" in told(host=100, reference_config="ds_configs/reference_offload.json")
+    assert "more ranks need less" in told(host=4)
+
+
+def test_offload_on_gpus_is_measured_by_free_main_memory(monkeypatch):
+    class Gpus:
+        @staticmethod
+        def get_device_properties(_device):
+            return SimpleNamespace(total_memory=80)
+
+    monkeypatch.setattr(torch, "get_device_module", lambda _device: Gpus)
+    monkeypatch.setattr(check, "free_memory", lambda: 1000)
+    gpus, cpus = (check.this_machine(torch.device(kind), ranks=8, ranks_per_node=4) for kind in ("cuda", "cpu"))
+    assert (gpus.nodes, gpus.device_memory, gpus.host_memory) == (2, 80, 1000)
+    assert (cpus.device_memory, cpus.host_memory, cpus.on_cpu) == (250, 0, True)
+
+
+def written(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
 def test_free_memory(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       100 kB\nMemAvailable:   42 kB\n")
-    assert free_memory(meminfo) == 42 * 1024
-    assert free_memory(tmp_path / "nowhere") > 2**50
+    assert free_memory(tmp_path) > 2**50
+    written(tmp_path, {"proc/meminfo": "MemTotal:       100 kB\nMemAvailable:   42 kB\n"})
+    assert free_memory(tmp_path) == 42 * 1024
+
+
+def test_free_memory_is_at_most_what_the_control_groups_leave(tmp_path):
+    two = {
+        "proc/meminfo": "MemAvailable: 42 kB\n",
+        "proc/self/cgroup": "0::/job/step\n",
+        "sys/fs/cgroup/job/step/memory.max": "max\n",
+        "sys/fs/cgroup/job/step/memory.current": "1000\n",
+        "sys/fs/cgroup/job/memory.max": "9000\n",
+        "sys/fs/cgroup/job/memory.current": "5000\n",
+        "sys/fs/cgroup/job/memory.stat": "anon 4700\ninactive_file 300\n",
+    }
+    assert free_memory(written(tmp_path / "two", two)) == 9000 - 5000 + 300
+    one = {
+        "proc/meminfo": "MemAvailable: 42 kB\n",
+        "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/as/the/host/sees/it\n0::/\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9000\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000\n",
+    }
+    assert free_memory(written(tmp_path / "one", one)) == 4000

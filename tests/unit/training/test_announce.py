@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import MambaConfig
 
 from minimind.config import parse_settings
 from minimind.engine.process import World
@@ -49,6 +50,15 @@ def test_short_memory_is_said_with_numbers_and_a_remedy(prepared, monkeypatch):
 
 def test_enough_memory_is_not_mentioned(prepared, monkeypatch):
     assert "WARNING" not in announced(prepared, monkeypatch, free=2**40)
+
+
+def test_a_model_that_cannot_be_planned_is_trained_without_the_check(prepared, monkeypatch):
+    prepared.source.config = MambaConfig()
+    last = announced(prepared, monkeypatch, free=2**30).splitlines()[-1]
+    assert last == (
+        "  whether memory is enough is not checked: a mamba model cannot be planned: no num_attention_heads in its "
+        "configuration"
+    )
 
 
 def test_the_check_costs_next_to_nothing(prepared, monkeypatch):
