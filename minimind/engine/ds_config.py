@@ -69,6 +69,8 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     _complete_optimizer(values, problems)
     _complete_monitors(values, settings.config.save_dir)
     stage = resolve_zero(values, world_size, on_cpu, problems)
+    if stage > 0:
+        _allow_under_zero(values, problems)
     if swaps_to_nvme(values) and settings.config.from_resume:
         # Seen in 0.19.8: losses after going on are others, on one rank as well.
         problems.append(
@@ -203,6 +205,9 @@ def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
     kind, params = values["optimizer"].get("type"), values["optimizer"]["params"]
     if str(kind).lower() not in (name.lower() for name in _OPTIMIZERS):
         problems.append(f"'optimizer.type' is {json.dumps(kind)}; known are {', '.join(_OPTIMIZERS)}")
+    elif str(kind).lower() == "sgd":
+        # DeepSpeed looks for it in torch.optim by this name, and "sgd" is a module there.
+        values["optimizer"]["type"] = "SGD"
     elif str(kind).lower() in ("adam", "adamw"):
         for name, value in _ADAMW.items():
             if params.get(name, "auto") == "auto":
@@ -218,6 +223,20 @@ def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
                 near = difflib.get_close_matches(name, _ADAM_KEYS, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(_ADAM_KEYS)}"
                 problems.append(f"unknown key 'optimizer.params.{name}'{hint}")
+
+
+def _allow_under_zero(values: dict[str, Any], problems: list[str]) -> None:
+    """Optimizers that DeepSpeed's ZeRO stops at with an AssertionError unless a key allows them."""
+    kind = str(values["optimizer"].get("type")).lower()
+    if kind == "sgd":
+        # Right on shards, because each element is updated by itself (tests/distributed/workers/budget.py).
+        if values.setdefault("zero_allow_untested_optimizer", True) is not True:
+            problems.append("'zero_allow_untested_optimizer' is false, and DeepSpeed shards SGD only with it; drop it")
+    elif kind == "lamb":
+        problems.append(
+            "'optimizer.type' is Lamb, which scales updates by the norms of whole tensors, and ZeRO has only shards of "
+            "them; use AdamW"
+        )
 
 
 def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:

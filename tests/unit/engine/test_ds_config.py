@@ -8,6 +8,7 @@ import pytest
 
 from minimind.config import parse_settings
 from minimind.engine.ds_config import resolve_policy, resolve_reference
+from minimind.errors import ConfigError
 from tests.conftest import REPO
 
 
@@ -63,3 +64,23 @@ def test_reference_has_the_policy_s_precision():
     assert values["bf16"] == values["fp16"] == {"enabled": False}
     assert values["train_batch_size"] == 6
     assert '"auto"' not in json.dumps(values)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "sgd"])
+def test_sgd_is_allowed_under_zero_and_named_as_torch_has_it(kind, tmp_path):
+    done = resolved(tmp_path, {"optimizer": {"type": kind, "params": {"lr": "auto", "momentum": 0.9}}})
+    assert done.values["zero_allow_untested_optimizer"] is True
+    assert done.values["optimizer"]["type"] == "SGD"
+    assert "zero_allow_untested_optimizer" not in resolved(tmp_path, {}).values
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"optimizer": {"type": "Lamb"}}, "norms of whole tensors"),
+        ({"optimizer": {"type": "SGD"}, "zero_allow_untested_optimizer": False}, "DeepSpeed shards SGD only with it"),
+    ],
+)
+def test_optimizers_that_zero_does_not_shard_are_refused(changes, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        resolved(tmp_path, changes)
