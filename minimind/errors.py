@@ -48,4 +48,10 @@ class LaunchError(MiniMindError):
 
 
 class TrainingError(MiniMindError):
-    """A run that must not go on: reference and policy differ at the start, or a loss is not finite."""
+    """A run that must not go on: reference and policy differ at the start, or a loss is not finite.
+
+    Attributes:
+        finite: of this rank's micro-batches of a step that failed, whether log-probs and losses were finite.
+    """
+
+    finite: Sequence[bool] = ()

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,12 @@ class Checkpoints:
         self.described = described
         self.keep = keep
 
-    def save(self, policy: Policy, step: int, stream: Mapping[str, Any]) -> Path:
+    def save(self, policy: Policy, step: int, stream: Mapping[str, Any], unlogged: Mapping[str, Any]) -> Path:
         """Write the state after global step `step`. `latest` names it only when every file of every rank is there.
 
         Args:
             stream: where the stream of pairs stands.
+            unlogged: training metrics since the last logged step.
 
         Raises:
             CheckpointError: on all ranks, if any could not write; then nothing is left of it, and what was there stays.
@@ -100,13 +101,13 @@ class Checkpoints:
         path = self.folder / f"step{step:08d}"
         try:
             from_main(self.world, lambda: self._make_room(path))
-            with _held_failures(policy.engine) as failures:
+            with _held_failures(policy.engine, self.world.watch.tick) as failures:
                 policy.engine.save_checkpoint(
                     str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False
                 )
             parts = gather(self.world, agree(self.world, lambda: self._records(path, failures)))
             files = {name: entry for part in parts for name, entry in (part or {}).items()}
-            manifest = Manifest(step=step, stream=stream, files=files, **self.described)
+            manifest = Manifest(step=step, stream=stream, files=files, unlogged=unlogged, **self.described)
             from_main(self.world, lambda: self._complete(path, manifest))
         except CheckpointError:
             if self.world.is_main:
@@ -130,7 +131,7 @@ class Checkpoints:
                     "that they were written under"
                 )
             if was != now:
-                load_elsewhere(policy.engine, path, self.world.rank, self.world.size)
+                load_elsewhere(policy.engine, path, self.world)
             elif policy.engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
                 raise CheckpointError(f"{path}: holds nothing that DeepSpeed can load")
         except CheckpointError:
@@ -154,7 +155,8 @@ class Checkpoints:
         if failures:
             raise CheckpointError(failures[0])
         with _as_checkpoint_error(path):
-            return {str(file.relative_to(path)): record(file) for file in own_files(path, self.world.rank)}
+            own = own_files(path, self.world.rank)
+            return {str(file.relative_to(path)): record(file, self.world.watch.tick) for file in own}
 
     def _complete(self, path: Path, manifest: Manifest) -> None:
         with _as_checkpoint_error(path):
@@ -218,16 +220,17 @@ def _inspect(path: Path, world: World) -> tuple[Manifest | None, str]:
     if isinstance(manifest, str):
         return None, manifest
     mine = sorted(manifest.files)[world.rank :: world.size]
-    found = [problem for name in mine if (problem := damage(path / name, manifest.files[name]))]
+    tick = world.watch.tick
+    found = [problem for name in mine if (problem := damage(path / name, manifest.files[name], tick))]
     problems = [problem for part in gather(world, found) for problem in part]
     return (None, "; ".join(problems)) if problems else (manifest, "")
 
 
 @contextlib.contextmanager
-def _held_failures(engine: Any) -> Iterator[list[str]]:
+def _held_failures(engine: Any, tick: Callable[[], None]) -> Iterator[list[str]]:
     """Hold a rank's failure to write until all ranks are through DeepSpeed's barriers: alone it would leave them there.
 
-    Its recovery scripts, which it copies after the files and outside of this, are left out.
+    Its recovery scripts, which it copies after the files and outside of this, are left out. `tick` follows each file.
     """
     failures: list[str] = []
     writer = engine.checkpoint_engine
@@ -239,6 +242,7 @@ def _held_failures(engine: Any) -> Iterator[list[str]]:
         except (OSError, RuntimeError) as error:
             # torch's zip writer turns a full disk into a RuntimeError.
             failures.append(_unwritten(Path(path), error))
+        tick()
 
     writer.save, engine._copy_recovery_script = save, lambda folder: None
     try:

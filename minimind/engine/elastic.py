@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minimind.engine.process import World
 from minimind.errors import CheckpointError
 
 # The float32 weights, beside the optimizer's own keys (exp_avg, ...).
@@ -52,13 +53,14 @@ class SavedStates:
     Args:
         folder: the checkpoint.
         names: the model's parameters, in the model's order.
+        tick: called for each state that is read and each file that is opened.
 
     Raises:
         CheckpointError: files that are not laid out as DeepSpeed does, or not of this model.
     """
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: list[str], tick: Callable[[], object] = lambda: None) -> None:
+        self.folder, self._tick = folder, tick
         self.scalars: dict[str, Any] = {}
         self.hyperparameters: dict[str, Any] = {}
         self.scaler: dict[str, Any] = {}
@@ -82,6 +84,7 @@ class SavedStates:
 
     def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of a parameter's flattened state, (stop - start,) float32."""
+        self._tick()
         out, missing = torch.empty(stop - start), stop - start
         for piece in self._pieces[name]:
             low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
@@ -94,6 +97,7 @@ class SavedStates:
 
     def _add_shard(self, saved: Mapping[str, Any], rank: int, ranks: int) -> None:
         """One rank's file, of stages 1 to 3: flat rows, and where in them the parameters lie."""
+        self._tick()
         stage3 = _KEYS[True][0] in saved
         masters, optimizer = (saved[key] for key in _KEYS[stage3])
         self._add_optimizer(optimizer)
@@ -129,14 +133,14 @@ class SavedStates:
             self.scalars = {key: value for key, value in state.items() if key not in _shaped(state)}
 
 
-def load_elsewhere(engine: Any, folder: Path, rank: int, ranks: int) -> None:
+def load_elsewhere(engine: Any, folder: Path, world: World) -> None:
     """Load a checkpoint of any stage and number of ranks into an engine of any other.
 
     Raises:
         CheckpointError: the files do not fit the model, or the optimizer's states cannot be cut.
     """
     parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-    saved = SavedStates(folder, list(parameters))
+    saved = SavedStates(folder, list(parameters), world.watch.tick)
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     base = optimizer.optimizer if stage else optimizer
     if not isinstance(base, torch.optim.Optimizer):
@@ -146,8 +150,8 @@ def load_elsewhere(engine: Any, folder: Path, rank: int, ranks: int) -> None:
     if stage == 0:
         base.load_state_dict(_whole_state(base, parameters, saved))
     else:
-        shards: list[dict[str, Any] | None] = [None] * ranks
-        shards[rank] = _shard_state(optimizer, parameters, saved, stage, rank)
+        shards: list[dict[str, Any] | None] = [None] * world.size
+        shards[world.rank] = _shard_state(optimizer, parameters, saved, stage, world.rank)
         if stage == 3:
             optimizer.checkpoint_event_prologue()
         optimizer.load_state_dict(shards, load_from_fp32_weights=True)

@@ -11,16 +11,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from minimind.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+_BLOCK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Manifest:
         batch: how a global batch was split: batch_size, accumulation_steps.
         layout: how the states are cut: ranks, ZeRO section, optimizer. Going on with another means cutting them anew.
         files: name -> {"bytes", "sha256"}.
+        unlogged: what the training metrics had come to since the last logged step.
     """
 
     step: int
@@ -42,6 +45,7 @@ class Manifest:
     batch: Mapping[str, int]
     layout: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
+    unlogged: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write it, with a hash of its own."""
@@ -69,25 +73,28 @@ class Manifest:
         return manifest
 
 
-def record(path: Path) -> dict[str, Any]:
+def record(path: Path, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Size and hash of a file that has reached the disk.
+
+    Args:
+        tick: called between blocks, since a large file takes its time.
 
     Raises:
         OSError: it has not.
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": _sha256(file, tick)}
 
 
-def damage(path: Path, written: Mapping[str, Any]) -> str | None:
+def damage(path: Path, written: Mapping[str, Any], tick: Callable[[], object] = lambda: None) -> str | None:
     """What is wrong with a file, None if it is as it was written; of a file of another size no hash is taken."""
     try:
         size = path.stat().st_size
         if size != written["bytes"]:
             return f"{path.name} has {size} of {written['bytes']} bytes"
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+            if _sha256(file, tick) != written["sha256"]:
                 return f"{path.name} has other contents than were written (SHA-256)"
     except FileNotFoundError:
         return f"{path.name} is missing"
@@ -96,14 +103,22 @@ def damage(path: Path, written: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _sha256(file: io.BufferedReader, tick: Callable[[], object]) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    while size := file.readinto(block):
+        digest.update(block[:size])
+        tick()
+    return digest.hexdigest()
+
+
 def own_files(folder: Path, rank: int) -> list[Path]:
     """The files that a rank wrote: those that bear its number; rank 0's are the rest."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path for path in found if _writer(path.relative_to(folder)) == rank]
+    # All ranks come here at once: each asks the file system only about its own.
+    return [path for path in sorted(folder.rglob("*")) if _writer(path) == rank and path.is_file()]
 
 
 def _writer(path: Path) -> int:
-    match = re.search(r"(?:^|_pp_|/)rank_?(\d+)", path.as_posix())
+    match = re.search(r"_pp_rank_(\d+)", path.name)
     return int(match[1]) if match else 0
 
 

@@ -74,6 +74,7 @@ class Policy:
         Updates at a small learning rate are smaller than what the rounding took away.
         """
         for name, parameter in self.engine.module.model.named_parameters():
+            self.world.watch.tick()
             value = source.read(name).to(self.world.device, torch.float32)
             if self.stage < 3:
                 safe_set_full_fp32_param(parameter, value)
@@ -154,6 +155,7 @@ class Policy:
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         state = {}
         for name in self._names:
+            self.world.watch.tick()
             tensor = parameters[name] if name in parameters else buffers[name]
             # Without an optimizer that shards (stage 0, float32) the parameter is its own master.
             full = safe_get_full_fp32_param(tensor) if name in parameters else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from minimind.config import TrainConfig
 from minimind.data.loader import Layout, eval_batches, train_batches
@@ -24,8 +24,8 @@ from minimind.engine.reference import RowReference
 from minimind.errors import CheckpointError, TrainingError, WeightsError
 from minimind.training.console import Console
 from minimind.training.folder import append_line
-from minimind.training.metrics import MetricSums
-from minimind.training.nonfinite import write_pairs
+from minimind.training.metrics import MetricSums, StepMetrics
+from minimind.training.nonfinite import MicroBatch, blame, write_pairs
 from minimind.training.step import Objective, eval_step, train_step
 
 
@@ -36,6 +36,7 @@ class Run:
     Attributes:
         reference, eval_reference: of the pairs in `table` and in `eval_table`.
         export: writes the weights; called after each checkpoint, by all ranks.
+        unlogged: of the checkpoint that the run goes on from: metrics since the last logged step before it.
     """
 
     config: TrainConfig
@@ -50,6 +51,7 @@ class Run:
     layout: Layout
     checkpoints: Checkpoints
     export: Callable[[], None]
+    unlogged: Mapping[str, Any]
     console: Console
 
     @property
@@ -63,7 +65,7 @@ def train(run: Run, start: int) -> bool:
     Returns:
         Whether the end was reached. If not, a signal asked for a stop, and the state after the last step is saved.
     """
-    config, console, sums = run.config, run.console, MetricSums(run.world)
+    config, console = run.config, run.console
     watch, vote = run.world.watch, process.StopVote(run.world)
     watch.can_save()
     if start == 0:
@@ -73,9 +75,15 @@ def train(run: Run, start: int) -> bool:
     console.start(start, run.total_steps)
     run.policy.train()
     batches = train_batches(
-        run.table, run.stream, run.layout, rank=run.world.rank, start=start + 1, end=run.total_steps
+        run.table,
+        run.stream,
+        run.layout,
+        rank=run.world.rank,
+        start=start + 1,
+        end=run.total_steps,
+        pin=run.world.device.type == "cuda",
     )
-    norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
+    since = StepMetrics(run.world, run.unlogged)
     for step, step_batches in enumerate(batches, start=start + 1):
         watch.enter("data", step)
         vote.ask()
@@ -83,24 +91,21 @@ def train(run: Run, start: int) -> bool:
         torch.manual_seed(hash((config.seed, step, run.world.rank)))
         learning_rate = run.policy.learning_rate
         try:
-            train_step(run.policy, run.reference, run.objective, step_batches, sums)
+            train_step(run.policy, run.reference, run.objective, step_batches, since.sums)
         except TrainingError as error:
             raise _at_step(run, step, step_batches, error) from error
-        norms.add(run.policy.grad_norm)
+        since.add_norm(run.policy.grad_norm)
         console.advance(step)
         last = step == run.total_steps
         if step == 1 or step % config.log_interval == 0 or last:
-            grad_norm = norms.value()  # waits for the device, so that the time is the steps' own
-            training_seconds += time.monotonic() - clock
-            metrics = sums.reduce(training_seconds)
-            metrics["grad_norm"] = grad_norm
-            metrics["learning_rate"] = learning_rate
+            since.pause()
+            metrics = {**since.reduce(), "learning_rate": learning_rate}
             record(run, step, metrics)
             console.log(step, run.stream.epoch_of(step), metrics)
-            sums.reset()
-            norms, training_seconds, clock = _NormMean(), 0.0, time.monotonic()
+            since.reset()
         if vote.answer() and not last:
-            save(run, step, last=True, weights=False)
+            since.pause()
+            save(run, step, since, last=True, weights=False)
             console.stop()
             reason = watch.stop_reason or "another rank was told to stop"
             console.say(f"{reason}: stopped after step {step}, which is saved; --from_resume 1 goes on from there")
@@ -108,42 +113,26 @@ def train(run: Run, start: int) -> bool:
         saves = last or (config.save_interval and step % config.save_interval == 0)
         evaluates = last or (config.eval_interval and step % config.eval_interval == 0)
         if saves or evaluates:
-            training_seconds += time.monotonic() - clock
+            since.pause()
             if evaluates:
                 evaluate(run, step)
             if saves:
-                save(run, step, last=last)
-            clock = time.monotonic()
+                save(run, step, since, last=last)
+            since.go_on()
     console.stop()
     return True
 
 
-class _NormMean:
-    """Mean gradient norm over steps, kept on the device; steps that float16's loss scaling skipped have none."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.count: Tensor | float = 0.0
-
-    def add(self, norm: Tensor) -> None:
-        finite = norm.isfinite()
-        self.total = self.total + norm.nan_to_num(0.0, 0.0, 0.0)
-        self.count = self.count + finite
-
-    def value(self) -> float:
-        return float(self.total) / max(1.0, float(self.count))
-
-
 def _at_step(run: Run, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
-    """The error with the step, and the pairs of every rank that were in it, which are written to a file."""
-    lines: list[list[list[int]]] = process.gather(run.world, [list(batch.lines) for batch in batches])
+    """The error with the step and the pairs to blame; those of every rank that were in it are written to a file."""
+    mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
+    ranks = process.gather(run.world, mine)
     folder, data = Path(run.config.save_dir), run.table.path
-    written = process.from_main(run.world, lambda: write_pairs(folder, step, data, lines))
-    listed = ", ".join(str(line) for line in sorted(line for rank in lines for batch in rank for line in batch))
+    written = process.from_main(run.world, lambda: write_pairs(folder, step, data, ranks))
     newest = run.checkpoints.folder / "latest"
     good = f"the last checkpoint is {newest.read_text()}" if newest.is_file() else "there is no checkpoint yet"
     told = TrainingError(
-        f"step {step}: {error}; its update was not made, and {good}. Its pairs, of {data} at lines {listed}, {written}."
+        f"step {step}: {error}; its update was not made, and {good}. {blame(ranks, data)}. The step's pairs {written}."
     )
     told.agreed = error.agreed
     return told
@@ -176,15 +165,15 @@ def evaluate(run: Run, step: int) -> None:
     )
 
 
-def save(run: Run, step: int, *, last: bool, weights: bool = True) -> None:
+def save(run: Run, step: int, since: StepMetrics, *, last: bool, weights: bool = True) -> None:
     """Write a checkpoint to go on from, and the weights to use; if a disk is full or fails, say so and train on.
 
     Raises:
         CheckpointError: on all ranks, if it was the last save and anything could not be written.
     """
     run.world.watch.enter("saving")
-    failures = []
-    parts: list[Callable[[], object]] = [lambda: run.checkpoints.save(run.policy, step, run.stream.place_after(step))]
+    failures, place, unlogged = [], run.stream.place_after(step), since.unlogged()
+    parts: list[Callable[[], object]] = [lambda: run.checkpoints.save(run.policy, step, place, unlogged)]
     for write in [*parts, run.export] if weights else parts:
         try:
             write()

@@ -132,6 +132,7 @@ def _train(prepared: Prepared, world: World) -> bool:
         layout=layout,
         checkpoints=checkpoints,
         export=lambda: _export(prepared, policy),
+        unlogged=checkpoint.manifest.unlogged if checkpoint is not None else {},
         console=console,
     )
     if config.from_resume:
@@ -200,6 +201,7 @@ def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) 
     for tag, problem in checkpoint.damaged.items():
         run.console.say(f"  {tag} is damaged and put aside as {tag}.damaged: {problem}")
     step = checkpoint.manifest.step
+    run.world.watch.enter("resuming")
     run.checkpoints.load(run.policy, checkpoint)
     run.console.say(f"  going on after step {step}{moved(checkpoint, described)}")
     process.from_main(run.world, lambda: drop_metrics_after(Path(run.config.save_dir), step))
@@ -207,15 +209,17 @@ def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) 
 
 def _export(prepared: Prepared, policy: Policy) -> None:
     """Write the weights as users exchange them: MiniMind's `.pth` for its models, a Hugging Face folder for all."""
+    policy.world.watch.enter("exporting")
     state = policy.full_state()
-    process.from_main(policy.world, lambda: _write_weights(prepared, state))
+    process.from_main(policy.world, lambda: _write_weights(prepared, state, policy.world))
 
 
-def _write_weights(prepared: Prepared, state: dict[str, Tensor]) -> None:
+def _write_weights(prepared: Prepared, state: dict[str, Tensor], world: World) -> None:
     config, folder = prepared.settings.config, Path(prepared.settings.config.save_dir)
     name = weights_name(prepared.settings.config)
     if isinstance(prepared.source.config, MiniMindConfig):
         save_minimind(state, folder / f"{name}.pth", getattr(torch, config.save_dtype))
+        world.watch.tick()
     save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, getattr(torch, config.dtype))
 
 

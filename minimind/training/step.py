@@ -55,21 +55,32 @@ class Objective:
 def train_step(
     policy: Policy, reference: RowReference, objective: Objective, batches: Sequence[PairBatch], sums: MetricSums
 ) -> None:
-    """Train on one global step's micro-batches: on the mean loss of their pairs, however they are split."""
+    """Train on one global step's micro-batches: on the mean loss of their pairs, however they are split.
+
+    Raises:
+        TrainingError: on every rank, before any weight changes, if the gradient is not finite; it tells which of this
+            rank's micro-batches were.
+    """
     batches = [to_device(batch, policy.world.device) for batch in batches]
     watch = policy.world.watch
     watch.enter("reference")
     reference_rows = reference.row_sums(batches)
     pairs = sum(batch.num_pairs for batch in batches)
+    finite: list[Tensor] = []  # stays on the device: nobody asks unless the step fails
     for number, (batch, rows) in enumerate(zip(batches, reference_rows, strict=True), start=1):
         watch.enter("policy forward")
         log_probs, aux_loss = policy.score(batch)
         outcomes = objective.outcomes(batch, log_probs, rows)
         loss = outcomes.losses.mean() + aux_loss
+        finite.append(log_probs.detach().isfinite().all() & loss.detach().isfinite())
         watch.enter("backward")
         policy.backward(loss * batch.num_pairs / pairs, last=number == len(batches))
         watch.enter("optimizer step")
-        policy.step()
+        try:
+            policy.step()
+        except TrainingError as error:
+            error.finite = torch.stack(finite).tolist()
+            raise
         sums.add(outcomes, aux_loss, batch.row_tokens)
 
 

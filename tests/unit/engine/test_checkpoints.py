@@ -14,6 +14,7 @@ import torch
 
 from minimind.engine.checkpoints import Checkpoints, find
 from minimind.engine.process import World
+from minimind.engine.watch import Watch
 from minimind.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -63,7 +64,7 @@ def checkpoints(tmp_path, world):
 
 def save(checkpoints, *steps, fails=None):
     for step in steps:
-        checkpoints.save(SimpleNamespace(engine=Engine(fails)), step, {"pairs": step})
+        checkpoints.save(SimpleNamespace(engine=Engine(fails)), step, {"pairs": step}, {"seconds": 2.5})
 
 
 def present(checkpoints):
@@ -77,12 +78,28 @@ def test_what_is_saved_is_found_and_loaded(checkpoints, world):
     assert found.path.name == "step00000002"
     assert found.manifest.step == 2
     assert found.manifest.stream == {"pairs": 2}
+    assert found.manifest.unlogged == {"seconds": 2.5}
     assert set(found.manifest.files) == set(FILES)
     engine = Engine()
     checkpoints.load(SimpleNamespace(engine=engine), found)
     assert engine.loaded == "step00000002"
     # The writer is DeepSpeed's own again.
     assert engine.checkpoint_engine.save == engine.write
+
+
+def test_saving_and_looking_get_on_file_by_file(tmp_path):
+    class Counting(Watch):
+        ticks = 0
+
+        def tick(self):
+            self.ticks += 1
+
+    watch = Counting()
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), watch=watch)
+    save(Checkpoints(tmp_path, world, DESCRIBED, keep=0), 1)
+    assert watch.ticks == 2 * len(FILES)  # written, hashed
+    find(tmp_path, world, "error")
+    assert watch.ticks == 3 * len(FILES)
 
 
 @pytest.mark.parametrize(

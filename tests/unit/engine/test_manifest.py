@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -14,7 +15,6 @@ NAMES = [
     "zero_pp_rank_0_mp_rank_00_optim_states.pt",
     "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
     "zero_pp_rank_11_mp_rank_00_model_states.pt",
-    "offloaded_tensors/rank01/0.swp",
 ]
 
 
@@ -77,9 +77,23 @@ def test_a_changed_manifest_is_noticed(tmp_path):
         Manifest.read(tmp_path)
 
 
-def test_every_file_is_hashed_by_the_rank_that_wrote_it(tmp_path):
+def test_every_file_is_hashed_and_looked_at_by_the_rank_that_wrote_it(tmp_path, monkeypatch):
     for name in NAMES:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    owned = {rank: {str(path.relative_to(tmp_path)) for path in own_files(tmp_path, rank)} for rank in (0, 1, 2, 11)}
-    assert owned == {0: {NAMES[0], NAMES[1]}, 1: {NAMES[2], NAMES[4]}, 2: set(), 11: {NAMES[3]}}
+    looked_at = []
+    is_file = type(tmp_path).is_file
+    monkeypatch.setattr(type(tmp_path), "is_file", lambda path: looked_at.append(path) or is_file(path))
+    for rank, names in {0: {NAMES[0], NAMES[1]}, 1: {NAMES[2]}, 2: set(), 11: {NAMES[3]}}.items():
+        looked_at.clear()
+        assert {path.name for path in own_files(tmp_path, rank)} == names
+        assert {path.name for path in looked_at} == names
+
+
+def test_hashing_a_large_file_shows_that_it_gets_on(tmp_path):
+    path, ticks = tmp_path / "large.pt", []
+    content = bytes(range(256)) * (3 * 2**12) + b"end"  # 3 MiB and a little
+    path.write_bytes(content)
+    written = record(path, lambda: ticks.append("record"))
+    assert written == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert damage(path, written, lambda: ticks.append("damage")) is None
+    assert ticks == ["record"] * 4 + ["damage"] * 4
