@@ -13,6 +13,7 @@ from tests.conftest import REPO
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(900)
 def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
     """Two batches of pairs: one to warm up, one to time. A global batch of two leaves nothing to time."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 128, "batch_size": 4, "steps": 1, "rounds": 1}
@@ -20,12 +21,13 @@ def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
         [
             *(sys.executable, "-m", "tests.benchmarks.bench", "--peers", "ours,ours-1core,minimind-bf16"),
             *(part for name, value in sizes.items() for part in (f"--{name}", str(value))),
-            *("--out", str(tmp_path)),
+            # Three launches: what ends one that hangs is its own time limit, for nothing else knows its ranks.
+            *("--out", str(tmp_path), "--timeout", "200"),
         ],
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=850,
     )
     # One of our own did not run, which is told by the status; the others did.
     assert done.returncode == 1, done.stdout + done.stderr

@@ -13,7 +13,8 @@ from minimind.engine.process import PREEMPTED
 from tests.distributed.launching import metrics, train
 from tests.distributed.running import Running
 
-pytestmark = pytest.mark.distributed
+# Above what a launch is waited for (running.py), so that the wait fails first and ends its ranks.
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS = 40
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "rewards/margins", "logps/chosen", "logps/rejected")

@@ -166,6 +166,7 @@ def test_node_that_vanishes_ends_the_other_within_a_minute(nodes, data, tmp_path
         until = time.monotonic() + 200
         while not (out / "metrics.jsonl").exists() and time.monotonic() < until:
             time.sleep(0.1)
+        assert (out / "metrics.jsonl").exists(), (tmp_path / "0").read_text()[-6000:]
         os.killpg(launched[1].pid, 9)
         (first,) = ends(launched[:1], tmp_path, timeout=60)
     assert first.status != 0
@@ -197,6 +198,11 @@ def test_srun_takes_the_same_steps(data, one_node, tmp_path):
         for port in [_free_port()]
         for rank in (0, 1)
     ]
-    for launch in ends(started, tmp_path):
-        launch.succeeded()
+    try:
+        for launch in ends(started, tmp_path):
+            launch.succeeded()
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     assert curve(tmp_path / "out") == one_node

@@ -14,7 +14,8 @@ from minimind import demo
 from minimind.engine.reference_cache import RECORD, read_records, seal_records
 from tests.distributed.launching import launch, metrics, train
 
-pytestmark = pytest.mark.distributed
+# A test takes two launches at most, of 200 s at most; one of them may be the first one's fixture.
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 COUNT = 26
 EXACT = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected")
