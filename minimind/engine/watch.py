@@ -38,7 +38,7 @@ _GRACE_SECONDS = 3.0
 # Standing still for so long, a rank looks where the others are.
 _LOOK_SECONDS = 5.0
 # How long the store may take to answer.
-_UNANSWERED_SECONDS = 15.0
+_UNANSWERED_SECONDS = 10.0
 # A rank of another machine that gives no sign of life for so long is gone, if nothing moves here either.
 _SILENT_SECONDS = 25.0
 _EVER = datetime.timedelta(days=365)
@@ -163,7 +163,8 @@ class Watch:
                 # This process was itself suspended: that the others seem to stand still says nothing.
                 ledger, self._mail, self._moved = Ledger(), None, now
             woken = now
-            for descriptor, _ in events:
+            # Ends first: a launcher signals those who are left.
+            for descriptor, _ in sorted(events, key=lambda event: event[0] == self._signals):
                 if descriptor == self._signals:
                     for number in os.read(descriptor, 64):
                         self._hear(signal.Signals(number), now)
@@ -172,8 +173,8 @@ class Watch:
             ledger = self._judge(ledger, now)
 
     def _hear(self, number: signal.Signals, now: float) -> None:
-        if number not in _STOP_SIGNALS:
-            return
+        if number not in _STOP_SIGNALS or self._gone:
+            return  # with a rank gone it is the launcher that ends the others: who is gone must still be said
         if self.stop_reason is None:
             self._ask_to_stop(number.name, now)
         elif now - self._asked > _AGAIN_SECONDS:
@@ -244,16 +245,32 @@ class Watch:
         if others:
             told.append(f"waiting in {places[others[0]]}: {name_ranks(others)}")
         what = "has" if len(late) == 1 else "have"
-        speaks = self._rank == min(others or late)
+        # One rank a machine speaks, if it can one that is not late.
+        speaker = min({*self._here} & {*others} or self._here)
         text = (
             f"LaunchError: no rank has made progress for {self.timeout:.0f} s (--timeout); {name_ranks(late)} {what} "
             f"not arrived: {'; '.join(told)}. {_HINT}"
         )
-        self._say(text if speaks else None)
+        if speaker != self._rank and self._ends(speaker, 2 * self._look):
+            self._leave(1, None)
+        self._say(text)
         for descriptor, rank in self._watched.items():
-            if speaks and rank in late:  # what hangs may not hear the launcher, which would wait half a minute for it
+            if rank in late:  # what hangs may not hear the launcher, which would wait half a minute for it
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         self._leave(1, None)
+
+    def _ends(self, rank: int, seconds: float) -> bool:
+        """Whether a rank of this machine ends within a time: it comes to the same verdict, perhaps a little later."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for descriptor, _ in self._poll.poll(200):
+                if descriptor == self._signals:
+                    os.read(descriptor, 64)
+                elif self._watched[descriptor] == rank:
+                    return True
+                else:
+                    self._poll.unregister(descriptor)
+        return False
 
     def _say(self, text: str | None) -> None:
         with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone too

@@ -1,4 +1,4 @@
-"""Run by two ranks with a limit of 8 seconds. One argument: how they come to a halt."""
+"""Run by two ranks with a limit of 6 seconds. One argument: how they come to a halt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 from minimind.engine import process
 
-LIMIT = 8
+LIMIT = 6
 
 
 def slow(world: process.World) -> None:
@@ -17,14 +17,14 @@ def slow(world: process.World) -> None:
     world.watch.enter("tokenising")
 
     def tokenise() -> str:
-        for _ in range(24 if world.is_main else 0):
+        for _ in range(16 if world.is_main else 0):
             time.sleep(0.5)
             world.watch.tick()
         return "tokens"
 
     process.main_first(world, tokenise)
     if world.is_main:
-        print("twelve seconds of tokenising are no hang", flush=True)
+        print("eight seconds of tokenising are no hang", flush=True)
     world.watch.enter("policy forward", 7)
     if world.rank == 1:
         time.sleep(600)
