@@ -117,3 +117,14 @@ def test_wrong_sum_is_noticed(one_rank, monkeypatch):
     preflight.check_sum(world)
     with pytest.raises(LaunchError, match="wrong in 1023 of 1024 places"):
         preflight.check_sum(dataclasses.replace(world, size=2))
+
+
+def test_many_ranks_sum_exactly(monkeypatch):
+    def all_reduce(of_rank_0):
+        total = torch.zeros_like(of_rank_0)
+        for rank in range(10_000):
+            total += of_rank_0 * (rank + 1)
+        return total
+
+    monkeypatch.setattr(preflight, "all_reduce", all_reduce)
+    preflight.check_sum(World(rank=0, local_rank=0, size=10_000, device=torch.device("cpu")))
