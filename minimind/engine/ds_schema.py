@@ -47,22 +47,25 @@ _SECTIONS: dict[str, Any] = {
     "comms_logger": CommsLoggerConfig,
 }
 _OTHER_KEYS = (
-    "activation_checkpointing checkpoint communication_data_type compile data_types "
-    "disable_allgather dump_state flops_profiler gradient_accumulation_steps gradient_allreduce_op "
-    "gradient_clipping gradient_predivide_factor log_level memory_breakdown optimizer prescale_gradients "
-    "seq_parallel_communication_data_type steps_per_print timers torch_autocast train_batch_size "
-    "train_micro_batch_size_per_gpu wall_clock_breakdown zero_allow_untested_optimizer "
-    "zero_force_ds_cpu_optimizer"
+    "communication_data_type disable_allgather dump_state flops_profiler gradient_accumulation_steps "
+    "gradient_allreduce_op gradient_clipping gradient_predivide_factor log_level memory_breakdown optimizer "
+    "prescale_gradients seq_parallel_communication_data_type steps_per_print timers train_batch_size "
+    "train_micro_batch_size_per_gpu wall_clock_breakdown zero_allow_untested_optimizer zero_force_ds_cpu_optimizer"
 ).split()
-# Keys of DeepSpeed's that would do something else than this project says.
+# Keys of DeepSpeed's that would do nothing here, or something else than this project says.
 _UNSUPPORTED = {
+    "activation_checkpointing": "use --gradient_checkpointing 1",
     "amp": "use bf16",
     "autotuning": "it starts runs of its own",
+    "checkpoint": "checkpoints lie in save_dir, are whole before `latest` names them, and fit any ranks and stage",
+    "compile": "use --use_compile 1",
     "curriculum_learning": "the order of pairs is --shuffle and --seed",
     "data_efficiency": "the order of pairs is --shuffle and --seed",
+    "data_types": "the precision is --dtype; it would change the numbers",
     "sparse_attention": "attention over packs is exact",
     "hybrid_engine": "nothing is generated while training",
     "elasticity": "ranks do not change within a run",
+    "torch_autocast": "the precision is --dtype; it would change the policy's numbers, and not the reference's",
 }
 # Sections whose absence or kind other keys depend on, with an example each.
 _OBJECTS: dict[str, Any] = {
