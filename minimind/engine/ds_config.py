@@ -93,6 +93,16 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     return ResolvedConfig(values=values, stage=stage, settings=settings)
 
 
+def take_batch(path: Path, settings: Settings) -> Settings:
+    """Settings with what a file fixes of `batch_size` and `accumulation_steps`; its problems `resolve_policy` tells.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    batch = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return _bind_flags({key: value for key, value in read_config_file(path).items() if key in batch}, settings, [])
+
+
 def resolve_reference(path: Path, settings: Settings, world_size: int, on_cpu: bool) -> ResolvedConfig:
     """The reference's configuration: always ZeRO-3, never an optimizer, the policy's precision.
 

@@ -17,7 +17,7 @@ from minimind import demo
 from minimind.config import DEMO, WEIGHTS, Settings, TrainConfig
 from minimind.data.table import PairTable, load_table
 from minimind.engine.checkpoints import Checkpoint
-from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference
+from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.engine.process import World, main_first
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -258,11 +258,9 @@ def _policy_config(settings: Settings, world: World, checkpoint: Checkpoint | No
     if not settings.config.deepspeed:
         raise ConfigError("--deepspeed FILE is missing, e.g. --deepspeed ds_configs/zero2.json")
     path = Path(settings.config.deepspeed)
-    resolved = resolve_policy(path, settings, world.size, world.on_cpu)
-    if checkpoint is None:
-        return resolved
-    # Once more: the file may fix a part of the batch, the checkpoint then fills the rest.
-    settings = keep_global_batch(resolved.settings, checkpoint.manifest, world.size)
+    if checkpoint is not None:
+        # The file may fix a part of the batch; the checkpoint fills the rest, before the file's total is held to it.
+        settings = keep_global_batch(take_batch(path, settings), checkpoint.manifest, world.size)
     return resolve_policy(path, settings, world.size, world.on_cpu)
 
 

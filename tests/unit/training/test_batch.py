@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 
 from minimind.config import parse_settings
+from minimind.engine.checkpoints import Checkpoint
 from minimind.engine.manifest import Manifest
+from minimind.engine.process import World
 from minimind.errors import ConfigError
 from minimind.training.batch import keep_global_batch
+from minimind.training.prepare import _policy_config
+from tests.conftest import REPO
 
 
 def saved(ranks, batch_size, accumulation_steps) -> Manifest:
@@ -52,3 +59,25 @@ def test_global_batch_is_kept(was, ranks, flags, expected):
 def test_what_cannot_be_is_refused_with_what_can(ranks, flags, said):
     with pytest.raises(ConfigError, match=said):
         keep_global_batch(parse_settings(flags.split()), saved(2, 3, 2), ranks)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "ranks", "expected"),
+    [
+        ({"train_batch_size": 16}, 2, (8, 1)),  # as it was
+        ({"train_batch_size": 16}, 8, (2, 1)),
+        ({"train_batch_size": 16}, 1, (8, 2)),
+        ({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}, 2, (4, 2)),  # what the file says stays
+        ({"gradient_accumulation_steps": 2}, 4, (2, 2)),
+        ({"train_batch_size": "auto"}, 4, (4, 1)),
+    ],
+)
+def test_what_the_file_leaves_open_is_the_checkpoint_s(fixed, ranks, expected, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({**json.loads((REPO / "ds_configs/zero2.json").read_text()), **fixed}))
+    world = World(rank=0, local_rank=0, size=ranks, device=torch.device("cpu"))
+    checkpoint = Checkpoint(path=tmp_path, manifest=saved(2, 8, 1), damaged={})
+    resolved = _policy_config(parse_settings(["--deepspeed", str(path)]), world, checkpoint)
+    config = resolved.settings.config
+    assert (config.batch_size, config.accumulation_steps) == expected
+    assert resolved.values["train_batch_size"] == 16
