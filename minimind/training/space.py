@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 
 from minimind.engine.checkpoints import complete_tags
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
-from minimind.training.prepare import Prepared
+from minimind.training.prepare import Prepared, weights_name
 
 _SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Optimizers that keep two float32 numbers a parameter; the others keep one.
@@ -30,7 +31,8 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
 
     Raises:
         ConfigError: not even what must lie there at once fits: a checkpoint (with --keep_checkpoints K, K and the one
-            being written) and the weights, of which the old ones stay until the new ones are written.
+            being written; none where states swap to NVMe) and the weights, of which the old ones stay until the new
+            ones are written.
     """
     config = prepared.settings.config
     folder = Path(config.save_dir)
@@ -40,21 +42,32 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
     at_once, every = 1, saves
     if config.keep_checkpoints:
         at_once = every = max(1, min(saves, config.keep_checkpoints + 1 - present))
-    checkpoint, weights = checkpoint_bytes(prepared), 2 * weight_bytes(prepared)
+    checkpoint = 0 if swaps_to_nvme(prepared.policy_config.values) else checkpoint_bytes(prepared)
+    there = bool(start) and _weights_are_there(prepared)  # they take their room already: a copy is all that comes
+    weights = weight_bytes(prepared) * (1 if there else 2)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     needed = at_once * checkpoint + weights
-    told = f"{_shown(checkpoint)} a checkpoint, {_shown(weights)} the weights and their copy; {_shown(free)} are free"
+    told = f"{_shown(weights)} {'a copy of the weights' if there else 'the weights and their copy'}; "
+    told = (f"{_shown(checkpoint)} a checkpoint, " if checkpoint else "") + f"{told}{_shown(free)} are free"
     if needed > free:
+        what = f"{at_once} checkpoint{'s' if at_once > 1 else ''} and the weights" if checkpoint else "the weights"
         raise ConfigError(
-            f"--save_dir {folder}: {at_once} checkpoint{'s' if at_once > 1 else ''} and the weights do not fit: "
-            f"{told}. Make room, give another --save_dir{', or lower --keep_checkpoints' if at_once > 2 else ''}."
+            f"--save_dir {folder}: {what} do not fit: {told}. Make room, give another --save_dir"
+            f"{', or lower --keep_checkpoints' if at_once > 2 else ''}."
         )
     if every * checkpoint + weights > free:
         return (
             f"  NOT ALL CHECKPOINTS WILL FIT: {every} will be written, {told}; --keep_checkpoints K keeps the newest K"
         )
     return ""
+
+
+def _weights_are_there(prepared: Prepared) -> bool:
+    config = prepared.settings.config
+    folder = Path(config.save_dir) / weights_name(config)
+    pickled = folder.with_name(f"{folder.name}.pth")
+    return folder.exists() and (pickled.exists() or not isinstance(prepared.source.config, MiniMindConfig))
 
 
 def checkpoint_bytes(prepared: Prepared) -> int:

@@ -12,12 +12,18 @@ from minimind.model.configuration import MiniMindConfig
 from minimind.training import space
 
 
-def prepared(folder, flags="", stage=2, parameters=1000, optimizer="AdamW"):
+def prepared(folder, flags="", stage=2, parameters=1000, optimizer="AdamW", device="cpu"):
     settings = parse_settings(["--save_dir", str(folder / "not yet" / "there"), *flags.split()])
     return SimpleNamespace(
         settings=settings,
         source=SimpleNamespace(shapes=lambda: {"w": (parameters // 10, 10)}, config=MiniMindConfig()),
-        policy_config=SimpleNamespace(stage=stage, values={"optimizer": {"type": optimizer}}),
+        policy_config=SimpleNamespace(
+            stage=stage,
+            values={
+                "optimizer": {"type": optimizer},
+                "zero_optimization": {"stage": stage, "offload_optimizer": {"device": device}},
+            },
+        ),
     )
 
 
@@ -91,3 +97,24 @@ def test_what_is_there_already_counts_when_going_on(tmp_path, free):
     free(21_999)
     with pytest.raises(ConfigError):
         space.check_space(run, 20, 40)
+    # The weights too: only their copy is to come.
+    (folder / "dpo_512").mkdir()
+    (folder / "dpo_512.pth").touch()
+    free(18_000)
+    assert space.check_space(run, 20, 40) == ""
+    free(17_999)
+    with pytest.raises(ConfigError, match=r"1 checkpoint and the weights do not fit: .* a copy of the weights"):
+        space.check_space(run, 20, 40)
+    # Those of an earlier run are put aside and stay beside.
+    free(64_000 - 14_000 - 1)
+    with pytest.raises(ConfigError, match="the weights and their copy"):
+        space.check_space(run, 0, 40)
+
+
+def test_states_on_nvme_are_not_saved_and_need_no_room(tmp_path, free):
+    run = prepared(tmp_path, "--save_interval 10", stage=3, device="nvme")
+    free(8_000)
+    assert space.check_space(run, 0, 40) == ""
+    free(7_999)
+    with pytest.raises(ConfigError, match=r"there: the weights do not fit: 0 MiB the weights and their copy; 0"):
+        space.check_space(run, 0, 40)
