@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from minimind.data.pack import PairBatch
+from minimind.data.pack import PairBatch, pinned
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable, PreferencePair
 
@@ -20,9 +20,10 @@ _AHEAD = 2
 
 
 def train_batches(
-    table: PairTable, stream: PairStream, layout: Layout, *, rank: int, start: int, end: int
+    table: PairTable, stream: PairStream, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
 ) -> Iterator[list[PairBatch]]:
-    """Micro-batches of global steps `start` to `end` (both from 1, both included), for one rank."""
+    """Micro-batches of global steps `start` to `end` (both from 1, both included), for one rank; with `pin` in memory
+    that a GPU can read by itself."""
     ready: queue.Queue[list[PairBatch] | BaseException] = queue.Queue(maxsize=_AHEAD)
     stop = threading.Event()
 
@@ -39,7 +40,7 @@ def train_batches(
         try:
             for step in range(start, end + 1):
                 batches = [layout([table[i] for i in pairs]) for pairs in stream.micro_batches(step, rank)]
-                if not put(batches):
+                if not put([pinned(batch) for batch in batches] if pin else batches):
                     return
         except BaseException as error:  # noqa: BLE001 - handed to the thread that can raise it
             put(error)

@@ -7,6 +7,7 @@ import json
 import threading
 
 import pytest
+import torch
 
 from minimind.data.loader import eval_batches, train_batches
 from minimind.data.pack import pack
@@ -77,6 +78,27 @@ def test_an_error_in_the_thread_reaches_the_caller_after_the_good_steps(table, s
     with pytest.raises(ValueError, match="this pair cannot be laid out"):
         next(batches)
     assert layout_threads() == []
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_batches_for_a_gpu_are_pinned_by_the_thread(table, stream, pin, monkeypatch):
+    """Without a GPU torch cannot pin: a stand-in takes note of who pins what."""
+    noted = []
+
+    def pin_memory(tensor):
+        noted.append((threading.current_thread().name, tensor))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    ((first, second),) = train_batches(table, stream, pack, rank=0, start=1, end=1, pin=pin)
+    # Token ids, positions, target positions, ids and counts, of two micro-batches.
+    assert len(noted) == (2 * 5 if pin else 0)
+    assert {thread for thread, _ in noted} == ({"layout"} if pin else set())
+    plain = next(train_batches(table, stream, pack, rank=0, start=1, end=1))
+    for batch, expected in zip((first, second), plain, strict=True):
+        assert torch.equal(batch.token_ids, expected.token_ids)
+        assert all(batch.token_ids is not tensor for _, tensor in noted)
+        assert batch.lines == expected.lines
 
 
 def test_leaving_early_ends_the_thread(table, stream):

@@ -102,6 +102,11 @@ def test_row_sums_by_hand():
     assert row_log_probs(LOG_PROBS, COUNTS, average_log_prob=False).tolist() == [[-6.0, -5.0], [-5.0, 0.0]]
 
 
+def test_counts_are_not_looked_at():
+    """A GPU would be waited for; that they make up all targets is what pack and pad see to."""
+    assert row_log_probs(LOG_PROBS, COUNTS[:1], average_log_prob=False).tolist() == [[-6.0, -5.0]]
+
+
 def test_row_means_by_hand():
     # -6 / 3 and -5 / 2; -5 / 1 and 0 for no target
     assert row_log_probs(LOG_PROBS, COUNTS, average_log_prob=True).tolist() == [[-2.0, -2.5], [-5.0, 0.0]]
