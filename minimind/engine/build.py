@@ -40,14 +40,19 @@ def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.d
     return PairScorer(model)
 
 
+def own_share(tensor: Tensor, world: World) -> Tensor:
+    """The elements of a tensor that ZeRO-3 leaves to this rank, (elements,), not copied: equal shares of the flattened
+    tensor, where the last ranks' are short, which DeepSpeed pads. Of a mapped tensor only they are read."""
+    size = -(-tensor.numel() // world.size)
+    return tensor.flatten()[size * world.rank : size * (world.rank + 1)]
+
+
 @torch.no_grad()
 def _fill_shards(model: nn.Module, source: WeightSource, world: World) -> None:
     """Every rank copies its share of each tensor; nothing is gathered or sent."""
     for name, parameter in model.named_parameters():
         shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-        # Equal shares of the flattened tensor; the last one is padded.
-        start = shard.numel() * world.rank
-        share = source.read(name).flatten()[start : start + shard.numel()]
+        share = own_share(source.read(name), world)
         shard.narrow(0, 0, share.numel()).copy_(share)
         world.watch.tick()
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from minimind.data.pack import PairBatch
-from minimind.engine.build import build_scorer
+from minimind.engine.build import build_scorer, own_share
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.process import World
 from minimind.errors import ConfigError, TrainingError
@@ -75,15 +75,15 @@ class Policy:
         """
         for name, parameter in self.engine.module.model.named_parameters():
             self.world.watch.tick()
-            value = source.read(name).to(self.world.device, torch.float32)
+            # Left where it is mapped, in its own dtype: DeepSpeed copies this rank's part to where it belongs.
+            value = source.read(name)
             if self.stage < 3:
                 safe_set_full_fp32_param(parameter, value)
                 continue
-            # Stage 3 cuts a tensor into equal shares. Where ranks do not divide it the last is padded, and DeepSpeed's
-            # setter of whole tensors fails.
-            share = -(-value.numel() // self.world.size)
-            padded = functional.pad(value.flatten(), (0, share * self.world.size - value.numel()))
-            safe_set_local_fp32_param(parameter, padded.narrow(0, share * self.world.rank, share))
+            # DeepSpeed's setter of whole tensors fails where ranks do not divide them.
+            share = own_share(value, self.world)
+            padding = -(-value.numel() // self.world.size) - share.numel()
+            safe_set_local_fp32_param(parameter, functional.pad(share, (0, padding)) if padding else share)
 
     def _compile_blocks(self) -> None:
         """Compile each transformer block on its own. Blocks are alike, so one compile serves all; lengths change with

@@ -1,0 +1,51 @@
+"""What of the policy needs no engine: start weights of which a rank touches its own share only."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minimind.engine import policy
+from minimind.engine.process import World
+
+# 10 elements on 3 ranks: shares of 4, the last padded with 2; 1 element on 3 ranks: two shares are pads alone.
+VALUES = {"weight": torch.arange(10.0).view(2, 5).bfloat16(), "bias": torch.tensor([7.0])}
+SHARES = {
+    0: {"weight": [0, 1, 2, 3], "bias": [7]},
+    1: {"weight": [4, 5, 6, 7], "bias": [0]},
+    2: {"weight": [8, 9, 0, 0], "bias": [0]},
+}
+
+
+class LargestMade(TorchDispatchMode):
+    """Elements of the largest tensor that is made, not merely viewed."""
+
+    def __init__(self, given) -> None:
+        super().__init__()
+        self.largest = 0
+        self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(out) if t.untyped_storage().data_ptr() not in self.given]
+        self.largest = max([self.largest, *(tensor.numel() for tensor in made)])
+        return out
+
+
+@pytest.mark.parametrize("rank", SHARES)
+def test_float32_weights_of_a_shard_are_made_of_the_rank_s_share_alone(rank, monkeypatch):
+    got = {}
+    monkeypatch.setattr(policy, "safe_set_local_fp32_param", lambda name, value: got.update({name: value.tolist()}))
+    one = policy.Policy.__new__(policy.Policy)
+    one.stage, one.world = 3, World(rank=rank, local_rank=rank, size=3, device=torch.device("cpu"))
+    # A parameter is known by its name here.
+    model = SimpleNamespace(named_parameters=lambda: [(name, name) for name in VALUES])
+    one.engine = SimpleNamespace(module=SimpleNamespace(model=model))
+    with LargestMade(VALUES.values()) as mode:
+        one._set_master_weights(SimpleNamespace(read=VALUES.__getitem__))
+    assert got == SHARES[rank]
+    assert mode.largest <= 4
