@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from minimind.engine.places import Peer, name_ranks
+from minimind.engine.places import Peer, name_places, name_ranks
 from minimind.errors import LaunchError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -72,8 +72,12 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group()) if first else ""
 
 
-def join(timeout: float) -> tuple[int, dist.Store, dict[int, Peer]]:
+def join(timeout: float, device: str, devices: int) -> tuple[int, dist.Store, dict[int, Peer]]:
     """Meet the other ranks: this rank, a store that all of them share, and every rank's process.
+
+    Args:
+        timeout: seconds in which all ranks must be there.
+        device, devices: the kind of device that this rank computes on, and how many it sees.
 
     Raises:
         LaunchError: rank 0 cannot be reached, or ranks are missing after `timeout` seconds.
@@ -88,6 +92,8 @@ def join(timeout: float) -> tuple[int, dist.Store, dict[int, Peer]]:
         pid=os.getpid(),
         host=host,
         machine=f"{host} {os.readlink(namespace)} {boot.read_text().strip()}",
+        device=device,
+        devices=devices,
     )
     store.set(f"peer/{rank}", me.to_json())
     if store.add("joined", 1) == size:
@@ -104,6 +110,37 @@ def join(timeout: float) -> tuple[int, dist.Store, dict[int, Peer]]:
         raise missing from error
     letters = store.multi_get([f"peer/{other}" for other in range(size)])
     return rank, store, {other: Peer.from_json(text) for other, text in enumerate(letters)}
+
+
+def check_devices(peers: Mapping[int, Peer]) -> None:
+    """Whether the ranks can compute together; before they choose how to talk, since that depends on the device.
+
+    Raises:
+        LaunchError: the same on all ranks; they compute on devices of several kinds, or a machine has more ranks than
+            devices.
+    """
+    hosts = [peers[rank].host for rank in sorted(peers)]
+    by_device: dict[str, list[int]] = {}
+    for rank, peer in sorted(peers.items()):
+        by_device.setdefault(peer.device, []).append(rank)
+    problem = ""
+    if len(by_device) > 1:
+        listed = "; ".join(f"{device} on {name_places(ranks, hosts)}" for device, ranks in by_device.items())
+        problem = f"the ranks compute on different devices: {listed}. Does `nvidia-smi` show the GPUs on every machine?"
+    elif "cpu" not in by_device:
+        short = [rank for rank, peer in sorted(peers.items()) if peer.local_rank >= peer.devices]
+        if short:
+            one = peers[short[0]]
+            problem = (
+                f"there is no {one.device} device for {name_places(short, hosts)}: {one} is number "
+                f"{one.local_rank + 1} on its machine, and sees {one.devices}. Start as many ranks as there are "
+                "devices, and let each see all of them (CUDA_VISIBLE_DEVICES; Slurm: --gpus-per-node, not "
+                "--gpus-per-task)."
+            )
+    if problem:
+        error = LaunchError(problem)
+        error.agreed = True
+        raise error
 
 
 def connect(timeout: float, serves: bool = False) -> dist.Store:

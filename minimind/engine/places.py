@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -59,12 +59,16 @@ class Peer:
         local_rank, pid: its numbers on its machine.
         host: the name of its machine.
         machine: the same for processes that can see one another.
+        device: the kind of device that it computes on: cpu, cuda, ...
+        devices: how many of them it sees; 0 on a CPU, which ranks share.
     """
 
     local_rank: int
     pid: int
     host: str
     machine: str
+    device: str
+    devices: int
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -110,6 +114,16 @@ def name_ranks(ranks: Iterable[int]) -> str:
             runs.append([number, number])
     shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
     return f"rank{'s' if len(numbers) > 1 else ''} {shown}"
+
+
+def name_places(ranks: Iterable[int], hosts: Sequence[str]) -> str:
+    """Ranks, and their machines where there are several; `hosts` are those of all ranks."""
+    if len(set(hosts)) == 1:
+        return name_ranks(ranks)
+    by_host: dict[str, list[int]] = {}
+    for rank in ranks:
+        by_host.setdefault(hosts[rank], []).append(rank)
+    return ", ".join(f"{name_ranks(some)} on {host}" for host, some in by_host.items())
 
 
 class Ledger:

@@ -26,17 +26,15 @@ import transformers
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from minimind.engine.launchers import connect, join, launcher_pids, rank_variables
-from minimind.engine.places import name_ranks
-from minimind.engine.watch import PREEMPTED, Watch
+from minimind.engine import places
+from minimind.engine.launchers import check_devices, connect, join, launcher_pids, rank_variables
+from minimind.engine.watch import PREEMPTED, Watch, notice_seconds
 from minimind.errors import ConfigError, MiniMindError
 
 Result = TypeVar("Result")
 
 # A compile of DeepSpeed's op takes well under a minute; a lock this old belongs to one that was killed.
 _STALE_LOCK_SECONDS = 300
-# How long a rank whose connection broke waits for the watch, which needs half a minute to miss another machine.
-_BROKEN_SECONDS = 45
 # The watch says who is late; torch's own limit, which cannot, is so many seconds later, for a watch that fails.
 _BEYOND_TIMEOUT = 60
 # DeepSpeed's ops that a run may compile.
@@ -78,7 +76,7 @@ def start(timeout: float = 1800.0) -> World:
 
     Raises:
         ConfigError: a lock that a killed compile left would make every rank wait for ever.
-        LaunchError: the environment is half of a launch, or ranks are missing.
+        LaunchError: the environment is half of a launch, ranks are missing, or their devices do not go together.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed still calls a collective by a name that torch has deprecated; no user can do anything about it.
@@ -88,12 +86,15 @@ def start(timeout: float = 1800.0) -> World:
     os.environ.update(rank_variables(os.environ))
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
-    if accelerator.device_name() != "cpu":
-        accelerator.set_device(local_rank)
-    _check_compiled_op(speaks=os.environ["RANK"] == "0" and accelerator.device_name() == "cpu")
-    rank, store, peers = join(timeout)
+    device = accelerator.device_name()
+    _check_compiled_op(speaks=os.environ["RANK"] == "0" and device == "cpu")
+    rank, store, peers = join(timeout, device, 0 if device == "cpu" else accelerator.device_count())
     watch = Watch()
     watch.begin(store, connect(timeout), peers, rank, launchers, timeout)
+    watch.meet()  # all have read what they compare: rank 0 may take the store with it
+    check_devices(peers)
+    if device != "cpu":
+        accelerator.set_device(local_rank)
     limit = datetime.timedelta(seconds=timeout + _BEYOND_TIMEOUT)
     backend = accelerator.communication_backend_name()
     group_store = dist.PrefixStore("group", store)
@@ -208,7 +209,7 @@ def user_errors() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
             # A connection broke: another rank is gone. The watch finds out which, says so and ends this process.
-            time.sleep(_BROKEN_SECONDS)
+            time.sleep(notice_seconds(int(os.environ["WORLD_SIZE"])))
         raise
 
 
@@ -221,6 +222,7 @@ def end(status: int, world: World | None = None) -> NoReturn:
     if status in (0, PREEMPTED):
         gc.collect()
         if world is not None:
+            world.watch.meet()  # what rank 0 still does for itself may fail, and be noticed
             world.watch.close()
         dist.barrier()
         dist.destroy_process_group()
@@ -231,12 +233,7 @@ def end(status: int, world: World | None = None) -> NoReturn:
 
 def name_places(world: World, ranks: Iterable[int]) -> str:
     """Ranks, and their machines where there are several."""
-    if len(set(world.hosts)) == 1:
-        return name_ranks(ranks)
-    by_host: dict[str, list[int]] = {}
-    for rank in ranks:
-        by_host.setdefault(world.hosts[rank], []).append(rank)
-    return ", ".join(f"{name_ranks(some)} on {host}" for host, some in by_host.items())
+    return places.name_places(ranks, world.hosts)
 
 
 def _unlink_shared_memory(world: World) -> None:

@@ -29,8 +29,9 @@ from minimind.engine.places import Ledger, Peer, Place, behind, locate, name_ran
 # Exit status of a run that was told to stop and can be gone on from: EX_TEMPFAIL of sysexits.h.
 PREEMPTED = 75
 
-# Signals that ask for a stop; a second one that comes later than this after the first ends the process at once. One
-# request may arrive twice: the launcher hands on what its whole process group was sent.
+# Signals that ask for a stop; the same one again, later than this after the first, ends the process at once. One
+# request may arrive twice: the launcher hands on what its whole process group was sent. Another signal is no
+# repetition: Slurm sends SIGTERM at the end of the time that SIGUSR1 gave notice of.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _AGAIN_SECONDS = 3.0
 # A rank whose neighbour has died gets this long to end by an error of its own, which says more.
@@ -42,7 +43,6 @@ _UNANSWERED_SECONDS = 10.0
 # A rank of another machine that gives no sign of life for so long is gone, if nothing moves here either.
 _SILENT_SECONDS = 25.0
 _EVER = datetime.timedelta(days=365)
-_HINT = "What was saved can be gone on from: --from_resume 1."
 
 
 class Watch:
@@ -51,16 +51,20 @@ class Watch:
     Attributes:
         stop_reason: why the run is to stop after this step, None if it is not.
         timeout: seconds without progress after which a run is stuck.
+        hint: what to do about a run that has ended so.
     """
 
     def __init__(self) -> None:
         self.stop_reason: str | None = None
+        self.hint = "What was saved can be gone on from: --from_resume 1."
         self.timeout = float("inf")
         self._phase, self._step, self._moves, self._ticks = "starting", 0, 0, 0
         self._moved = time.monotonic()
         self._peers: Mapping[int, Peer] = {}
         self._meetings = 0
         self._can_save = False
+        self._heard: dict[int, float] = {}
+        self._gone: dict[int, tuple[float, str]] = {}
         self._closing = threading.Event()
 
     def enter(self, phase: str, step: int | None = None) -> None:
@@ -99,11 +103,9 @@ class Watch:
             timeout: seconds without progress of any rank after which the run is stuck.
         """
         self._store, self._mail_store, self._peers, self._rank, self.timeout = store, own_store, peers, rank, timeout
-        # All ranks ask rank 0's store: the more they are, the less often.
-        self._look = max(_LOOK_SECONDS, len(peers) / 20)
+        self._look = _look_seconds(len(peers))
         self._silence = _SILENT_SECONDS + self._look
         self._here = [other for other, peer in peers.items() if peer.machine == peers[rank].machine]
-        self._gone: dict[int, tuple[float, str]] = {}
         self._mail: tuple[float, dict[int, Place]] | None = None
         self._store_lost: float | None = None
         self._wants_mail = threading.Event()
@@ -175,13 +177,12 @@ class Watch:
     def _hear(self, number: signal.Signals, now: float) -> None:
         if number not in _STOP_SIGNALS or self._gone:
             return  # with a rank gone it is the launcher that ends the others: who is gone must still be said
-        if self.stop_reason is None:
-            self._ask_to_stop(number.name, now)
-        elif now - self._asked > _AGAIN_SECONDS:
+        if now - self._heard.setdefault(number, now) > _AGAIN_SECONDS:
             self._leave(128 + number, f"{number.name} again: ends at once, with what was saved before")
+        if self.stop_reason is None:
+            self._ask_to_stop(number.name)
 
-    def _ask_to_stop(self, reason: str, now: float) -> None:
-        self._asked = now
+    def _ask_to_stop(self, reason: str) -> None:
         if not self._can_save:
             self._leave(PREEMPTED, f"{reason} in {self._phase}: ends with nothing to save")
         self.stop_reason = reason
@@ -194,10 +195,10 @@ class Watch:
         if rank is not None:
             status = _status_of(self._peers[rank].pid)
             if status == PREEMPTED and not self._can_save:
-                self._ask_to_stop(f"{name_ranks([rank])} was told to stop", now)
+                self._ask_to_stop(f"{name_ranks([rank])} was told to stop")
             self._gone[rank] = (now, _ending(status))
         elif self.stop_reason is None:
-            self._ask_to_stop("the launcher is gone", now)
+            self._ask_to_stop("the launcher is gone")
 
     def _judge(self, ledger: Ledger, now: float) -> Ledger:
         """End the process if ranks are gone or stuck; returns the ledger to go on with."""
@@ -232,7 +233,7 @@ class Watch:
             where = f" Last seen in {ledger.places[rank]}." if known else f" This rank was in {self._place(0)}."
             told.append(f"rank {rank} ({self._peers[rank]}) is gone: {how}.{where}")
         speaks = self._rank == min(set(self._here) - set(self._gone))
-        self._leave(1, f"LaunchError: {' '.join(told)} {_HINT}" if speaks else None)
+        self._leave(1, f"LaunchError: {' '.join(told)} {self.hint}" if speaks else None)
 
     def _end_stuck(self, ledger: Ledger) -> NoReturn:
         places = {**ledger.places, self._rank: self._place(0)}
@@ -249,7 +250,7 @@ class Watch:
         speaker = min({*self._here} & {*others} or self._here)
         text = (
             f"LaunchError: no rank has made progress for {self.timeout:.0f} s (--timeout); {name_ranks(late)} {what} "
-            f"not arrived: {'; '.join(told)}. {_HINT}"
+            f"not arrived: {'; '.join(told)}. {self.hint}"
         )
         if speaker != self._rank and self._ends(speaker, 2 * self._look):
             self._leave(1, None)
@@ -316,6 +317,16 @@ class Watch:
                     looked = now
         except RuntimeError:
             self._store_lost = time.monotonic()
+
+
+def _look_seconds(ranks: int) -> float:
+    """How often a rank looks where the others are. All ask rank 0's store: the more they are, the less often."""
+    return max(_LOOK_SECONDS, ranks / 20)
+
+
+def notice_seconds(ranks: int) -> float:
+    """How long it may take at most until a watch has noticed, and said, that a rank of another machine is gone."""
+    return _LOOK_SECONDS + _SILENT_SECONDS + 3 * _look_seconds(ranks)
 
 
 def _status_of(pid: int) -> int | None:

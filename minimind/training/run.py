@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepared = process.agree(world, lambda: prepare(settings, world, checkpoint))
         assert prepared is not None
         finished = _train(prepared, world)
-    process.end(0 if finished else process.PREEMPTED, world)
+        process.end(0 if finished else process.PREEMPTED, world)
 
 
 def _parse(argv: Sequence[str]) -> Settings:

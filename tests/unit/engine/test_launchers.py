@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.engine.launchers import first_host, rank_variables
+from minimind.engine.launchers import check_devices, first_host, rank_variables
+from minimind.engine.places import Peer
 from minimind.errors import LaunchError
 
 SLURM = {
@@ -74,3 +75,37 @@ def test_half_a_launch_is_refused(environ):
 )
 def test_first_host_of_a_node_list(nodes, first):
     assert first_host(nodes) == first
+
+
+def peers(*specs):
+    """Peers by rank, of (host, local rank, device, how many it sees)."""
+    return {
+        rank: Peer(local_rank=local, pid=100 + rank, host=host, machine=host, device=device, devices=devices)
+        for rank, (host, local, device, devices) in enumerate(specs)
+    }
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [("a", 0, "cpu", 0), ("a", 1, "cpu", 0), ("b", 0, "cpu", 0)],
+        [("a", 0, "cuda", 2), ("a", 1, "cuda", 2), ("b", 0, "cuda", 1)],  # machines may have different numbers
+    ],
+)
+def test_devices_that_go_together(specs):
+    check_devices(peers(*specs))
+
+
+def test_a_machine_without_its_gpus_is_named_before_anyone_waits_for_it():
+    specs = [("a", 0, "cuda", 2), ("a", 1, "cuda", 2), ("b", 0, "cpu", 0), ("b", 1, "cpu", 0)]
+    with pytest.raises(LaunchError, match="cuda on ranks 0-1 on a; cpu on ranks 2-3 on b") as caught:
+        check_devices(peers(*specs))
+    assert caught.value.agreed
+
+
+def test_more_ranks_than_devices_are_refused_with_both_numbers():
+    specs = [("a", 0, "cuda", 1), ("a", 1, "cuda", 1), ("a", 2, "cuda", 1)]
+    expected = r"no cuda device for ranks 1-2: process 101 on a is number 2 on its machine, and sees 1\."
+    with pytest.raises(LaunchError, match=expected) as caught:
+        check_devices(peers(*specs))
+    assert caught.value.agreed
