@@ -70,6 +70,8 @@ def test_training_that_is_not_finite_stops_before_the_update(config, tmp_path):
     (left,) = tmp_path.glob("nonfinite_step*.jsonl")
     pairs = [json.loads(line) for line in left.read_text(encoding="utf-8").splitlines()]
     assert sorted({pair["rank"] for pair in pairs}) == [0, 1]
+    singled_out = not all(pair["finite"] for pair in pairs)
+    assert ("Losses or log-probs were not finite in" in done.output) == singled_out
     assert str(left) in done.output
     written = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines()
     assert all(pair["row"] == json.loads(written[pair["line"] - 1]) for pair in pairs)
