@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.elastic import load_elsewhere
 from minimind.engine.manifest import MANIFEST, Manifest, damage, own_files, record, sync_folder, write_whole
 from minimind.engine.policy import Policy
@@ -119,30 +118,29 @@ class Checkpoints:
         """Load a checkpoint into the policy, whatever ranks and ZeRO stage it was written under.
 
         Raises:
-            CheckpointError: files that DeepSpeed cannot load.
+            CheckpointError: on all ranks, if any has files that DeepSpeed cannot load.
         """
         from_main(self.world, lambda: self._set_back(checkpoint))
+        with _held_epilogue(policy.engine) as epilogue:
+            agree(self.world, lambda: self._read(policy.engine, checkpoint))
+        epilogue()
+
+    def newest(self) -> str | None:
+        """Name of the newest complete checkpoint, None if there is none; on rank 0."""
+        return next(iter(_candidates(self.folder)), None)
+
+    def _read(self, engine: Any, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
         try:
-            was, now = checkpoint.manifest.layout, self.described["layout"]
-            if was != now and (swaps_to_nvme(was) or swaps_to_nvme(now)):
-                raise CheckpointError(
-                    f"{path}: states that rest on NVMe cannot be cut anew; go on with the ranks and the DeepSpeed file "
-                    "that they were written under"
-                )
-            if was != now:
-                load_elsewhere(policy.engine, path, self.world)
-            elif policy.engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
+            if checkpoint.manifest.layout != self.described["layout"]:
+                load_elsewhere(engine, path, self.world)
+            elif engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
                 raise CheckpointError(f"{path}: holds nothing that DeepSpeed can load")
         except CheckpointError:
             raise
         except Exception as error:
             # A file that is as it was written, and yet not as DeepSpeed wants it, makes it raise almost anything.
             raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
-
-    def newest(self) -> str | None:
-        """Name of the newest complete checkpoint, None if there is none; on rank 0."""
-        return next(iter(_candidates(self.folder)), None)
 
     def _make_room(self, path: Path) -> None:
         """Remove what a run that was killed in mid-save, or gone back from, left under this name."""
@@ -249,6 +247,23 @@ def _held_failures(engine: Any, tick: Callable[[], None]) -> Iterator[list[str]]
         yield failures
     finally:
         writer.save, engine._copy_recovery_script = write, copy_scripts
+
+
+@contextlib.contextmanager
+def _held_epilogue(engine: Any) -> Iterator[Callable[[], None]]:
+    """Keep back the end of a load under stage 3, where all ranks meet to gather small weights, and give it for later: a
+    rank whose files cannot be loaded would not come there.
+    """
+    optimizer = engine.optimizer
+    epilogue = getattr(optimizer, "checkpoint_event_epilogue", None)
+    if epilogue is None:
+        yield lambda: None
+        return
+    optimizer.checkpoint_event_epilogue = lambda: None
+    try:
+        yield epilogue
+    finally:
+        optimizer.checkpoint_event_epilogue = epilogue
 
 
 @contextlib.contextmanager

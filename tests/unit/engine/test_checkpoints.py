@@ -5,6 +5,7 @@ DeepSpeed is played by an engine that writes two files; tests/distributed has th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import minimind.engine.checkpoints as module
 from minimind.engine.checkpoints import Checkpoints, find
 from minimind.engine.process import World
 from minimind.engine.watch import Watch
@@ -29,6 +31,7 @@ class Engine:
 
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails
+        self.optimizer = None
         self.checkpoint_engine = SimpleNamespace(save=self.write)
         self.loaded = None
 
@@ -205,17 +208,35 @@ def test_what_deepspeed_cannot_load_is_a_users_error(checkpoints, world):
     found = find(checkpoints.folder, world, "error")
     engine = Engine()
     engine.load_checkpoint = lambda folder, tag: (None, None)
-    with pytest.raises(CheckpointError, match="nothing that DeepSpeed can load"):
+    with pytest.raises(CheckpointError, match="nothing that DeepSpeed can load") as caught:
         checkpoints.load(SimpleNamespace(engine=engine), found)
+    assert caught.value.agreed
     engine.load_checkpoint = None
     with pytest.raises(CheckpointError, match=r"cannot be loaded .TypeError"):
         checkpoints.load(SimpleNamespace(engine=engine), found)
 
 
-def test_states_on_nvme_are_not_cut_anew(checkpoints, world):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_ranks_agree_that_all_have_read_before_they_meet_in_deepspeed(damaged, checkpoints, world, monkeypatch):
     save(checkpoints, 1)
     found = find(checkpoints.folder, world, "error")
-    section = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/drive"}}
-    moved = {**DESCRIBED, "layout": {"ranks": 1, "zero_optimization": section}}
-    with pytest.raises(CheckpointError, match="states that rest on NVMe cannot be cut anew"):
-        Checkpoints(checkpoints.folder, world, moved, keep=0).load(SimpleNamespace(engine=Engine()), found)
+    engine, events = Engine(), []
+    engine.optimizer = SimpleNamespace(checkpoint_event_epilogue=lambda: events.append("met"))
+
+    def load_checkpoint(folder, tag):
+        engine.optimizer.checkpoint_event_epilogue()
+        events.append("read")
+        return None if damaged else (folder, {})
+
+    def agreed(world, action):
+        agree(world, action)
+        events.append("agreed")
+
+    engine.load_checkpoint = load_checkpoint
+    agree = module.agree
+    monkeypatch.setattr(module, "agree", agreed)
+    with pytest.raises(CheckpointError) if damaged else contextlib.nullcontext():
+        checkpoints.load(SimpleNamespace(engine=engine), found)
+    assert events == (["read"] if damaged else ["read", "agreed", "met"])
+    engine.optimizer.checkpoint_event_epilogue()
+    assert events[-1] == "met"
