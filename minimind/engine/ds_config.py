@@ -71,12 +71,8 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     stage = resolve_zero(values, world_size, on_cpu, problems)
     if stage > 0:
         _allow_under_zero(values, problems)
-    if swaps_to_nvme(values) and settings.config.from_resume:
-        # Seen in 0.19.8: losses after going on are others, on one rank as well.
-        problems.append(
-            "--from_resume 1 with NVMe offload: DeepSpeed does not bring back all that was swapped out, and the run "
-            "would go on with other numbers; start anew, or offload to the CPU (ds_configs/zero3_offload.json)"
-        )
+    if swaps_to_nvme(values) and settings.explicit("keep_checkpoints"):
+        problems.append("--keep_checkpoints: where states swap to NVMe no checkpoints are written; drop it")
     dtype = settings.config.dtype
     if stage == 0 and dtype == "bfloat16":
         problems.append(

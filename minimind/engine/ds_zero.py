@@ -36,13 +36,22 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
             f"'{_KEY}.round_robin_gradients' is true: DeepSpeed then confuses whose float32 weights are whose, and the "
             "weights that the run starts from and writes would be wrong; drop it"
         )
+    if section.get("pipeline_loading_checkpoint") is True:
+        problems.append(
+            f"'{_KEY}.pipeline_loading_checkpoint' is true: ranks would load one after the other, and wait without "
+            "an end for one that cannot; drop it"
+        )
     problems += _offload_problems(section, stage, on_cpu)
     problems += _zeropp_problems(section, stage, world_size, on_cpu)
     return stage
 
 
 def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
-    """Whether optimizer or weights rest on an NVMe drive."""
+    """Whether optimizer or weights rest on an NVMe drive. Such runs write no checkpoints.
+
+    Seen in 0.19.8: DeepSpeed does not bring back all that was swapped out, and losses after going on are others, on one
+    rank too.
+    """
     sections = (values[_KEY].get(name) or {} for name in ("offload_optimizer", "offload_param"))
     return any(section.get("device") == "nvme" for section in sections)
 

@@ -7,6 +7,7 @@ import dataclasses
 from minimind.config import TrainConfig
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.process import World
 from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -30,6 +31,11 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
         f"{'ZeRO-3' if settings.config.reference == 'live' else 'cached'} reference, "
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.dtype}"
     )
+    if swaps_to_nvme(prepared.policy_config.values):
+        console.say(
+            "  NO CHECKPOINTS: DeepSpeed does not bring back all that was swapped to NVMe, so only the weights are "
+            "written, and a run that ends early starts anew"
+        )
     width = max(len(name) for name in settings.origins)
     for field in dataclasses.fields(TrainConfig):
         origin = settings.origins[field.name]

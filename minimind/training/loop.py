@@ -35,6 +35,7 @@ class Run:
 
     Attributes:
         reference, eval_reference: of the pairs in `table` and in `eval_table`.
+        checkpoints: None where states swap to NVMe, which cannot be gone on from.
         export: writes the weights; called after each checkpoint, by all ranks.
         unlogged: of the checkpoint that the run goes on from: metrics since the last logged step before it.
     """
@@ -49,7 +50,7 @@ class Run:
     stream: PairStream
     total_steps: int
     layout: Layout
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
     export: Callable[[], None]
     unlogged: Mapping[str, Any]
     console: Console
@@ -64,6 +65,9 @@ def train(run: Run, start: int) -> bool:
 
     Returns:
         Whether the end was reached. If not, a signal asked for a stop, and the state after the last step is saved.
+
+    Raises:
+        TrainingError: a gradient is not finite; a signal asked for a stop, and the state cannot be saved.
     """
     config, console = run.config, run.console
     watch, vote = run.world.watch, process.StopVote(run.world)
@@ -107,8 +111,10 @@ def train(run: Run, start: int) -> bool:
             since.pause()
             save(run, step, since, last=True, weights=False)
             console.stop()
-            reason = watch.stop_reason or "another rank was told to stop"
-            console.say(f"{reason}: stopped after step {step}, which is saved; --from_resume 1 goes on from there")
+            stopped = f"{watch.stop_reason or 'another rank was told to stop'}: stopped after step {step}"
+            if run.checkpoints is None:
+                raise _lost(run, stopped)
+            console.say(f"{stopped}, which is saved; --from_resume 1 goes on from there")
             return False
         saves = last or (config.save_interval and step % config.save_interval == 0)
         evaluates = last or (config.eval_interval and step % config.eval_interval == 0)
@@ -123,14 +129,24 @@ def train(run: Run, start: int) -> bool:
     return True
 
 
+def _lost(run: Run, stopped: str) -> TrainingError:
+    error = TrainingError(
+        f"{stopped}. States that swap to NVMe are not saved, so there is no going on: start anew. The weights "
+        f"after this step are in {run.config.save_dir}."
+    )
+    error.agreed = True
+    return error
+
+
 def _at_step(run: Run, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
     """The error with the step and the pairs to blame; those of every rank that were in it are written to a file."""
     mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
     ranks = process.gather(run.world, mine)
     folder, data = Path(run.config.save_dir), run.table.path
     written = process.from_main(run.world, lambda: write_pairs(folder, step, data, ranks))
-    newest = run.checkpoints.folder / "latest"
-    good = f"the last checkpoint is {newest.read_text()}" if newest.is_file() else "there is no checkpoint yet"
+    good = "there is no checkpoint"
+    if run.checkpoints is not None and (newest := run.checkpoints.folder / "latest").is_file():
+        good = f"the last checkpoint is {newest.read_text()}"
     told = TrainingError(
         f"step {step}: {error}; its update was not made, and {good}. {blame(ranks, data)}. The step's pairs {written}."
     )
@@ -167,14 +183,19 @@ def evaluate(run: Run, step: int) -> None:
 
 def save(run: Run, step: int, since: StepMetrics, *, last: bool, weights: bool = True) -> None:
     """Write a checkpoint to go on from, and the weights to use; if a disk is full or fails, say so and train on.
+    Where there are no checkpoints the weights are always written.
 
     Raises:
         CheckpointError: on all ranks, if it was the last save and anything could not be written.
     """
     run.world.watch.enter("saving")
     failures, place, unlogged = [], run.stream.place_after(step), since.unlogged()
-    parts: list[Callable[[], object]] = [lambda: run.checkpoints.save(run.policy, step, place, unlogged)]
-    for write in [*parts, run.export] if weights else parts:
+    checkpoints, parts = run.checkpoints, list[Callable[[], object]]()
+    if checkpoints is not None:
+        parts.append(lambda: checkpoints.save(run.policy, step, place, unlogged))
+    if weights or checkpoints is None:
+        parts.append(run.export)
+    for write in parts:
         try:
             write()
         except (CheckpointError, WeightsError) as error:  # of all ranks alike
@@ -182,12 +203,13 @@ def save(run: Run, step: int, since: StepMetrics, *, last: bool, weights: bool =
     if not failures:
         run.console.say(f"saved step {step} under {run.config.save_dir}")
         return
-    whole = process.from_main(run.world, run.checkpoints.newest)
+    whole = process.from_main(run.world, checkpoints.newest) if checkpoints is not None else None
     told = f"NOT SAVED: step {step}: {'; '.join(failures)}. " + (
         f"The newest whole checkpoint is {whole}." if whole else "There is no whole checkpoint."
     )
     if last:
-        lost = CheckpointError(f"{told} Make room, and --from_resume 1 runs what is lost again.")
+        again = "--from_resume 1 runs what is lost again" if checkpoints is not None else "start anew"
+        lost = CheckpointError(f"{told} Make room, and {again}.")
         lost.agreed = True
         raise lost
     run.console.say(f"{told} Training goes on; the next try is at the next save.")

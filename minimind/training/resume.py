@@ -13,6 +13,7 @@ from typing import Any
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.checkpoints import Checkpoint
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
 from minimind.training.prepare import Prepared
 
@@ -65,11 +66,22 @@ def model_identity(prepared: Prepared) -> dict[str, object]:
 
 
 def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: PairStream) -> None:
-    """Refuse a checkpoint of another run, and a stream that would repeat or skip pairs.
+    """Refuse a checkpoint of another run, a stream that would repeat or skip pairs, and states that swap to NVMe.
 
     Raises:
         CheckpointError: what differs.
     """
+    if swaps_to_nvme(checkpoint.manifest.layout):
+        raise CheckpointError(
+            f"{checkpoint.path}: was written while states swapped to NVMe, and lacks some of them, so that nothing can "
+            "go on from it; start anew in another --save_dir"
+        )
+    if swaps_to_nvme(described["layout"]):
+        raise CheckpointError(
+            f"{checkpoint.path}: cannot be gone on from where states swap to NVMe, of which DeepSpeed does not bring "
+            "all back; take the DeepSpeed file that it was written under or ds_configs/zero3_offload.json, or start "
+            "anew in another --save_dir"
+        )
     was, now = checkpoint.manifest.identity, described["identity"]
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:

@@ -24,6 +24,7 @@ from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine import process
 from minimind.engine.checkpoints import Checkpoint, Checkpoints, find
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.policy import Policy
 from minimind.engine.preflight import check_alike
 from minimind.engine.process import World
@@ -103,7 +104,11 @@ def _train(prepared: Prepared, world: World) -> bool:
     if checkpoint is not None:
         process.from_main(world, lambda: check_same_run(checkpoint, described, stream))
     start = checkpoint.manifest.step if checkpoint is not None else 0
-    checkpoints = Checkpoints(_checkpoint_folder(config), world, described, config.keep_checkpoints)
+    checkpoints = None
+    if swaps_to_nvme(prepared.policy_config.values):
+        world.watch.hint = "It wrote no checkpoints, since states swap to NVMe: start anew."
+    else:
+        checkpoints = Checkpoints(_checkpoint_folder(config), world, described, config.keep_checkpoints)
     if warning := process.from_main(world, lambda: check_space(prepared, start, total_steps)):
         console.say(warning)
     process.from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
@@ -202,6 +207,7 @@ def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) 
         run.console.say(f"  {tag} is damaged and put aside as {tag}.damaged: {problem}")
     step = checkpoint.manifest.step
     run.world.watch.enter("resuming")
+    assert run.checkpoints is not None  # else check_same_run has refused the one that was found
     run.checkpoints.load(run.policy, checkpoint)
     run.console.say(f"  going on after step {step}{moved(checkpoint, described)}")
     process.from_main(run.world, lambda: drop_metrics_after(Path(run.config.save_dir), step))

@@ -89,7 +89,8 @@ def test_nvme_is_refused_where_its_numbers_are_wrong(tmp_path):
     message = problem("zero3_nvme", tmp_path=tmp_path, on_cpu=True)
     assert "'zero_optimization.offload_optimizer.device' is nvme: on CPU ranks DeepSpeed trains with wrong" in message
     assert "'zero_optimization.offload_param.device' is nvme" in message
-    assert "--from_resume 1 with NVMe offload" in problem("zero3_nvme", "--from_resume", "1", tmp_path=tmp_path)
+    assert "no checkpoints are written" in problem("zero3_nvme", "--keep_checkpoints", "1", tmp_path=tmp_path)
+    resolved("zero3_nvme", "--from_resume", "1", tmp_path=tmp_path)  # a job's script may always pass it
     nvme = {"device": "nvme", "nvme_path": str(tmp_path)}
     assert "rests in CPU memory at most" in problem("reference", tmp_path=tmp_path, offload_param=nvme)
     assert "needs stage 3, not 2" in problem("zero2", tmp_path=tmp_path, offload_optimizer=nvme)
@@ -106,6 +107,7 @@ def test_nvme_needs_a_folder(tmp_path):
     ("changes", "message"),
     [
         ({"round_robin_gradients": True}, "'zero_optimization.round_robin_gradients' is true"),
+        ({"pipeline_loading_checkpoint": True}, "'zero_optimization.pipeline_loading_checkpoint' is true"),
         ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, "'zero_optimization.offload_optimizer' needs stage 1"),
         ({"offload_optimizer": {"devise": "cpu"}}, "unknown key 'zero_optimization.offload_optimizer.devise'; did you"),
         ({"offload_optimizer": {"device": "disk"}}, "'zero_optimization.offload_optimizer.device': Input should be"),

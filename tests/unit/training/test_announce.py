@@ -61,6 +61,14 @@ def test_a_model_that_cannot_be_planned_is_trained_without_the_check(prepared, m
     )
 
 
+@pytest.mark.parametrize(("device", "told"), [("cpu", False), ("nvme", True)])
+def test_a_run_without_checkpoints_says_so(device, told, prepared, monkeypatch):
+    prepared.policy_config.values = read_zero(DS_CONFIGS / "zero3_nvme.json")
+    for name in ("offload_optimizer", "offload_param"):
+        prepared.policy_config.values["zero_optimization"][name]["device"] = device
+    assert ("NO CHECKPOINTS" in announced(prepared, monkeypatch, free=2**40)) == told
+
+
 def test_the_check_costs_next_to_nothing(prepared, monkeypatch):
     start = time.process_time()
     announced(prepared, monkeypatch, free=2**30)

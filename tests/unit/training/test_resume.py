@@ -67,6 +67,16 @@ def test_what_is_trained_may_not(changed, said):
     assert len(str(caught.value).splitlines()) == 3  # and nothing else differs
 
 
+def test_states_that_swap_to_nvme_neither_go_on_nor_are_gone_on_from():
+    nvme = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/drive"}}
+    here, there = description(), description()
+    there["layout"]["zero_optimization"] = nvme
+    with pytest.raises(CheckpointError, match=r"written while states swapped to NVMe, .* start anew in another --save"):
+        check_same_run(checkpoint(there, stream().place_after(3)), here, stream())
+    with pytest.raises(CheckpointError, match=r"cannot be gone on from .*/zero3_offload\.json, or start anew"):
+        check_same_run(checkpoint(here, stream().place_after(3)), there, stream())
+
+
 def test_a_stream_that_deals_other_pairs_is_refused():
     """As another version of numpy might, with the same seed."""
     saved = checkpoint(description(), stream(seed=1).place_after(3))
