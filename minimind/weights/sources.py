@@ -232,6 +232,8 @@ def _model_of(config: PretrainedConfig, origin: str) -> PreTrainedModel:
 def _converted(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder as transformers converts them; nothing made up, nothing left out.
 
+    It is the whole model, in the memory of each rank that asks: transformers converts no single tensors.
+
     Raises:
         WeightsError: tensors that are missing, left over or of another shape, which transformers only logs.
     """
