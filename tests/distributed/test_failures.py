@@ -34,6 +34,21 @@ def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
     assert "ZeroDivisionError" in done.output
 
 
+def test_ranks_on_different_devices_are_told_so_before_they_wait_for_each_other():
+    done = launch("tests/distributed/workers/failing.py", "other_device", ranks=2)
+    assert done.status != 0
+    assert done.output.count("LaunchError") == 1
+    assert "different devices: cpu on rank 0; cuda on rank 1" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_rank_that_dies_at_the_very_end_is_named():
+    done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2)
+    assert done.status != 0
+    assert "LaunchError: rank 0 (process" in done.output
+    assert "is gone" in done.output
+
+
 def test_reference_that_is_not_the_policy_stops_the_run(tmp_path):
     done = launch("tests/distributed/workers/failing.py", "other_reference", ranks=2)
     assert done.status != 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from minimind.config import parse_settings
 from minimind.data.pack import pack
@@ -49,8 +53,26 @@ def other_reference(world: process.World) -> None:
     check_start(policy, reference, pack([random_pair(3, 20)]), "float32")
 
 
+def killed_at_the_end(world: process.World) -> None:
+    """Rank 0 dies over what it still does alone when the others have nothing left to do."""
+    if world.is_main:
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    process.end(0, world)
+
+
+def other_device(world: process.World) -> None:
+    raise AssertionError("the ranks have come together")
+
+
 if __name__ == "__main__":
     with process.user_errors():
+        how = sys.argv[-1]
+        if how == "other_device" and os.environ["RANK"] == "1":
+            # As on a machine whose driver works, unlike that of the other.
+            gpu = SimpleNamespace(device_name=lambda: "cuda", device_count=lambda: 8)
+            process.get_accelerator = lambda: gpu
         joined = process.start()
-        {"user_error": user_error, "crash": crash, "other_reference": other_reference}[sys.argv[-1]](joined)
+        ways = (user_error, crash, other_reference, killed_at_the_end, other_device)
+        {way.__name__: way for way in ways}[how](joined)
     process.end(0)
