@@ -145,6 +145,7 @@ def _train(prepared: Prepared, world: World) -> bool:
     before = (
         source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
     )
+    process.keep_memory(world)
     finished = train(run, start)
     policy.close()
     if not finished:
