@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import torch
 
 from minimind import demo
 from minimind.config import parse_settings
+from minimind.engine.manifest import Manifest, record
 from minimind.engine.process import World
 from minimind.training.prepare import prepare
 from minimind.training.space import checkpoint_bytes, weight_bytes
@@ -99,6 +101,23 @@ def test_damage_is_named_and_the_one_before_is_used_if_asked(run, data, tmp_path
     assert metrics(folder)[-1]["loss"] == metrics(run)[-1]["loss"]
     one, other = (torch.load(at / "dpo_96.pth", weights_only=True) for at in (run, folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_file_that_only_one_rank_cannot_load_is_one_error_of_all(run, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    newest, name = folder / "checkpoints/step00000004", "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    # Whole by its manifest, and nothing that torch can read.
+    (newest / name).write_bytes(b"no states")
+    manifest = Manifest.read(newest)
+    dataclasses.replace(manifest, files={**manifest.files, name: record(newest / name)}).write(newest)
+    done = train(*flags(data, folder, "--from_resume", 1), config="zero3", ranks=2)
+    assert done.status != 0
+    assert done.output.count("CheckpointError") == 1
+    assert f"CheckpointError: {newest}: cannot be loaded (" in done.output
+    assert "(only on rank 1)" in done.output
+    assert "is gone" not in done.output
+    assert "Traceback" not in done.output
 
 
 def test_a_rank_that_cannot_write_costs_that_save_only(data, tmp_path, monkeypatch):

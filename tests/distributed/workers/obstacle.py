@@ -40,15 +40,15 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def save_behind_obstacle(self, policy, step, stream):
+def save_behind_obstacle(self, policy, step, *state):
     filler = self.folder / "filler"
     if RANK == "0":
         filler.unlink(missing_ok=True)
     if step not in STEPS:
-        return save(self, policy, step, stream)
+        return save(self, policy, step, *state)
     with contextlib.ExitStack() as stack:
         stack.enter_context(full_disk(filler) if KIND == "disk" else small_files())
-        return save(self, policy, step, stream)
+        return save(self, policy, step, *state)
 
 
 if __name__ == "__main__":
