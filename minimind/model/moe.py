@@ -42,9 +42,9 @@ class TokenRows:
             assert self.mask is not None
             return (values.view(*self.mask.shape, -1) * self.mask[..., None]).sum(1)
         lengths = self.pack.lengths(values.device)
-        prefix, chosen, rejected = (
-            torch.segment_reduce(values, "sum", lengths=lengths, initial=0).view(-1, 3, values.shape[-1]).unbind(1)
-        )
+        # To check the lengths it would wait for the GPU.
+        sums = torch.segment_reduce(values, "sum", lengths=lengths, initial=0, unsafe=True)
+        prefix, chosen, rejected = sums.view(-1, 3, values.shape[-1]).unbind(1)
         return torch.stack((prefix + chosen, prefix + rejected), dim=1).flatten(0, 1)
 
 
