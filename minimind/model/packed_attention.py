@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from minimind import native
-from minimind.model.cpu_attention import cpu_packed_attention
 
 PACKED_ATTENTION = "minimind_packed_pairs"
 
@@ -68,7 +67,7 @@ def packed_attention(
     assert attention_mask is None, "a pack has no mask: its layout says who sees whom"
     if native.applies(query, key, value) and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return cpu_packed_attention(query[0], key[0], value[0], pack.segments, scaling)[None].transpose(1, 2), None
+        return native.packed_attention(query[0], key[0], value[0], pack.segments, scaling)[None], None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -1,6 +1,6 @@
 """The kernels as functions of tensors, with gradients.
 
-    applies(x)? -> rms_norm, rotate, swiglu, packed-attention softmax, target log-probs
+    applies(x)? -> rms_norm, rotate, packed_attention, swiglu, target log-probs
 
 All tensors are bfloat16 on a CPU where nothing else is said. Each function's oracle is the plain torch expression that
 its caller uses everywhere else.
@@ -9,6 +9,7 @@ its caller uses everywhere else.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,27 +42,20 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)
 
 
-def causal_softmax_(scores: Tensor, rows: int, scaling: float) -> Tensor:
-    """In place: the softmax of scores (..., rows, keys) times scaling, each row over the keys up to its own position.
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, segments: Sequence[tuple[int, int, int]], scaling: float
+) -> Tensor:
+    """Exact attention over a pack, lower-right causal within each row of each pair; the scores stay in the caches.
 
-    The rows' own positions are the last `rows` keys. Contiguous; the leading dimensions may be folded into the rows.
+    Args:
+        query: (heads, T, D) with any strides of heads and tokens.
+        key, value: (kv heads, T, D) likewise; each head serves heads / kv heads heads.
+        segments: per pair the lengths of prefix, rest of chosen, rest of rejected, T in all.
+        scaling: factor of the scores, above 0.
+
+    Returns: (T, heads, D).
     """
-    keys = scores.shape[-1]
-    _call("causal_softmax", scores, scores.numel() // (rows * keys), rows, keys, scaling)
-    return scores
-
-
-def causal_softmax_backward_(probabilities: Tensor, grad: Tensor, rows: int, scaling: float) -> Tensor:
-    """In place: the gradient of the probabilities becomes that of the scores before scaling."""
-    keys = grad.shape[-1]
-    _call("causal_softmax_backward", probabilities, grad, grad.numel() // (rows * keys), rows, keys, scaling)
-    return grad
-
-
-def add_to_(sums: Tensor, x: Tensor) -> None:
-    """sums (heads, n, D) float32 += x (heads, n, D); each head's part is contiguous, heads may lie anywhere."""
-    count = x.shape[1] * x.shape[2]
-    _call("add_to", sums, sums.stride(0), x, x.stride(0), len(x), count)
+    return _PackedAttention.apply(query, key, value, segments, scaling)
 
 
 def log_sum_block_(
@@ -142,3 +136,36 @@ class _SwiGLU(torch.autograd.Function):
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         _call("swiglu_backward", grads[0].contiguous(), gate, up, grad_gate, grad_up, gate.numel())
         return grad_gate, grad_up
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Keeps inputs and output; the probabilities are made again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[tuple[int, int, int]], scaling: float
+    ) -> Tensor:
+        heads, tokens, size = query.shape
+        assert key.shape == value.shape == (len(key), tokens, size) and heads % len(key) == 0 and size % 2 == 0
+        assert sum(map(sum, segments)) == tokens
+        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        ctx.lengths, ctx.scaling = torch.tensor(segments), scaling
+        out, log_sums = query.new_empty(tokens, heads, size), torch.empty(heads, tokens)
+        _call("packed_attention", *_PackedAttention.arguments(ctx, query, key, value), out, log_sums)
+        ctx.save_for_backward(query, key, value, out, log_sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, out, log_sums = ctx.saved_tensors
+        made = [torch.empty_like(x) for x in (query, key, value)]
+        arguments = _PackedAttention.arguments(ctx, query, key, value, *made)
+        _call("packed_attention_backward", *arguments, out, log_sums, grads[0].contiguous(), *made)
+        return made[0], made[1], made[2], None, None
+
+    @staticmethod
+    def arguments(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor | float, ...]:
+        """What both kernels take first; strides also of `more`."""
+        strides = torch.tensor([x.stride()[:2] for x in (query, key, value, *more)])
+        sizes = len(ctx.lengths), len(query), *key.shape
+        return query, key, value, strides, ctx.lengths, *sizes, ctx.scaling

@@ -2,51 +2,8 @@
 //
 // Every tensor is contiguous unless a stride is given. A NaN that comes in comes out: the run must see it and stop.
 
-#include <cstdint>
-#include <cstring>
 #include <omp.h>
-
-typedef uint16_t bf16;
-
-// Fewer elements than this are done before other threads have woken up.
-static const long PARALLEL = 1 << 14;
-
-static inline float widen(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float out;
-    memcpy(&out, &bits, 4);
-    return out;
-}
-
-// Round to nearest, ties to even. Adding to the bits of a NaN could make an infinity or zero of it: it stays as it is.
-static inline bf16 narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (bf16)rounded;
-}
-
-// e^x to 2 units in the last place (polynomial of Cephes' expf); finite for every x that is not NaN.
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the rounded integer
-    float whole = shifted - 12582912.0f;
-    float f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * f + 1.3981999507e-3f;
-    y = y * f + 8.3334519073e-3f;
-    y = y * f + 4.1665795894e-2f;
-    y = y * f + 1.6666665459e-1f;
-    y = y * f + 5.0000001201e-1f;
-    y = y * f * f + f + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits = (bits << 23) + 0x3f800000;
-    float power;
-    memcpy(&power, &bits, 4);
-    return y * power;
-}
+#include "bf16.h"
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
@@ -126,64 +83,6 @@ void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* g
         float x = widen(gate[i]), g = widen(grad[i]), s = sigmoid(x);
         grad_up[i] = narrow(g * x * s);
         grad_gate[i] = narrow(g * widen(up[i]) * s * (1.0f + x * (1.0f - s)));
-    }
-}
-
-// In place: scores (matrices, rows, keys) -> softmax(scores * scaling) over the keys that a row may see. The rows'
-// own positions are the last `rows` keys; what comes later than a row is 0.
-void causal_softmax(bf16* scores, long matrices, long rows, long keys, float scaling) {
-#pragma omp parallel if (matrices * rows * keys > PARALLEL)
-    {
-        float* wide = new float[keys];
-#pragma omp for
-        for (long row = 0; row < matrices * rows; row++) {
-            bf16* s = scores + row * keys;
-            long seen = keys - rows + row % rows + 1;
-            float largest = -__builtin_inff(), sum = 0;
-#pragma omp simd reduction(max : largest)
-            for (long i = 0; i < seen; i++) {
-                wide[i] = widen(s[i]) * scaling;
-                largest = wide[i] > largest ? wide[i] : largest;
-            }
-#pragma omp simd reduction(+ : sum)
-            for (long i = 0; i < seen; i++) {
-                wide[i] = exponential(wide[i] - largest);
-                sum += wide[i];
-            }
-            float inverse = 1.0f / sum;
-#pragma omp simd
-            for (long i = 0; i < seen; i++) s[i] = narrow(wide[i] * inverse);
-            memset(s + seen, 0, (keys - seen) * sizeof(bf16));
-        }
-        delete[] wide;
-    }
-}
-
-// In place: gradient of the probabilities -> gradient of the scores before scaling.
-void causal_softmax_backward(const bf16* probabilities, bf16* grad, long matrices, long rows, long keys,
-                             float scaling) {
-#pragma omp parallel for if (matrices * rows * keys > PARALLEL)
-    for (long row = 0; row < matrices * rows; row++) {
-        const bf16* p = probabilities + row * keys;
-        bf16* g = grad + row * keys;
-        long seen = keys - rows + row % rows + 1;
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (long i = 0; i < seen; i++) dot += widen(p[i]) * widen(g[i]);
-#pragma omp simd
-        for (long i = 0; i < seen; i++) g[i] = narrow(widen(p[i]) * (widen(g[i]) - dot) * scaling);
-        memset(g + seen, 0, (keys - seen) * sizeof(bf16));
-    }
-}
-
-// sums (heads, ...) float32 += x (heads, ...): `count` elements of each head, heads lie the strides apart.
-void add_to(float* sums, long sums_stride, const bf16* x, long x_stride, long heads, long count) {
-#pragma omp parallel for if (heads * count > PARALLEL)
-    for (long head = 0; head < heads; head++) {
-        float* out = sums + head * sums_stride;
-        const bf16* in = x + head * x_stride;
-#pragma omp simd
-        for (long i = 0; i < count; i++) out[i] += widen(in[i]);
     }
 }
 

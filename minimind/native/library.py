@@ -1,6 +1,6 @@
-"""Compiling the kernels: by each process that needs them, at their first use, in about a second.
+"""Compiling the kernels: by each process that needs them, in about two seconds, from `prepare` on or at their first use.
 
-    kernels.cpp -> compiler -> a library in a temporary folder -> ctypes
+    kernels.cpp, attention.cpp -> compiler -> a library in a temporary folder -> ctypes
 
 Nothing is kept: no cache that another machine, another user or a kill could leave wrong, and no lock to wait for.
 """
@@ -16,34 +16,47 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp"))
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 _COMPILE_SECONDS = 120
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-# As declared in kernels.cpp: p pointer, l long, f float.
+# As declared in the sources: p pointer, l long, f float.
 _SIGNATURES = {
     "rms_norm_forward": "ppppllf",
     "rms_norm_backward": "ppppppll",
     "rotate": "ppppllllf",
     "swiglu_forward": "pppl",
     "swiglu_backward": "pppppl",
-    "causal_softmax": "plllf",
-    "causal_softmax_backward": "pplllf",
-    "add_to": "plplll",
+    "packed_attention": "ppppplllllfpp",
+    "packed_attention_backward": "ppppplllllfpppppp",
     "log_sum_block": "ppppplll",
     "log_sum_block_backward": "pppplll",
 }
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
+def prepare() -> None:
+    """Begin to compile, while the caller goes on."""
+    threading.Thread(target=library, name="kernels", daemon=True).start()
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be compiled."""
+    with _lock:
+        return _library()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
     try:
         loaded = _load()
     except (OSError, subprocess.SubprocessError) as error:
@@ -66,10 +79,12 @@ def _load() -> ctypes.CDLL:
     # Linked against the OpenMP that torch runs on: two of them would keep two sets of threads spinning.
     openmp = _openmp_runtime() or "-fopenmp"
     with tempfile.TemporaryDirectory() as work:
-        kernels, shared = f"{work}/kernels.o", f"{work}/kernels.so"
-        for command in (["-c", str(_SOURCE), *flags, "-o", kernels], ["-shared", kernels, openmp, "-o", shared]):
-            subprocess.run([*compiler, *command], capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS)
-        return ctypes.CDLL(shared)
+        objects = [f"{source.stem}.o" for source in _SOURCES]
+        for command in (["-c", *map(str, _SOURCES), *flags], ["-shared", *objects, openmp, "-o", "kernels.so"]):
+            subprocess.run(
+                [*compiler, *command], cwd=work, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS
+            )
+        return ctypes.CDLL(f"{work}/kernels.so")
 
 
 def _openmp_runtime() -> str | None:

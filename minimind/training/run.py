@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimind import demo
+from minimind import demo, native
 from minimind.config import Settings, TrainConfig, parse_settings
 from minimind.data.loader import Layout
 from minimind.data.pack import pack, pad
@@ -114,6 +114,8 @@ def _train(prepared: Prepared, world: World) -> bool:
     process.from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
 
     world.watch.enter("building")
+    if world.on_cpu and config.dtype == "bfloat16":
+        native.prepare()
     policy = Policy(
         prepared.source,
         prepared.policy_config,

@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "objective": BOTTOM | {"native"},  # pure functions of tensors
     "engine": MIDDLE | {"data", "objective"},
     "plan": BELOW_TRAINING,
-    "training": BELOW_TRAINING | {"demo", "plan"},
+    "training": BELOW_TRAINING | {"demo", "plan", "native"},
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
     "launch": BELOW_TRAINING | {"training", "plan", "the public face"},

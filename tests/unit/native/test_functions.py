@@ -79,30 +79,6 @@ def test_swiglu_far_out_neither_overflows_nor_is_off():
     assert_rounded(native.swiglu(gate, torch.ones_like(gate)), F.silu(gate.float()))
 
 
-@pytest.mark.parametrize(("matrices", "rows", "keys"), [(1, 1, 1), (2, 3, 3), (3, 5, 19), (4, 64, 200)])
-def test_causal_softmax(matrices, rows, keys):
-    scores = numbers(matrices, rows, keys, scale=8)
-    later = torch.full((rows, rows), -torch.inf).triu(1)
-    exact = scores.float()
-    exact[..., keys - rows :] += later / 0.125
-    exact = (exact * 0.125).softmax(-1)
-    ours = native.causal_softmax_(scores.clone(), rows, 0.125)
-    assert_rounded(ours, exact)
-    assert (ours[..., keys - rows :].triu(1) == 0).all()
-
-    probabilities, grad = ours.float(), numbers(matrices, rows, keys, seed=4)
-    expected = 0.125 * probabilities * (grad.float() - (probabilities * grad.float()).sum(-1, keepdim=True))
-    assert_rounded(native.causal_softmax_backward_(ours, grad, rows, 0.125), expected)
-
-
-def test_add_to_adds_a_part_of_each_head():
-    sums, x = torch.ones(2, 7, 4), numbers(2, 5, 4)
-    expected = sums.clone()
-    expected[:, 2:5] += x[:, 1:4].float()
-    native.add_to_(sums[:, 2:5], x[:, 1:4])
-    assert torch.equal(sums, expected)
-
-
 def carried(blocks, targets):
     largest, total = torch.full((len(targets),), -torch.inf), torch.zeros(len(targets))
     at_target, start = torch.zeros(len(targets)), 0
@@ -162,7 +138,7 @@ def test_what_is_not_finite_stays_visible(bad):
         "rms_norm": native.rms_norm(x, ones, 1e-5),
         "rotate": native.rotate(x[:, None], torch.ones(4, 16), torch.ones(4, 16))[0],
         "swiglu": native.swiglu(torch.ones_like(x), x),
-        "softmax": native.causal_softmax_(x.clone(), 1, 1.0),
+        "attention": native.packed_attention(x[None], ones.expand(1, 4, 32), ones.expand(1, 4, 32), ((0, 4, 0),), 1.0),
         "log sums": carried([x], torch.zeros(4, dtype=torch.int64))[0],
     }
     for name, result in results.items():
