@@ -146,7 +146,8 @@ class _PackedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[tuple[int, int, int]], scaling: float
     ) -> Tensor:
         heads, tokens, size = query.shape
-        assert key.shape == value.shape == (len(key), tokens, size) and heads % len(key) == 0 and size % 2 == 0
+        assert key.shape == value.shape == (len(key), tokens, size)
+        assert size % 2 == heads % len(key) == 0
         assert sum(map(sum, segments)) == tokens
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         ctx.lengths, ctx.scaling = torch.tensor(segments), scaling

@@ -1,4 +1,4 @@
-"""Compiling the kernels: by each process that needs them, in about two seconds, from `prepare` on or at their first use.
+"""Compiling the kernels: by each process that needs them, from `prepare` on or at their first use, in two seconds.
 
     kernels.cpp, attention.cpp -> compiler -> a library in a temporary folder -> ctypes
 

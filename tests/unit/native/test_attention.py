@@ -1,4 +1,4 @@
-"""The CPU's bfloat16 attention over packs against the definition in float32: nearer than torch's own operations come."""
+"""The CPU's bfloat16 attention over packs against the definition in float32."""
 
 from __future__ import annotations
 
