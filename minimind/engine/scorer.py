@@ -44,7 +44,7 @@ class PairScorer(nn.Module):
             use_cache=False,
             pack=PackLayout(batch.segments),
         )
-        hidden = out.last_hidden_state[0].index_select(0, batch.target_positions)
+        hidden = out.last_hidden_state.squeeze(0).index_select(0, batch.target_positions)
         head = self.model.get_output_embeddings()
         log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
         return log_probs, _aux_loss(out, log_probs)

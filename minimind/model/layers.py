@@ -74,7 +74,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Channels of the two halves are paired, as in Llama. Computed in float32, x's dtype out.
     """
     if len(x) == 1 and native.applies(x):
-        return native.rotate(x[0], cos[0], sin[0])[None]
+        return native.rotate(x.squeeze(0), cos[0], sin[0])[None]
     first, second = x.transpose(1, 2).chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

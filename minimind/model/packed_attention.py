@@ -67,7 +67,9 @@ def packed_attention(
     assert attention_mask is None, "a pack has no mask: its layout says who sees whom"
     if native.applies(query, key, value) and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return native.packed_attention(query[0], key[0], value[0], pack.segments, scaling)[None], None
+        # Views both ways; the gradient of an index would be filled with zeros first.
+        tensors = (x.squeeze(0) for x in (query, key, value))
+        return native.packed_attention(*tensors, pack.segments, scaling)[None], None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
