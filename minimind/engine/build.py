@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.process import World
@@ -38,6 +39,11 @@ def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.d
         if name in source.shapes():
             buffer.copy_(source.read(name))
     return PairScorer(model)
+
+
+def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks of a model in its order, as transformers marks them; none where it does not say what its blocks are."""
+    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 
 def own_share(tensor: Tensor, world: World) -> Tensor:

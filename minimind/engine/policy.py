@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from minimind.data.pack import PairBatch
-from minimind.engine.build import build_scorer, own_share
+from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.process import World
 from minimind.errors import ConfigError, TrainingError
@@ -93,7 +93,7 @@ class Policy:
             ConfigError: the model does not say what its blocks are.
         """
         model = self.engine.module.model
-        blocks = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+        blocks = transformer_blocks(model)
         if not blocks:
             raise ConfigError(f"--use_compile 1: {type(model).__name__} does not say what its blocks are; use 0")
         for block in blocks:

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor
 
 from minimind.data.pack import PackedPairs, PairBatch, join
-from minimind.engine.build import build_scorer
+from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.process import World
 from minimind.objective.dpo import row_sums
 from minimind.weights.empty import restore_buffers
@@ -52,6 +54,10 @@ class Reference(RowReference):
         config = resolved.settings.config
         scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world)
         scorer.requires_grad_(False)
+        # A block is gathered as one, instead of each of its matrices: larger messages, and DeepSpeed's hooks once. From
+        # NVMe DeepSpeed reads a few tensors at a time.
+        for block in [] if swaps_to_nvme(resolved.values) else transformer_blocks(scorer.model):
+            set_z3_leaf_module(block, True)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
         self.engine.eval()
         restore_buffers(scorer.model)

@@ -38,13 +38,17 @@ class PairScorer(nn.Module):
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
         self.model.config._attn_implementation = PACKED_ATTENTION
+        knows_keep = isinstance(self.model.config, MiniMindConfig)
         out = self.model.base_model(
             input_ids=batch.token_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
             pack=PackLayout(batch.segments),
+            **({"keep": batch.target_positions} if knows_keep else {}),
         )
-        hidden = out.last_hidden_state.squeeze(0).index_select(0, batch.target_positions)
+        hidden = out.last_hidden_state.squeeze(0)
+        if not knows_keep:
+            hidden = hidden.index_select(0, batch.target_positions)
         head = self.model.get_output_embeddings()
         log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
         return log_probs, _aux_loss(out, log_probs)

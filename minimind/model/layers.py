@@ -108,8 +108,10 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
+        keep: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        """x (B, T, H) -> (B, T, H), or only at the positions `keep` (K,) of every sequence: (B, K, H)."""
         heads = (*x.shape[:-1], -1, self.head_dim)
         q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary)
         k = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary)
@@ -129,7 +131,10 @@ class Attention(nn.Module):
             dropout=self.config.dropout if self.training else 0.0,
             **kwargs,
         )
-        return self.dropout(self.o_proj(out.reshape(*x.shape[:-1], -1)))
+        out = out.reshape(*x.shape[:-1], -1)
+        if keep is not None:
+            out = out.index_select(1, keep)
+        return self.dropout(self.o_proj(out))
 
 
 class FeedForward(nn.Module):

@@ -46,9 +46,11 @@ class Block(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         rows: TokenRows | None,
+        keep: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, attention_mask, past_key_values, **kwargs)
+        attended = self.self_attn(self.input_layernorm(x), rotary, attention_mask, past_key_values, keep, **kwargs)
+        x = attended + (x if keep is None else x.index_select(1, keep))
         normed = self.post_attention_layernorm(x)
         if rows is None:
             return x + self.mlp(normed), None
@@ -107,9 +109,14 @@ class MiniMindModel(MiniMindPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool = False,
         pack: PackLayout | None = None,
+        keep: Tensor | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
-        """Hidden states of token ids (B, T) int64; `attention_mask` (B, T) is 0 at pads; `pack` lays out a pack."""
+        """Hidden states of token ids (B, T) int64; `attention_mask` (B, T) is 0 at pads; `pack` lays out a pack.
+
+        With `keep` (K,) int64 only those positions of every sequence are given, (B, K, H), and the last block computes
+        nothing for the others once their keys and values are there.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         hidden = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
@@ -139,9 +146,13 @@ class MiniMindModel(MiniMindPreTrainedModel):
 
         rotary = rotary_tables(self.config, position_ids)
         aux_losses = []
-        for layer in self.layers:
-            hidden, aux_loss = layer(hidden, rotary, mask, past_key_values, rows, **kwargs)
+        for number, layer in enumerate(self.layers, start=1):
+            # Experts are balanced over all tokens, in the last block too.
+            last = number == len(self.layers) and rows is None
+            hidden, aux_loss = layer(hidden, rotary, mask, past_key_values, rows, keep if last else None, **kwargs)
             aux_losses.append(aux_loss)
+        if keep is not None and rows is not None:
+            hidden = hidden.index_select(1, keep)
         aux_total = torch.stack(aux_losses).sum() if rows is not None else hidden.new_zeros((), dtype=torch.float32)
         return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_total, past_key_values=past_key_values)
 

@@ -15,26 +15,12 @@
 #include <cmath>
 #include <vector>
 #include <omp.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-#include "bf16.h"
-
-// Bytes of a vector register, and rows of the left matrix whose sums fit into all of them.
-#if defined(__AVX512F__)
-static const long BYTES = 64, ROWS = 6;
-#elif defined(__AVX__)
-static const long BYTES = 32, ROWS = 2;
-#else
-static const long BYTES = 16, ROWS = 4;
-#endif
+#include "vector.h"
 
 typedef uint32_t pair32;  // two bfloat16
-typedef float floats __attribute__((vector_size(BYTES), aligned(4)));
-typedef pair32 pairs __attribute__((vector_size(BYTES), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(BYTES), aligned(4)));
 
-static const long VECTOR = BYTES / 4;
+// Rows of the left matrix that are multiplied at once: as many sums as fit into the vector registers.
+static const int ROWS = BYTES == 64 ? 6 : BYTES == 32 ? 2 : 4;
 // Queries of a block: four vectors of lanes; of a small one, two.
 static const long LANES = 4 * VECTOR, FEW = 2 * VECTOR;
 // Keys of a block in the backward, whole rows: what is made of them stays near the core.
@@ -43,35 +29,20 @@ static const long KEYS = 120;
 static inline long even(long n) { return (n + 1) & ~1L; }
 static inline long whole_lanes(long n) { return (n + FEW - 1) / FEW * FEW; }
 
-static inline floats& at(float* x) { return *(floats*)x; }
-static inline const floats& at(const float* x) { return *(const floats*)x; }
-
 // Lanes of vector v from number `visible` on.
 static inline ints seen(long visible, int v) {
     static const int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return *(const ints*)numbers >= (int32_t)(visible - v * VECTOR);
 }
 
-static inline void store_narrow(bf16* out, floats x) {
-#ifdef __AVX512BF16__
-    _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-#else
-    for (long i = 0; i < VECTOR; i++) out[i] = narrow(x[i]);
-#endif
-}
-
 // Words whose first element is of `first`, whose second of `second`.
 static inline void store_pairs(pair32* out, floats first, floats second) {
-#ifdef __AVX512BF16__
-    pairs low = (pairs)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
-    pairs high = (pairs)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));
-    *(pairs*)out = low | high << 16;
-#else
-    for (long i = 0; i < VECTOR; i++) out[i] = narrow(first[i]) | (pair32)narrow(second[i]) << 16;
-#endif
+    words low = __builtin_convertvector(round_half(first), words);
+    words high = __builtin_convertvector(round_half(second), words);
+    *(words*)out = low | high << 16;
 }
 
-static inline floats add_product(floats sum, pairs a, pairs b) {
+static inline floats add_product(floats sum, words a, words b) {
 #ifdef __AVX512BF16__
     return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
@@ -87,12 +58,12 @@ static void tile(const bf16* a, long a_row, const pair32* b, long b_row, float* 
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) sums[r][v] = add ? at(c + r * c_row + v * VECTOR) : floats{};
     for (long k = 0; k < count; k++) {
-        pairs right[V];
-        for (int v = 0; v < V; v++) right[v] = *(const pairs*)(b + k * b_row + v * VECTOR);
+        words right[V];
+        for (int v = 0; v < V; v++) right[v] = *(const words*)(b + k * b_row + v * VECTOR);
         for (int r = 0; r < R; r++) {
             pair32 word;
             memcpy(&word, a + r * a_row + 2 * k, 4);
-            pairs left = word - pairs{};
+            words left = word - words{};
             for (int v = 0; v < V; v++) sums[r][v] = add_product(sums[r][v], left, right[v]);
         }
     }
@@ -203,16 +174,16 @@ static void for_blocks(const Pair& pair, Block block) {
 
 // x (size, lanes) times factor (lanes) -> out (n, size), rows `token` elements apart.
 template <int V>
-static void write_transposed(const float* x, const floats* factor, long n, long size, pair32* words, bf16* out,
+static void write_transposed(const float* x, const floats* factor, long n, long size, pair32* turned, bf16* out,
                              long token) {
     constexpr long lanes = V * VECTOR;
     for (long d = 0; d < size; d += 2)
         for (int v = 0; v < V; v++) {
             const float* upper = x + d * lanes + v * VECTOR;
-            store_pairs(words + d / 2 * lanes + v * VECTOR, at(upper) * factor[v], at(upper + lanes) * factor[v]);
+            store_pairs(turned + d / 2 * lanes + v * VECTOR, at(upper) * factor[v], at(upper + lanes) * factor[v]);
         }
     for (long i = 0; i < n; i++, out += token)
-        for (long d = 0; d < size / 2; d++) memcpy(out + 2 * d, words + d * lanes + i, 4);
+        for (long d = 0; d < size / 2; d++) memcpy(out + 2 * d, turned + d * lanes + i, 4);
 }
 
 // Pairs by falling cost: what takes longest starts first.
@@ -230,7 +201,7 @@ static std::vector<Pair> read_pairs(const int64_t* segments, long count) {
 
 // e^(score * scaling - offset) in the lanes of vector v from number `visible` on, 0 before.
 static inline floats probabilities(const float* scores, floats offset, float scaling, long visible, int v) {
-    return seen(visible, v) ? exponential<floats, pairs>(at(scores) * scaling - offset) : floats{};
+    return seen(visible, v) ? exponential(at(scores) * scaling - offset) : floats{};
 }
 
 extern "C" {
@@ -258,7 +229,7 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                 constexpr int V = vectors;
                 constexpr long lanes = V * VECTOR;
                 floats largest[V], total[V];
-                for (int v = 0; v < V; v++) largest[v] = floats{} - INFINITY, total[v] = floats{};
+                for (int v = 0; v < V; v++) largest[v] = all(-INFINITY), total[v] = floats{};
                 pair_along(query, first, n, size, queries.data(), lanes);
                 float* row = scores.data();
                 for (const Span* span = spans; span < spans + num_spans; span++) {
@@ -326,7 +297,7 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                 constexpr int V = vectors;
                 constexpr long lanes = V * VECTOR;
                 floats delta[V], log_sum[V], one[V];
-                for (int v = 0; v < V; v++) delta[v] = floats{}, log_sum[v] = floats{} + INFINITY, one[v] = floats{} + 1;
+                for (int v = 0; v < V; v++) delta[v] = floats{}, log_sum[v] = all(INFINITY), one[v] = all(1);
                 for (long i = 0; i < n; i++) {
                     const bf16 *g = own_grad.at(first + i), *o = out + ((first + i) * heads + head) * size;
                     float dot = 0;
@@ -354,8 +325,8 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                     long i = own * lanes + v * VECTOR;
                                     floats one_p = probabilities(&scores[i], log_sum[v], scaling, j + own - first, v);
                                     ds[own - r] = one_p * (at(&grad_p[i]) - delta[v]) * scaling;
-                                    store_narrow(&p[i], one_p);
-                                    store_narrow(&grad_s[i], ds[own - r]);
+                                    store(&p[i], one_p);
+                                    store(&grad_s[i], ds[own - r]);
                                 }
                                 store_pairs(&grad_s_pairs[r / 2 * lanes + v * VECTOR], ds[0], ds[1]);
                             }
@@ -374,9 +345,9 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
         for (long t = 0; t < length; t++) {
             bf16* to_key = grad_k + kv_head * strides[8] + (pair.start + t) * strides[9];
             bf16* to_value = grad_v + kv_head * strides[10] + (pair.start + t) * strides[11];
-            for (long d = 0; d < size; d++) {
-                to_key[d] = narrow(to_keys[t * padded + d]);
-                to_value[d] = narrow(to_values[t * padded + d]);
+            for (long d = 0; d < size; d += VECTOR) {
+                store(to_key + d, at(&to_keys[t * padded + d]), size - d);
+                store(to_value + d, at(&to_values[t * padded + d]), size - d);
             }
         }
     }

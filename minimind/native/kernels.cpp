@@ -1,11 +1,15 @@
-// Passes over bfloat16 tensors, computed in float32. Plain loops: the compiler makes vector instructions of them.
+// Passes over bfloat16 tensors, computed in float32, a vector at a time; rows need not be whole vectors.
 //
 // Every tensor is contiguous unless a stride is given. A NaN that comes in comes out: the run must see it and stop.
 
+#include <cmath>
 #include <omp.h>
-#include "bf16.h"
+#include "vector.h"
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+// Fewer elements than this are done before other threads have woken up.
+static const long PARALLEL = 1 << 14;
+
+static inline floats sigmoid(floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
 extern "C" {
 
@@ -15,13 +19,11 @@ void rms_norm_forward(const bf16* x, const bf16* weight, bf16* y, float* scale, 
     for (long row = 0; row < rows; row++) {
         const bf16* in = x + row * size;
         bf16* out = y + row * size;
-        float squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (long i = 0; i < size; i++) squares += widen(in[i]) * widen(in[i]);
-        float r = 1.0f / __builtin_sqrtf(squares / size + eps);
-        scale[row] = r;
-#pragma omp simd
-        for (long i = 0; i < size; i++) out[i] = narrow(widen(in[i]) * r * widen(weight[i]));
+        floats squares{};
+        for (long i = 0; i < size; i += VECTOR) squares += load(in + i, size - i) * load(in + i, size - i);
+        float r = scale[row] = 1.0f / std::sqrt(sum(squares) / size + eps);
+        for (long i = 0; i < size; i += VECTOR)
+            store(out + i, load(in + i, size - i) * r * load(weight + i, size - i), size - i);
     }
 }
 
@@ -32,17 +34,19 @@ void rms_norm_backward(const bf16* grad, const bf16* x, const bf16* weight, cons
     for (long row = 0; row < rows; row++) {
         const bf16 *g = grad + row * size, *in = x + row * size;
         bf16* out = grad_x + row * size;
-        float* sums = grad_weight + omp_get_thread_num() * size;
-        float r = scale[row], dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (long i = 0; i < size; i++) {
-            float product = widen(g[i]) * widen(in[i]);
-            dot += product * widen(weight[i]);
-            sums[i] += product * r;
+        float *sums = grad_weight + omp_get_thread_num() * size, r = scale[row];
+        floats dot{};
+        for (long i = 0; i < size; i += VECTOR) {
+            long n = size - i;
+            floats product = load(g + i, n) * load(in + i, n);
+            dot += product * load(weight + i, n);
+            store(sums + i, load(sums + i, n) + product * r, n);
         }
-        float back = dot * r * r * r / size;
-#pragma omp simd
-        for (long i = 0; i < size; i++) out[i] = narrow(widen(g[i]) * widen(weight[i]) * r - widen(in[i]) * back);
+        float back = sum(dot) * r * r * r / size;
+        for (long i = 0; i < size; i += VECTOR) {
+            long n = size - i;
+            store(out + i, load(g + i, n) * load(weight + i, n) * r - load(in + i, n) * back, n);
+        }
     }
 }
 
@@ -53,16 +57,16 @@ void rotate(const bf16* x, const float* cosines, const float* sines, bf16* y, lo
     long half = size / 2;
 #pragma omp parallel for if (tokens * heads * size > PARALLEL)
     for (long token = 0; token < tokens; token++) {
-        const float *c = cosines + token * half, *s = sines + token * half;
         for (long head = 0; head < heads; head++) {
             long by_token = (token * heads + head) * size, by_head = (head * tokens + token) * size;
             const bf16* in = x + (to_heads ? by_token : by_head);
             bf16* out = y + (to_heads ? by_head : by_token);
-#pragma omp simd
-            for (long i = 0; i < half; i++) {
-                float a = widen(in[i]), b = widen(in[half + i]), turn = s[i] * sign;
-                out[i] = narrow(a * c[i] - b * turn);
-                out[half + i] = narrow(b * c[i] + a * turn);
+            for (long i = 0; i < half; i += VECTOR) {
+                long n = half - i;
+                floats a = load(in + i, n), b = load(in + half + i, n);
+                floats c = load(cosines + token * half + i, n), s = load(sines + token * half + i, n) * sign;
+                store(out + i, a * c - b * s, n);
+                store(out + half + i, b * c + a * s, n);
             }
         }
     }
@@ -70,37 +74,42 @@ void rotate(const bf16* x, const float* cosines, const float* sines, bf16* y, lo
 
 // y = gate * sigmoid(gate) * up
 void swiglu_forward(const bf16* gate, const bf16* up, bf16* y, long count) {
-#pragma omp parallel for simd if (count > PARALLEL)
-    for (long i = 0; i < count; i++) {
-        float x = widen(gate[i]);
-        y[i] = narrow(x * sigmoid(x) * widen(up[i]));
+#pragma omp parallel for if (count > PARALLEL)
+    for (long i = 0; i < count; i += VECTOR) {
+        floats x = load(gate + i, count - i);
+        store(y + i, x * sigmoid(x) * load(up + i, count - i), count - i);
     }
 }
 
 void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* grad_gate, bf16* grad_up, long count) {
-#pragma omp parallel for simd if (count > PARALLEL)
-    for (long i = 0; i < count; i++) {
-        float x = widen(gate[i]), g = widen(grad[i]), s = sigmoid(x);
-        grad_up[i] = narrow(g * x * s);
-        grad_gate[i] = narrow(g * widen(up[i]) * s * (1.0f + x * (1.0f - s)));
+#pragma omp parallel for if (count > PARALLEL)
+    for (long i = 0; i < count; i += VECTOR) {
+        long n = count - i;
+        floats x = load(gate + i, n), g = load(grad + i, n), s = sigmoid(x);
+        store(grad_up + i, g * x * s, n);
+        store(grad_gate + i, g * load(up + i, n) * s * (1.0f + x * (1.0f - s)), n);
     }
 }
 
 // One block of logits (rows, width), tokens `start` and on: carries largest logit and sum of exponentials (rows) on
 // over the blocks, and picks the target's logit where it lies in this one.
-void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, float* sum, float* at_target, long rows,
+void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, float* sums, float* at_target, long rows,
                    long width, long start) {
 #pragma omp parallel for if (rows * width > PARALLEL)
     for (long row = 0; row < rows; row++) {
         const bf16* l = logits + row * width;
-        float top = largest[row], total = 0;
-#pragma omp simd reduction(max : top)
-        for (long i = 0; i < width; i++) top = widen(l[i]) > top ? widen(l[i]) : top;
+        long whole = width / VECTOR * VECTOR;
+        floats tops = all(largest[row]), totals{};
+        for (long i = 0; i < whole; i += VECTOR) tops = load(l + i) > tops ? load(l + i) : tops;
+        float top = largest[row];
+        for (long i = 0; i < VECTOR; i++) top = tops[i] > top ? tops[i] : top;
+        for (long i = whole; i < width; i++) top = widen(l[i]) > top ? widen(l[i]) : top;
         // A bias of minus infinity rules tokens out, perhaps all so far; NaNs are no largest either, and must be summed.
-        float base = top > -__builtin_inff() ? top : 0;
-#pragma omp simd reduction(+ : total)
-        for (long i = 0; i < width; i++) total += exponential(widen(l[i]) - base);
-        sum[row] = total + sum[row] * exponential(largest[row] - base);
+        float base = top > -INFINITY ? top : 0;
+        for (long i = 0; i < whole; i += VECTOR) totals += exponential(load(l + i) - base);
+        float total = sum(totals);
+        for (long i = whole; i < width; i++) total += std::exp(widen(l[i]) - base);
+        sums[row] = total + sums[row] * std::exp(largest[row] - base);
         largest[row] = top;
         long target = targets[row] - start;
         if (target >= 0 && target < width) at_target[row] = widen(l[target]);
@@ -113,13 +122,13 @@ void log_sum_block_backward(bf16* logits, const int64_t* targets, const float* l
 #pragma omp parallel for if (rows * width > PARALLEL)
     for (long row = 0; row < rows; row++) {
         bf16* l = logits + row * width;
-        float g = grad[row], all = log_sum[row];
+        float g = grad[row], all_of_it = log_sum[row];
         long target = targets[row] - start;
         bool here = target >= 0 && target < width;
         float own = here ? widen(l[target]) : 0;
-#pragma omp simd
-        for (long i = 0; i < width; i++) l[i] = narrow(-g * exponential(widen(l[i]) - all));
-        if (here) l[target] = narrow(g - g * exponential(own - all));
+        for (long i = 0; i < width; i += VECTOR)
+            store(l + i, -g * exponential(load(l + i, width - i) - all_of_it), width - i);
+        if (here) store(l + target, all(g - g * std::exp(own - all_of_it)), 1);
     }
 }
 }

@@ -1,9 +1,9 @@
 """What a trainer's steps amount to in arithmetic, and how fast this machine multiplies matrices.
 
 Useful is what exact DPO of these pairs needs, and no more: every token of a pair once, a prefix that both halves share
-once; in attention only the pairs of tokens that see each other; the output head only where a token counts; the policy
-forward and backward (twice a forward: gradients of inputs and of weights), the reference, where it is not cached,
-forward. Nothing that is recomputed, padded or masked counts, nor do norms, softmax, activations and the optimizer. A
+once; in attention only the pairs of tokens that see each other; the output head, and of the last block what comes after
+attention, only where a token counts; the policy forward and backward (twice a forward: gradients of inputs and of
+weights), the reference, where it is not cached, forward. Nothing that is recomputed, padded or masked counts, nor do norms, softmax, activations and the optimizer. A
 multiplication and an addition are two operations.
 """
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -47,7 +48,8 @@ class Work:
 def work_of(packs: Sequence[PackedPairs], config: MiniMindConfig) -> Work:
     """The work in some packs of a dense MiniMind."""
     tokens, targets = sum(len(one.token_ids) for one in packs), sum(len(one.target_ids) for one in packs)
-    weights = sum(count * n * k for n, k, count in _layer_products(config))
+    to_attention, after = (sum(count * n * k for n, k, count in part) for part in _layer_products(config))
+    layers = config.num_hidden_layers
     seen = sum(_visible(*segment) for one in packs for segment in one.segments)
     # Scores and values: two products of head_dim for each head and each pair of tokens.
     attention = 2 * 2 * config.num_attention_heads * config.head_dim * seen
@@ -56,7 +58,8 @@ def work_of(packs: Sequence[PackedPairs], config: MiniMindConfig) -> Work:
         row_tokens=sum(one.row_tokens for one in packs),
         packed_tokens=tokens,
         targets=targets,
-        forward_flops=config.num_hidden_layers * (2.0 * weights * tokens + attention)
+        forward_flops=layers * (2.0 * to_attention * tokens + attention)
+        + 2.0 * after * (tokens * (layers - 1) + targets)
         + 2.0 * config.hidden_size * config.vocab_size * targets,
     )
 
@@ -67,15 +70,14 @@ def _visible(prefix: int, chosen: int, rejected: int) -> int:
     return row * (row + 1) // 2 + rejected * prefix + rejected * (rejected + 1) // 2
 
 
-def _layer_products(config: MiniMindConfig) -> Iterator[tuple[int, int, int]]:
-    """Weights (n, k) of a layer's matrix products, and how many there are of each."""
+_Products = tuple[tuple[int, int, int], ...]
+
+
+def _layer_products(config: MiniMindConfig) -> tuple[_Products, _Products]:
+    """Weights (n, k) of a layer's matrix products, and how many there are of each: up to attention, and after it."""
     h, inner = config.hidden_size, config.intermediate_size
     heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    yield heads, h, 1
-    yield kv, h, 2
-    yield h, heads, 1
-    yield inner, h, 2
-    yield h, inner, 1
+    return ((heads, h, 1), (kv, h, 2)), ((h, heads, 1), (inner, h, 2), (h, inner, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,8 @@ class GemmRates:
 def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.dtype) -> GemmRates:
     """Measure the rates for a pack of so many tokens and targets."""
     flops, forward, backward, peak = 0.0, 0.0, 0.0, 0.0
-    products = [(tokens, n, k, count * config.num_hidden_layers) for n, k, count in _layer_products(config)]
+    in_layer = itertools.chain(*_layer_products(config))
+    products = [(tokens, n, k, count * config.num_hidden_layers) for n, k, count in in_layer]
     products.append((targets, config.vocab_size, config.hidden_size, 1))
     for rows, n, k, count in products:
         x, w, grad = (torch.randn(*size, dtype=dtype) for size in ((rows, k), (n, k), (rows, n)))

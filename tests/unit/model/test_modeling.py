@@ -238,3 +238,28 @@ def test_the_default_model_is_minimind2():
     h = 512
     layer = 2 * h * h + 2 * h * 128 + 3 * h * 1408 + 2 * h
     assert sum(parameter.numel() for parameter in model.parameters()) == 6400 * h + 8 * layer + h == 25_829_888
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_that_are_kept_are_those_of_the_whole(kind, checkpointed):
+    """What the last block leaves out changes neither the other positions, nor a gradient, nor the experts' balance."""
+    model, ids, keep = make(kind).train(), tokens(2, 9), torch.tensor([1, 4, 4, 8])
+    if checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    results = []
+    for kept in (None, keep):
+        model.zero_grad()
+        out = model.model(ids, keep=kept)
+        hidden = out.last_hidden_state if kept is not None else out.last_hidden_state[:, keep]
+        (hidden.square().sum() + out.aux_loss).backward()
+        results.append([hidden.detach(), out.aux_loss.detach(), *(p.grad for p in model.model.parameters())])
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_block_computes_only_what_is_kept():
+    model, widths = make("minimind3"), []
+    model.model.layers[-1].mlp.register_forward_hook(lambda module, inputs, out: widths.append(out.shape[1]))
+    model.model(tokens(1, 9), keep=torch.tensor([2, 5]))
+    assert widths == [2]

@@ -1,0 +1,96 @@
+// bfloat16 in vectors: widened to float32, computed with, rounded once. The compiler lowers the vector types to whatever
+// registers there are.
+
+#pragma once
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+// Bytes of a vector register.
+#if defined(__AVX512F__)
+static const long BYTES = 64;
+#elif defined(__AVX__)
+static const long BYTES = 32;
+#else
+static const long BYTES = 16;
+#endif
+// Lanes of a vector.
+static const long VECTOR = BYTES / 4;
+
+typedef uint16_t bf16;
+typedef float floats __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef bf16 halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
+
+static inline floats all(float x) { return floats{} + x; }
+
+static inline floats& at(float* x) { return *(floats*)x; }
+static inline const floats& at(const float* x) { return *(const floats*)x; }
+
+static inline float sum(floats x) {
+    float total = 0;
+    for (long i = 0; i < VECTOR; i++) total += x[i];
+    return total;
+}
+
+static inline float widen(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+// Round to nearest, ties to even. A NaN stays one: added to, its bits could become those of an infinity or of zero.
+static inline halves round_half(floats x) {
+#ifdef __AVX512BF16__
+    return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    words bits = (words)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? words{} + 0x7fc0 : rounded, halves);
+#endif
+}
+
+// The first n of a vector's elements, all of them if there are more; 0 beyond.
+static inline floats load(const bf16* x, long n = VECTOR) {
+    halves raw{};
+    if (n >= VECTOR) raw = *(const halves*)x;
+    else memcpy(&raw, x, n * sizeof(bf16));
+    return (floats)(__builtin_convertvector(raw, words) << 16);
+}
+
+static inline floats load(const float* x, long n = VECTOR) {
+    if (n >= VECTOR) return at(x);
+    floats out{};
+    memcpy(&out, x, n * sizeof(float));
+    return out;
+}
+
+static inline void store(bf16* out, floats x, long n = VECTOR) {
+    halves raw = round_half(x);
+    if (n >= VECTOR) *(halves*)out = raw;
+    else memcpy(out, &raw, n * sizeof(bf16));
+}
+
+static inline void store(float* out, floats x, long n = VECTOR) {
+    if (n >= VECTOR) at(out) = x;
+    else memcpy(out, &x, n * sizeof(float));
+}
+
+// e^x to 2 units in the last place (polynomial of Cephes' expf), finite for every x that is not NaN.
+static inline floats exponential(floats x) {
+    x = x < all(-87.0f) ? all(-87.0f) : x;
+    x = x > all(88.0f) ? all(88.0f) : x;
+    floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the rounded integer
+    floats whole = shifted - 12582912.0f;
+    floats f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    floats y = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * f + 8.3334519073e-3f;
+    y = y * f + 4.1665795894e-2f;
+    y = y * f + 1.6666665459e-1f;
+    y = y * f + 5.0000001201e-1f;
+    y = y * f * f + f + 1.0f;
+    return y * (floats)(((words)shifted << 23) + 0x3f800000);
+}
