@@ -3,8 +3,8 @@
 Useful is what exact DPO of these pairs needs, and no more: every token of a pair once, a prefix that both halves share
 once; in attention only the pairs of tokens that see each other; the output head, and of the last block what comes after
 attention, only where a token counts; the policy forward and backward (twice a forward: gradients of inputs and of
-weights), the reference, where it is not cached, forward. Nothing that is recomputed, padded or masked counts, nor do norms, softmax, activations and the optimizer. A
-multiplication and an addition are two operations.
+weights), the reference, where it is not cached, forward. Nothing that is recomputed, padded or masked counts, nor do
+norms, softmax, activations and the optimizer. A multiplication and an addition are two operations.
 """
 
 from __future__ import annotations
