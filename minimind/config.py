@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from minimind.errors import ConfigError
 
 FLAG, DEFAULT, DEMO, DEEPSPEED_FILE, WEIGHTS = "flag", "default", "demo", "DeepSpeed file", "weights"
-CHECKPOINT = "checkpoint"
+CHECKPOINT, MEASURED = "checkpoint", "measured"
 
 
 def _flag(
@@ -126,6 +126,14 @@ class TrainConfig:
         False, "recompute activations in backward: less memory, more time", group="engine"
     )
     use_compile: bool = _flag(False, "torch.compile the policy's blocks (ZeRO stage 0 to 2)", group="engine")
+    attention: str = _flag(
+        "auto",
+        "over packs: torch's SDPA segment by segment (sdpa), one call of variable-length flash attention (varlen), "
+        "FlexAttention (flex); auto: on a GPU the fastest that gives SDPA's numbers, measured at start, on a CPU its "
+        "own kernel or SDPA",
+        group="engine",
+        choices=("auto", "sdpa", "varlen", "flex"),
+    )
 
     # Run
     save_dir: str = _flag("out/dpo", "the run's folder; all that the run writes is there", group="run")
@@ -160,7 +168,7 @@ class Settings:
 
     Attributes:
         config: the values.
-        origins: name -> "flag", "default", "demo", "DeepSpeed file", "weights" or "checkpoint".
+        origins: name -> "flag", "default", "demo", "DeepSpeed file", "weights", "checkpoint" or "measured".
     """
 
     config: TrainConfig

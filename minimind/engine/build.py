@@ -16,16 +16,20 @@ from transformers import PreTrainedModel
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.process import World
 from minimind.engine.scorer import PairScorer
+from minimind.model.packed_attention import NATIVE
 from minimind.weights.empty import plain_model, uninitialized_model
 from minimind.weights.sources import WeightSource, tensors
 
 
-def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World) -> PairScorer:
+def build_scorer(
+    source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World, attention: str = NATIVE
+) -> PairScorer:
     """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3."""
     zero = ds_config["zero_optimization"]
     if zero["stage"] < 3:
         # A copy of its own for each tensor: what a file maps or another model shares must not be trained.
-        return PairScorer(plain_model(source.config, {n: t.to(dtype, copy=True) for n, t in tensors(source)}))
+        state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors(source)}
+        return PairScorer(plain_model(source.config, state), attention)
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
     # ZeRO++ keeps a second share of each tensor, or rounded ones; on NVMe none is at hand.
@@ -38,11 +42,11 @@ def build_scorer(source: WeightSource, ds_config: dict[str, Any], dtype: torch.d
     for name, buffer in model.named_buffers():
         if name in source.shapes():
             buffer.copy_(source.read(name))
-    return PairScorer(model)
+    return PairScorer(model, attention)
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of a model in its order, as transformers marks them; none where it does not say what its blocks are."""
+    """The blocks of a model in its order, as transformers marks them; none where it does not say what they are."""
     return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 

@@ -77,7 +77,7 @@ class Checkpoints:
     Args:
         folder: where they lie.
         world: the ranks.
-        described: what a manifest says of the run: its identity, batch and layout.
+        described: what a manifest says of the run: its identity, batch, layout and attention.
         keep: how many are kept, the newest; 0: all.
     """
 

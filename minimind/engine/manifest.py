@@ -37,6 +37,7 @@ class Manifest:
         layout: how the states are cut: ranks, ZeRO section, optimizer. Going on with another means cutting them anew.
         files: name -> {"bytes", "sha256"}.
         unlogged: what the training metrics had come to since the last logged step.
+        attention: what attended over packs; empty in manifests that do not say.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Manifest:
     layout: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
     unlogged: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention: str = ""
 
     def write(self, folder: Path) -> None:
         """Write it, with a hash of its own."""

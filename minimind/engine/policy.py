@@ -23,6 +23,7 @@ from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.process import World
 from minimind.errors import ConfigError, TrainingError
+from minimind.model.packed_attention import NATIVE
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 
@@ -35,6 +36,7 @@ class Policy:
         resolved: the policy's DeepSpeed configuration.
         learning_rate_factor: global step (from 1) -> factor of the learning rate.
         world: the ranks.
+        attention: what attends over packs, a name of `packed_attention.BACKENDS`.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Policy:
         resolved: ResolvedConfig,
         learning_rate_factor: Callable[[int], float],
         world: World,
+        attention: str = NATIVE,
     ) -> None:
         config = resolved.settings.config
-        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world)
+        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world, attention)
         if config.gradient_checkpointing:
             # transformers has renamed it. Reentrant checkpointing would lose the gradient of the auxiliary loss.
             old = scorer.model.gradient_checkpointing_enable

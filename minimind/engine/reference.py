@@ -22,12 +22,15 @@ from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.process import World
+from minimind.model.packed_attention import NATIVE
 from minimind.objective.dpo import row_sums
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 
 # Tokens of one forward at most, counted before packing: without a gradient a forward's memory is a few layers' worth.
 _FORWARD_TOKENS = 2**16
+# Of one that scores pairs in advance: it must not need more memory than the training that follows.
+_FILL_TOKENS = 2**15
 
 
 class RowReference(abc.ABC):
@@ -48,11 +51,11 @@ class RowReference(abc.ABC):
 
 
 class Reference(RowReference):
-    """The frozen model in an engine of its own."""
+    """The frozen model in an engine of its own; `attention` as the policy's."""
 
-    def __init__(self, source: WeightSource, resolved: ResolvedConfig, world: World) -> None:
+    def __init__(self, source: WeightSource, resolved: ResolvedConfig, world: World, attention: str = NATIVE) -> None:
         config = resolved.settings.config
-        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world)
+        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world, attention)
         scorer.requires_grad_(False)
         # A block is gathered as one, instead of each of its matrices: larger messages, and DeepSpeed's hooks once. From
         # NVMe DeepSpeed reads a few tensors at a time.
@@ -63,7 +66,7 @@ class Reference(RowReference):
         restore_buffers(scorer.model)
         self.world = world
         pair = 2 * config.max_seq_len
-        self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)
+        self.pairs_per_forward = max(1, _FILL_TOKENS // pair)
         batch = max(config.micro_batch_tokens, pair) if config.micro_batch_tokens else config.batch_size * pair
         self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
 

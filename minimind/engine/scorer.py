@@ -14,16 +14,22 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.packed_attention import PACKED_ATTENTION, PackLayout
+from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, layout_of
 from minimind.objective.log_probs import target_log_probs
 
 
 class PairScorer(nn.Module):
-    """A causal language model that scores pairs."""
+    """A causal language model that scores pairs.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: the model.
+        attention: what attends over packs, a name of `packed_attention.BACKENDS`.
+    """
+
+    def __init__(self, model: PreTrainedModel, attention: str = NATIVE) -> None:
         super().__init__()
         self.model = model
+        self.attention = attention
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32."""
@@ -43,7 +49,7 @@ class PairScorer(nn.Module):
             input_ids=batch.token_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            pack=PackLayout(batch.segments),
+            pack=layout_of(batch.segments, self.attention),
             **({"keep": batch.target_positions} if knows_keep else {}),
         )
         hidden = out.last_hidden_state.squeeze(0)

@@ -7,13 +7,15 @@ A pack is one sequence that holds, pair after pair, `prefix | rest of chosen | r
 
 so that each half sees exactly the tokens of its own row, and the shared prefix is computed once. Models reach this
 by name (`attn_implementation=PACKED_ATTENTION`) and by passing `pack=PackLayout(...)` through their keyword
-arguments; Llama, Qwen3 and the rest need no line of their own.
+arguments; Llama, Qwen3 and the rest need no line of their own. The layout says by which of `BACKENDS` it is computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +23,34 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from minimind import native
+from minimind.model import flex_attention, varlen_attention
 
 PACKED_ATTENTION = "minimind_packed_pairs"
+# What computes it: the CPU's own kernel where it applies, torch's SDPA for each part of each pair, one call of flash
+# attention, one of FlexAttention.
+NATIVE, SDPA, VARLEN, FLEX = "native", "sdpa", "varlen", "flex"
+
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackLayout:
-    """Where the pairs of a pack lie.
+    """Where the pairs of a pack lie, and what attends to them.
 
     Attributes:
         segments: per pair the number of tokens of (prefix, rest of chosen, rest of rejected).
+        backend: a name of `BACKENDS`.
     """
 
     segments: tuple[tuple[int, int, int], ...]
-    _masks: dict[tuple[int, int], Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    backend: str = NATIVE
+    _made: dict[Hashable, object] = dataclasses.field(default_factory=dict, repr=False)
+
+    def once(self, what: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once a pack: by the first layer, for all of them."""
+        if what not in self._made:
+            self._made[what] = make()
+        return cast(Made, self._made[what])
 
     def lengths(self, device: torch.device) -> Tensor:
         """The segments' lengths in the order of the pack, (3N,) int64."""
@@ -42,11 +58,18 @@ class PackLayout:
 
     def rejected_mask(self, prefix: int, rejected: int, device: torch.device) -> Tensor:
         """Lower-right causal mask (rejected, prefix + rejected), True where attention is allowed; made once a pack."""
-        key = (prefix, rejected)
-        if key not in self._masks:
+
+        def make() -> Tensor:
             allowed = torch.ones(rejected, prefix + rejected, dtype=torch.bool, device=device)
-            self._masks[key] = allowed.tril(prefix)
-        return self._masks[key]
+            return allowed.tril(prefix)
+
+        return self.once((prefix, rejected, device), make)
+
+
+@functools.lru_cache(maxsize=2)
+def layout_of(segments: tuple[tuple[int, int, int], ...], backend: str) -> PackLayout:
+    """The layout of a pack; the reference and the policy, who see the same one in turn, share what is made for it."""
+    return PackLayout(segments, backend)
 
 
 # Compiled blocks call this as it is: its loop over pairs would be compiled anew for every pack.
@@ -65,11 +88,16 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
     assert attention_mask is None, "a pack has no mask: its layout says who sees whom"
-    if native.applies(query, key, value) and not dropout:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        # Views both ways; the gradient of an index would be filled with zeros first.
-        tensors = (x.squeeze(0) for x in (query, key, value))
-        return native.packed_attention(*tensors, pack.segments, scaling)[None], None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dropout:  # which only SDPA has
+        return by_segment(query, key, value, pack, scaling, dropout), None
+    return BACKENDS[pack.backend](query, key, value, pack, scaling), None
+
+
+def by_segment(
+    query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """By torch's SDPA, two calls for each pair: anywhere, in any dtype, and the oracle of all others."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -92,7 +120,31 @@ def packed_attention(
                 )
             )
         start = end
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
+
+def _native(query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float) -> Tensor:
+    if not native.applies(query, key, value):
+        return by_segment(query, key, value, pack, scaling)
+    # Views both ways; the gradient of an index would be filled with zeros first.
+    query, key, value = (x.squeeze(0) for x in (query, key, value))
+    return native.packed_attention(query, key, value, pack.segments, scaling)[None]
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float) -> Tensor:
+    where = query.device
+    plan = pack.once((VARLEN, where), lambda: varlen_attention.VarlenPlan.of(pack.segments, where))
+    return varlen_attention.attend(query, key, value, plan, scaling)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float) -> Tensor:
+    where = query.device
+    mask = pack.once((FLEX, where), lambda: flex_attention.block_mask(pack.segments, where))
+    return flex_attention.attend(query, key, value, mask, scaling)
+
+
+# query (1, heads, T, D), key, value (1, kv heads, T, D), layout, scaling -> (1, T, heads, D)
+Backend = Callable[[Tensor, Tensor, Tensor, PackLayout, float], Tensor]
+BACKENDS: Mapping[str, Backend] = {NATIVE: _native, SDPA: by_segment, VARLEN: _varlen, FLEX: _flex}
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -50,15 +50,15 @@ class ModelSizes:
         text = config.get_text_config()
         heads = _needed(text, "num_attention_heads")
         hidden = _needed(text, "hidden_size")
-        head_dim = _given(text, "head_dim") or hidden // heads
+        head_dim = given_size(text, "head_dim") or hidden // heads
         # GPT-2 and its kin have no such names: as many key heads as heads, and four times the hidden size.
-        key_heads = _given(text, "num_key_value_heads") or heads
-        inner = _given(text, "intermediate_size") or 4 * hidden
+        key_heads = given_size(text, "num_key_value_heads") or heads
+        inner = given_size(text, "intermediate_size") or 4 * hidden
         routed = 0
         if any(".experts." in name for name in shapes):
-            routed = _given(text, "num_experts_per_tok") or 1
-            shared = _given(text, "n_shared_experts")
-            inner = (routed + shared) * (_given(text, "moe_intermediate_size") or inner)
+            routed = given_size(text, "num_experts_per_tok") or 1
+            shared = given_size(text, "n_shared_experts")
+            inner = (routed + shared) * (given_size(text, "moe_intermediate_size") or inner)
         return cls(
             tensors=tuple(math.prod(shape) for shape in shapes.values()),
             vocab=_needed(text, "vocab_size"),
@@ -89,7 +89,7 @@ class ModelSizes:
         return sum(-(-size // ranks) for size in self.tensors)
 
 
-def _given(config: PretrainedConfig, name: str) -> int:
+def given_size(config: PretrainedConfig, name: str) -> int:
     """A size, the largest where every layer has its own (Gemma 3n); 0 if there is none."""
     value = getattr(config, name, None) or 0
     return max(value) if isinstance(value, (list, tuple)) else value
@@ -97,6 +97,6 @@ def _given(config: PretrainedConfig, name: str) -> int:
 
 def _needed(config: PretrainedConfig, name: str) -> int:
     """A size that there must be."""
-    if value := _given(config, name):
+    if value := given_size(config, name):
         return value
     raise WeightsError(f"a {config.model_type} model cannot be planned: no {name} in its configuration")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minimind import demo
@@ -20,6 +21,7 @@ from minimind.engine.checkpoints import Checkpoint
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.engine.process import World, main_first
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
+from minimind.model.backends import obstacle
 from minimind.model.configuration import MiniMindConfig
 from minimind.training.batch import keep_global_batch
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
@@ -89,6 +91,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     policy_config = attempt(lambda: _policy_config(settings, world, checkpoint))
     if policy_config is not None:
         settings = policy_config.settings
+        attempt(lambda: _check_attention(settings.config, world))
     reference_config = attempt(lambda: _reference_config(settings, world))
     if source is not None:
         target = Path(settings.config.save_dir) / weights_name(settings.config)
@@ -270,6 +273,14 @@ def _reference_path(config: TrainConfig) -> Path:
 
 def _reference_config(settings: Settings, world: World) -> ResolvedConfig:
     return resolve_reference(_reference_path(settings.config), settings, world.size, world.on_cpu)
+
+
+def _check_attention(config: TrainConfig, world: World) -> None:
+    """What can be told of --attention before anything is tried."""
+    if config.attention == "auto":
+        return
+    if problem := obstacle(config.attention, world.device, getattr(torch, config.dtype)):
+        raise ConfigError(f"--attention {config.attention}: {problem}; use auto or sdpa")
 
 
 def _shown(value: object) -> str:

@@ -48,7 +48,7 @@ def open_references(
     """
     config, references = prepared.settings.config, list[RowReference]()
     if config.reference == "live":
-        references += [Reference(prepared.source, prepared.reference_config, policy.world)] * len(tables)
+        references += [_reference(prepared, policy)] * len(tables)
     else:
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded"
         about = {**about, "dtype": config.dtype, "layout": kind}
@@ -74,7 +74,7 @@ def _fill(
             continue
         policy.world.watch.enter("scoring the reference")
         if reference is None:
-            reference = Reference(prepared.source, prepared.reference_config, policy.world)
+            reference = _reference(prepared, policy)
         started = shown = time.monotonic()
         for done in cache.fill(reference, layout):
             now = time.monotonic()
@@ -85,3 +85,8 @@ def _fill(
                 shown = now
     if reference is not None:
         reference.close()
+
+
+def _reference(prepared: Prepared, policy: Policy) -> Reference:
+    attention = prepared.settings.config.attention
+    return Reference(prepared.source, prepared.reference_config, policy.world, attention)

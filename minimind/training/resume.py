@@ -1,6 +1,6 @@
 """Going on: what must be the same as in the run that wrote a checkpoint, and what may differ.
 
-    run -> describe -> identity, batch, layout -> a checkpoint's manifest -> check_same_run
+    run -> describe -> identity, batch, layout, attention -> a checkpoint's manifest -> check_same_run
 
 The number of ranks, the ZeRO stage and how a global batch is split may differ; what is trained on what, and how, not.
 """
@@ -24,7 +24,7 @@ _OPTIMIZER_MEANS = ("torch_adam", "fused", "foreach")
 def describe(
     prepared: Prepared, table: PairTable, fingerprint: str, stream: PairStream, total_steps: int
 ) -> dict[str, Any]:
-    """What a checkpoint's manifest says of this run: identity, batch, layout.
+    """What a checkpoint's manifest says of this run: identity, batch, layout, attention.
 
     identity is what must be the same for a run to go on from it: data, weights, objective, schedule.
     """
@@ -52,6 +52,7 @@ def describe(
             "zero_optimization": engine["zero_optimization"],
             "optimizer": optimizer,
         },
+        "attention": config.attention,
     }
     # As JSON gives it back: what is compared with a manifest has made the same journey.
     return json.loads(json.dumps(described))

@@ -31,8 +31,10 @@ from minimind.engine.process import World
 from minimind.engine.scorer import packing_obstacle
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
+from minimind.model.packed_attention import FLEX, VARLEN
 from minimind.objective.schedule import learning_rate_factor
 from minimind.training.announce import announce_data, announce_run
+from minimind.training.attention import settle_attention
 from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.loop import Run, train
@@ -99,6 +101,8 @@ def _train(prepared: Prepared, world: World) -> bool:
     )
     total_steps = process.from_main(world, lambda: _total_steps(stream, config))
     announce_data(console, table, eval_table, stream, total_steps, config.max_steps)
+    prepared = settle_attention(prepared, world, stream, table, console)
+    config = prepared.settings.config
     fingerprint = process.from_main(world, prepared.source.fingerprint)
     described, checkpoint = describe(prepared, table, fingerprint, stream, total_steps), prepared.checkpoint
     if checkpoint is not None:
@@ -121,6 +125,7 @@ def _train(prepared: Prepared, world: World) -> bool:
         prepared.policy_config,
         functools.partial(learning_rate_factor, total_steps=total_steps, warmup_steps=config.warmup_steps),
         world,
+        config.attention,
     )
     layout = _choose_layout(prepared, policy, table, console)
     tables = [table] if eval_table is None else [table, eval_table]
@@ -186,8 +191,13 @@ def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console
         obstacle = "its log-probs of a pack are not those of the same rows padded"
     if obstacle is None:
         return pack
-    if prepared.settings.config.micro_batch_tokens:
-        error = ConfigError(f"--micro_batch_tokens counts tokens of packs, and rows must be padded here: {obstacle}")
+    settings, asked = prepared.settings, ""
+    if settings.config.micro_batch_tokens:
+        asked = "--micro_batch_tokens counts tokens of packs"
+    elif settings.explicit("attention") and settings.config.attention in (VARLEN, FLEX):
+        asked = f"--attention {settings.config.attention} is for packs"
+    if asked:
+        error = ConfigError(f"{asked}, and rows must be padded here: {obstacle}")
         error.agreed = True
         raise error
     console.say(f"  rows are padded, not packed: {obstacle}")

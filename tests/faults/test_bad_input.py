@@ -199,6 +199,20 @@ def test_flags_that_the_weights_or_the_data_make_pointless(write_rows):
     assert "--eval_interval needs held-out pairs" in message
 
 
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--attention", "varlen"), "--attention varlen: flash attention needs a GPU; use auto or sdpa"),
+        (
+            ("--attention", "flex"),
+            "--attention flex: torch trains through FlexAttention on a GPU only; use auto or sdpa",
+        ),
+    ],
+)
+def test_attention_that_cannot_work_here(flags, why):
+    assert str(problem(*flags)) == why
+
+
 def test_weights_are_not_written_over_where_they_are_read(write_rows, tmp_path):
     path = tmp_path / "dpo_96.pth"
     path.write_bytes(demo.WEIGHT_PATH.read_bytes())

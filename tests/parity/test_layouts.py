@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from minimind import DPODataset, MiniMindConfig, MiniMindForCausalLM, dpo_loss, logits_to_log_probs
@@ -106,13 +107,13 @@ class Result:
     gradients: dict[str, Tensor]
 
 
-def run(policy: PreTrainedModel, reference: PreTrainedModel, batch: PairBatch) -> Result:
+def run(policy: PreTrainedModel, reference: PreTrainedModel, batch: PairBatch, attention: str = "native") -> Result:
     """One training micro-batch, without an engine: scores, losses and the gradients of mean loss + auxiliary
     loss."""
     policy.zero_grad()
     with torch.no_grad():
-        reference_log_probs, _ = PairScorer(reference.eval())(batch)
-    log_probs, aux_loss = PairScorer(policy.train())(batch)
+        reference_log_probs, _ = PairScorer(reference.eval(), attention)(batch)
+    log_probs, aux_loss = PairScorer(policy.train(), attention)(batch)
     rows = row_log_probs(log_probs, batch.target_counts, average_log_prob=True)
     reference_rows = row_log_probs(reference_log_probs, batch.target_counts, average_log_prob=True)
     losses = pair_outcomes(rows, reference_rows, BETA).losses
@@ -163,6 +164,22 @@ def test_pairs_of_a_pack_do_not_see_each_other(models):
         rows = row_log_probs(scorer(together)[0], together.target_counts, average_log_prob=True)
         single = [row_log_probs(scorer(one)[0], one.target_counts, average_log_prob=True) for one in alone]
     torch.testing.assert_close(rows, torch.cat(single), rtol=ATOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["minimind2", "minimind3_moe", "qwen3"])
+def test_a_model_trains_the_same_by_flex_attention(name, compiled, monkeypatch):
+    """Through the scorer, with gradient checkpointing, in blocks that are compiled and that are not."""
+    for attribute, value in (("_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True), ("_validate_device", lambda *_: None)):
+        monkeypatch.setattr(flex_attention, attribute, value)  # torch keeps its uncompiled form from training
+    results = []
+    for backend in ("sdpa", "flex"):
+        policy, reference = random_model(name, seed=1), random_model(name, seed=2)
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        for block in policy.base_model.layers if compiled else ():
+            block.compile(dynamic=True, backend="eager")
+        results.append(run(policy, reference, pack(list(PAIRS.values())), backend))
+    assert_same(*results)
 
 
 @pytest.mark.parametrize("name", ["minimind2", "minimind3"])

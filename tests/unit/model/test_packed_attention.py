@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from minimind.model.packed_attention import PackLayout, packed_attention
+from minimind import native
+from minimind.model import packed_attention as module
+from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackLayout, by_segment, layout_of, packed_attention
 
 
 def allowed(segments: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
@@ -66,3 +68,44 @@ def test_a_mask_is_made_once_a_pack():
 
 def test_lengths_lie_in_the_order_of_the_pack():
     assert PackLayout(((2, 1, 3), (4, 0, 5))).lengths(torch.device("cpu")).tolist() == [2, 1, 3, 4, 0, 5]
+
+
+def test_policy_and_reference_share_what_is_made_for_a_pack():
+    segments = ((2, 1, 3), (4, 0, 5))
+    assert layout_of(segments, "flex") is layout_of(tuple(segments), "flex")
+    assert layout_of(segments, "flex") is not layout_of(segments, "varlen")
+    assert (layout_of(segments, "flex").segments, layout_of(segments, "flex").backend) == (segments, "flex")
+
+
+def attend(backend: str, dtype=torch.float32, dropout: float = 0.0) -> torch.Tensor:
+    query, key, value = (torch.ones(1, 2, 9, 8, dtype=dtype) for _ in range(3))
+    layout = PackLayout(((4, 3, 2),), backend)
+    return packed_attention(nn.Module(), query, key, value, None, pack=layout, dropout=dropout)[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_layout_says_by_what(backend, monkeypatch):
+    mark = torch.zeros(1)
+    monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, backend: lambda *_: mark})
+    assert attend(backend) is mark
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whatever_the_backend_dropout_is_sdpas(backend):
+    """Of ones about half are dropped, and the rest doubled."""
+    torch.manual_seed(0)
+    assert len(attend(backend, dropout=0.5).unique()) > 1
+
+
+def test_sdpa_is_not_the_cpus_kernel(monkeypatch):
+    called = []
+    monkeypatch.setattr(native, "packed_attention", lambda query, *_: called.append(1) or query.transpose(0, 1))
+    monkeypatch.setattr(native, "applies", lambda *_: True)
+    attend(SDPA, torch.bfloat16)
+    assert not called
+    attend(NATIVE, torch.bfloat16)
+    assert called
+    monkeypatch.setattr(native, "applies", lambda *_: False)
+    monkeypatch.setattr(module, "by_segment", lambda *_: called.append(2) or by_segment(*_))
+    attend(NATIVE)
+    assert called == [1, 2]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from minimind.config import parse_settings
 from minimind.data.pack import pack
 from minimind.data.table import load_table
 from minimind.engine.reference_cache import ReferenceCache
@@ -43,7 +44,8 @@ class Engine(StandIn):
 
 def test_an_engine_is_built_only_for_what_no_cache_knows(one_rank, tables, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(references, "Reference", Engine)
-    prepared, policy = SimpleNamespace(source=None, reference_config=None), SimpleNamespace(world=WORLD)
+    prepared = SimpleNamespace(source=None, reference_config=None, settings=parse_settings([]))
+    policy = SimpleNamespace(world=WORLD)
 
     def fill() -> str:
         caches = [ReferenceCache(tmp_path / "cache", table, ABOUT, WORLD) for table in tables]

@@ -1,0 +1,194 @@
+"""The rule: who disagrees, fails or cannot be used is left out with the reason, and of the rest the fastest wins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import flex_attention as torch_flex
+
+from minimind.model import backends, varlen_attention
+from minimind.model.backends import (
+    CHECKED,
+    AttentionShape,
+    Choice,
+    choose_backend,
+    disagreement,
+    fastest,
+    obstacle,
+    unmeasured,
+    verify,
+)
+from minimind.model.packed_attention import BACKENDS, FLEX, NATIVE, SDPA, VARLEN, by_segment
+from minimind.model.varlen_attention import torch_kernel
+from tests.unit.model.test_varlen_attention import flash
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SEGMENTS = ((6, 3, 2), (40, 100, 90))
+TOKENS = sum(map(sum, SEGMENTS))
+
+
+def shape(dtype=torch.float32, device=CPU, **fields) -> AttentionShape:
+    return AttentionShape(**{"heads": 4, "kv_heads": 2, "head_dim": 16, "dtype": dtype, "device": device, **fields})
+
+
+def clock(*milliseconds):
+    """Says these times in turn, having let each run once."""
+    left = iter(milliseconds)
+
+    def measure(run):
+        run()
+        return next(left)
+
+    return measure
+
+
+@pytest.fixture
+def flex_with_gradients(monkeypatch):
+    """torch's uncompiled form, which it keeps from training on a CPU."""
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+
+
+def slightly_off(query, key, value, pack, scaling):
+    return by_segment(query, key, value, pack, scaling * 1.01)
+
+
+def wrong_gradients(query, key, value, pack, scaling):
+    """The values are right; no gradient reaches the keys."""
+    return by_segment(query, key.detach() + 0 * key, value, pack, scaling)
+
+
+def not_a_number(query, key, value, pack, scaling):
+    return by_segment(query, key, value, pack, scaling) * torch.nan
+
+
+def fails(query, key, value, pack, scaling):
+    raise RuntimeError("CUDA error: no kernel image is available\nfor execution on the device")
+
+
+def fails_without_gradients(query, key, value, pack, scaling):
+    assert query.requires_grad
+    return by_segment(query, key, value, pack, scaling)
+
+
+@pytest.mark.parametrize(("times", "winner"), [((2.0, 1.5), FLEX), ((1.5, 2.0), SDPA)])
+def test_the_fastest_that_agrees_wins(times, winner, flex_with_gradients):
+    candidates = {SDPA: BACKENDS[SDPA], FLEX: BACKENDS[FLEX]}
+    choice = fastest(shape(), SEGMENTS, candidates, clock(*times))
+    assert choice == Choice(
+        name=winner,
+        lines=(
+            f"attention over packs: {winner} (sdpa {times[0]:.2f} ms, flex {times[1]:.2f} ms; a layer forward and "
+            f"backward over {TOKENS} tokens)",
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "why"),
+    [
+        (slightly_off, "its values differ from SDPA's in float32 by "),
+        (wrong_gradients, "its keys' gradients differ from SDPA's in float32 by "),
+        (not_a_number, "its values differ from SDPA's in float32 by nan of a token's norm"),
+        (fails, "RuntimeError: CUDA error: no kernel image is available"),
+        (fails_without_gradients, "AssertionError"),
+    ],
+)
+def test_who_disagrees_or_fails_is_left_out_however_fast(backend, why):
+    choice = fastest(shape(), SEGMENTS, {"bad": backend, SDPA: by_segment}, clock(9.0))
+    assert choice.name == SDPA
+    assert len(choice.lines) == 2
+    assert choice.lines[1].startswith(f"  bad is left out: {why}")
+
+
+def test_one_that_fails_while_it_is_timed_is_left_out():
+    def out_of_memory(run):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    choice = fastest(shape(), SEGMENTS, {SDPA: by_segment}, out_of_memory)
+    assert choice.name == SDPA
+    assert "(nothing could be measured;" in choice.lines[0]
+    assert choice.lines[1] == "  sdpa is left out: OutOfMemoryError: CUDA out of memory."
+
+
+def test_those_that_are_no_candidates_are_told_of():
+    choice = fastest(shape(), SEGMENTS, {SDPA: by_segment}, clock(1.0), {VARLEN: "it is not there"})
+    assert choice.lines[1:] == ("  varlen is left out: it is not there",)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [{}, {"heads": 8, "kv_heads": 8, "head_dim": 64}, {"heads": 3, "kv_heads": 1}])
+def test_rounding_to_16_bits_is_no_disagreement(dtype, heads):
+    assert disagreement(shape(dtype, **heads), by_segment, (*CHECKED[:6], SEGMENTS)) is None
+
+
+def upper_left(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=None, enable_gqa=False):
+    """A kernel whose causal means that the first query sees the first key, as PyTorch's SDPA has it."""
+    return flash(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, diagonal=0)
+
+
+def one_too_few(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=None, enable_gqa=False):
+    """A kernel in which every query but a sequence's first misses its own key."""
+    outputs = []
+    queries, keys = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
+        seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q) - 1)
+        seen[0, 0] = True
+        parts = (x.transpose(0, 1) for x in (q, k, v))
+        outputs.append(F.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=True))
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("kernel", [upper_left, one_too_few])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_that_masks_otherwise_is_noticed_in_every_dtype(kernel, dtype, monkeypatch):
+    monkeypatch.setattr(varlen_attention, "find_kernel", lambda: torch_kernel(kernel))
+    why = disagreement(shape(dtype), BACKENDS[VARLEN], CHECKED)
+    assert why is not None
+    assert why.startswith("its values differ")
+    # By far, not by luck: ten times what rounding explains in either dtype.
+    assert float(why.split(" by ")[1].split(" of ")[0]) > 0.3
+
+
+def test_more_lengths_are_checked_than_torch_forgives_compiles():
+    blocks = {-(-sum(map(sum, segments)) // 128) for segments in CHECKED}
+    assert len(blocks) > torch._dynamo.config.recompile_limit
+    assert any(0 in pair for segments in CHECKED for pair in segments)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "dropout", "why"),
+    [
+        (SDPA, CPU, torch.float32, 0.1, None),
+        (NATIVE, CPU, torch.bfloat16, 0.0, None),
+        (NATIVE, GPU, torch.bfloat16, 0.0, "it is for bfloat16 on a CPU"),
+        (NATIVE, CPU, torch.float32, 0.0, "it is for bfloat16 on a CPU"),
+        (FLEX, GPU, torch.float32, 0.0, None),
+        (FLEX, CPU, torch.bfloat16, 0.0, "torch trains through FlexAttention on a GPU only"),
+        (FLEX, GPU, torch.bfloat16, 0.1, "the model drops 0.1 of its attention out, which only SDPA does"),
+        (VARLEN, CPU, torch.bfloat16, 0.0, "flash attention needs a GPU"),
+        (VARLEN, GPU, torch.float32, 0.0, "flash attention is for bfloat16 and float16"),
+        (VARLEN, GPU, torch.bfloat16, 0.1, "the model drops 0.1 of its attention out, which only SDPA does"),
+    ],
+)
+def test_obstacles_that_are_seen_without_trying(name, device, dtype, dropout, why):
+    assert obstacle(name, device, dtype, dropout) == why
+    if why is not None:
+        assert verify(shape(dtype, device, dropout=dropout), name, SEGMENTS) == why
+
+
+def test_a_backend_is_verified_by_trying_it(monkeypatch):
+    monkeypatch.setattr(backends, "obstacle", lambda *_: None)
+    monkeypatch.setattr(backends, "BACKENDS", {FLEX: by_segment, VARLEN: fails})
+    assert verify(shape(), FLEX, SEGMENTS) is None
+    assert verify(shape(), VARLEN, SEGMENTS) == "RuntimeError: CUDA error: no kernel image is available"
+    monkeypatch.setattr(backends, "BACKENDS", {FLEX: slightly_off})
+    assert "its values differ" in verify(shape(), FLEX, SEGMENTS)
+
+
+def test_nothing_is_measured_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(backends, "cuda_milliseconds", lambda run: pytest.fail("measured"))
+    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == Choice(name=NATIVE, lines=())
+    assert choose_backend(shape(torch.float32), SEGMENTS) == Choice(name=SDPA, lines=())
+    assert unmeasured(shape(torch.float16)) == SDPA

@@ -1,0 +1,152 @@
+"""One variable-length call over a pack, with stand-ins for the kernels that only a GPU has: they are what the kernels'
+documentation says, written with SDPA, under the signatures of several releases."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import Tensor
+
+from minimind.model import varlen_attention
+from minimind.model.packed_attention import BACKENDS, VARLEN
+from minimind.model.varlen_attention import VarlenPlan, find_kernel, obstacle, torch_kernel
+from tests.unit.model.packs import SHAPES, assert_as_sdpa, segments
+
+CPU = torch.device("cpu")
+
+
+def flash(query, key, value, query_ends, key_ends, longest_query, longest_key, *, scale, diagonal=None):
+    """Each sequence's queries over its keys, the last query over all: tensors (T or S, heads, D)."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert isinstance(longest_query, int)
+    assert isinstance(longest_key, int)
+    queries, keys = query_ends.diff().tolist(), key_ends.diff().tolist()
+    assert (max(queries), max(keys)) == (longest_query, longest_key)
+    assert min(queries) > 0
+    assert (int(query_ends[-1]), int(key_ends[-1])) == (len(query), len(key))
+    outputs = []
+    for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
+        seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q) if diagonal is None else diagonal)
+        parts = (x.transpose(0, 1) for x in (q, k, v))
+        outputs.append(F.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=True))
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def as_in_210(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None) -> Tensor:
+    assert is_causal
+    assert query.shape[1] == key.shape[1]
+    return flash(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=None)
+
+
+def as_in_211(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+) -> Tensor:
+    assert window_size == (-1, 0)
+    assert query.shape[1] == key.shape[1]
+    return flash(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale)
+
+
+def as_in_213(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+) -> Tensor:
+    assert window_size == (-1, 0)
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    return flash(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale)
+
+
+def as_the_package(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+) -> Tensor:
+    assert causal
+    return flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale=softmax_scale)
+
+
+RELEASES = (as_in_210, as_in_211, as_in_213)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Puts a kernel where the GPU's would be found."""
+
+    def use(one) -> None:
+        monkeypatch.setattr(varlen_attention, "find_kernel", lambda: one)
+
+    return use
+
+
+@pytest.fixture
+def afresh():
+    """What was found is forgotten before and after."""
+    find_kernel.cache_clear()
+    yield
+    find_kernel.cache_clear()
+
+
+def test_a_plan_by_hand():
+    """Two pairs: rejected of the first sees its prefix and itself, the second has no rejected half."""
+    plan = VarlenPlan.of(((2, 1, 2), (1, 2, 0)), CPU)
+    assert plan.keys.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7]
+    assert plan.query_ends.tolist() == [0, 3, 5, 8]
+    assert plan.key_ends.tolist() == [0, 3, 7, 10]
+    assert (plan.longest_query, plan.longest_key) == (3, 4)
+
+
+def test_no_sequence_is_empty():
+    plan = VarlenPlan.of(((0, 0, 3), (2, 0, 0), (0, 0, 0), (0, 1, 2)), CPU)
+    assert plan.keys.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert plan.query_ends.tolist() == plan.key_ends.tolist() == [0, 3, 5, 6, 8]
+
+
+@pytest.mark.parametrize("function", RELEASES)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("scaling", [0.25, 0.3])
+def test_every_release_gives_sdpas_numbers(function, kv_heads, scaling, kernel):
+    """Under 2.10, whose function takes no scaling, another one than the default goes into the queries."""
+    kernel(torch_kernel(function))
+    for shape in SHAPES:
+        assert_as_sdpa(BACKENDS[VARLEN], shape, scaling, kv_heads=kv_heads)
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=segments(40))
+def test_any_pack_gives_sdpas_numbers(shape):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(varlen_attention, "find_kernel", lambda: torch_kernel(as_in_213))
+        assert_as_sdpa(BACKENDS[VARLEN], shape)
+
+
+def test_torch_has_it_here(afresh):
+    """The real function; where this torch is older than 2.10 there is none to find."""
+    pytest.importorskip("torch.nn.attention.varlen", reason="torch has varlen_attn from 2.10 on")
+    assert find_kernel() is not None
+
+
+def test_the_package_is_taken_where_torch_has_none(afresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = as_the_package
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    for shape in SHAPES:
+        assert_as_sdpa(BACKENDS[VARLEN], shape)
+
+
+def test_what_is_in_the_way_is_said(afresh, monkeypatch):
+    gpu = torch.device("cuda")
+    assert obstacle(CPU, torch.bfloat16) == "flash attention needs a GPU"
+    assert obstacle(gpu, torch.float32) == "flash attention is for bfloat16 and float16"
+    for name in ("torch.nn.attention.varlen", "flash_attn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    why = obstacle(gpu, torch.bfloat16)
+    assert why == f"torch {torch.__version__} has no varlen_attn (2.10 has), and flash_attn is not installed"
+
+
+def test_nothing_is_in_the_way_of_16_bits_on_a_gpu(afresh, monkeypatch):
+    module = ModuleType("torch.nn.attention.varlen")
+    module.varlen_attn = as_in_213
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+    assert obstacle(torch.device("cuda"), torch.float16) is None
