@@ -10,13 +10,16 @@ ranks would hang, or train with wrong gradients and no error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers.activations import ACT2FN
 
 from minimind.model.configuration import MiniMindConfig
+from minimind.model.grouped_linear import Groups, grouped_linear
 from minimind.model.layers import FeedForward
 from minimind.model.packed_attention import PackLayout
 
@@ -84,16 +87,38 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
         self.act = ACT2FN[config.hidden_act]
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """x (tokens, H) sorted by expert, counts tokens per expert -> (tokens, H) in the same order."""
-        # unbind, not indexing: its gradient is written once, not once per expert over the whole stack.
-        weights = zip(self.gate_proj.unbind(0), self.up_proj.unbind(0), self.down_proj.unbind(0), strict=True)
-        return torch.cat(
-            [
-                F.linear(self.act(F.linear(rows, gate)) * F.linear(rows, up), down)
-                for rows, (gate, up, down) in zip(x.split(counts), weights, strict=True)
-            ]
-        )
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x (tokens, H) sorted by expert, ends (E,) int32 where each one's rows end -> (tokens, H) in that order."""
+        groups = Groups(ends)
+        gate, up = grouped_linear(x, self.gate_proj, groups), grouped_linear(x, self.up_proj, groups)
+        return grouped_linear(self.act(gate) * up, self.down_proj, groups)
+
+
+def sum_of(copies: Tensor) -> Tensor:
+    """Sum over the second dimension, (N, k, H) -> (N, H), in its order."""
+    # torch's own sum takes ten times as long on a CPU in bfloat16, where k is small.
+    return functools.reduce(torch.add, copies.unbind(1))
+
+
+class _TakeRows(torch.autograd.Function):
+    """Rows of x by index, each of them k times; the gradient is gathered by index as well, and then summed.
+
+    torch's own would be added up in memory: on a GPU in an order that changes from run to run, or after a sort.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, taken_to: Tensor, k: int) -> Tensor:
+        """x (N, H), index (kN,), and where each row's k copies went, row after row: taken_to (kN,) -> (kN, H)."""
+        ctx.save_for_backward(taken_to)
+        ctx.k = k  # type: ignore[attr-defined]
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (taken_to,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        copies = grad.index_select(0, taken_to).unflatten(0, (-1, ctx.k))  # type: ignore[attr-defined]
+        return sum_of(copies), None, None, None
 
 
 class MixtureOfExperts(nn.Module):
@@ -116,11 +141,18 @@ class MixtureOfExperts(nn.Module):
         if config.norm_topk_prob and (config.generation == 3 or config.num_experts_per_tok > 1):
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
 
-        by_expert = experts.flatten().argsort(stable=True)
-        tokens = by_expert // config.num_experts_per_tok
-        counts = torch.bincount(experts.flatten(), minlength=config.num_experts).tolist()
-        routed = self.experts(flat[tokens], counts) * weights.flatten()[by_expert, None].to(x.dtype)
-        out = torch.zeros_like(flat).index_add(0, tokens, routed)
+        # A place is one choice of one token, (tokens * k). Sorted, an expert's places lie together; where they end is
+        # never told to the host, which would wait for a GPU to know it.
+        sorted_experts, by_expert = experts.flatten().sort(stable=True)
+        every_expert = torch.arange(config.num_experts, device=x.device)
+        ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)
+        places = torch.empty_like(by_expert)
+        places.scatter_(0, by_expert, torch.arange(len(by_expert), device=x.device))
+
+        k = config.num_experts_per_tok
+        routed = self.experts(_TakeRows.apply(flat, by_expert // k, places, k), ends)
+        chosen = _TakeRows.apply(routed, places, by_expert, 1).unflatten(0, (-1, k))
+        out = sum_of(chosen * weights[..., None].to(x.dtype))
         for shared in self.shared_experts:
             out = out + shared(flat)
 

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from transformers import AttentionInterface
 
 from minimind import native
 from minimind.model import flex_attention, varlen_attention
+from minimind.model.placing import placed
 
 PACKED_ATTENTION = "minimind_packed_pairs"
 # What computes it: the CPU's own kernel where it applies, torch's SDPA for each part of each pair, one call of flash
@@ -52,9 +54,11 @@ class PackLayout:
             self._made[what] = make()
         return cast(Made, self._made[what])
 
+    # Compiled blocks call this as it is: they would be compiled anew for every number of pairs.
+    @torch.compiler.disable
     def lengths(self, device: torch.device) -> Tensor:
-        """The segments' lengths in the order of the pack, (3N,) int64."""
-        return torch.tensor(self.segments, device=device).flatten()
+        """The segments' lengths in the order of the pack, (3N,) int64; made once a pack."""
+        return self.once(("lengths", device), lambda: placed(np.array(self.segments, np.int64).ravel(), device))
 
     def rejected_mask(self, prefix: int, rejected: int, device: torch.device) -> Tensor:
         """Lower-right causal mask (rejected, prefix + rejected), True where attention is allowed; made once a pack."""

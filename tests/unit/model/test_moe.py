@@ -29,11 +29,18 @@ def padded_rows(batch: int, length: int) -> TokenRows:
     return TokenRows(mask=torch.ones(batch, length))
 
 
+def gradients_of(out: Tensor, module: MixtureOfExperts, x: Tensor) -> dict[str, Tensor]:
+    """Of x and of every parameter, for an output's gradient that differs from number to number."""
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    return dict(zip(("x", *names), torch.autograd.grad(out, (x, *parameters), grad), strict=True))
+
+
 def naive(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Token by token, expert by expert, as the papers write it."""
-    config, out = module.config, torch.zeros_like(x)
-    for position in range(x.shape[1]):
-        token = x[0, position]
+    config, tokens = module.config, []
+    for token in x[0]:
+        out = torch.zeros_like(token)
         scores = (module.gate.weight @ token).softmax(0)
         best = sorted(range(config.num_experts), key=lambda e: -scores[e].item())[: config.num_experts_per_tok]
         weights = [scores[expert] for expert in best]
@@ -41,10 +48,11 @@ def naive(module: MixtureOfExperts, x: Tensor) -> Tensor:
             weights = [weight / sum(weights) for weight in weights]
         for expert, weight in zip(best, weights, strict=True):
             gate, up, down = (getattr(module.experts, f"{n}_proj")[expert] for n in ("gate", "up", "down"))
-            out[0, position] += weight * (down @ (F.silu(gate @ token) * (up @ token)))
+            out = out + weight * (down @ (F.silu(gate @ token) * (up @ token)))
         for shared in module.shared_experts:
-            out[0, position] += shared(token)
-    return out
+            out = out + shared(token)
+        tokens.append(out)
+    return torch.stack(tokens)[None]
 
 
 CASES = {
@@ -63,9 +71,13 @@ CASES = {
 def test_stacked_experts_equal_a_plain_loop(name):
     generation, fields = CASES[name]
     module = moe(generation, **fields)
-    x = torch.randn(1, 11, H, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(1, 11, H, generator=torch.Generator().manual_seed(5)).requires_grad_()
     out, _ = module(x, padded_rows(1, 11))
-    torch.testing.assert_close(out, naive(module, x), rtol=1e-5, atol=1e-6)
+    expected = naive(module, x)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    gradients = gradients_of(out, module, x)
+    for key, gradient in gradients_of(expected, module, x).items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("generation", [2, 3])
