@@ -151,6 +151,18 @@ def test_a_kernel_that_masks_otherwise_is_noticed_in_every_dtype(kernel, dtype, 
     assert float(why.split(" by ")[1].split(" of ")[0]) > 0.3
 
 
+def test_one_that_is_compiled_for_every_length_is_left_out(flex_with_gradients, monkeypatch):
+    """Training would wait for a compile in every step, and then fail."""
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
+    torch._dynamo.reset()
+    static = torch.compile(torch_flex.flex_attention, dynamic=False, fullgraph=True, backend="eager")
+    monkeypatch.setattr("minimind.model.flex_attention.flex_attention", static)
+    choice = fastest(shape(), SEGMENTS, {FLEX: BACKENDS[FLEX]}, clock(1.0))
+    torch._dynamo.reset()
+    assert choice.name == SDPA
+    assert choice.lines[1].startswith("  flex is left out: FailOnRecompileLimitHit: ")
+
+
 def test_more_lengths_are_checked_than_torch_forgives_compiles():
     blocks = {-(-sum(map(sum, segments)) // 128) for segments in CHECKED}
     assert len(blocks) > torch._dynamo.config.recompile_limit

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minimind.model import varlen_attention
 from minimind.model.packed_attention import BACKENDS, VARLEN
@@ -120,10 +121,22 @@ def test_any_pack_gives_sdpas_numbers(shape):
         assert_as_sdpa(BACKENDS[VARLEN], shape)
 
 
-def test_torch_has_it_here(afresh):
-    """The real function; where this torch is older than 2.10 there is none to find."""
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_function_of_this_torch_takes_what_it_is_given(kv_heads, afresh):
+    """On tensors without contents, forward and backward: its arguments and its shapes, not its numbers."""
     pytest.importorskip("torch.nn.attention.varlen", reason="torch has varlen_attn from 2.10 on")
-    assert find_kernel() is not None
+    found = find_kernel()
+    assert found is not None
+    assert found.__qualname__.startswith(torch_kernel.__name__)
+    plan = VarlenPlan.of(SHAPES[2], CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        query, key, value = (
+            torch.empty(1, heads, 30, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, kv_heads, kv_heads)
+        )
+        out = varlen_attention.attend(query, key, value, plan, 0.25)
+        grads = torch.autograd.grad(out.sum(), (query, key, value))
+    assert (out.shape, out.dtype) == ((1, 30, 4, 16), torch.bfloat16)
+    assert [grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
 
 
 def test_the_package_is_taken_where_torch_has_none(afresh, monkeypatch):
