@@ -49,11 +49,11 @@ def loss(scorer, batch, reference_log_probs):
 
 def experts_used(scorer: PairScorer, batch) -> torch.Tensor:
     """How many tokens each expert of the first layer gets."""
-    counts = []
-    hook = scorer.model.model.layers[0].mlp.experts.register_forward_pre_hook(lambda _, args: counts.append(args[1]))
+    ends = []
+    hook = scorer.model.model.layers[0].mlp.experts.register_forward_pre_hook(lambda _, args: ends.append(args[1]))
     scorer(batch)
     hook.remove()
-    return torch.tensor(counts[0])
+    return ends[0].diff(prepend=torch.zeros(1, dtype=torch.int32))
 
 
 def main() -> None:
