@@ -82,9 +82,9 @@ def wrong_products(device: torch.device) -> list[str]:
     groups = Groups(torch.tensor([37, 37, 101, 101, 102, 102, 128, 128], dtype=torch.int32, device=device))
     x, weight, grad = numbers(128, 512), numbers(8, 512, 512), numbers(128, 512)
     expected = (one_by_one(x, weight, groups), *one_by_one_gradients(grad, x, weight, groups))
-    # The memory that the allocator hands out next: results that a kernel never writes are then seen.
-    for result in expected:
-        torch.full_like(result, torch.nan)
+    # What the allocator hands out next: results that a kernel never writes are then seen.
+    spoiled = [torch.full_like(result, torch.nan) for result in expected]
+    del spoiled
     found = (together(x, weight, groups), *together_gradients(grad, x, weight, groups))
     names = ("output", "gradient of the rows", "gradient of the matrices")
     return [name for name, one, other in zip(names, found, expected, strict=True) if not torch.equal(one, other)]
