@@ -33,7 +33,8 @@ BLOCK = 128
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float) -> Tensor:
     """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
     tokens, heads, kv_heads = query.shape[2], query.shape[1], key.shape[1]
-    # A number among the arguments would be compiled for its value; the default is computed from D.
+    # Lengths are symbols to the compiler, and so would be a number among the arguments, which no kernel takes as a
+    # scaling; the default is computed from D.
     query = with_default_scaling(query, scaling)
     query, key, value = (_whole_blocks(x) for x in (query, key, value))
     run: Any = compiled() if query.is_cuda else flex_attention

@@ -47,6 +47,8 @@ def settle_attention(
         before = prepared.checkpoint.manifest.attention if prepared.checkpoint is not None else ""
         shape = attention_shape(model, getattr(torch, settings.config.dtype), world.device)
         world.watch.enter("choosing attention")
+        if not world.on_cpu and asked != SDPA:
+            console.say("  trying what can attend over packs; where it is compiled that may take a minute")
         choice = process.from_main(world, lambda: _choose(shape, asked, before, _measured_pack(stream, table)))
         for line in choice.lines:
             console.say(f"  {line}")
