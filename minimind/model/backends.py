@@ -73,15 +73,12 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float
     return (varlen_attention if name == VARLEN else flex_attention).obstacle(device, dtype)
 
 
-def unmeasured(shape: AttentionShape) -> str:
-    """The backend where there is nothing to measure: the CPU's own kernel where it can be used, else SDPA."""
-    return SDPA if obstacle(NATIVE, shape.device, shape.dtype) else NATIVE
-
-
 def choose_backend(shape: AttentionShape, segments: Segments) -> Choice:
     """The backend for a run whose packs are like one with these segments; only a GPU has any to measure."""
+    if obstacle(NATIVE, shape.device, shape.dtype) is None:
+        return Choice(name=NATIVE, lines=("attention over packs: the CPU's own kernel",))
     if shape.device.type != "cuda":
-        return Choice(name=unmeasured(shape), lines=())
+        return Choice(name=SDPA, lines=("attention over packs: torch's SDPA, segment by segment",))
     problems = {name: obstacle(name, shape.device, shape.dtype, shape.dropout) for name in (SDPA, VARLEN, FLEX)}
     candidates = {name: BACKENDS[name] for name, problem in problems.items() if problem is None}
     left_out = {name: problem for name, problem in problems.items() if problem is not None}

@@ -18,16 +18,15 @@ from minimind.engine import process
 from minimind.engine.process import World
 from minimind.engine.scorer import packing_obstacle
 from minimind.errors import ConfigError
-from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, unmeasured, verify
+from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.packed_attention import NATIVE, SDPA
+from minimind.model.packed_attention import SDPA
 from minimind.plan.sizes import given_size
 from minimind.training.console import Console
 from minimind.training.prepare import Prepared
 
 # Tokens that are measured with at most, in whole pairs: beside the kernels SDPA has to run in float32.
 _MEASURED_TOKENS = 2**14
-_CALLED = {NATIVE: "the CPU's own kernel", SDPA: "torch's SDPA, segment by segment"}
 
 
 def settle_attention(
@@ -74,11 +73,8 @@ def _choose(shape: AttentionShape, asked: str, before: str, segments: Segments) 
         if problem is None:
             return Choice(name=before, lines=(f"attention over packs: {before}, as before the checkpoint",))
         told = (f"attention over packs was {before} before the checkpoint, and cannot be here: {problem}",)
-    if shape.device.type == "cuda":
-        choice = choose_backend(shape, segments)
-        return Choice(name=choice.name, lines=(*told, *choice.lines))
-    name = unmeasured(shape)
-    return Choice(name=name, lines=(*told, f"attention over packs: {_CALLED[name]}"))
+    choice = choose_backend(shape, segments)
+    return Choice(name=choice.name, lines=(*told, *choice.lines))
 
 
 def _measured_pack(stream: PairStream, table: PairTable) -> Segments:

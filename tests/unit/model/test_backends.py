@@ -16,7 +16,6 @@ from minimind.model.backends import (
     disagreement,
     fastest,
     obstacle,
-    unmeasured,
     verify,
 )
 from minimind.model.packed_attention import BACKENDS, FLEX, NATIVE, SDPA, VARLEN, by_segment
@@ -201,6 +200,8 @@ def test_a_backend_is_verified_by_trying_it(monkeypatch):
 
 def test_nothing_is_measured_on_a_cpu(monkeypatch):
     monkeypatch.setattr(backends, "cuda_milliseconds", lambda run: pytest.fail("measured"))
-    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == Choice(name=NATIVE, lines=())
-    assert choose_backend(shape(torch.float32), SEGMENTS) == Choice(name=SDPA, lines=())
-    assert unmeasured(shape(torch.float16)) == SDPA
+    told = ("attention over packs: the CPU's own kernel",)
+    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == Choice(name=NATIVE, lines=told)
+    for dtype in (torch.float32, torch.float16):
+        told = ("attention over packs: torch's SDPA, segment by segment",)
+        assert choose_backend(shape(dtype), SEGMENTS) == Choice(name=SDPA, lines=told)
