@@ -29,8 +29,6 @@ from minimind.weights.sources import WeightSource
 
 # Tokens of one forward at most, counted before packing: without a gradient a forward's memory is a few layers' worth.
 _FORWARD_TOKENS = 2**16
-# Of one that scores pairs in advance: it must not need more memory than the training that follows.
-_FILL_TOKENS = 2**15
 
 
 class RowReference(abc.ABC):
@@ -66,7 +64,7 @@ class Reference(RowReference):
         restore_buffers(scorer.model)
         self.world = world
         pair = 2 * config.max_seq_len
-        self.pairs_per_forward = max(1, _FILL_TOKENS // pair)
+        self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)
         batch = max(config.micro_batch_tokens, pair) if config.micro_batch_tokens else config.batch_size * pair
         self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
 

@@ -1,4 +1,5 @@
-// Attention over packs of preference pairs in bfloat16, sums in float32; scores never leave the core's own cache.
+// Attention over packs of preference pairs in bfloat16, sums in float32; scores stay in the caches, for rows of some
+// thousand tokens in the core's own.
 //
 //     scores' = k q'        p' = softmax over the keys        out' = v' p'        a block of queries at a time
 //
@@ -9,17 +10,18 @@
 // summed dimension in one 32-bit word, as the processors' bfloat16 instruction wants them. Processors without it
 // multiply the two halves in float32.
 //
-// The backward makes the probabilities again from the log-sum-exp of each query (Dao et al., 2022).
+// The backward makes the probabilities again from each query's largest score and the sum of its exponentials (Dao et
+// al., 2022). Its cores share the work by pairs and key heads, since all queries of a pair add to its keys.
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
-#include <omp.h>
 #include "vector.h"
 
 typedef uint32_t pair32;  // two bfloat16
 
-// Rows of the left matrix that are multiplied at once: as many sums as fit into the vector registers.
+// Rows of the left matrix that are multiplied at once: about as many sums as the vector registers hold.
 static const int ROWS = BYTES == 64 ? 6 : BYTES == 32 ? 2 : 4;
 // Queries of a block: four vectors of lanes; of a small one, two.
 static const long LANES = 4 * VECTOR, FEW = 2 * VECTOR;
@@ -68,7 +70,7 @@ static void tile(const bf16* a, long a_row, const pair32* b, long b_row, float* 
         }
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) at(c + r * c_row + v * VECTOR) = sums[r][v];
+        for (int v = 0; v < V; v++) *(floats*)(c + r * c_row + v * VECTOR) = sums[r][v];
 }
 
 template <int V>
@@ -128,7 +130,11 @@ static void pair_down(const Rows& x, long first, long n, long size, pair32* out,
 // keys or values (size, width) each row's part starts at an even column, so that words can be read from it.
 struct Pair {
     long start, fork, middle, end;
-    long cost() const { return (middle - start) * (middle - start) + (end - middle) * (end - start); }
+    // In proportion to the scores of both rows.
+    long cost() const {
+        long prefix = fork - start, chosen = middle - start, rejected = prefix + end - middle;
+        return chosen * chosen + rejected * rejected - prefix * prefix;
+    }
     long rejected_place() const { return even(middle - start); }
     // An odd number of cache lines: rows that lie a power of two apart would push each other out.
     long width() const { return (rejected_place() + even(end - middle) + 31) / 64 * 64 + 32; }
@@ -162,13 +168,13 @@ static void for_blocks(const Pair& pair, Block block) {
     };
     for (long first = pair.start; first < pair.middle; first += LANES) {
         long last = std::min(first + LANES, pair.middle);
-        Span seen[] = {{pair.start, last, 0}};
-        call(first, last - first, seen, 1);
+        Span own[] = {{pair.start, last, 0}};
+        call(first, last - first, own, 1);
     }
     for (long first = pair.middle; first < pair.end; first += LANES) {
         long last = std::min(first + LANES, pair.end);
-        Span seen[] = {{pair.start, pair.fork, 0}, {pair.middle, last, pair.rejected_place()}};
-        call(first, last - first, seen, 2);
+        Span both[] = {{pair.start, pair.fork, 0}, {pair.middle, last, pair.rejected_place()}};
+        call(first, last - first, both, 2);
     }
 }
 
@@ -199,75 +205,77 @@ static std::vector<Pair> read_pairs(const int64_t* segments, long count) {
     return out;
 }
 
-// e^(score * scaling - offset) in the lanes of vector v from number `visible` on, 0 before.
-static inline floats probabilities(const float* scores, floats offset, float scaling, long visible, int v) {
-    return seen(visible, v) ? exponential(at(scores) * scaling - offset) : floats{};
+// e^(score * scaling - largest - log_total) in the lanes of vector v from number `visible` on, 0 before. Subtracted one
+// after the other: the sum of both would lose the small one where scores are large.
+static inline floats probabilities(const float* scores, float scaling, floats largest, floats log_total, long visible,
+                                   int v) {
+    return seen(visible, v) ? exponential(at(scores) * scaling - largest - log_total) : floats{};
 }
 
 extern "C" {
 
 // q (heads, T, size), k and v (kv heads, T, size), wherever heads and tokens lie: `strides` (3, 2) has how far apart each
-// one's are. segments (count, 3). -> out (T, heads, size) contiguous, log_sums (heads, T): the log-sum-exp of each
-// query's scores.
+// one's are. segments (count, 3). -> out (T, heads, size) contiguous; sums (heads, T, 2): each query's largest score and
+// the logarithm of the sum of exponentials above it.
 void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t* strides, const int64_t* segments,
                       long count, long heads, long kv_heads, long tokens, long size, float scaling, bf16* out,
-                      float* log_sums) {
+                      float* sums) {
     std::vector<Pair> sorted = read_pairs(segments, count);
-    long group = heads / kv_heads;
 #pragma omp parallel for schedule(dynamic)
-    for (long item = 0; item < count * kv_heads; item++) {
-        const Pair& pair = sorted[item / kv_heads];
-        long kv_head = item % kv_heads, width = pair.width();
+    for (long item = 0; item < count * heads; item++) {
+        const Pair& pair = sorted[item / heads];
+        long head = item % heads, kv_head = head / (heads / kv_heads), width = pair.width();
+        Rows query{q + head * strides[0], strides[1]};
         Rows key{k + kv_head * strides[2], strides[3]}, value{v + kv_head * strides[4], strides[5]};
         std::vector<bf16> values(size * width);
         transpose(value, pair, size, values.data());
-        std::vector<float> scores(width * LANES), sums(size * LANES);
+        std::vector<float> scores(width * LANES), result(size * LANES);
         std::vector<pair32> queries(size / 2 * LANES), p(width / 2 * LANES);
-        for (long head = kv_head * group; head < (kv_head + 1) * group; head++) {
-            Rows query{q + head * strides[0], strides[1]};
-            for_blocks(pair, [&](auto vectors, long first, long n, const Span* spans, int num_spans) {
-                constexpr int V = vectors;
-                constexpr long lanes = V * VECTOR;
-                floats largest[V], total[V];
-                for (int v = 0; v < V; v++) largest[v] = all(-INFINITY), total[v] = floats{};
-                pair_along(query, first, n, size, queries.data(), lanes);
-                float* row = scores.data();
-                for (const Span* span = spans; span < spans + num_spans; span++) {
-                    long keys = span->last - span->first;
-                    product(key.at(span->first), key.token, queries.data(), lanes, row, lanes, keys, lanes, size / 2,
-                            false);
-                    for (long j = 0; j < keys; j++, row += lanes)
-                        for (int v = 0; v < V; v++) {
-                            floats s = at(row + v * VECTOR) * scaling;
-                            s = seen(span->first + j - first, v) ? s : largest[v];
-                            largest[v] = s > largest[v] ? s : largest[v];
-                        }
+        for_blocks(pair, [&](auto vectors, long first, long n, const Span* spans, int num_spans) {
+            constexpr int V = vectors;
+            constexpr long lanes = V * VECTOR;
+            floats largest[V], total[V];
+            for (int v = 0; v < V; v++) largest[v] = all(-INFINITY), total[v] = floats{};
+            pair_along(query, first, n, size, queries.data(), lanes);
+            float* row = scores.data();
+            for (const Span* span = spans; span < spans + num_spans; span++) {
+                long keys = span->last - span->first;
+                product(key.at(span->first), key.token, queries.data(), lanes, row, lanes, keys, lanes, size / 2,
+                        false);
+                for (long j = 0; j < keys; j++, row += lanes)
+                    for (int v = 0; v < V; v++) {
+                        floats s = at(row + v * VECTOR) * scaling;
+                        s = seen(span->first + j - first, v) ? s : largest[v];
+                        largest[v] = s > largest[v] ? s : largest[v];
+                    }
+            }
+            row = scores.data();
+            for (const Span* span = spans; span < spans + num_spans; span++) {
+                long keys = span->last - span->first;
+                for (long j = 0; j < keys; j += 2, row += 2 * lanes)
+                    for (int v = 0; v < V; v++) {
+                        long visible = span->first + j - first;
+                        const float* x = row + v * VECTOR;
+                        floats upper = probabilities(x, scaling, largest[v], floats{}, visible, v), lower{};
+                        if (j + 1 < keys)
+                            lower = probabilities(x + lanes, scaling, largest[v], floats{}, visible + 1, v);
+                        total[v] += upper + lower;
+                        store_pairs(p.data() + j / 2 * lanes + v * VECTOR, upper, lower);
+                    }
+                row -= keys % 2 * lanes;
+                product(values.data() + span->place, width, p.data(), lanes, result.data(), lanes, size, lanes,
+                        even(keys) / 2, span > spans);
+            }
+            for (int v = 0; v < V; v++) {
+                for (long i = 0; i < VECTOR && v * VECTOR + i < n; i++) {
+                    float* sum = sums + 2 * (head * tokens + first + v * VECTOR + i);
+                    sum[0] = largest[v][i], sum[1] = std::log(total[v][i]);
                 }
-                row = scores.data();
-                for (const Span* span = spans; span < spans + num_spans; span++) {
-                    long keys = span->last - span->first;
-                    for (long j = 0; j < keys; j += 2, row += 2 * lanes)
-                        for (int v = 0; v < V; v++) {
-                            long visible = span->first + j - first;
-                            floats upper = probabilities(row + v * VECTOR, largest[v], scaling, visible, v), lower{};
-                            if (j + 1 < keys)
-                                lower = probabilities(row + lanes + v * VECTOR, largest[v], scaling, visible + 1, v);
-                            total[v] += upper + lower;
-                            store_pairs(p.data() + j / 2 * lanes + v * VECTOR, upper, lower);
-                        }
-                    row -= keys % 2 * lanes;
-                    product(values.data() + span->place, width, p.data(), lanes, sums.data(), lanes, size, lanes,
-                            even(keys) / 2, span > spans);
-                }
-                for (int v = 0; v < V; v++) {
-                    for (long i = 0; i < VECTOR && v * VECTOR + i < n; i++)
-                        log_sums[head * tokens + first + v * VECTOR + i] = largest[v][i] + std::log(total[v][i]);
-                    total[v] = 1.0f / total[v];
-                }
-                write_transposed<V>(sums.data(), total, n, size, queries.data(), out + (first * heads + head) * size,
-                                    heads * size);
-            });
-        }
+                total[v] = 1.0f / total[v];
+            }
+            write_transposed<V>(result.data(), total, n, size, queries.data(), out + (first * heads + head) * size,
+                                heads * size);
+        });
     }
 }
 
@@ -275,7 +283,7 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
 // their strides follow those of the three.
 void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, const int64_t* strides,
                                const int64_t* segments, long count, long heads, long kv_heads, long tokens, long size,
-                               float scaling, const bf16* out, const float* log_sums, const bf16* grad, bf16* grad_q,
+                               float scaling, const bf16* out, const float* sums, const bf16* grad, bf16* grad_q,
                                bf16* grad_k, bf16* grad_v) {
     std::vector<Pair> sorted = read_pairs(segments, count);
     long group = heads / kv_heads, padded = whole_lanes(size);
@@ -296,15 +304,18 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
             for_blocks(pair, [&](auto vectors, long first, long n, const Span* spans, int num_spans) {
                 constexpr int V = vectors;
                 constexpr long lanes = V * VECTOR;
-                floats delta[V], log_sum[V], one[V];
-                for (int v = 0; v < V; v++) delta[v] = floats{}, log_sum[v] = all(INFINITY), one[v] = all(1);
+                floats delta[V], largest[V], log_total[V], one[V];
+                for (int v = 0; v < V; v++)
+                    delta[v] = largest[v] = floats{}, log_total[v] = all(INFINITY), one[v] = all(1);
                 for (long i = 0; i < n; i++) {
                     const bf16 *g = own_grad.at(first + i), *o = out + ((first + i) * heads + head) * size;
                     float dot = 0;
 #pragma omp simd reduction(+ : dot)
                     for (long d = 0; d < size; d++) dot += widen(g[d]) * widen(o[d]);
                     delta[i / VECTOR][i % VECTOR] = dot;
-                    log_sum[i / VECTOR][i % VECTOR] = log_sums[head * tokens + first + i];
+                    const float* sum = sums + 2 * (head * tokens + first + i);
+                    largest[i / VECTOR][i % VECTOR] = sum[0];
+                    log_total[i / VECTOR][i % VECTOR] = sum[1];
                 }
                 pair_along(query, first, n, size, queries.data(), lanes);
                 pair_along(own_grad, first, n, size, grads.data(), lanes);
@@ -323,7 +334,8 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                 floats ds[2]{};
                                 for (long own = r; own < std::min(r + 2, block); own++) {
                                     long i = own * lanes + v * VECTOR;
-                                    floats one_p = probabilities(&scores[i], log_sum[v], scaling, j + own - first, v);
+                                    floats one_p = probabilities(&scores[i], scaling, largest[v], log_total[v],
+                                                                 j + own - first, v);
                                     ds[own - r] = one_p * (at(&grad_p[i]) - delta[v]) * scaling;
                                     store(&p[i], one_p);
                                     store(&grad_s[i], ds[own - r]);

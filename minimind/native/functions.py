@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minimind.native.library import library
 
@@ -51,7 +52,7 @@ def packed_attention(
         query: (heads, T, D) with any strides of heads and tokens.
         key, value: (kv heads, T, D) likewise; each head serves heads / kv heads heads.
         segments: per pair the lengths of prefix, rest of chosen, rest of rejected, T in all.
-        scaling: factor of the scores, above 0.
+        scaling: factor of the scores.
 
     Returns: (T, heads, D).
     """
@@ -86,18 +87,20 @@ class _RMSNorm(torch.autograd.Function):
         assert x.shape[-1:] == weight.shape
         x = x.contiguous()
         y, rows = torch.empty_like(x), x.numel() // len(weight)
-        scale = torch.empty(rows)
+        scale = x.new_empty(rows, dtype=torch.float32)
         _call("rms_norm_forward", x, weight, y, scale, rows, len(weight), eps)
         ctx.save_for_backward(x, weight, scale)
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         grad_x = torch.empty_like(x)
-        partial = torch.zeros(torch.get_num_threads(), len(weight))
+        threads = torch.get_num_threads()
+        partial = weight.new_zeros(threads, len(weight), dtype=torch.float32)
         grad = grads[0].contiguous()
-        _call("rms_norm_backward", grad, x, weight, scale, grad_x, partial, len(scale), len(weight))
+        _call("rms_norm_backward", grad, x, weight, scale, grad_x, partial, threads, len(scale), len(weight))
         return grad_x, partial.sum(0).to(weight.dtype), None
 
 
@@ -112,6 +115,7 @@ class _Rotate(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         heads, tokens, size = grads[0].shape
@@ -131,6 +135,7 @@ class _SwiGLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
@@ -150,23 +155,27 @@ class _PackedAttention(torch.autograd.Function):
         assert size % 2 == heads % len(key) == 0
         assert sum(map(sum, segments)) == tokens
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-        ctx.lengths, ctx.scaling = torch.tensor(segments), scaling
-        out, log_sums = query.new_empty(tokens, heads, size), torch.empty(heads, tokens)
-        _call("packed_attention", *_PackedAttention.arguments(ctx, query, key, value), out, log_sums)
-        ctx.save_for_backward(query, key, value, out, log_sums)
+        ctx.lengths, ctx.scaling = torch.tensor(segments, dtype=torch.int64, device="cpu"), scaling
+        out, sums = query.new_empty(tokens, heads, size), query.new_empty(heads, tokens, 2, dtype=torch.float32)
+        _call("packed_attention", *_PackedAttention.arguments(ctx, query, key, value), out, sums)
+        ctx.save_for_backward(query, key, value, out, sums)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, out, log_sums = ctx.saved_tensors
-        made = [torch.empty_like(x) for x in (query, key, value)]
+        query, key, value, out, sums = ctx.saved_tensors
+        # They lie as their tensors do, unless those overlap themselves.
+        like = (torch.empty_like(x) for x in (query, key, value))
+        made = [x if x.stride(-1) == 1 else x.contiguous() for x in like]
         arguments = _PackedAttention.arguments(ctx, query, key, value, *made)
-        _call("packed_attention_backward", *arguments, out, log_sums, grads[0].contiguous(), *made)
+        _call("packed_attention_backward", *arguments, out, sums, grads[0].contiguous(), *made)
         return made[0], made[1], made[2], None, None
 
     @staticmethod
     def arguments(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor | float, ...]:
         """What both kernels take first; strides also of `more`."""
-        strides = torch.tensor([x.stride()[:2] for x in (query, key, value, *more)])
+        steps = [x.stride()[:2] for x in (query, key, value, *more)]
+        strides = torch.tensor(steps, dtype=torch.int64, device="cpu")
         sizes = len(ctx.lengths), len(query), *key.shape
         return query, key, value, strides, ctx.lengths, *sizes, ctx.scaling

@@ -29,8 +29,8 @@ void rms_norm_forward(const bf16* x, const bf16* weight, bf16* y, float* scale, 
 
 // grad_weight (threads, size) float32, zeros at first: each thread adds to a row of its own.
 void rms_norm_backward(const bf16* grad, const bf16* x, const bf16* weight, const float* scale, bf16* grad_x,
-                       float* grad_weight, long rows, long size) {
-#pragma omp parallel for schedule(static) if (rows * size > PARALLEL)
+                       float* grad_weight, long threads, long rows, long size) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * size > PARALLEL)
     for (long row = 0; row < rows; row++) {
         const bf16 *g = grad + row * size, *in = x + row * size;
         bf16* out = grad_x + row * size;

@@ -30,7 +30,7 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 # As declared in the sources: p pointer, l long, f float.
 _SIGNATURES = {
     "rms_norm_forward": "ppppllf",
-    "rms_norm_backward": "ppppppll",
+    "rms_norm_backward": "pppppplll",
     "rotate": "ppppllllf",
     "swiglu_forward": "pppl",
     "swiglu_backward": "pppppl",
@@ -94,5 +94,5 @@ def _openmp_runtime() -> str | None:
         mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"/\S*lib(?:gomp|iomp5)\S*\.so\S*", mapped)
-    return found.group() if found else None
+    found = re.search(r"(/.*/lib(?:gomp|iomp5|omp)\b[^/\n]*\.so[^/\n]*)$", mapped, re.MULTILINE)
+    return found.group(1) if found else None

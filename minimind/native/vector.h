@@ -27,8 +27,7 @@ typedef bf16 halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias
 
 static inline floats all(float x) { return floats{} + x; }
 
-static inline floats& at(float* x) { return *(floats*)x; }
-static inline const floats& at(const float* x) { return *(const floats*)x; }
+static inline floats at(const float* x) { return *(const floats*)x; }
 
 static inline float sum(floats x) {
     float total = 0;
@@ -75,7 +74,7 @@ static inline void store(bf16* out, floats x, long n = VECTOR) {
 }
 
 static inline void store(float* out, floats x, long n = VECTOR) {
-    if (n >= VECTOR) at(out) = x;
+    if (n >= VECTOR) *(floats*)out = x;
     else memcpy(out, &x, n * sizeof(float));
 }
 

@@ -33,16 +33,20 @@ def differentiated(attend, tensors, grad) -> list[torch.Tensor]:
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
+# No power of two: products with it are rounded.
+SCALING = 0.3
+
+
 def by_sdpa(query, key, value):
     """The float32 route of the same function, through torch's own kernel."""
     out, _ = packed_attention(
-        torch.nn.Module(), query[None], key[None], value[None], None, pack=PackLayout(SEGMENTS), scaling=0.25
+        torch.nn.Module(), query[None], key[None], value[None], None, pack=PackLayout(SEGMENTS), scaling=SCALING
     )
     return out[0].transpose(0, 1)
 
 
 def by_kernel(query, key, value):
-    return native.packed_attention(query, key, value, SEGMENTS, 0.25).transpose(0, 1)
+    return native.packed_attention(query, key, value, SEGMENTS, SCALING).transpose(0, 1)
 
 
 # Head sizes that fill vectors, that do not, and one that no vector length divides.
@@ -85,13 +89,46 @@ def test_gradients_lie_as_their_tensors_do():
 
 
 def test_scores_of_any_size_keep_the_softmax_whole():
-    """Scores far beyond what an exponential can hold: one key takes it all, and no gradient is a NaN."""
-    *tensors, grad = inputs(2, 1, 16)
-    far = [100 * tensors[0], 100 * tensors[1], tensors[2]]
-    exact = differentiated(by_sdpa, [tensor.float() for tensor in far], grad.float())
-    mine = differentiated(by_kernel, far, grad)
+    """Scores of a million, far beyond what an exponential can hold: the largest take it all, and share it where they
+    are equal. Whole numbers, so that no route rounds them before the softmax."""
+    query, key, value, grad = inputs(2, 1, 16)
+    far = [(64 * x).round() * 16 for x in (query, key)]
+    exact = differentiated(by_sdpa, [tensor.double() for tensor in (*far, value)], grad.double())
+    mine = differentiated(by_kernel, [*far, value], grad)
+    for got, expected in zip((mine[0], mine[3]), (exact[0], exact[3]), strict=True):
+        assert (got.float() - expected).norm() / expected.norm() < 0.004
     assert all(x.isfinite().all() for x in mine)
-    assert (mine[0].float() - exact[0]).norm() / exact[0].norm() < 0.004
+
+
+def test_what_the_kernel_does_not_take_goes_to_sdpa():
+    """Values narrower than keys (multi-head latent attention), heads of an odd size."""
+    for size, value_size in ((16, 8), (15, 15)):
+        query, key, value, _ = inputs(2, 2, size)
+        tensors = [query, key, value[..., :value_size]]
+        layout = PackLayout(SEGMENTS)
+        out, _ = packed_attention(torch.nn.Module(), *(x[None] for x in tensors), None, pack=layout)
+        exact, _ = packed_attention(torch.nn.Module(), *(x[None].float() for x in tensors), None, pack=layout)
+        assert (out.float() - exact).norm() / exact.norm() < 0.01
+
+
+def test_default_dtype_and_device_are_not_the_kernels():
+    *tensors, grad = inputs(2, 1, 16)
+    plain = differentiated(by_kernel, tensors, grad)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            other = differentiated(by_kernel, tensors, grad)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(x, y) for x, y in zip(plain, other, strict=True))
+
+
+def test_there_is_no_second_derivative():
+    *tensors, _ = inputs(2, 1, 16)
+    out = by_kernel(*(x.requires_grad_() for x in tensors))
+    (grad,) = torch.autograd.grad(out.float().square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.float().sum().backward()
 
 
 def test_packs_in_bfloat16_on_a_cpu_take_this_route_and_no_other():
