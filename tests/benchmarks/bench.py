@@ -178,6 +178,10 @@ def measure(bench: Bench) -> Measured:
     return Measured(rounds=rounds, missing=missing, rates=rates, steps=steps)
 
 
+def _machine() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{CORES} cores"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run it all; ends with status 1 if a trainer of this project was asked for and did not run."""
     arguments = parse(argv)
@@ -197,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = report.breakdown(measured.steps) if measured.steps else {}
     title = (
         f"DPO on {data}: MiniMind-3 of hidden {arguments.hidden_size} x {arguments.num_hidden_layers} layers, "
-        f"{arguments.batch_size} pairs a batch, {arguments.max_seq_len} tokens a row, {CORES} cores"
+        f"{arguments.batch_size} pairs a batch, {arguments.max_seq_len} tokens a row, {_machine()}"
     )
     pairs = bench.work("ours").pairs
     print(f"\n{title}\n{pairs} pairs a round, medians of {arguments.rounds} rounds; matrix products, GFLOP/s:")
@@ -214,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(report.parts_text("\none step of ours", parts))
     record = {
         "arguments": vars(arguments),
-        "machine": {"cores": CORES, "processor": platform.machine(), "torch": torch.__version__},
+        "machine": {"runs_on": _machine(), "processor": platform.machine(), "torch": torch.__version__},
         "gemm_flops": [{dtype: dataclasses.asdict(rate) for dtype, rate in one.items()} for one in measured.rates],
         "lines": [dataclasses.asdict(line) for line in lines],
         "did_not_run": measured.missing,

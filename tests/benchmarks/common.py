@@ -4,10 +4,11 @@ The driver (`bench.py`) writes a folder with `task.json`, `pairs.jsonl` (rows th
 order), `start.pth`, `model/` and `tokenizer/`, and names it in the environment; a trainer's rank 0 writes
 `result.json`.
 
-Memory has one definition for all. Of a rank's peak resident memory up to its last timed step, two parts are nobody's
-choice: what the process held before it made its first model (Python, torch, libraries), and the bare states: weights
-of policy and reference, the optimizer's own float32 copy of the weights where it keeps one, its moments. What is left
-is `above`: gradients, activations, logits, buffers, copies. A state that several tensors share counts once.
+Memory has one definition for all. Of a rank's peak memory up to its last timed step (resident; on a GPU what torch has
+allocated there) two parts are nobody's choice: what the process held before it made its first model (Python, torch,
+libraries), and the bare states: weights of policy and reference, the optimizer's own float32 copy of the weights where
+it keeps one, its moments. What is left is `above`: gradients, activations, logits, buffers, copies. A state that
+several tensors share counts once.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The driver's word to the scripts: deepspeed's launcher puts arguments of its own before theirs.
 FOLDER = "MINIMIND_BENCH_FOLDER"
 
@@ -58,11 +61,20 @@ def write_result(task: Task, seconds: list[float], memory: dict[str, float], **m
     (task.path / "result.json").write_text(json.dumps({"seconds": seconds, **memory, **more}))
 
 
-def resident_gib(peak: bool = False) -> float:
-    """This process's resident memory, or the most it ever was.
+def now() -> float:
+    """The clock, read when the device has done what it was told."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def used_gib(peak: bool = False) -> float:
+    """This process's memory, or the most it ever was: on a GPU what torch has allocated there, else what is resident.
 
     Not `getrusage`, whose peak a process inherits from the one that started it.
     """
+    if DEVICE.type == "cuda":
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**30
     field = "VmHWM:" if peak else "VmRSS:"
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 2**20
@@ -82,7 +94,8 @@ def memory_of(
 
 
 def states_bytes(models: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None) -> int:
-    """Bytes of weights, ZeRO-3 shards among them, and of all that an optimizer keeps; shared storage counts once."""
+    """Bytes of weights, ZeRO-3 shards among them, and of all that an optimizer keeps, on the device that is measured;
+    shared storage counts once."""
     tensors: list[Tensor] = []
     for model in models:
         for parameter in model.parameters():
@@ -92,5 +105,5 @@ def states_bytes(models: Iterable[nn.Module], optimizer: torch.optim.Optimizer |
         tensors += [
             value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         ]
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor.device.type == DEVICE.type)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

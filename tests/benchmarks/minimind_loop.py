@@ -4,7 +4,6 @@ chosen and rejected rows, a full log-softmax, plain AdamW. float32 on a CPU as i
 from __future__ import annotations
 
 import contextlib
-import time
 
 import torch
 from transformers import AutoTokenizer
@@ -12,11 +11,11 @@ from transformers import AutoTokenizer
 import minimind
 from minimind.weights.io import fill
 from minimind.weights.sources import open_weights
-from tests.benchmarks.common import memory_of, read_task, resident_gib, write_result
+from tests.benchmarks.common import DEVICE, memory_of, now, read_task, used_gib, write_result
 
 
 def main() -> None:
-    before_gib = resident_gib()
+    before_gib = used_gib()
     task = read_task()
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
     data = minimind.DPODataset(task.path / "pairs.jsonl", tokenizer, task.max_seq_len)
@@ -24,16 +23,18 @@ def main() -> None:
     policy, reference = (minimind.MiniMindForCausalLM(source.config) for _ in range(2))
     for model in (policy, reference):
         fill(model, source)
+        model.to(DEVICE)
     reference.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=4e-8)
     half = task.options["dtype"] == "bfloat16"
-    autocast = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16) if half else contextlib.nullcontext()
     rows = torch.utils.data.Subset(data, range((task.warmup_steps + task.steps) * task.batch_size))
     loader = torch.utils.data.DataLoader(rows, batch_size=task.batch_size)
-    seconds, started = [], time.perf_counter()
+    seconds, started = [], now()
     for batch in loader:
         x, y, mask = (
-            torch.cat([batch[f"{part}_{half}"] for half in ("chosen", "rejected")]) for part in ("x", "y", "mask")
+            torch.cat([batch[f"{part}_{half}"] for half in ("chosen", "rejected")]).to(DEVICE)
+            for part in ("x", "y", "mask")
         )
         with autocast:
             with torch.no_grad():
@@ -45,9 +46,9 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    memory = memory_of(resident_gib(peak=True), before_gib, [policy, reference], optimizer)
+        seconds.append(now() - started)
+        started = now()
+    memory = memory_of(used_gib(peak=True), before_gib, [policy, reference], optimizer)
     write_result(task, seconds[task.warmup_steps :], memory)
 
 

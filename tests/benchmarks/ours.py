@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minimind.engine import process
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.engine.reference_cache import CachedReference
 from minimind.training import loop, references, run
 from minimind.training.console import Console
-from tests.benchmarks.common import memory_of, read_task, resident_gib
+from tests.benchmarks.common import memory_of, now, read_task, used_gib
 from tests.benchmarks.rank import STARTED
 
 # Parts of a step: what is timed, and its name.
@@ -48,7 +46,7 @@ class Watch:
     def __init__(self) -> None:
         self.marks: dict[str, float] = {"launcher": float(os.environ[STARTED])}
         self.steps: list[dict[str, float]] = []
-        self.start_gib = resident_gib()
+        self.start_gib = used_gib()
         self.peak_gib = 0.0
         self.first_step_cpu_seconds = 0.0
         self.fill_seconds: float | None = None
@@ -76,9 +74,9 @@ class Watch:
         """How long the reference took to score all pairs in advance, its engine's making included."""
 
         def timed(*args: Any, **kwargs: Any) -> None:
-            started = _now()
+            started = now()
             fill(*args, **kwargs)
-            self.fill_seconds = _now() - started
+            self.fill_seconds = now() - started
 
         return timed
 
@@ -87,10 +85,10 @@ class Watch:
         inner = getattr(owner, name)
 
         def outer(*args: Any, **kwargs: Any) -> Any:
-            started = _now()
+            started = now()
             value = inner(*args, **kwargs)
             if self.steps:
-                self.steps[-1][part] = self.steps[-1].get(part, 0.0) + _now() - started
+                self.steps[-1][part] = self.steps[-1].get(part, 0.0) + now() - started
             return value
 
         setattr(owner, name, outer)
@@ -101,12 +99,12 @@ class Watch:
         def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
             inner = batches(*args, **kwargs)
             while True:
-                self.step_started = _now()
+                self.step_started = now()
                 try:
                     value = next(inner)
                 except StopIteration:
                     return
-                self.steps.append({"data": _now() - self.step_started})
+                self.steps.append({"data": now() - self.step_started})
                 yield value
 
         return timed
@@ -116,10 +114,10 @@ class Watch:
 
         def logged(*args: Any, **kwargs: Any) -> None:
             log(*args, **kwargs)
-            self.peak_gib = resident_gib(peak=True)
+            self.peak_gib = used_gib(peak=True)
             if self.steps:
                 parts = self.steps[-1]
-                parts["everything else"] = _now() - self.step_started - sum(parts.values())
+                parts["everything else"] = now() - self.step_started - sum(parts.values())
 
         return logged
 
@@ -141,12 +139,6 @@ class Watch:
                 }
             )
         )
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def main() -> None:

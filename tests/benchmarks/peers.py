@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.benchmarks.common import FOLDER, Task
 from tests.benchmarks.rank import BIND
 
@@ -114,6 +116,8 @@ def run_peer(peer: Peer, task: Task, timeout: float) -> dict[str, Any]:
     Raises:
         PeerError: it cannot run here, failed, or took too long.
     """
+    if peer.bound and torch.cuda.is_available():
+        raise PeerError("compares ranks bound to cores; this machine trains on a GPU")
     if peer.bound and peer.ranks > CORES:
         raise PeerError(f"needs {peer.ranks} cores; there are {CORES}")
     if task.steps < 1:

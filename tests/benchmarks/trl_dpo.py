@@ -7,7 +7,6 @@ has float32 master weights and the very optimizer that this project has.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
-from tests.benchmarks.common import memory_of, read_task, resident_gib, write_result
+from tests.benchmarks.common import DEVICE, memory_of, now, read_task, used_gib, write_result
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -30,13 +29,13 @@ class Clock(TrainerCallback):
         self.peak_gib = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.last = time.perf_counter()
+        self.last = now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
-        self.peak_gib = resident_gib(peak=True)
-        self.last = now
+        ended = now()
+        self.seconds.append(ended - self.last)
+        self.peak_gib = used_gib(peak=True)
+        self.last = ended
 
 
 class Trainer(DPOTrainer):
@@ -45,9 +44,9 @@ class Trainer(DPOTrainer):
     precompute_seconds: float | None = None
 
     def _precompute_ref_logps(self, *args, **kwargs):
-        started = time.perf_counter()
+        started = now()
         rows = super()._precompute_ref_logps(*args, **kwargs)
-        self.precompute_seconds = time.perf_counter() - started
+        self.precompute_seconds = now() - started
         return rows
 
 
@@ -68,7 +67,7 @@ def deepspeed_config() -> dict[str, object]:
 
 
 def main() -> None:
-    before_gib = resident_gib()
+    before_gib = used_gib()
     task = read_task()
     precomputed = bool(task.options["precomputed"])
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
@@ -79,7 +78,7 @@ def main() -> None:
         loss_type=["sigmoid_norm"],
         beta=0.1,
         bf16=True,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=DEVICE.type == "cpu",
         deepspeed=deepspeed_config() if task.options["zero2"] else None,
         learning_rate=4e-8,
         weight_decay=0.01,

@@ -13,13 +13,13 @@ import dataclasses
 import functools
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 
 from minimind import MiniMindConfig
 from minimind.data.pack import PackedPairs
+from tests.benchmarks.common import DEVICE, now
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.d
     products = [(tokens, n, k, count * config.num_hidden_layers) for n, k, count in in_layer]
     products.append((targets, config.vocab_size, config.hidden_size, 1))
     for rows, n, k, count in products:
-        x, w, grad = (torch.randn(*size, dtype=dtype) for size in ((rows, k), (n, k), (rows, n)))
+        x, w, grad = (torch.randn(*size, dtype=dtype, device=DEVICE) for size in ((rows, k), (n, k), (rows, n)))
         times = [_median_seconds(functools.partial(torch.mm, *pair)) for pair in ((x, w.T), (grad, w), (grad.T, x))]
         peak = max(peak, 2.0 * rows * n * k / min(times))
         flops += 2.0 * rows * n * k * count
@@ -116,7 +116,7 @@ def _median_seconds(action: Callable[[], object], repeats: int = 9) -> float:
     action()
     times = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = now()
         action()
-        times.append(time.perf_counter() - started)
+        times.append(now() - started)
     return statistics.median(times)
