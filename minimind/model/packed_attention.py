@@ -128,7 +128,8 @@ def by_segment(
 
 
 def _native(query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float) -> Tensor:
-    if not native.applies(query, key, value):
+    taken = key.shape == value.shape and key.shape[-1] % 2 == 0
+    if not (taken and native.applies(query, key, value)):
         return by_segment(query, key, value, pack, scaling)
     # Views both ways; the gradient of an index would be filled with zeros first.
     query, key, value = (x.squeeze(0) for x in (query, key, value))

@@ -1,0 +1,75 @@
+// Products of bfloat16 matrices, summed in float32.
+//
+// A product takes its left matrix as it lies in memory and its right one in pairs: two successive elements of the
+// summed dimension in one 32-bit word, as the processors' bfloat16 instruction wants them. Processors without it
+// multiply the two halves in float32.
+
+#pragma once
+#include "vector.h"
+
+typedef uint32_t pair32;  // two bfloat16
+
+// Rows of the left matrix that are multiplied at once: about as many sums as the vector registers hold.
+static const int ROWS = BYTES == 64 ? 6 : BYTES == 32 ? 2 : 4;
+// Lanes of a product's widest tile, and of its narrow one.
+static const long LANES = 4 * VECTOR, FEW = 2 * VECTOR;
+
+// Words whose first element is of `first`, whose second of `second`.
+static inline void store_pairs(pair32* out, floats first, floats second) {
+    words low = __builtin_convertvector(round_half(first), words);
+    words high = __builtin_convertvector(round_half(second), words);
+    *(words*)out = low | high << 16;
+}
+
+static inline floats add_product(floats sum, words a, words b) {
+#ifdef __AVX512BF16__
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum += (floats)(a << 16) * (floats)(b << 16);
+    return sum + (floats)(a & 0xffff0000u) * (floats)(b & 0xffff0000u);
+#endif
+}
+
+// c (R, V vectors) = or += a (R, 2 count) * b (count words, V vectors)
+template <int R, int V>
+static void tile(const bf16* a, long a_row, const pair32* b, long b_row, float* c, long c_row, long count, bool add) {
+    floats sums[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sums[r][v] = add ? at(c + r * c_row + v * VECTOR) : floats{};
+    for (long k = 0; k < count; k++) {
+        words right[V];
+        for (int v = 0; v < V; v++) right[v] = *(const words*)(b + k * b_row + v * VECTOR);
+        for (int r = 0; r < R; r++) {
+            pair32 word;
+            memcpy(&word, a + r * a_row + 2 * k, 4);
+            words left = word - words{};
+            for (int v = 0; v < V; v++) sums[r][v] = add_product(sums[r][v], left, right[v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) *(floats*)(c + r * c_row + v * VECTOR) = sums[r][v];
+}
+
+template <int V>
+static void columns(const bf16* a, long a_row, const pair32* b, long b_row, float* c, long c_row, long rows, long count,
+                    bool add) {
+    long r = 0;
+    for (; r + ROWS <= rows; r += ROWS)
+        tile<ROWS, V>(a + r * a_row, a_row, b, b_row, c + r * c_row, c_row, count, add);
+    a += r * a_row, c += r * c_row;
+    switch (rows - r) {
+        case 5: return tile<5, V>(a, a_row, b, b_row, c, c_row, count, add);
+        case 4: return tile<4, V>(a, a_row, b, b_row, c, c_row, count, add);
+        case 3: return tile<3, V>(a, a_row, b, b_row, c, c_row, count, add);
+        case 2: return tile<2, V>(a, a_row, b, b_row, c, c_row, count, add);
+        case 1: return tile<1, V>(a, a_row, b, b_row, c, c_row, count, add);
+    }
+}
+
+// c (rows, width) = or += a (rows, 2 count) * b (count words, width); width is whole lanes.
+static void product(const bf16* a, long a_row, const pair32* b, long b_row, float* c, long c_row, long rows, long width,
+                    long count, bool add) {
+    for (; width >= LANES; width -= LANES, b += LANES, c += LANES)
+        columns<4>(a, a_row, b, b_row, c, c_row, rows, count, add);
+    if (width) columns<2>(a, a_row, b, b_row, c, c_row, rows, count, add);
+}
