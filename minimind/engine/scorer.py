@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, layout_of
+from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackLayout
 from minimind.objective.log_probs import target_log_probs
 
 
@@ -49,7 +49,7 @@ class PairScorer(nn.Module):
             input_ids=batch.token_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            pack=layout_of(batch.segments, self.attention),
+            pack=PackLayout(batch.segments, self.attention),
             **({"keep": batch.target_positions} if knows_keep else {}),
         )
         hidden = out.last_hidden_state.squeeze(0)

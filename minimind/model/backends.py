@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from minimind.errors import ConfigError
 from minimind.model import flex_attention, varlen_attention
 from minimind.model.packed_attention import BACKENDS, FLEX, NATIVE, SDPA, VARLEN, Backend, PackLayout, by_segment
 
@@ -27,9 +28,10 @@ Segments = tuple[tuple[int, int, int], ...]
 Clock = Callable[[Callable[[], object]], float]
 
 # Parts of a length at which a mask that is off by one shows, empty ones among them, and packs of more numbers of
-# blocks than torch forgives compiles: one that compiles for every length fails here.
+# blocks than torch forgives compiles: one that compiles for every length fails here. First a pack of more blocks than a
+# model has heads: to a compiler numbers that are equal at first are one and the same.
 _ODD_PAIRS = ((1, 3, 5), (0, 4, 3), (7, 1, 0), (3, 0, 4), (2, 9, 1))
-CHECKED: tuple[Segments, ...] = tuple((*_ODD_PAIRS, (71 * n, 31 * n + 1, 53 * n)) for n in range(10))
+CHECKED: tuple[Segments, ...] = tuple((*_ODD_PAIRS, (71 * n, 31 * n + 1, 53 * n)) for n in (8, *range(8), 9))
 # SDPA's own rounding to 16 bits makes 0.8 epsilons of a gradient here, a mask that is off by one 40 and more of
 # bfloat16's. In float32 sums go by their order, at some 1e-6.
 _EPSILONS, _FLOAT32 = 8, 1e-4
@@ -39,7 +41,7 @@ _WARM_UP, _TIMED = 3, 10
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     """Attention as a run asks for it: heads of queries, heads of keys and values, channels of a head; where, in what
-    dtype, and with how much dropout."""
+    dtype, with how much dropout, and how many channels the values have, where not as many as the keys (0: as many)."""
 
     heads: int
     kv_heads: int
@@ -47,6 +49,7 @@ class AttentionShape:
     dtype: torch.dtype
     device: torch.device
     dropout: float = 0.0
+    value_dim: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,7 @@ def choose_backend(shape: AttentionShape, segments: Segments) -> Choice:
     problems = {name: obstacle(name, shape.device, shape.dtype, shape.dropout) for name in (SDPA, VARLEN, FLEX)}
     candidates = {name: BACKENDS[name] for name, problem in problems.items() if problem is None}
     left_out = {name: problem for name, problem in problems.items() if problem is not None}
-    choice = fastest(shape, segments, candidates, cuda_milliseconds, left_out)
-    torch.cuda.empty_cache()  # the engines are yet to come
-    return choice
+    return fastest(shape, segments, candidates, cuda_milliseconds, left_out)
 
 
 def fastest(
@@ -104,7 +105,7 @@ def fastest(
             if problem is None:
                 times[name] = clock(functools.partial(_results, backend, _random(shape, tokens), PackLayout(segments)))
         except Exception as error:  # noqa: BLE001 - compilers and kernels raise anything; there is always SDPA
-            problem = _brief(error)
+            problem = _caught(name, error, shape.device)
         if problem is not None:
             problems[name] = problem
     name = min(times, key=times.__getitem__, default=SDPA)
@@ -122,7 +123,7 @@ def verify(shape: AttentionShape, name: str, segments: Segments) -> str | None:
     try:
         return disagreement(shape, BACKENDS[name], (*CHECKED, segments))
     except Exception as error:  # noqa: BLE001 - as above
-        return _brief(error)
+        return _caught(name, error, shape.device)
 
 
 def disagreement(shape: AttentionShape, backend: Backend, packs: Sequence[Segments]) -> str | None:
@@ -163,16 +164,35 @@ def cuda_milliseconds(run: Callable[[], object]) -> float:
     return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(marks))
 
 
+def _caught(name: str, error: Exception, device: torch.device) -> str:
+    """What a backend's failure comes to in a line.
+
+    Raises:
+        ConfigError: it broke the GPU for this process (an illegal access, say): nothing can run on it any more.
+    """
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as broken:
+            raise ConfigError(
+                f"trying {name} attention broke the GPU for this process ({_brief(broken)}): start again with "
+                "--attention sdpa"
+            ) from error
+    return _brief(error)
+
+
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    # A compiler's first line only says which compiler it is.
+    lines = " ".join(str(error).split("\n")[:2]).strip()
+    return f"{type(error).__name__}: {lines[:200]}" if lines else type(error).__name__
 
 
 def _random(shape: AttentionShape, tokens: int) -> list[Tensor]:
     """Query, key, value (1, heads, T, D), and a gradient of the output (1, T, heads, D)."""
     generator = torch.Generator(shape.device).manual_seed(tokens)
-    sizes = [(1, heads, tokens, shape.head_dim) for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
-    sizes.append((1, tokens, shape.heads, shape.head_dim))
+    value_dim = shape.value_dim or shape.head_dim
+    sizes = [(1, heads, tokens, shape.head_dim) for heads in (shape.heads, shape.kv_heads)]
+    sizes += [(1, shape.kv_heads, tokens, value_dim), (1, tokens, shape.heads, value_dim)]
     return [torch.randn(size, generator=generator, device=shape.device).to(shape.dtype) for size in sizes]
 
 

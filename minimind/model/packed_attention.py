@@ -13,7 +13,6 @@ arguments; Llama, Qwen3 and the rest need no line of their own. The layout says 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -68,12 +67,6 @@ class PackLayout:
             return allowed.tril(prefix)
 
         return self.once((prefix, rejected, device), make)
-
-
-@functools.lru_cache(maxsize=2)
-def layout_of(segments: tuple[tuple[int, int, int], ...], backend: str) -> PackLayout:
-    """The layout of a pack; the reference and the policy, who see the same one in turn, share what is made for it."""
-    return PackLayout(segments, backend)
 
 
 # Compiled blocks call this as it is: its loop over pairs would be compiled anew for every pack.

@@ -33,7 +33,7 @@ def settle_attention(
     prepared: Prepared, world: World, stream: PairStream, table: PairTable, console: Console
 ) -> Prepared:
     """The same run with `--attention auto` resolved to one backend for all ranks, which the console is told of. Rank 0
-    tries and measures.
+    tries and measures, the others try what it has chosen.
 
     Raises:
         ConfigError: on all ranks, if the backend that was asked for does not give SDPA's numbers here.
@@ -49,6 +49,13 @@ def settle_attention(
         if not world.on_cpu and asked != SDPA:
             console.say("  trying what can attend over packs; where it is compiled that may take a minute")
         choice = process.from_main(world, lambda: _choose(shape, asked, before, _measured_pack(stream, table)))
+        if world.size > 1 and not world.on_cpu:
+            # Their GPUs, compilers and packages may be others; and what must be compiled is, before the first step.
+            process.agree(
+                world, lambda: _require(shape, choice.name, _measured_pack(stream, table)), runs=not world.is_main
+            )
+        if not world.on_cpu:
+            torch.cuda.empty_cache()  # the engines are yet to come
         for line in choice.lines:
             console.say(f"  {line}")
         name, origin = choice.name, DEFAULT if world.on_cpu else MEASURED
@@ -63,8 +70,7 @@ def _choose(shape: AttentionShape, asked: str, before: str, segments: Segments) 
     """The backend that was asked for; for auto the one before the checkpoint, if it agrees, so that the run that goes
     on is the one that never stopped; else the fastest."""
     if asked != "auto":
-        if problem := verify(shape, asked, segments):
-            raise ConfigError(f"--attention {asked}: {problem}; use auto or sdpa")
+        _require(shape, asked, segments)
         was = f"; before the checkpoint it was {before}" if before not in ("", asked) else ""
         return Choice(name=asked, lines=(f"attention over packs: {asked}, as --attention says{was}",))
     told: tuple[str, ...] = ()
@@ -77,9 +83,19 @@ def _choose(shape: AttentionShape, asked: str, before: str, segments: Segments) 
     return Choice(name=choice.name, lines=(*told, *choice.lines))
 
 
+def _require(shape: AttentionShape, name: str, segments: Segments) -> None:
+    """Raises ConfigError if a backend cannot be used on this rank."""
+    if problem := verify(shape, name, segments):
+        raise ConfigError(f"--attention {name}: {problem}; use auto or sdpa")
+
+
 def _measured_pack(stream: PairStream, table: PairTable) -> Segments:
-    """The first micro-batch, or as much of it as is measured."""
+    """The first micro-batch, or as much of it as is measured; of one longer pair its proportions."""
     segments = pack([table[index] for index in stream.micro_batches(1, 0)[0]]).segments
+    tokens = sum(segments[0])
+    if tokens > _MEASURED_TOKENS:
+        prefix, chosen, rejected = (part * _MEASURED_TOKENS // tokens for part in segments[0])
+        return ((prefix, chosen, rejected),)
     number = 1
     while number < len(segments) and sum(map(sum, segments[: number + 1])) <= _MEASURED_TOKENS:
         number += 1
@@ -90,11 +106,14 @@ def attention_shape(config: PretrainedConfig, dtype: torch.dtype, device: torch.
     """What a model asks of attention, by its configuration; where its layers differ, the largest of them."""
     model = config.get_text_config()
     heads = given_size(model, "num_attention_heads") or 1
+    # Multi-head latent attention calls the rotated part of a head its head_dim.
+    head_dim = given_size(model, "qk_head_dim") or given_size(model, "head_dim")
     dropouts = ("dropout",) if isinstance(config, MiniMindConfig) else ("attention_dropout", "attn_pdrop")
     return AttentionShape(
         heads=heads,
         kv_heads=given_size(model, "num_key_value_heads") or heads,
-        head_dim=given_size(model, "head_dim") or given_size(model, "hidden_size") // heads,
+        head_dim=head_dim or given_size(model, "hidden_size") // heads,
+        value_dim=given_size(model, "v_head_dim"),
         dtype=dtype,
         device=device,
         dropout=max(getattr(model, name, None) or 0.0 for name in dropouts),

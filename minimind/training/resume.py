@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from minimind.config import DEFAULT
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.checkpoints import Checkpoint
@@ -52,7 +53,8 @@ def describe(
             "zero_optimization": engine["zero_optimization"],
             "optimizer": optimizer,
         },
-        "attention": config.attention,
+        # What nobody chose is no reason to choose it again where there is a choice.
+        "attention": config.attention if prepared.settings.origins["attention"] != DEFAULT else "",
     }
     # As JSON gives it back: what is compared with a manifest has made the same journey.
     return json.loads(json.dumps(described))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import flex_attention as torch_flex
 
+from minimind.errors import ConfigError
 from minimind.model import backends, varlen_attention
 from minimind.model.backends import (
     CHECKED,
@@ -193,9 +196,29 @@ def test_a_backend_is_verified_by_trying_it(monkeypatch):
     monkeypatch.setattr(backends, "obstacle", lambda *_: None)
     monkeypatch.setattr(backends, "BACKENDS", {FLEX: by_segment, VARLEN: fails})
     assert verify(shape(), FLEX, SEGMENTS) is None
-    assert verify(shape(), VARLEN, SEGMENTS) == "RuntimeError: CUDA error: no kernel image is available"
+    told = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+    assert verify(shape(), VARLEN, SEGMENTS) == told
     monkeypatch.setattr(backends, "BACKENDS", {FLEX: slightly_off})
     assert "its values differ" in verify(shape(), FLEX, SEGMENTS)
+
+
+def test_a_kernel_that_breaks_the_gpu_ends_the_run_with_a_way_out(monkeypatch):
+    """An illegal access is all that a process hears from its GPU ever after: no other backend can be tried."""
+
+    def broken(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    gpu, error = torch.device("cuda"), RuntimeError("first told of elsewhere")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert backends._caught(FLEX, error, gpu) == "RuntimeError: first told of elsewhere"
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(ConfigError, match=r"flex attention broke the GPU .*illegal memory.*start again with --attention"):
+        backends._caught(FLEX, error, gpu)
+
+
+def test_values_may_have_fewer_channels_than_keys():
+    latent = dataclasses.replace(shape(), value_dim=shape().head_dim // 2)
+    assert disagreement(latent, by_segment, CHECKED[:2]) is None
 
 
 def test_nothing_is_measured_on_a_cpu(monkeypatch):

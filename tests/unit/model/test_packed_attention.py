@@ -8,7 +8,7 @@ from torch import nn
 
 from minimind import native
 from minimind.model import packed_attention as module
-from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackLayout, by_segment, layout_of, packed_attention
+from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackLayout, by_segment, packed_attention
 
 
 def allowed(segments: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
@@ -68,13 +68,6 @@ def test_a_mask_is_made_once_a_pack():
 
 def test_lengths_lie_in_the_order_of_the_pack():
     assert PackLayout(((2, 1, 3), (4, 0, 5))).lengths(torch.device("cpu")).tolist() == [2, 1, 3, 4, 0, 5]
-
-
-def test_policy_and_reference_share_what_is_made_for_a_pack():
-    segments = ((2, 1, 3), (4, 0, 5))
-    assert layout_of(segments, "flex") is layout_of(tuple(segments), "flex")
-    assert layout_of(segments, "flex") is not layout_of(segments, "varlen")
-    assert (layout_of(segments, "flex").segments, layout_of(segments, "flex").backend) == (segments, "flex")
 
 
 def attend(backend: str, dtype=torch.float32, dropout: float = 0.0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, MistralConfig
+from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MistralConfig
 
 from minimind.config import parse_settings
 from minimind.data.stream import PairStream
@@ -31,7 +31,7 @@ def settled(monkeypatch):
     monkeypatch.setattr(attention, "_measured_pack", lambda stream, table: ((4, 3, 2),))
     monkeypatch.setattr(attention.process, "from_main", lambda world, action: action())
 
-    def settle(*flags, before=None, device=CPU, model=None):
+    def settle(*flags, before=None, device=CPU, model=None, size=1):
         manifest = Manifest(step=1, stream={}, identity={}, batch={}, layout={}, files={}, attention=before or "")
         prepared = Prepared(
             settings=parse_settings(flags),
@@ -42,7 +42,7 @@ def settled(monkeypatch):
             policy_config=None,
             reference_config=None,
         )
-        world, lines = World(rank=0, local_rank=0, size=1, device=device), []
+        world, lines = World(rank=0, local_rank=0, size=size, device=device), []
         done = settle_attention(prepared, world, None, None, SimpleNamespace(say=lines.append)).settings
         if device == GPU and lines and "--attention" not in flags:
             assert lines.pop(0) == "  trying what can attend over packs; where it is compiled that may take a minute"
@@ -139,6 +139,14 @@ def test_what_a_model_asks_for_is_in_its_configuration(model, heads, kv_heads, h
     )
 
 
+def test_latent_attention_has_other_channels_for_values():
+    """What such a model calls head_dim is the rotated part of its keys."""
+    shape = attention_shape(
+        DeepseekV3Config(qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=24), torch.bfloat16, CPU
+    )
+    assert (shape.head_dim, shape.value_dim) == (48, 24)
+
+
 def test_it_is_measured_with_the_first_micro_batch_in_whole_pairs(monkeypatch):
     stream = PairStream(
         num_pairs=4, epochs=1, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
@@ -148,8 +156,19 @@ def test_it_is_measured_with_the_first_micro_batch_in_whole_pairs(monkeypatch):
     assert attention._measured_pack(stream, segments) == segments
     monkeypatch.setattr(attention, "_MEASURED_TOKENS", 25)
     assert attention._measured_pack(stream, segments) == segments[:2]
-    monkeypatch.setattr(attention, "_MEASURED_TOKENS", 5)
-    assert attention._measured_pack(stream, segments) == segments[:1]
+    monkeypatch.setattr(attention, "_MEASURED_TOKENS", 8)
+    assert attention._measured_pack(stream, segments) == ((6, 0, 1),)
+
+
+def test_the_other_ranks_try_what_the_first_has_chosen(settled, gpu, monkeypatch):
+    tried = []
+    monkeypatch.setattr(attention.process, "agree", lambda world, action, runs: tried.append((runs, action())))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert settled(device=GPU, size=4)[0] == "flex"
+    assert tried == [(False, None)]
+    gpu["flex"] = "no Triton"
+    with pytest.raises(ConfigError, match="--attention flex: no Triton"):
+        settled(device=GPU, size=4)
 
 
 @pytest.mark.parametrize(
