@@ -40,6 +40,8 @@ _STALE_LOCK_SECONDS = 300
 _BEYOND_TIMEOUT = 60
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+# Shapes of matrix products that are remembered: those of some steps.
+_PRIMITIVES = 128
 # DeepSpeed's ops that a run may compile.
 _COMPILED_OPS = ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "async_io")
 
@@ -209,6 +211,17 @@ def keep_memory(world: World) -> None:
             adjust = ctypes.CDLL(None).mallopt
             adjust(_M_MMAP_MAX, 0)
             adjust(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def bound_primitives(world: World) -> None:
+    """Bound what the CPU's matrix library keeps of the shapes it has met; to be called before the first product.
+
+    Packs differ in length, so that every step brings some twenty new shapes, each half a megabyte of code and tables:
+    unbounded they come to half a gigabyte, of shapes that will not come again. What one step needs twice is kept.
+    """
+    if world.on_cpu:
+        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # the library's own, and torch's
+            os.environ.setdefault(name, str(_PRIMITIVES))
 
 
 @contextlib.contextmanager

@@ -118,6 +118,7 @@ def _train(prepared: Prepared, world: World) -> bool:
     process.from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
 
     world.watch.enter("building")
+    process.bound_primitives(world)
     if world.on_cpu and config.dtype == "bfloat16":
         native.prepare()
     policy = Policy(

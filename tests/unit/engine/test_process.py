@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -67,3 +69,16 @@ def test_a_rank_that_vanishes_at_the_end_is_left_to_the_watch_to_name(ranks, eve
     with pytest.raises(torch.distributed.DistNetworkError), process.user_errors():
         process.end(0, world(Watch(events, fails=broken)))
     assert events == ["meet", notice_seconds(ranks)]
+
+
+def test_shapes_that_are_remembered_are_bounded_on_a_cpu(monkeypatch):
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    monkeypatch.setenv(names[0], "7")
+    monkeypatch.setenv(names[1], "")  # so that it is taken back in any case
+    monkeypatch.delenv(names[1])
+    process.bound_primitives(World(rank=0, local_rank=0, size=1, device=torch.device("cuda")))
+    assert names[1] not in os.environ
+    process.bound_primitives(World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
+    # What a user has set stays.
+    assert os.environ[names[0]] == "7"
+    assert int(os.environ[names[1]]) > 0
