@@ -135,6 +135,11 @@ class Watch:
         if self._store.add(key, 1) == len(self._peers):
             self._store.set(f"{key}/all", "1")
         self._store.wait([f"{key}/all"], _EVER)
+        # The store may be in rank 0's process: it goes on when the others have heard.
+        if self._store.add(f"{key}/heard", 1) == len(self._peers):
+            self._store.set(f"{key}/done", "1")
+        if self._rank == 0:
+            self._store.wait([f"{key}/done"], _EVER)
 
     def _catch_signals(self) -> int:
         """A file descriptor on which signals arrive, whatever the main thread is doing."""
