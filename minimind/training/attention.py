@@ -25,7 +25,7 @@ from minimind.plan.sizes import given_size
 from minimind.training.console import Console
 from minimind.training.prepare import Prepared
 
-# Tokens that are measured with at most, in whole pairs: beside the kernels SDPA has to run in float32.
+# Tokens that are measured with at most: beside the kernels SDPA has to run in float32.
 _MEASURED_TOKENS = 2**14
 
 
