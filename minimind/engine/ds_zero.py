@@ -1,7 +1,8 @@
 """The `zero_optimization` section: its stage, and which of its keys do here what they say.
 
 section + ranks + device -> resolve_zero -> stage; what DeepSpeed would get wrong in silence, or meet with a traceback,
-is a problem
+                                            is a problem
+configuration + parameters -> fit_bucket -> the same with a bucket for gradients that is no larger than all of them
 """
 
 from __future__ import annotations
@@ -54,6 +55,17 @@ def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
     """
     sections = (values[_KEY].get(name) or {} for name in ("offload_optimizer", "offload_param"))
     return any(section.get("device") == "nvme" for section in sections)
+
+
+def fit_bucket(values: Mapping[str, Any], trained: int) -> dict[str, Any]:
+    """The configuration with a `reduce_bucket_size` of at most all `trained` elements.
+
+    DeepSpeed takes the whole bucket, twice where communication overlaps, however few gradients there are to fill it:
+    400 MB for a model whose gradients are 50. A bucket that held them all holds them still.
+    """
+    section = values[_KEY]
+    bucket = section.get("reduce_bucket_size", DeepSpeedZeroConfig.model_fields["reduce_bucket_size"].default)
+    return {**values, _KEY: {**section, "reduce_bucket_size": min(int(bucket), trained)}}
 
 
 def _offload_problems(section: dict[str, Any], stage: int, on_cpu: bool) -> list[str]:

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minimind.data.pack import PairBatch
 from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
+from minimind.engine.ds_zero import fit_bucket
 from minimind.engine.process import World
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
@@ -53,10 +54,12 @@ class Policy:
             # transformers has renamed it. Reentrant checkpointing would lose the gradient of the auxiliary loss.
             old = scorer.model.gradient_checkpointing_enable
             getattr(scorer.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+        trained = [p for p in scorer.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
-            model_parameters=[p for p in scorer.parameters() if p.requires_grad],
-            config=resolved.values,
+            model_parameters=trained,
+            # A ZeRO-3 parameter is empty here; DeepSpeed keeps its size.
+            config=fit_bucket(resolved.values, sum(getattr(p, "ds_numel", p.numel()) for p in trained)),
             # LambdaLR counts from 0 and is asked once more after each step; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )

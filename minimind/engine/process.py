@@ -7,7 +7,6 @@ nobody waits for a rank that has given up.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import datetime
 import gc
@@ -38,8 +37,6 @@ Result = TypeVar("Result")
 _STALE_LOCK_SECONDS = 300
 # The watch says who is late; torch's own limit, which cannot, is so many seconds later, for a watch that fails.
 _BEYOND_TIMEOUT = 60
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Shapes of matrix products that are remembered: those of some steps.
 _PRIMITIVES = 128
 # DeepSpeed's ops that a run may compile.
@@ -198,19 +195,6 @@ class StopVote:
         """At its end: whether any rank had been told to stop when it began the step. The same on all ranks."""
         self._work.wait()
         return bool(self._wish)
-
-
-def keep_memory(world: World) -> None:
-    """From here on, main memory that is freed stays with the process, where the C library can be told so.
-
-    A step on a CPU frees and takes hundreds of megabytes. Handed back and taken anew, each page is cleared by the
-    kernel before it can be used: that took a tenth of a step.
-    """
-    if world.on_cpu:
-        with contextlib.suppress(AttributeError):  # another C library than glibc
-            adjust = ctypes.CDLL(None).mallopt
-            adjust(_M_MMAP_MAX, 0)
-            adjust(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def bound_primitives(world: World) -> None:

@@ -1,8 +1,10 @@
-"""The CPU's own kernels for bfloat16: what torch does in several passes over memory, in one.
+"""The CPU's own: kernels for bfloat16 that do in one pass what torch does in several, and a heap for tensors.
 
-    *.cpp -> library.py (compiled at first use) -> functions.py (autograd functions)
+    kernels.cpp, attention.cpp -> library.py (compiled at first use) -> functions.py (autograd functions)
+    heap.cpp                   -> library.py -> torch's allocator
 
-A GPU never comes here, float32 neither: there torch's operations are used, which are the kernels' oracle in the tests.
+A GPU never comes here. Kernels are for bfloat16 only: elsewhere torch's operations are used, which are the kernels'
+oracle in the tests.
 """
 
 from minimind.native.functions import (
@@ -14,10 +16,11 @@ from minimind.native.functions import (
     rotate,
     swiglu,
 )
-from minimind.native.library import prepare
+from minimind.native.library import keep_memory, prepare
 
 __all__ = [
     "applies",
+    "keep_memory",
     "log_sum_block_",
     "log_sum_block_backward_",
     "packed_attention",

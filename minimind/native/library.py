@@ -1,6 +1,7 @@
-"""Compiling the kernels: by each process that needs them, from `prepare` on or at their first use, in two seconds.
+"""Compiling the C++ parts: by each process that needs them, from `prepare` on or at their first use, in two seconds.
 
     kernels.cpp, attention.cpp -> compiler -> a library in a temporary folder -> ctypes
+    heap.cpp                   likewise, against torch's own headers
 
 Nothing is kept: no cache that another machine, another user or a kill could leave wrong, and no lock to wait for.
 """
@@ -18,12 +19,15 @@ import subprocess
 import tempfile
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp"))
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
+_KERNELS = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp"))
+_HEAP = (Path(__file__).with_name("heap.cpp"),)
+_FLAGS = ("-std=c++17", "-O3", "-fPIC")
+_KERNEL_FLAGS = ("-march=native", "-fno-math-errno", "-fopenmp")
 _COMPILE_SECONDS = 120
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -41,28 +45,63 @@ _SIGNATURES = {
 }
 
 
-_lock = threading.Lock()
+_kernels_lock, _heap_lock = threading.Lock(), threading.Lock()
 
 
-def prepare() -> None:
-    """Begin to compile, while the caller goes on."""
-    threading.Thread(target=library, name="kernels", daemon=True).start()
+def prepare(kernels: bool = True) -> None:
+    """Begin to compile the heap, and the kernels if they will be needed, while the caller goes on."""
+    for compiled in (_heap, library) if kernels else (_heap,):
+        threading.Thread(target=compiled, name=compiled.__name__, daemon=True).start()
 
 
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be compiled."""
-    with _lock:
-        return _library()
+    with _kernels_lock:
+        return _load_kernels()
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def keep_memory() -> None:
+    """From here on large tensors on the CPU live in memory that the process keeps, see heap.cpp.
+
+    Where that cannot be had, a warning says why and torch goes on with the C library's.
+    """
+    heap = _heap()
+    if heap is not None and heap.keep_memory() != 0:
+        _warn("memory is not kept", "the system reserves no addresses (ulimit -v)")
+
+
+def _heap() -> ctypes.CDLL | None:
+    with _heap_lock:
+        return _load_heap()
+
+
+@functools.cache
+def _load_heap() -> ctypes.CDLL | None:
+    torch_folder = Path(torch.__file__).parent
+    abi = int(torch.compiled_with_cxx11_abi())
     try:
-        loaded = _load()
+        return _load(
+            _HEAP,
+            (f"-I{torch_folder / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"),
+            (f"-L{torch_folder / 'lib'}", "-lc10"),
+        )
     except (OSError, subprocess.SubprocessError) as error:
-        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = next((line for line in told if "error" in line), told[-1] if told else type(error).__name__)
-        warnings.warn(f"the CPU kernels were not compiled, training is slower: {reason}", stacklevel=2)
+        _warn("memory is not kept", error)
+        return None
+
+
+@functools.cache
+def _load_kernels() -> ctypes.CDLL | None:
+    flags = _KERNEL_FLAGS
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags = (*flags, "-mprefer-vector-width=512")
+    # Linked against the OpenMP that torch runs on: two of them would keep two sets of threads spinning.
+    openmp = _openmp_runtime() or "-fopenmp"
+    try:
+        loaded = _load(_KERNELS, flags, (openmp,))
+    except (OSError, subprocess.SubprocessError) as error:
+        _warn("the CPU kernels were not compiled", error)
         return None
     kinds = {"p": _POINTER, "l": _LONG, "f": _FLOAT}
     for name, signature in _SIGNATURES.items():
@@ -71,20 +110,26 @@ def _library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _load() -> ctypes.CDLL:
+def _warn(what: str, reason: Exception | str) -> None:
+    told = (getattr(reason, "stderr", None) or str(reason)).strip().splitlines()
+    line = next((line for line in told if "error" in line), told[-1] if told else type(reason).__name__)
+    warnings.warn(f"{what}, training is slower: {line}", stacklevel=3)
+
+
+def _load(sources: Sequence[Path], compile_flags: Sequence[str], link_flags: Sequence[str]) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or ""]
     if not compiler[0]:
         raise FileNotFoundError("no C++ compiler on PATH (CXX, c++, g++)")
-    flags = [*_FLAGS, "-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else _FLAGS
-    # Linked against the OpenMP that torch runs on: two of them would keep two sets of threads spinning.
-    openmp = _openmp_runtime() or "-fopenmp"
     with tempfile.TemporaryDirectory() as work:
-        objects = [f"{source.stem}.o" for source in _SOURCES]
-        for command in (["-c", *map(str, _SOURCES), *flags], ["-shared", *objects, openmp, "-o", "kernels.so"]):
+        objects = [f"{source.stem}.o" for source in sources]
+        for command in (
+            ["-c", *map(str, sources), *_FLAGS, *compile_flags],
+            ["-shared", *objects, *link_flags, "-o", "built.so"],
+        ):
             subprocess.run(
                 [*compiler, *command], cwd=work, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS
             )
-        return ctypes.CDLL(f"{work}/kernels.so")
+        return ctypes.CDLL(f"{work}/built.so")
 
 
 def _openmp_runtime() -> str | None:

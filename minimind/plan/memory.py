@@ -130,7 +130,7 @@ def _whole(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine: Machi
         optimizer = (_MASTER + _MOMENTS) * owned
         # A flat copy of the gradients, and that in float32.
         update = (width + (0 if width == _FLOAT32 else _FLOAT32)) * owned
-        buckets = width * choice.bucket * (2 if choice.overlaps else 1)
+        buckets = width * min(choice.bucket, total) * (2 if choice.overlaps else 1)
         host = 0
     if choice.stage > 0 and choice.optimizer_on != "device":
         # Master weights, moments, float32 gradients, a 16-bit copy of the weights on their way back, and the
@@ -173,7 +173,7 @@ def _sharded(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
         gradients=gradients,
         optimizer=optimizer,
         update=update,
-        buckets=width * (choice.bucket + min(choice.bucket, sizes.parameters)),
+        buckets=width * 2 * min(choice.bucket, sizes.parameters),
         host=host,
         disk=disk,
         gathered=width * live,

@@ -119,8 +119,8 @@ def _train(prepared: Prepared, world: World) -> bool:
 
     world.watch.enter("building")
     process.bound_primitives(world)
-    if world.on_cpu and config.dtype == "bfloat16":
-        native.prepare()
+    if world.on_cpu:
+        native.prepare(kernels=config.dtype == "bfloat16")
     policy = Policy(
         prepared.source,
         prepared.policy_config,
@@ -128,6 +128,8 @@ def _train(prepared: Prepared, world: World) -> bool:
         world,
         config.attention,
     )
+    if world.on_cpu:
+        native.keep_memory()
     layout = _choose_layout(prepared, policy, table, console)
     tables = [table] if eval_table is None else [table, eval_table]
     about = {"weights": fingerprint, **model_identity(prepared)}
@@ -153,7 +155,6 @@ def _train(prepared: Prepared, world: World) -> bool:
     before = (
         source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
     )
-    process.keep_memory(world)
     finished = train(run, start)
     policy.close()
     if not finished:

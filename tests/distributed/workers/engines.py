@@ -80,6 +80,9 @@ def main() -> None:
     policy_config.values["tensorboard"]["enabled"] = False
     policy = Policy(source, policy_config, lambda step: 1.0, world)
     policy.train()
+    # The file's bucket is 100 million elements; no more are taken than there are gradients.
+    elements = sum(parameter.numel() for parameter in plain.parameters())
+    assert policy.engine.zero_reduce_bucket_size() == elements, (policy.engine.zero_reduce_bucket_size(), elements)
 
     # A reference other than the policy, so that the gradient has no symmetry to hide behind.
     shifts = [torch.linspace(-1, 1, len(batch.target_ids)) for batch in batches]

@@ -8,6 +8,7 @@ import pytest
 
 from minimind.config import parse_settings
 from minimind.engine.ds_config import resolve_policy, resolve_reference
+from minimind.engine.ds_zero import fit_bucket
 from minimind.errors import ConfigError
 from tests.conftest import REPO
 
@@ -33,6 +34,18 @@ def test_autos_of_hugging_face_s_examples_become_deepspeed_s_defaults(tmp_path):
     assert done.values["zero_optimization"] == {
         "stage": 3, "stage3_prefetch_bucket_size": 50_000_000, "reduce_bucket_size": 500_000_000,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "trained", "fitted"), [(1000, 300, 300), (1000, 3000, 1000), (None, 300, 300)])
+def test_a_bucket_is_no_larger_than_all_gradients_and_the_file_s_stays(file, trained, fitted):
+    values = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    if file is not None:
+        values["zero_optimization"]["reduce_bucket_size"] = file
+    before = json.dumps(values)
+    done = fit_bucket(values, trained)
+    assert done["zero_optimization"] == {"stage": 2, "reduce_bucket_size": fitted}
+    assert done["bf16"] == values["bf16"]
+    assert json.dumps(values) == before
 
 
 def test_monitors_write_into_the_run_s_folder(tmp_path):

@@ -11,7 +11,7 @@ from minimind.native import library as module
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 
 # The function without its memory of what it gave before.
-fresh = module._library.__wrapped__
+fresh = module._load_kernels.__wrapped__
 
 
 def test_compiled_and_loaded_without_a_trace(tmp_path, monkeypatch):
@@ -35,6 +35,6 @@ def test_without_a_compiler_there_is_a_warning_and_no_kernel(monkeypatch):
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     broken = tmp_path / "broken.cpp"
     broken.write_text("this is no C++;", encoding="utf-8")
-    monkeypatch.setattr(module, "_SOURCES", (broken,))
+    monkeypatch.setattr(module, "_KERNELS", (broken,))
     with pytest.warns(UserWarning, match="error"):
         assert fresh() is None
