@@ -16,9 +16,17 @@ static const long LANES = 4 * VECTOR, FEW = 2 * VECTOR;
 
 // Words whose first element is of `first`, whose second of `second`.
 static inline void store_pairs(pair32* out, floats first, floats second) {
+#ifdef __AVX512BF16__
+    // Numbers of the words' halves: one of the first, one of the second.
+    static const uint16_t turns[] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    *(words*)out = (words)_mm512_permutexvar_epi16(_mm512_loadu_si512(turns), rounded);
+#else
     words low = __builtin_convertvector(round_half(first), words);
     words high = __builtin_convertvector(round_half(second), words);
     *(words*)out = low | high << 16;
+#endif
 }
 
 static inline floats add_product(floats sum, words a, words b) {

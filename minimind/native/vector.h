@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -30,9 +30,13 @@ static inline floats all(float x) { return floats{} + x; }
 static inline floats at(const float* x) { return *(const floats*)x; }
 
 static inline float sum(floats x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float total = 0;
     for (long i = 0; i < VECTOR; i++) total += x[i];
     return total;
+#endif
 }
 
 static inline float widen(bf16 x) {
@@ -78,10 +82,23 @@ static inline void store(float* out, floats x, long n = VECTOR) {
     else memcpy(out, &x, n * sizeof(float));
 }
 
-// e^x to 2 units in the last place (polynomial of Cephes' expf), finite for every x that is not NaN.
+// e^x to 2 units in the last place, finite for every x that is not NaN, 0 for those of which float32 has no power.
 static inline floats exponential(floats x) {
-    x = x < all(-87.0f) ? all(-87.0f) : x;
     x = x > all(88.0f) ? all(88.0f) : x;
+#ifdef __AVX512F__
+    x = x < all(-200.0f) ? all(-200.0f) : x;
+    // 2^(whole + f): a minimax polynomial of 2^f for f in [-1/2, 1/2].
+    floats whole = (floats)_mm512_roundscale_ps((__m512)(x * 1.4427f), _MM_FROUND_TO_NEAREST_INT);
+    floats f = (x * 1.44269502f - whole) + x * 1.92596300e-8f;
+    floats y = f * 1.535336188e-4f + 1.339887440e-3f;
+    y = y * f + 9.618437357e-3f;
+    y = y * f + 5.550332471e-2f;
+    y = y * f + 2.402264791e-1f;
+    y = y * f + 6.931472029e-1f;
+    y = y * f + 1.0f;
+    return (floats)_mm512_scalef_ps((__m512)y, (__m512)whole);
+#else
+    // The polynomial of Cephes' expf.
     floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the rounded integer
     floats whole = shifted - 12582912.0f;
     floats f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -91,5 +108,7 @@ static inline floats exponential(floats x) {
     y = y * f + 1.6666665459e-1f;
     y = y * f + 5.0000001201e-1f;
     y = y * f * f + f + 1.0f;
-    return y * (floats)(((words)shifted << 23) + 0x3f800000);
+    y = y * (floats)(((words)shifted << 23) + 0x3f800000);
+    return x < all(-87.0f) ? floats{} : y;
+#endif
 }
