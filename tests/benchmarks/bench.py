@@ -144,12 +144,14 @@ class Measured:
         missing: trainers that did not run, and why.
         rates: GEMM rates before the first round and after each.
         steps: seconds of the parts of our own steps, from a run of its own.
+        kinds: seconds of all our own timed steps by kind of work, from another.
     """
 
     rounds: dict[str, list[dict[str, Any]]]
     missing: dict[str, str]
     rates: list[dict[str, GemmRates]]
     steps: list[dict[str, float]]
+    kinds: dict[str, float]
 
     def gemm(self, field: str) -> dict[str, float]:
         """Median of a rate by dtype."""
@@ -161,7 +163,7 @@ def measure(bench: Bench) -> Measured:
     arguments = bench.arguments
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.peers}
     missing: dict[str, str] = {}
-    rates, steps = [bench.rates()], []
+    rates, steps, kinds = [bench.rates()], [], {}
     for number in range(1, arguments.rounds + 1):
         for name in (name for name in arguments.peers if name not in missing):
             started = time.perf_counter()
@@ -175,7 +177,8 @@ def measure(bench: Bench) -> Measured:
         rates.append(bench.rates())
     if rounds.get("ours"):
         steps = bench.run("ours", timers=True)["steps"][bench.task("ours").warmup_steps :]
-    return Measured(rounds=rounds, missing=missing, rates=rates, steps=steps)
+        kinds = bench.run("ours", profiled=True)["kinds"]
+    return Measured(rounds=rounds, missing=missing, rates=rates, steps=steps, kinds=kinds)
 
 
 def _machine() -> str:
@@ -216,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(report.parts_text(f"\nto the end of our first step, {cpu:.1f} s of processor time in the rank", startup))
     if parts:
         print(report.parts_text("\none step of ours", parts))
+    if measured.kinds:
+        print(f"\n{report.kinds_text(measured.kinds, bench.work('ours'), gemm['bfloat16'])}")
     record = {
         "arguments": vars(arguments),
         "machine": {"runs_on": _machine(), "processor": platform.machine(), "torch": torch.__version__},
@@ -225,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "figures": figures,
         "seconds_to_first_step": startup,
         "seconds_of_a_step": parts,
+        "seconds_by_kind": measured.kinds,
         "rounds": measured.rounds,
     }
     (out / f"bench-{data}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

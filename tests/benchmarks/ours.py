@@ -3,17 +3,20 @@
     deepspeed tests/benchmarks/rank.py tests.benchmarks.ours FLAGS      marks, timers -> minimind.training.run.main
 
 Marks are taken once each, so timed steps stay what they are. With the option `timers` every call of a step's parts is
-timed as well; that run is not one of those that are compared.
+timed as well, with `profiled` torch's profiler tells kinds of work apart; those runs are not among the compared.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minimind.engine import process
 from minimind.engine.policy import Policy
@@ -21,7 +24,7 @@ from minimind.engine.reference import Reference
 from minimind.engine.reference_cache import CachedReference
 from minimind.training import loop, references, run
 from minimind.training.console import Console
-from tests.benchmarks.common import memory_of, now, read_task, used_gib
+from tests.benchmarks.common import DEVICE, Task, memory_of, now, read_task, used_gib
 from tests.benchmarks.rank import STARTED
 
 # Parts of a step: what is timed, and its name.
@@ -33,6 +36,9 @@ PARTS = (
     (Policy, "step", "optimizer"),
 )
 
+# Kinds of work, by the names of torch's profiler.
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm")
+
 
 class Watch:
     """What is known of this rank's run.
@@ -40,12 +46,14 @@ class Watch:
     Attributes:
         marks: when (seconds since the epoch) something was first reached.
         steps: per global step the seconds of each part; empty without timers.
+        kinds: of the timed steps together, seconds of each kind of work; empty unless profiled.
         fill_seconds: of filling the reference's cache; None where there is none.
     """
 
     def __init__(self) -> None:
         self.marks: dict[str, float] = {"launcher": float(os.environ[STARTED])}
         self.steps: list[dict[str, float]] = []
+        self.kinds: dict[str, float] = {}
         self.start_gib = used_gib()
         self.peak_gib = 0.0
         self.first_step_cpu_seconds = 0.0
@@ -121,6 +129,27 @@ class Watch:
 
         return logged
 
+    def profile(self, step: Callable[..., None], task: Task) -> Callable[..., None]:
+        """Tell kinds of work apart in all timed steps; the optimizer's is all of its part."""
+        profiler = torch.profiler.profile()
+        self.steps = [{}]
+        self.time_calls(Policy, "step", "optimizer")
+        done = itertools.count()
+
+        def profiled(*args: Any, **kwargs: Any) -> None:
+            number = next(done)
+            if number == task.warmup_steps:
+                self.steps = [{}]
+                profiler.start()
+                self.step_started = now()
+            step(*args, **kwargs)
+            if number == task.warmup_steps + task.steps - 1:
+                total = now() - self.step_started
+                profiler.stop()
+                self.kinds = kinds_of(profiler.key_averages(), self.steps[-1]["optimizer"], total)
+
+        return profiled
+
     def write(self, path: Path, trained: loop.Run) -> None:
         """Leave it all to the driver; the engines are still whole."""
         engines = [engine for part in (trained.policy, trained.reference) if (engine := getattr(part, "engine", None))]
@@ -136,9 +165,22 @@ class Watch:
                     "before_seconds": self.fill_seconds,
                     "first_step_cpu_seconds": self.first_step_cpu_seconds,
                     "steps": self.steps,
+                    "kinds": self.kinds,
                 }
             )
         )
+
+
+def kinds_of(events: Iterable[Any], optimizer: float, total: float) -> dict[str, float]:
+    """Seconds of each kind of work; what is neither matrix product, attention nor optimizer is everything else."""
+    kinds = {"matrix products": 0.0, "attention": 0.0, "optimizer": optimizer}
+    for event in events:
+        microseconds = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
+        if event.key in _PRODUCTS:
+            kinds["matrix products"] += microseconds / 1e6
+        elif "attention" in event.key.lower():
+            kinds["attention"] += microseconds / 1e6
+    return {**kinds, "everything else": total - sum(kinds.values())}
 
 
 def main() -> None:
@@ -154,6 +196,8 @@ def main() -> None:
         for owner, name, part in PARTS:
             watch.time_calls(owner, name, part)
         loop.train_batches = watch.time_data(loop.train_batches)
+    if task.options.get("profiled"):
+        loop.train_step = watch.profile(loop.train_step, task)
     references._fill = watch.time_fill(references._fill)
     Console.log = watch.end_step(Console.log)
     train = run.train

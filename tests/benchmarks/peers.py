@@ -27,6 +27,8 @@ from tests.benchmarks.rank import BIND
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 CORES = len(os.sched_getaffinity(0))
+# Options of our own trainer that are no flags of it: how closely it is watched.
+WATCHED = ("timers", "profiled")
 
 
 class PeerError(Exception):
@@ -151,7 +153,7 @@ def _flags(task: Task) -> list[str]:
         "log_interval": 1,
         "save_interval": 0,
         "save_dir": task.path / "ours",
-        **{name: value for name, value in task.options.items() if name != "timers"},
+        **{name: value for name, value in task.options.items() if name not in WATCHED},
     }
     return [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
 
@@ -221,6 +223,7 @@ def _read_ours(peer: Peer, task: Task, started: float) -> dict[str, Any]:
         "first_step_seconds": marks["first step"] - started,
         "first_step_cpu_seconds": sum(one["first_step_cpu_seconds"] for one in watched),
         "steps": watched[0]["steps"],
+        "kinds": watched[0]["kinds"],
     }
 
 

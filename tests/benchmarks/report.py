@@ -159,6 +159,23 @@ def parts_text(title: str, parts: Mapping[str, float]) -> str:
     return "\n".join([f"{title}: {total:.3f} s", *rows])
 
 
+def kinds_text(kinds: Mapping[str, float], work: Work, rate: float) -> str:
+    """Seconds of each kind of work of our own steps, and at how much of the GEMM rate the useful operations went by.
+
+    Products that are done twice (the head's, in its backward) take time and count once, here as everywhere.
+    """
+    attention = 4 * work.attention_flops
+    useful = {"matrix products": work.useful_flops(live_reference=True) - attention, "attention": attention}
+    total = sum(kinds.values())
+    rows = []
+    for kind, seconds in kinds.items():
+        at = (
+            f"   useful at {useful[kind] / seconds / rate:.0%} of the GEMM rate" if useful.get(kind) and seconds else ""
+        )
+        rows.append(f"  {kind:<16} {seconds:>7.3f} s {seconds / total:>6.1%}{at}")
+    return "\n".join([f"our steps by kind of work, profiled: {total:.3f} s", *rows])
+
+
 def draw(lines: Sequence[Line], parts: Mapping[str, float], path: Path, title: str) -> None:
     """Speed and memory side by side, a bar per trainer; under them the parts of one of our own steps."""
     import matplotlib

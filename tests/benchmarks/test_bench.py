@@ -45,6 +45,10 @@ def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
     parts = record["seconds_of_a_step"]
     assert set(parts) == {"data", "reference", "policy forward", "backward", "optimizer", "everything else"}
     assert all(seconds > 0 for seconds in parts.values())
+    kinds = record["seconds_by_kind"]
+    assert set(kinds) == {"matrix products", "attention", "optimizer", "everything else"}
+    assert all(seconds > 0 for seconds in kinds.values())
+    assert "of the GEMM rate" in done.stdout
     startup = record["seconds_to_first_step"]
     assert next(iter(startup)) == "launcher"
     assert list(startup)[-1] == "first step"

@@ -39,7 +39,9 @@ def test_matrix_products_are_those_that_torch_counts(packs):
     counts = counter.get_flop_counts()["Global"]
     products = sum(flops for op, flops in counts.items() if str(op).split(".")[1] in ("mm", "addmm", "bmm"))
     assert products > 0
-    assert work_of([joined], CONFIG).forward_flops - attention_flops(joined) == products
+    work = work_of([joined], CONFIG)
+    assert work.attention_flops == attention_flops(joined)
+    assert work.forward_flops - work.attention_flops == products
 
 
 def attention_flops(one) -> float:

@@ -31,7 +31,7 @@ class Work:
         row_tokens: tokens of both rows of each; a shared prefix counts for both.
         packed_tokens: tokens that must be computed.
         targets: tokens whose log-prob counts.
-        forward_flops: useful operations of one forward.
+        forward_flops: useful operations of one forward; `attention_flops` of them are attention's scores and values.
     """
 
     pairs: int
@@ -39,6 +39,7 @@ class Work:
     packed_tokens: int
     targets: int
     forward_flops: float
+    attention_flops: float
 
     def useful_flops(self, *, live_reference: bool) -> float:
         """Useful operations of training on the pairs once."""
@@ -52,15 +53,17 @@ def work_of(packs: Sequence[PackedPairs], config: MiniMindConfig) -> Work:
     layers = config.num_hidden_layers
     seen = sum(_visible(*segment) for one in packs for segment in one.segments)
     # Scores and values: two products of head_dim for each head and each pair of tokens.
-    attention = 2 * 2 * config.num_attention_heads * config.head_dim * seen
+    attention = layers * 2.0 * 2 * config.num_attention_heads * config.head_dim * seen
     return Work(
         pairs=sum(one.num_pairs for one in packs),
         row_tokens=sum(one.row_tokens for one in packs),
         packed_tokens=tokens,
         targets=targets,
-        forward_flops=layers * (2.0 * to_attention * tokens + attention)
+        forward_flops=layers * 2.0 * to_attention * tokens
+        + attention
         + 2.0 * after * (tokens * (layers - 1) + targets)
         + 2.0 * config.hidden_size * config.vocab_size * targets,
+        attention_flops=attention,
     )
 
 
