@@ -52,7 +52,7 @@ def packed_attention(
         query: (heads, T, D) with any strides of heads and tokens.
         key, value: (kv heads, T, D) likewise; each head serves heads / kv heads heads.
         segments: per pair the lengths of prefix, rest of chosen, rest of rejected, T in all.
-        scaling: factor of the scores.
+        scaling: factor of the scores, above 0.
 
     Returns: (T, heads, D).
     """
@@ -153,6 +153,7 @@ class _PackedAttention(torch.autograd.Function):
         heads, tokens, size = query.shape
         assert key.shape == value.shape == (len(key), tokens, size)
         assert size % 2 == heads % len(key) == 0
+        assert scaling > 0, "hidden scores are -infinity before they are scaled"
         assert sum(map(sum, segments)) == tokens
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         ctx.lengths, ctx.scaling = torch.tensor(segments, dtype=torch.int64, device="cpu"), scaling

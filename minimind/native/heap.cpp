@@ -44,6 +44,8 @@ class Range {
 
   // nullptr where there is no more.
   char* take(size_t bytes) {
+    // Also a negative number of bytes, which would be rounded up to none.
+    if (bytes > size_t(end_ - begin_)) return nullptr;
     bytes = (bytes + kAlign - 1) / kAlign * kAlign;
     const std::lock_guard<std::mutex> guard(lock_);
     const auto fits = by_size_.lower_bound({bytes, nullptr});

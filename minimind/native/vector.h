@@ -82,12 +82,13 @@ static inline void store(float* out, floats x, long n = VECTOR) {
     else memcpy(out, &x, n * sizeof(float));
 }
 
-// e^x to 2 units in the last place, finite for every x that is not NaN, 0 for those of which float32 has no power.
+// e^x to 2 units in the last place, finite for every x that is not NaN. Below -87, where float32 loses its last places, it
+// may be 0.
 static inline floats exponential(floats x) {
     x = x > all(88.0f) ? all(88.0f) : x;
 #ifdef __AVX512F__
     x = x < all(-200.0f) ? all(-200.0f) : x;
-    // 2^(whole + f): a minimax polynomial of 2^f for f in [-1/2, 1/2].
+    // 2^(whole + f): a minimax polynomial of 2^f for f in [-1/2, 1/2]. What whole is off by, f makes good.
     floats whole = (floats)_mm512_roundscale_ps((__m512)(x * 1.4427f), _MM_FROUND_TO_NEAREST_INT);
     floats f = (x * 1.44269502f - whole) + x * 1.92596300e-8f;
     floats y = f * 1.535336188e-4f + 1.339887440e-3f;

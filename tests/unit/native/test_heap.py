@@ -111,6 +111,13 @@ def test_more_than_the_machine_has_is_refused_in_torch_s_words():
             assert "allocate memory" in str(error), error
         else:
             raise AssertionError("had it")
+        storage = torch.empty(4).untyped_storage()
+        try:
+            storage.resize_(-1)
+        except RuntimeError as error:
+            assert "negative" in str(error), error
+        else:
+            raise AssertionError("had it")
         torch.ones(1 << 20)
     """)
 
