@@ -48,7 +48,7 @@ struct Pair {
     long width() const { return (rejected_place() + even(end - middle) + 31) / 64 * 64 + 32; }
 };
 
-static void transpose(const Rows& x, const Pair& pair, long size, bf16* out) {
+APART static void transpose(const Rows& x, const Pair& pair, long size, bf16* out) {
     long width = pair.width();
     const long parts[][3] = {{pair.start, pair.middle, 0}, {pair.middle, pair.end, pair.rejected_place()}};
     for (auto [first, last, place] : parts) {
@@ -111,7 +111,7 @@ static void hide(float* scores, long keys, long lanes, long key, long query) {
 
 // x (size, lanes) times factor (lanes) -> out (n, size), rows `token` elements apart.
 template <int V>
-static void write_turned(const float* x, const floats* factor, long n, long size, bf16* out, long token) {
+APART static void write_turned(const float* x, const floats* factor, long n, long size, bf16* out, long token) {
     constexpr long lanes = V * VECTOR;
     turn(size / 2, n,
          [&](long d, long i) {
@@ -279,8 +279,9 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                 for (long row = r; row < std::min(r + 2, keys); row++) {
                                     long i = row * lanes + v * VECTOR;
                                     // One after the other: their sum would lose the small one where scores are large.
-                                    floats own = exponential(at(&scores[i]) * scaling - at(largest + v * VECTOR) - at(log_total + v * VECTOR));
-                                    ds[row - r] = own * (at(&grad_p[i]) - at(delta + v * VECTOR));
+                                    floats above = at(&scores[i]) * scaling - at(&largest[v * VECTOR]);
+                                    floats own = exponential(above - at(&log_total[v * VECTOR]));
+                                    ds[row - r] = own * (at(&grad_p[i]) - at(&delta[v * VECTOR]));
                                     store(&p[i], own);
                                     store(&grad_s[i], ds[row - r]);
                                 }

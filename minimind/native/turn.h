@@ -4,6 +4,9 @@
 #include <algorithm>
 #include "product.h"
 
+// A function of its own: what turns a matrix is long once it is unrolled, and copies of it would double the compile time.
+#define APART __attribute__((noinline))
+
 // Lanes of a and b by number, those of b after those of a.
 static inline words pick(words a, words b, ints numbers) {
 #ifdef __clang__
@@ -71,14 +74,14 @@ static inline words column_words(const bf16* upper, const bf16* lower, long firs
 }
 
 // x (n, size) -> words (size / 2, width): pairs along a row; lanes from n on are 0.
-static void pair_along(const Rows& x, long first, long n, long size, pair32* out, long width) {
+APART static void pair_along(const Rows& x, long first, long n, long size, pair32* out, long width) {
     turn(width, size / 2,
          [&](long i, long d) { return i < n ? row_words(x.at(first + i), 2 * d, size) : words{}; },
          [&](long d, long i, words w) { if (d < size / 2) *(words*)(out + d * width + i) = w; });
 }
 
 // x (n, size) -> words (width / 2, padded): pairs of successive rows; what is beyond n or size is 0.
-static void pair_down(const Rows& x, long first, long n, long size, pair32* out, long width, long padded) {
+APART static void pair_down(const Rows& x, long first, long n, long size, pair32* out, long width, long padded) {
     for (long i = 0; i < width; i += 2)
         for (long d = 0; d < padded; d += VECTOR, out += VECTOR)
             *(words*)out = i < n ? column_words(x.at(first + i), i + 1 < n ? x.at(first + i + 1) : nullptr, d, size)
