@@ -93,13 +93,11 @@ def _load_heap() -> ctypes.CDLL | None:
 
 @functools.cache
 def _load_kernels() -> ctypes.CDLL | None:
-    flags = _KERNEL_FLAGS
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags = (*flags, "-mprefer-vector-width=512")
+    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
     # Linked against the OpenMP that torch runs on: two of them would keep two sets of threads spinning.
     openmp = _openmp_runtime() or "-fopenmp"
     try:
-        loaded = _load(_KERNELS, flags, (openmp,))
+        loaded = _load(_KERNELS, (*_KERNEL_FLAGS, *wide), (openmp,))
     except (OSError, subprocess.SubprocessError) as error:
         _warn("the CPU kernels were not compiled", error)
         return None
