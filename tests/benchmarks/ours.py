@@ -132,7 +132,6 @@ class Watch:
     def profile(self, step: Callable[..., None], task: Task) -> Callable[..., None]:
         """Tell kinds of work apart in all timed steps; the optimizer's is all of its part."""
         profiler = torch.profiler.profile()
-        self.steps = [{}]
         self.time_calls(Policy, "step", "optimizer")
         done = itertools.count()
 
