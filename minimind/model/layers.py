@@ -107,7 +107,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -116,8 +116,8 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary)
         k = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary)
         v = self.v_proj(x).view(heads).transpose(1, 2)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, sdpa_attention_forward
         )

@@ -27,6 +27,18 @@ from minimind.model.moe import Experts, MixtureOfExperts, TokenRows
 from minimind.model.packed_attention import PackLayout
 
 
+# What transformers calls the keys and values of past tokens: `cache` since 5.24, and until then as here.
+_OLD_CACHE = "past_key_values"
+_CACHE = "cache" if "cache" in MoeCausalLMOutputWithPast.__dataclass_fields__ else _OLD_CACHE
+
+
+def _given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache, by whichever name a caller knows it."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("give cache or past_key_values, and not both")
+    return past_key_values if cache is None else cache
+
+
 class Block(GradientCheckpointingLayer):
     """Pre-norm transformer block."""
 
@@ -44,12 +56,12 @@ class Block(GradientCheckpointingLayer):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         rows: TokenRows | None,
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        attended = self.self_attn(self.input_layernorm(x), rotary, attention_mask, past_key_values, keep, **kwargs)
+        attended = self.self_attn(self.input_layernorm(x), rotary, attention_mask, cache, keep, **kwargs)
         x = attended + (x if keep is None else x.index_select(1, keep))
         normed = self.post_attention_layernorm(x)
         if rows is None:
@@ -64,7 +76,7 @@ class BackboneOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     aux_loss: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 class MiniMindPreTrainedModel(PreTrainedModel):
@@ -74,7 +86,7 @@ class MiniMindPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", _OLD_CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -105,11 +117,12 @@ class MiniMindModel(MiniMindPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool = False,
         pack: PackLayout | None = None,
         keep: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
         """Hidden states of token ids (B, T) int64; `attention_mask` (B, T) is 0 at pads; `pack` lays out a pack.
@@ -121,17 +134,18 @@ class MiniMindModel(MiniMindPreTrainedModel):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         hidden = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         batch, length = hidden.shape[:2]
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = _given_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(seen, seen + length, device=hidden.device).expand(batch, -1)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{_CACHE: cache},
         )
         rows = None
         if self.config.use_moe:
@@ -149,12 +163,12 @@ class MiniMindModel(MiniMindPreTrainedModel):
         for number, layer in enumerate(self.layers, start=1):
             # Experts are balanced over all tokens, in the last block too.
             last = number == len(self.layers) and rows is None
-            hidden, aux_loss = layer(hidden, rotary, mask, past_key_values, rows, keep if last else None, **kwargs)
+            hidden, aux_loss = layer(hidden, rotary, mask, cache, rows, keep if last else None, **kwargs)
             aux_losses.append(aux_loss)
         if keep is not None and rows is not None:
             hidden = hidden.index_select(1, keep)
         aux_total = torch.stack(aux_losses).sum() if rows is not None else hidden.new_zeros((), dtype=torch.float32)
-        return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_total, past_key_values=past_key_values)
+        return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_total, cache=cache)
 
 
 class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
@@ -173,23 +187,23 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Logits of token ids (B, T); with `labels` (B, T) the next-token loss as well, -100 left out."""
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
+        cache = _given_cache(cache, past_key_values)
+        out = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-        return MoeCausalLMOutputWithPast(
-            loss=loss, aux_loss=out.aux_loss, logits=logits, past_key_values=out.past_key_values
-        )
+        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=out.aux_loss, logits=logits, **{_CACHE: out.cache})
 
 
 AutoConfig.register("minimind", MiniMindConfig)

@@ -54,15 +54,23 @@ def test_greedy_text_is_the_same_with_and_without_cache(model):
 
 
 @torch.no_grad()
-def test_cached_steps_have_the_logits_of_the_whole(model):
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_cached_steps_have_the_logits_of_the_whole(model, name):
+    """By both names that transformers has had for the cache, whichever it has now."""
     ids = tokens(2, 9)
     whole = model(ids).logits
     out = model(ids[:, :5], use_cache=True)
-    parts, cache = [out.logits], out.past_key_values
+    parts, cache = [out.logits], out.get("cache", out.get("past_key_values"))
     for position in range(5, 9):
-        out = model(ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+        out = model(ids[:, position : position + 1], **{name: cache}, use_cache=True)
         parts.append(out.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+
+
+def test_a_cache_has_one_name_at_a_time(model):
+    cache = model(tokens(1, 3), use_cache=True)[-1]
+    with pytest.raises(ValueError, match="not both"):
+        model(tokens(1, 1), cache=cache, past_key_values=cache)
 
 
 @torch.no_grad()
