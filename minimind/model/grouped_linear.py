@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from minimind import native
+
 # The major compute capabilities for which torch has a kernel (for others it would loop over the groups, waiting for the
 # GPU as we do), and the first version of torch whose kernel is sound. torch 2.8 and 2.9 had it as a private function,
 # which could hang on an empty group; before 2.13 the one for Blackwell could take the whole process down. A probe would
@@ -45,7 +47,7 @@ def one_by_one(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """x (N, in), weight (G, out, in) -> (N, out), group by group."""
     out = x.new_empty(len(x), weight.shape[1])
     for rows, matrix in zip(groups.slices, weight, strict=True):
-        torch.mm(x[rows], matrix.t(), out=out[rows])
+        native.matmul(x[rows], matrix.t(), out=out[rows])
     return out
 
 
@@ -53,8 +55,8 @@ def one_by_one_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups
     """Gradients of x (N, in) and weight (G, out, in) for that of the output (N, out); zero for an empty group."""
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     for rows, matrix, grad_matrix in zip(groups.slices, weight, grad_weight, strict=True):
-        torch.mm(grad[rows], matrix, out=grad_x[rows])
-        torch.mm(grad[rows].t(), x[rows], out=grad_matrix)
+        native.matmul(grad[rows], matrix, out=grad_x[rows])
+        native.matmul(grad[rows].t(), x[rows], out=grad_matrix)
     return grad_x, grad_weight
 
 

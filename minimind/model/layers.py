@@ -36,6 +36,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Linear(nn.Linear):
+    """A linear map without bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if native.applies(x, self.weight):
+            return native.linear(x, self.weight)
+        return super().forward(x)
+
+
 def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
     """Angle per position of each pair of channels, (D/2,) float32, YaRN included (Su et al., 2021; Peng et al., 2023).
 
@@ -93,10 +105,10 @@ class Attention(nn.Module):
         self.is_causal = True
         q_size = config.num_attention_heads * self.head_dim
         kv_size = config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, q_size)
+        self.k_proj = Linear(config.hidden_size, kv_size)
+        self.v_proj = Linear(config.hidden_size, kv_size)
+        self.o_proj = Linear(q_size, config.hidden_size)
         normed = config.generation == 3
         self.q_norm: nn.Module = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
@@ -142,9 +154,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: MiniMindConfig, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, intermediate_size)
+        self.up_proj = Linear(config.hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
         self.is_silu = config.hidden_act == "silu"
         # MiniMind-3 has no dropout here.

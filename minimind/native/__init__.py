@@ -1,7 +1,7 @@
 """The CPU's own: kernels for bfloat16 that do in one pass what torch does in several, and a heap for tensors.
 
-    kernels.cpp, attention.cpp -> library.py (compiled at first use) -> functions.py (autograd functions)
-    heap.cpp                   -> library.py -> torch's allocator
+    kernels.cpp, attention.cpp, matmul.cpp -> library.py (compiled at first use) -> functions.py (autograd functions)
+    heap.cpp                               -> library.py -> torch's allocator
 
 A GPU never comes here. Kernels are for bfloat16 only: elsewhere torch's operations are used, which are the kernels'
 oracle in the tests.
@@ -9,8 +9,10 @@ oracle in the tests.
 
 from minimind.native.functions import (
     applies,
+    linear,
     log_sum_block_,
     log_sum_block_backward_,
+    matmul,
     packed_attention,
     rms_norm,
     rotate,
@@ -21,8 +23,10 @@ from minimind.native.library import keep_memory, prepare
 __all__ = [
     "applies",
     "keep_memory",
+    "linear",
     "log_sum_block_",
     "log_sum_block_backward_",
+    "matmul",
     "packed_attention",
     "prepare",
     "rms_norm",

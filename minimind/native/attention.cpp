@@ -154,6 +154,7 @@ extern "C" {
 void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t* strides, const int64_t* segments,
                       long count, long heads, long kv_heads, long tokens, long size, float scaling, bf16* out,
                       float* sums) {
+    const float base_two = scaling * 1.442695041f;
     std::vector<Pair> pairs = read_pairs(segments, count);
     long widest = most(pairs, [](const Pair& pair) { return pair.width(); });
 #pragma omp parallel
@@ -183,17 +184,17 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                     for (int v = skip / VECTOR; v < V; v++) {
                         const float* x = scores.data() + v * VECTOR;
                         floats before = largest[v], sum{};
-                        for (long r = 0; r < keys; r++) {
-                            floats s = at(x + r * lanes) * scaling;
-                            largest[v] = s > largest[v] ? s : largest[v];
-                        }
+                        floats top = at(x);
+                        for (long r = 1; r < keys; r++) top = at(x + r * lanes) > top ? at(x + r * lanes) : top;
+                        top *= base_two;
+                        largest[v] = top > largest[v] ? top : largest[v];
                         for (long r = 0; r < keys; r += 2) {
-                            floats upper = exponential(at(x + r * lanes) * scaling - largest[v]), lower{};
-                            if (r + 1 < keys) lower = exponential(at(x + (r + 1) * lanes) * scaling - largest[v]);
+                            floats upper = power_of_two(at(x + r * lanes) * base_two - largest[v]), lower{};
+                            if (r + 1 < keys) lower = power_of_two(at(x + (r + 1) * lanes) * base_two - largest[v]);
                             sum += upper + lower;
                             store_pairs(p.data() + r / 2 * lanes + v * VECTOR, upper, lower);
                         }
-                        floats factor = begun ? exponential(before - largest[v]) : floats{};
+                        floats factor = begun ? power_of_two(before - largest[v]) : floats{};
                         total[v] = total[v] * factor + sum;
                         if (begun)
                             for (long d = 0; d < size; d++) {
@@ -208,7 +209,7 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                 for (int v = 0; v < V; v++) {
                     for (long i = 0; i < VECTOR && v * VECTOR + i < n; i++) {
                         float* sum = sums + 2 * (head * tokens + first + v * VECTOR + i);
-                        sum[0] = largest[v][i], sum[1] = std::log(total[v][i]);
+                        sum[0] = largest[v][i], sum[1] = std::log2(total[v][i]);
                     }
                     total[v] = 1.0f / total[v];
                 }
@@ -224,6 +225,7 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                const int64_t* segments, long count, long heads, long kv_heads, long tokens, long size,
                                float scaling, const bf16* out, const float* sums, const bf16* grad, bf16* grad_q,
                                bf16* grad_k, bf16* grad_v) {
+    const float base_two = scaling * 1.442695041f;
     std::vector<Pair> pairs = read_pairs(segments, count);
     long widest = most(pairs, [](const Pair& pair) { return pair.width(); });
     long longest = most(pairs, [](const Pair& pair) { return pair.length(); });
@@ -279,8 +281,8 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                 for (long row = r; row < std::min(r + 2, keys); row++) {
                                     long i = row * lanes + v * VECTOR;
                                     // One after the other: their sum would lose the small one where scores are large.
-                                    floats above = at(&scores[i]) * scaling - at(&largest[v * VECTOR]);
-                                    floats own = exponential(above - at(&log_total[v * VECTOR]));
+                                    floats above = at(&scores[i]) * base_two - at(&largest[v * VECTOR]);
+                                    floats own = power_of_two(above - at(&log_total[v * VECTOR]));
                                     ds[row - r] = own * (at(&grad_p[i]) - at(&delta[v * VECTOR]));
                                     store(&p[i], own);
                                     store(&grad_s[i], ds[row - r]);

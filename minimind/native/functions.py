@@ -1,6 +1,7 @@
 """The kernels as functions of tensors, with gradients.
 
     applies(x)? -> rms_norm, rotate, packed_attention, swiglu, target log-probs
+    matmul, linear: by the kernel where it is as fast as any, else by torch
 
 All tensors are bfloat16 on a CPU where nothing else is said. Each function's oracle is the plain torch expression that
 its caller uses everywhere else.
@@ -9,6 +10,7 @@ its caller uses everywhere else.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,51 @@ def applies(*tensors: Tensor) -> bool:
         and all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in tensors)
         and library() is not None
     )
+
+
+# Fewer rows, as of a text that is generated token by token, are not worth rearranging the right matrix for.
+_MATMUL_ROWS = 32
+
+
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """`torch.mm(a, b, out=out)`, of any dtype on any device; no gradient.
+
+    a (rows, depth), b (depth, columns); either may be a transposed view, and rows may lie apart.
+    """
+    if not (applies(a, b) and _multiplies(a, b)):
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    (rows, depth), columns = a.shape, b.shape[1]
+    if out is None:
+        out = a.new_empty(rows, columns)
+    assert out.shape == (rows, columns) and out.stride(1) == 1
+    a_turned, b_turned = a.stride(1) != 1, b.stride(1) != 1
+    space = a.new_empty(_call("matmul_space", rows, columns, depth, a_turned), dtype=torch.int32)
+    steps = a.stride(int(a_turned)), b.stride(int(b_turned)), out.stride(0)
+    _call("matmul", a, b, out, space, rows, columns, depth, *steps, a_turned, b_turned)
+    return out
+
+
+def _multiplies(a: Tensor, b: Tensor) -> bool:
+    """Whether the kernel takes these matrices, and is made for this processor."""
+    if len(a) < _MATMUL_ROWS or min(*a.shape, *b.shape) == 0:
+        return False
+    if a.stride(1) != 1:
+        fits = a.stride(0) == 1 == b.stride(1)
+    else:
+        fits = a.shape[1] % 2 == 0 and 1 in b.stride()
+    import os
+    if os.environ.get("NOMM"): return False
+    return fits and _made_for_this()
+
+
+@functools.cache
+def _made_for_this() -> bool:
+    return bool(_call("multiplies"))
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`torch.nn.functional.linear(x, weight)`: x (..., in), weight (out, in) -> (..., out)."""
+    return _Linear.apply(x, weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -75,10 +122,27 @@ def log_sum_block_backward_(logits: Tensor, targets: Tensor, start: int, log_sum
     return logits
 
 
-def _call(name: str, *arguments: Tensor | float) -> None:
+def _call(name: str, *arguments: Tensor | float) -> Any:
     loaded: ctypes.CDLL | None = library()
     assert loaded is not None
-    getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    return getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        return matmul(rows, weight.t()).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad = grads[0].reshape(-1, len(weight))
+        grad_x = matmul(grad, weight).view(*grads[0].shape[:-1], -1) if needs_x else None
+        return grad_x, matmul(grad.t(), rows) if needs_weight else None
 
 
 class _RMSNorm(torch.autograd.Function):

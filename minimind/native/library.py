@@ -1,7 +1,7 @@
 """Compiling the C++ parts: by each process that needs them, from `prepare` on or at their first use, in two seconds.
 
-    kernels.cpp, attention.cpp -> compiler -> a library in a temporary folder -> ctypes
-    heap.cpp                   likewise, against torch's own headers
+    kernels.cpp, attention.cpp, matmul.cpp -> compiler -> a library in a temporary folder -> ctypes
+    heap.cpp                               likewise, against torch's own headers
 
 Nothing is kept: no cache that another machine, another user or a kill could leave wrong, and no lock to wait for.
 """
@@ -24,15 +24,18 @@ from pathlib import Path
 
 import torch
 
-_KERNELS = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp"))
+_KERNELS = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "matmul.cpp"))
 _HEAP = (Path(__file__).with_name("heap.cpp"),)
 _FLAGS = ("-std=c++17", "-O3", "-fPIC")
 _KERNEL_FLAGS = ("-march=native", "-fno-math-errno", "-fopenmp")
 _COMPILE_SECONDS = 120
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-# As declared in the sources: p pointer, l long, f float.
+# As declared in the sources: p pointer, l long, f float; behind > what comes back.
 _SIGNATURES = {
+    "multiplies": ">l",
+    "matmul_space": "llll>l",
+    "matmul": "ppppllllllll",
     "rms_norm_forward": "ppppllf",
     "rms_norm_backward": "pppppplll",
     "rotate": "ppppllllf",
@@ -104,7 +107,8 @@ def _load_kernels() -> ctypes.CDLL | None:
     kinds = {"p": _POINTER, "l": _LONG, "f": _FLOAT}
     for name, signature in _SIGNATURES.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = [kinds[letter] for letter in signature], None
+        takes, _, gives = signature.partition(">")
+        function.argtypes, function.restype = [kinds[letter] for letter in takes], kinds.get(gives)
     return loaded
 
 

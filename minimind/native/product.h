@@ -38,46 +38,71 @@ static inline floats add_product(floats sum, words a, words b) {
 #endif
 }
 
+// The left matrix: element 2 k of row r, and the one after it, lie at data + r / ROWS * tile + r % ROWS * row + k * step.
+struct Left {
+    const bf16* data;
+    long tile, row, step;
+};
+
+// As it lies in memory, rows `row` elements apart.
+static inline Left as_it_lies(const bf16* data, long row) { return {data, ROWS * row, row, 2}; }
+
 // c (R, V vectors) = or += a (R, 2 count) * b (count words, V vectors)
 template <int R, int V>
-static void tile(const bf16* a, long a_row, const pair32* b, long b_row, float* c, long c_row, long count, bool add) {
+static void tile(const bf16* a, long a_row, long a_step, const pair32* b, long b_row, float* c, long c_row, long count, bool add) {
     floats sums[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = add ? at(c + r * c_row + v * VECTOR) : floats{};
+    // Unrolled before the compiler decides what lives in registers.
+    if (add) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sums[r][v] = at(c + r * c_row + v * VECTOR);
+    } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sums[r][v] = floats{};
+    }
     for (long k = 0; k < count; k++) {
         words right[V];
+#pragma GCC unroll 4
         for (int v = 0; v < V; v++) right[v] = *(const words*)(b + k * b_row + v * VECTOR);
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             pair32 word;
-            memcpy(&word, a + r * a_row + 2 * k, 4);
+            memcpy(&word, a + r * a_row + k * a_step, 4);
             words left = word - words{};
+#pragma GCC unroll 4
             for (int v = 0; v < V; v++) sums[r][v] = add_product(sums[r][v], left, right[v]);
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
         for (int v = 0; v < V; v++) *(floats*)(c + r * c_row + v * VECTOR) = sums[r][v];
 }
 
 template <int V>
-static void columns(const bf16* a, long a_row, const pair32* b, long b_row, float* c, long c_row, long rows, long count,
-                    bool add) {
+static void columns(const Left& a, const pair32* b, long b_row, float* c, long c_row, long rows, long count, bool add) {
     long r = 0;
-    for (; r + ROWS <= rows; r += ROWS)
-        tile<ROWS, V>(a + r * a_row, a_row, b, b_row, c + r * c_row, c_row, count, add);
-    a += r * a_row, c += r * c_row;
+    const bf16* left = a.data;
+    for (; r + ROWS <= rows; r += ROWS, left += a.tile)
+        tile<ROWS, V>(left, a.row, a.step, b, b_row, c + r * c_row, c_row, count, add);
+    c += r * c_row;
     switch (rows - r) {
-        case 5: return tile<5, V>(a, a_row, b, b_row, c, c_row, count, add);
-        case 4: return tile<4, V>(a, a_row, b, b_row, c, c_row, count, add);
-        case 3: return tile<3, V>(a, a_row, b, b_row, c, c_row, count, add);
-        case 2: return tile<2, V>(a, a_row, b, b_row, c, c_row, count, add);
-        case 1: return tile<1, V>(a, a_row, b, b_row, c, c_row, count, add);
+        case 5: return tile<5, V>(left, a.row, a.step, b, b_row, c, c_row, count, add);
+        case 4: return tile<4, V>(left, a.row, a.step, b, b_row, c, c_row, count, add);
+        case 3: return tile<3, V>(left, a.row, a.step, b, b_row, c, c_row, count, add);
+        case 2: return tile<2, V>(left, a.row, a.step, b, b_row, c, c_row, count, add);
+        case 1: return tile<1, V>(left, a.row, a.step, b, b_row, c, c_row, count, add);
     }
 }
 
 // c (rows, width) = or += a (rows, 2 count) * b (count words, width); width is whole lanes.
 static void product(const bf16* a, long a_row, const pair32* b, long b_row, float* c, long c_row, long rows, long width,
                     long count, bool add) {
+    Left left = as_it_lies(a, a_row);
     for (; width >= LANES; width -= LANES, b += LANES, c += LANES)
-        columns<4>(a, a_row, b, b_row, c, c_row, rows, count, add);
-    if (width) columns<2>(a, a_row, b, b_row, c, c_row, rows, count, add);
+        columns<4>(left, b, b_row, c, c_row, rows, count, add);
+    if (width) columns<2>(left, b, b_row, c, c_row, rows, count, add);
 }

@@ -46,7 +46,7 @@ def _blocks(targets: Tensor, weight: Tensor) -> list[tuple[int, int]]:
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: int, end: int) -> Tensor:
     """One block of logits (K, end - start), in the dtype of the weights."""
-    block = hidden @ weight[start:end].T
+    block = native.matmul(hidden, weight[start:end].T)
     return block if bias is None else block.add_(bias[start:end])
 
 
@@ -102,10 +102,10 @@ class _TargetLogProbs(torch.autograd.Function):
             logits = _product(hidden, weight, bias, start, end)
             grad_logits = _grad_logits(logits, targets, start, log_sum, grad)
             if grad_hidden is not None:
-                grad_hidden += grad_logits @ weight[start:end]
+                grad_hidden += native.matmul(grad_logits, weight[start:end])
             if grad_weight is not None:
                 # Each row of the head is written once, by one product over all targets: nothing is accumulated in bf16.
-                torch.mm(grad_logits.T, hidden, out=grad_weight[start:end])
+                native.matmul(grad_logits.T, hidden, out=grad_weight[start:end])
             if grad_bias is not None:
                 grad_bias[start:end] = grad_logits.sum(0, dtype=log_sum.dtype)
         return (None if grad_hidden is None else grad_hidden.to(hidden.dtype)), grad_weight, None, grad_bias
