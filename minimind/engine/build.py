@@ -44,8 +44,8 @@ def build_scorer(
             buffer.copy_(source.read(name))
     scorer = PairScorer(model, attention)
     # The scorer multiplies by the head's weight itself. What DeepSpeed learns only from an access within a forward it
-    # gathers there and then, by a collective of its own, whose copy gives gloo's thread a pool of OpenMP threads for good;
-    # with more of those in a process than processors OpenMP's threads sleep between any two operations.
+    # gathers there and then, by a collective of its own. On a CPU that one's copy gives gloo's thread a pool of OpenMP
+    # threads, for good; with more of those in a process than processors they sleep between any two operations.
     for weight in model.get_output_embeddings().parameters():
         deepspeed.zero.register_external_parameter(scorer, weight)
     return scorer

@@ -47,6 +47,11 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
     return stage
 
 
+def rests_elsewhere(values: Mapping[str, Any]) -> bool:
+    """Whether weights rest where they are not computed with: in CPU memory or on NVMe."""
+    return (values[_KEY].get("offload_param") or {}).get("device", "none") != "none"
+
+
 def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
     """Whether optimizer or weights rest on an NVMe drive. Such runs write no checkpoints.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 from torch.nn import functional
@@ -27,6 +28,9 @@ from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
+
+# What DeepSpeed looks at a norm with.
+_NORM_CHECK = "is_invalid_grad_norm"
 
 
 class Policy:
@@ -70,6 +74,8 @@ class Policy:
         restore_buffers(self.engine.module.model)
         if config.dtype != "float32":
             self._set_master_weights(source)
+        if config.dtype == "bfloat16" and self.stage in (1, 2):
+            self._look_at_norm_only()
         self.grad_norm = torch.zeros((), device=world.device)
         if config.use_compile:
             self._compile_blocks()
@@ -90,6 +96,13 @@ class Policy:
             share = own_share(value, self.world)
             padding = -(-value.numel() // self.world.size) - share.numel()
             safe_set_local_fp32_param(parameter, functional.pad(share, (0, padding)) if padding else share)
+
+    def _look_at_norm_only(self) -> None:
+        """Let DeepSpeed look for gradients that are not finite once instead of twice: it reads them all before it takes
+        their norm, which is not finite either if one of them is not, and which it looks at as well."""
+        optimizer = self.engine.optimizer
+        if optimizer.check_grad_overflow and optimizer.compute_grad_norm and hasattr(stage_1_and_2, _NORM_CHECK):
+            optimizer.check_overflow = lambda **_: None
 
     def _compile_blocks(self) -> None:
         """Compile each transformer block on its own. Blocks are alike, so one compile serves all; lengths change with

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import deepspeed
 import torch
 from deepspeed.utils import set_z3_leaf_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimind.data.pack import PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
-from minimind.engine.ds_zero import swaps_to_nvme
+from minimind.engine.ds_zero import rests_elsewhere, swaps_to_nvme
 from minimind.engine.process import World
+from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
 from minimind.objective.dpo import row_sums
 from minimind.weights.empty import restore_buffers
@@ -55,10 +56,8 @@ class Reference(RowReference):
         config = resolved.settings.config
         scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world, attention)
         scorer.requires_grad_(False)
-        # A block is gathered as one, instead of each of its matrices: larger messages, and DeepSpeed's hooks once. From
-        # NVMe DeepSpeed reads a few tensors at a time.
-        for block in [] if swaps_to_nvme(resolved.values) else transformer_blocks(scorer.model):
-            set_z3_leaf_module(block, True)
+        for module in _gathered_as_one(scorer, resolved, world):
+            set_z3_leaf_module(module, True)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
         self.engine.eval()
         restore_buffers(scorer.model)
@@ -102,3 +101,16 @@ class Reference(RowReference):
         self.engine.destroy()
         del self.engine
         gc.collect()
+
+
+def _gathered_as_one(scorer: PairScorer, resolved: ResolvedConfig, world: World) -> Sequence[nn.Module]:
+    """The modules whose weights DeepSpeed gathers together, running its hooks once for each.
+
+    Blocks instead of each of their matrices: larger messages. A rank that is alone has all weights where they are
+    needed: there is nothing to gather piece by piece. From NVMe DeepSpeed reads a few tensors at a time.
+    """
+    if swaps_to_nvme(resolved.values):
+        return []
+    if world.size == 1 and not rests_elsewhere(resolved.values):
+        return [scorer]
+    return transformer_blocks(scorer.model)

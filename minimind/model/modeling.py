@@ -26,7 +26,6 @@ from minimind.model.layers import Attention, FeedForward, RMSNorm, rotary_tables
 from minimind.model.moe import Experts, MixtureOfExperts, TokenRows
 from minimind.model.packed_attention import PackLayout
 
-
 # What transformers calls the keys and values of past tokens: `cache` since 5.24, and until then as here.
 _OLD_CACHE = "past_key_values"
 _CACHE = "cache" if "cache" in MoeCausalLMOutputWithPast.__dataclass_fields__ else _OLD_CACHE

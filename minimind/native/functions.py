@@ -23,11 +23,11 @@ from minimind.native.library import library
 
 def applies(*tensors: Tensor) -> bool:
     """Whether the kernels take these tensors. Under torch.compile they do not: the compiler fuses as well."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in tensors)
-        and library() is not None
-    )
+    # Asked a thousand times a step, while the other cores wait.
+    for tensor in tensors:
+        if tensor.dtype is not torch.bfloat16 or not tensor.is_cpu:
+            return False
+    return not torch.compiler.is_compiling() and library() is not None
 
 
 # Fewer rows, as of a text that is generated token by token, are not worth rearranging the right matrix for.
@@ -44,7 +44,8 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     (rows, depth), columns = a.shape, b.shape[1]
     if out is None:
         out = a.new_empty(rows, columns)
-    assert out.shape == (rows, columns) and out.stride(1) == 1
+    assert out.shape == (rows, columns)
+    assert out.stride(1) == 1
     a_turned, b_turned = a.stride(1) != 1, b.stride(1) != 1
     space = a.new_empty(_call("matmul_space", rows, columns, depth, a_turned), dtype=torch.int32)
     steps = a.stride(int(a_turned)), b.stride(int(b_turned)), out.stride(0)
@@ -54,14 +55,12 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _multiplies(a: Tensor, b: Tensor) -> bool:
     """Whether the kernel takes these matrices, and is made for this processor."""
-    if len(a) < _MATMUL_ROWS or min(*a.shape, *b.shape) == 0:
+    (rows, depth), columns = a.shape, b.shape[1]
+    if rows < _MATMUL_ROWS or depth == 0 or columns == 0:
         return False
-    if a.stride(1) != 1:
-        fits = a.stride(0) == 1 == b.stride(1)
-    else:
-        fits = a.shape[1] % 2 == 0 and 1 in b.stride()
-    import os
-    if os.environ.get("NOMM"): return False
+    a_turned, b_lies, b_turned = a.stride(1) != 1, b.stride(1) == 1, b.stride(0) == 1
+    # Pairs of elements are read along rows of an `a` that is not turned.
+    fits = a.stride(0) == 1 and b_lies if a_turned else depth % 2 == 0 and (b_lies or b_turned)
     return fits and _made_for_this()
 
 
@@ -125,7 +124,7 @@ def log_sum_block_backward_(logits: Tensor, targets: Tensor, start: int, log_sum
 def _call(name: str, *arguments: Tensor | float) -> Any:
     loaded: ctypes.CDLL | None = library()
     assert loaded is not None
-    return getattr(loaded, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    return getattr(loaded, name)(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
 class _Linear(torch.autograd.Function):
@@ -133,14 +132,14 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, weight)
-        return matmul(rows, weight.t()).view(*x.shape[:-1], len(weight))
+        return matmul(rows, weight.t()).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
         needs_x, needs_weight = ctx.needs_input_grad
-        grad = grads[0].reshape(-1, len(weight))
+        grad = grads[0].reshape(-1, weight.shape[0])
         grad_x = matmul(grad, weight).view(*grads[0].shape[:-1], -1) if needs_x else None
         return grad_x, matmul(grad.t(), rows) if needs_weight else None
 

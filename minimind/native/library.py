@@ -57,6 +57,7 @@ def prepare(kernels: bool = True) -> None:
         threading.Thread(target=compiled, name=compiled.__name__, daemon=True).start()
 
 
+@functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be compiled."""
     with _kernels_lock:
