@@ -1,0 +1,137 @@
+"""The CPU's products of bfloat16 matrices against float64."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minimind import native
+from minimind.native import functions
+from minimind.native.library import library
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiler here for the CPU kernels")
+
+# Rows, columns, depth: less than a tile, a block, a panel, a vector or a depth block, and some more than whole ones. In
+# the last one rows are too few to be worth it, and torch multiplies.
+SHAPES = [(32, 1, 2), (33, 34, 7), (48, 64, 512), (101, 70, 34), (100, 129, 1030), (301, 200, 1201), (5, 9, 4)]
+
+
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch):
+    """The kernel is right also where it is not the fastest, and left alone."""
+    monkeypatch.setattr(functions, "_made_for_this", lambda: True)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+
+
+def spread(matrix: torch.Tensor) -> torch.Tensor:
+    """The same numbers in rows that lie apart, NaN between them, before and after."""
+    rows, columns = matrix.shape
+    wide = torch.full((rows + 2, columns + 6), torch.nan, dtype=matrix.dtype)
+    view = wide[1:-1, 2 : 2 + columns]
+    view.copy_(matrix)
+    return view
+
+
+def assert_product(ours: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Every element is the exact sum but for float32's and one rounding to bfloat16."""
+    a, b = a.double(), b.double()
+    allowed = (a @ b).abs() * 2**-8 + (a.abs() @ b.abs()) * 1e-6
+    assert ours.dtype == torch.bfloat16
+    assert ((ours.double() - a @ b).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_product(shape, turned, apart):
+    rows, columns, depth = shape
+    a, b = numbers(rows, depth), numbers(depth, columns, seed=1)
+    given = [x.t().contiguous() if name in turned else x for x, name in ((a, "a"), (b, "b"))]
+    given = [spread(x) if apart else x for x in given]
+    given = [x.t() if name in turned else x for x, name in zip(given, "ab", strict=True)]
+    assert_product(native.matmul(*given), a, b)
+    out = spread(torch.full((rows, columns), torch.nan).to(torch.bfloat16))
+    around = out._base.clone()
+    assert native.matmul(*given, out=out) is out
+    assert_product(out, a, b)
+    # Nothing beside it was written.
+    around[1:-1, 2 : 2 + columns] = out
+    torch.testing.assert_close(out._base, around, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_its_row_and_column_only(number):
+    a, b = numbers(200, 96), numbers(96, 150, seed=1)
+    a[77, 13] = number
+    finite = native.matmul(a, b).isfinite()
+    assert not finite[77].any()
+    assert finite[:77].all()
+    assert finite[78:].all()
+    b[5, 149] = number
+    assert native.matmul(a, b)[:77].isfinite().all(0).tolist() == [True] * 149 + [False]
+
+
+def test_the_same_product_is_the_same_to_the_bit():
+    """Blocks go to whichever thread is free; what is summed in which order does not depend on it."""
+    a, b = numbers(700, 640), numbers(640, 300, seed=1)
+    first = native.matmul(a, b)
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(native.matmul(a, b), first)
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_other_dtypes_are_torch_s(dtype):
+    a, b = numbers(64, 32).to(dtype), numbers(32, 48, seed=1).to(dtype)
+    assert torch.equal(native.matmul(a, b), a @ b)
+    out = torch.empty(64, 48, dtype=dtype)
+    assert torch.equal(native.matmul(a, b, out=out), a @ b)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 6), (40, 0, 6), (40, 4, 0)])
+def test_empty_matrices(shape):
+    rows, columns, depth = shape
+    out = native.matmul(numbers(rows, depth), numbers(depth, columns))
+    assert torch.equal(out, torch.zeros(rows, columns, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 34), (2, 35, 34), (70, 34), (3, 34)])
+@pytest.mark.parametrize("learns", ["x", "weight", "both"])
+def test_linear(shape, learns):
+    x, weight, grad = numbers(*shape), numbers(50, 34, seed=1), numbers(*shape[:-1], 50, seed=2)
+    found = []
+    for function, dtype in ((native.linear, torch.bfloat16), (F.linear, torch.float64)):
+        x_, weight_ = x.to(dtype).requires_grad_(learns != "weight"), weight.to(dtype).requires_grad_(learns != "x")
+        out = function(x_, weight_)
+        out.backward(grad.to(dtype))
+        found.append((out.detach(), x_.grad, weight_.grad))
+        x, weight = x.detach().clone(), weight.detach().clone()
+    for ours, exact in zip(*found, strict=True):
+        assert (ours is None) == (exact is None)
+        if ours is not None:
+            torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_the_gradient_of_an_expanded_gradient():
+    """`sum()` hands back one number for all: a gradient without strides."""
+    x, weight = numbers(40, 16).requires_grad_(), numbers(24, 16, seed=1).requires_grad_()
+    native.linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad.float(), weight.detach().float().sum(0).expand(40, -1), rtol=2**-7, atol=1e-5)
+
+
+def test_the_kernel_is_for_processors_with_vectors_of_bf16_and_no_matrix_units():
+    loaded = library()
+    assert isinstance(loaded, ctypes.CDLL)
+    with open("/proc/cpuinfo", encoding="utf-8") as info:
+        flags = next((line for line in info if line.startswith("flags")), "").split()
+    assert loaded.multiplies() == ("avx512_bf16" in flags and "amx_bf16" not in flags)
