@@ -18,6 +18,7 @@ import dataclasses
 import json
 import platform
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -75,10 +76,15 @@ class Bench:
     packs: list[PackedPairs]
 
     def run(self, name: str, **options: Any) -> dict[str, Any]:
-        """One round of a trainer."""
+        """One round of a trainer, with the GEMM rates before and after it in its dtype."""
         task = self.task(name)
         task = dataclasses.replace(task, options={**task.options, **options})
-        return run_peer(PEERS[name], task, self.arguments.timeout)
+        before = self.rates(PEERS[name].dtype)
+        result = run_peer(PEERS[name], task, self.arguments.timeout)
+        return {
+            **result,
+            "gemm_rates": [dataclasses.asdict(rates) for rates in (before, self.rates(PEERS[name].dtype))],
+        }
 
     def work(self, name: str) -> Work:
         """What the steps that are timed of a trainer amount to."""
@@ -86,13 +92,12 @@ class Bench:
         start = task.warmup_steps * together
         return work_of(self.packs[start : start + task.steps * together], self.config)
 
-    def rates(self) -> dict[str, GemmRates]:
-        """GEMM rates at this minute, by dtype, for a middling micro-batch."""
+    def rates(self, dtype: str) -> GemmRates:
+        """GEMM rates at this minute, for a middling micro-batch."""
         each = self.work("ours")
         batches = each.pairs / self.arguments.batch_size
         tokens, targets = (max(1, round(count / batches)) for count in (each.packed_tokens, each.targets))
-        used = {PEERS[name].dtype for name in self.arguments.peers} | {"bfloat16"}
-        return {name: gemm_rates(self.config, tokens, targets, _DTYPES[name]) for name in sorted(used)}
+        return gemm_rates(self.config, tokens, targets, _DTYPES[dtype])
 
     def task(self, name: str) -> Task:
         """The steps that a trainer takes in a round."""
@@ -149,20 +154,25 @@ class Measured:
     Attributes:
         rounds: per trainer what `run_peer` gave in each round.
         missing: trainers that did not run, and why.
-        rates: GEMM rates before the first round and after each.
         steps: seconds of the parts of our own steps, from a run of its own.
-        kinds: seconds of all our own timed steps by kind of work, from another.
+        kinds: seconds of all our own timed steps by kind of work, from another, and the GEMM rate then; empty and 0
+            where this project did not run.
     """
 
     rounds: dict[str, list[dict[str, Any]]]
     missing: dict[str, str]
-    rates: list[dict[str, GemmRates]]
     steps: list[dict[str, float]]
     kinds: dict[str, float]
+    kinds_rate: float
 
-    def gemm(self, field: str) -> dict[str, float]:
-        """Fastest of a rate's measurements by dtype: what else the machine does can only slow them."""
-        return {dtype: max(getattr(one[dtype], field) for one in self.rates) for dtype in self.rates[0]}
+    def gemm(self, field: str) -> dict[str, list[float]]:
+        """All measurements of a rate by dtype, the slowest first."""
+        found: dict[str, list[float]] = {}
+        for name, rounds in self.rounds.items():
+            found.setdefault(PEERS[name].dtype, []).extend(
+                rates[field] for one in rounds for rates in one["gemm_rates"]
+            )
+        return {dtype: sorted(rates) for dtype, rates in found.items() if rates}
 
 
 def measure(bench: Bench) -> Measured:
@@ -170,7 +180,7 @@ def measure(bench: Bench) -> Measured:
     arguments = bench.arguments
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.peers}
     missing: dict[str, str] = {}
-    rates, steps, kinds = [bench.rates()], [], {}
+    steps, kinds, kinds_rate = [], {}, 0.0
     for number in range(1, arguments.rounds + 1):
         for name in (name for name in arguments.peers if name not in missing):
             started = time.perf_counter()
@@ -181,11 +191,11 @@ def measure(bench: Bench) -> Measured:
                 missing[name] = str(error)
                 told = f"did not run: {error}"
             print(f"round {number}, {name}: {told} ({time.perf_counter() - started:.0f} s in all)", flush=True)
-        rates.append(bench.rates())
     if rounds.get("ours"):
         steps = bench.run("ours", timers=True)["steps"][bench.task("ours").warmup_steps :]
-        kinds = bench.run("ours", profiled=True)["kinds"]
-    return Measured(rounds=rounds, missing=missing, rates=rates, steps=steps, kinds=kinds)
+        profiled = bench.run("ours", profiled=True)
+        kinds, kinds_rate = profiled["kinds"], report.rate_of(profiled)
+    return Measured(rounds=rounds, missing=missing, steps=steps, kinds=kinds, kinds_rate=kinds_rate)
 
 
 def _machine() -> str:
@@ -203,8 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bench = prepare(arguments, Path(temporary))
         measured = measure(bench)
-    gemm = measured.gemm("forward")
-    lines = report.lines_of(measured.rounds, bench.work, gemm)
+    lines = report.lines_of(measured.rounds, bench.work)
     figures = report.figures(lines)
     ours = measured.rounds.get("ours")
     startup = report.startup(ours) if ours else {}
@@ -215,10 +224,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     pairs = bench.work("ours").pairs
     print(f"\n{title}\n{pairs} pairs a round, medians of {arguments.rounds} rounds")
-    print("matrix products at their fastest, GFLOP/s:")
-    for dtype, rate in gemm.items():
-        backward, peak = (measured.gemm(field)[dtype] for field in ("backward", "peak"))
-        print(f"  {dtype}: {rate / 1e9:.0f} forward, {backward / 1e9:.0f} backward, {peak / 1e9:.0f} the fastest shape")
+    print("bare matrix products around the rounds, GFLOP/s (slowest, median, fastest measurement):")
+    for field in ("forward", "backward", "peak"):
+        for dtype, rates in measured.gemm(field).items():
+            shown = ", ".join(f"{rate / 1e9:.0f}" for rate in (rates[0], statistics.median(rates), rates[-1]))
+            print(f"  {dtype} {field}: {shown}")
     print(f"\n{report.table(lines, measured.missing)}\n")
     for text, value in figures.items():
         print(f"{value:>8.2f}  {text}")
@@ -228,11 +238,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if parts:
         print(report.parts_text("\none step of ours", parts))
     if measured.kinds:
-        print(f"\n{report.kinds_text(measured.kinds, bench.work('ours'), gemm['bfloat16'])}")
+        print(f"\n{report.kinds_text(measured.kinds, bench.work('ours'), measured.kinds_rate)}")
     record = {
         "arguments": vars(arguments),
         "machine": {"runs_on": _machine(), "processor": platform.machine(), "torch": torch.__version__},
-        "gemm_flops": [{dtype: dataclasses.asdict(rate) for dtype, rate in one.items()} for one in measured.rates],
         "lines": [dataclasses.asdict(line) for line in lines],
         "did_not_run": measured.missing,
         "figures": figures,

@@ -21,7 +21,7 @@ class Line:
     """Medians over the rounds of one trainer.
 
     Attributes:
-        utilisation: useful operations per second over the GEMM rate of the trainer's dtype.
+        utilisation: useful operations per second over the GEMM rate around the same round, in the trainer's dtype.
         peak_memory_gib, above_memory_gib: of the rank that held most; see `common.py`.
         before_seconds: computing the reference's log-probs in advance; None with a live reference.
         first_step_seconds: from the command to the end of the first step; None where it is not taken.
@@ -44,9 +44,8 @@ class Line:
 def lines_of(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     work_of_peer: Callable[[str], Work],
-    rates: Mapping[str, float],
 ) -> list[Line]:
-    """A line for each trainer that ran in at least one round; `rates` are GEMM rates by dtype."""
+    """A line for each trainer that ran in at least one round."""
     lines = []
     for name, rounds in results.items():
         if not rounds:
@@ -59,7 +58,7 @@ def lines_of(
                 trainer=name,
                 pairs_per_second=work.pairs / seconds,
                 tokens_per_second=work.row_tokens / seconds,
-                utilisation=flops / seconds / rates[peer.dtype],
+                utilisation=statistics.median(flops / sum(one["seconds"]) / rate_of(one) for one in rounds),
                 peak_memory_gib=statistics.median(one["peak_memory_gib"] for one in rounds),
                 above_memory_gib=statistics.median(one["above_memory_gib"] for one in rounds),
                 before_seconds=_median(rounds, "before_seconds"),
@@ -73,6 +72,11 @@ def lines_of(
         if ours:
             lines[index] = dataclasses.replace(line, versus=ours / line.pairs_per_second)
     return lines
+
+
+def rate_of(one: Mapping[str, Any]) -> float:
+    """The GEMM rate around one round: the machine's speed changes by the minute, a trainer's with it."""
+    return statistics.mean(rates["forward"] for rates in one["gemm_rates"])
 
 
 def _median(rounds: Sequence[Mapping[str, Any]], name: str) -> float | None:
