@@ -47,9 +47,13 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
     return stage
 
 
-def rests_elsewhere(values: Mapping[str, Any]) -> bool:
-    """Whether weights rest where they are not computed with: in CPU memory or on NVMe."""
-    return (values[_KEY].get("offload_param") or {}).get("device", "none") != "none"
+def weights_at_hand(values: Mapping[str, Any]) -> bool:
+    """Whether a rank that is alone computes with the weights as they rest: not in CPU memory, on NVMe or quantised."""
+    section = values[_KEY]
+    quantized = any(
+        section.get(name, False) for name in ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+    )
+    return (section.get("offload_param") or {}).get("device", "none") == "none" and not quantized
 
 
 def swaps_to_nvme(values: Mapping[str, Any]) -> bool:

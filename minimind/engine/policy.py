@@ -99,9 +99,10 @@ class Policy:
 
     def _look_at_norm_only(self) -> None:
         """Let DeepSpeed look for gradients that are not finite once instead of twice: it reads them all before it takes
-        their norm, which is not finite either if one of them is not, and which it looks at as well."""
+        their norm, which is not finite either if one of them is not, and which since 0.19.8 it looks at as well."""
         optimizer = self.engine.optimizer
-        if optimizer.check_grad_overflow and optimizer.compute_grad_norm and hasattr(stage_1_and_2, _NORM_CHECK):
+        looks = hasattr(stage_1_and_2, _NORM_CHECK) and getattr(optimizer, "compute_grad_norm", False)
+        if looks and optimizer.check_grad_overflow:
             optimizer.check_overflow = lambda **_: None
 
     def _compile_blocks(self) -> None:

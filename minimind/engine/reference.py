@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minimind.data.pack import PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
-from minimind.engine.ds_zero import rests_elsewhere, swaps_to_nvme
+from minimind.engine.ds_zero import swaps_to_nvme, weights_at_hand
 from minimind.engine.process import World
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
@@ -111,6 +111,6 @@ def _gathered_as_one(scorer: PairScorer, resolved: ResolvedConfig, world: World)
     """
     if swaps_to_nvme(resolved.values):
         return []
-    if world.size == 1 and not rests_elsewhere(resolved.values):
+    if world.size == 1 and weights_at_hand(resolved.values):
         return [scorer]
     return transformer_blocks(scorer.model)

@@ -39,13 +39,11 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
     a (rows, depth), b (depth, columns); either may be a transposed view, and rows may lie apart.
     """
-    if not (applies(a, b) and _multiplies(a, b)):
+    if not (applies(a, b) and _takes(a, b, out)):
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     (rows, depth), columns = a.shape, b.shape[1]
     if out is None:
         out = a.new_empty(rows, columns)
-    assert out.shape == (rows, columns)
-    assert out.stride(1) == 1
     a_turned, b_turned = a.stride(1) != 1, b.stride(1) != 1
     space = a.new_empty(_call("matmul_space", rows, columns, depth, a_turned), dtype=torch.int32)
     steps = a.stride(int(a_turned)), b.stride(int(b_turned)), out.stride(0)
@@ -53,10 +51,14 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def _multiplies(a: Tensor, b: Tensor) -> bool:
-    """Whether the kernel takes these matrices, and is made for this processor."""
+def _takes(a: Tensor, b: Tensor, out: Tensor | None) -> bool:
+    """Whether the kernel takes these matrices, and is made for this processor. What is wrong is torch's to refuse."""
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        return False
     (rows, depth), columns = a.shape, b.shape[1]
     if rows < _MATMUL_ROWS or depth == 0 or columns == 0:
+        return False
+    if out is not None and not (applies(out) and out.shape == (rows, columns) and out.stride(1) == 1):
         return False
     a_turned, b_lies, b_turned = a.stride(1) != 1, b.stride(1) == 1, b.stride(0) == 1
     # Pairs of elements are read along rows of an `a` that is not turned.
@@ -66,7 +68,7 @@ def _multiplies(a: Tensor, b: Tensor) -> bool:
 
 @functools.cache
 def _made_for_this() -> bool:
-    return bool(_call("multiplies"))
+    return bool(_call("made_for_matmul"))
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -128,20 +130,22 @@ def _call(name: str, *arguments: Tensor | float) -> Any:
 
 
 class _Linear(torch.autograd.Function):
+    """Keeps what the gradients that are asked for need."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        ctx.save_for_backward(rows, weight)
+        needs_x, needs_weight = ctx.needs_input_grad
+        ctx.save_for_backward(rows if needs_weight else None, weight if needs_x else None)
         return matmul(rows, weight.t()).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        grad = grads[0].reshape(-1, weight.shape[0])
-        grad_x = matmul(grad, weight).view(*grads[0].shape[:-1], -1) if needs_x else None
-        return grad_x, matmul(grad.t(), rows) if needs_weight else None
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_x = None if weight is None else matmul(grad, weight).view(*grads[0].shape[:-1], weight.shape[1])
+        return grad_x, None if rows is None else matmul(grad.t(), rows)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -33,7 +33,7 @@ _COMPILE_SECONDS = 120
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 # As declared in the sources: p pointer, l long, f float; behind > what comes back.
 _SIGNATURES = {
-    "multiplies": ">l",
+    "made_for_matmul": ">l",
     "matmul_space": "llll>l",
     "matmul": "ppppllllllll",
     "rms_norm_forward": "ppppllf",
@@ -57,7 +57,7 @@ def prepare(kernels: bool = True) -> None:
         threading.Thread(target=compiled, name=compiled.__name__, daemon=True).start()
 
 
-@functools.cache
+@functools.cache  # asked for a thousand times a step; the lock is for who asks first
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be compiled."""
     with _kernels_lock:

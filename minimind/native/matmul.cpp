@@ -9,13 +9,16 @@
 #include <algorithm>
 #include "turn.h"
 
-// Rows of a block: whole tiles.
-static const long BLOCK = ROWS * (48 / ROWS);
-// Words of the summed dimension that are gone through at once: of a panel's about what the first cache holds.
+// Rows of a block: whole tiles and whole vectors.
+static const long BLOCK = 48;
+static_assert(BLOCK % ROWS == 0 && BLOCK % VECTOR == 0, "a block is cut into tiles, and packed in vectors");
+// Words of the summed dimension that are gone through at once: so much of a panel stays in the second cache while a block's
+// tiles read it one after the other.
 static const long DEPTH = 256;
 
 static inline words pair_words(const bf16* upper, const bf16* lower) {
-    return __builtin_convertvector(*(const halves*)upper, words) | __builtin_convertvector(*(const halves*)lower, words) << 16;
+    words low = __builtin_convertvector(*(const halves*)upper, words);
+    return low | __builtin_convertvector(*(const halves*)lower, words) << 16;
 }
 
 // x (depth, size), rows `row` elements apart -> panels of `width` columns, (words, width) each: pairs of successive rows,
@@ -48,7 +51,7 @@ extern "C" {
 
 // Whether products are as fast here as a processor's bfloat16 gets: it has vector instructions for them and no matrix
 // units, which only libraries know to use.
-long multiplies() {
+long made_for_matmul() {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
     return 1;
 #else
@@ -81,7 +84,8 @@ void matmul(const bf16* a, const bf16* b, bf16* out, pair32* space, long rows, l
             if (a_turned) left = {(const bf16*)(turned + first * count), 2 * ROWS, 2, 2 * BLOCK};
             float sums[BLOCK * LANES];
             for (long k = 0; k < count; k += DEPTH, left.data += DEPTH * left.step)
-                columns<4>(left, space + column * count + k * LANES, LANES, sums, LANES, n, std::min(DEPTH, count - k), k > 0);
+                columns<4>(left, space + column * count + k * LANES, LANES, sums, LANES, n,
+                           std::min(DEPTH, count - k), k > 0);
             for (long r = 0; r < n; r++)
                 for (long i = 0; i < width; i += VECTOR)
                     store(out + (first + r) * out_row + column + i, at(sums + r * LANES + i), width - i);

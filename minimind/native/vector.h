@@ -114,16 +114,18 @@ static inline floats exponential(floats x) {
 #endif
 }
 
-// 2^x for x of at most about 0, to 3e-6 of it: far below what bfloat16 keeps. A NaN stays one.
+// 2^x for x of at most 0, to 5e-6 of it: far below what bfloat16 keeps. 2^0 is 1, and so is what rounding left above 0. A
+// NaN stays one.
 static inline floats power_of_two(floats x) {
+    x = x > floats{} ? floats{} : x;
 #ifdef __AVX512F__
     x = x < all(-200.0f) ? all(-200.0f) : x;
     floats whole = (floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
     floats f = x - whole;
-    floats y = f * 9.570101908e-3f + 5.591786032e-2f;
-    y = y * f + 2.402474483e-1f;
-    y = y * f + 6.931218147e-1f;
-    y = y * f + 9.999992614e-1f;
+    floats y = f * 9.582853358e-3f + 5.590642898e-2f;
+    y = y * f + 2.402409863e-1f;
+    y = y * f + 6.931241929e-1f;
+    y = y * f + 1.0f;
     return (floats)_mm512_scalef_ps((__m512)y, (__m512)whole);
 #else
     return exponential(x * 0.693147181f);

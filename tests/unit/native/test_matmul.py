@@ -20,9 +20,19 @@ SHAPES = [(32, 1, 2), (33, 34, 7), (48, 64, 512), (101, 70, 34), (100, 129, 1030
 
 
 @pytest.fixture(autouse=True)
-def on_any_processor(monkeypatch):
-    """The kernel is right also where it is not the fastest, and left alone."""
+def by_kernel(monkeypatch) -> list[str]:
+    """How often the kernel was called. It is right also on processors where it is not the fastest, and left alone."""
+    calls: list[str] = []
+    call = functions._call
+
+    def counted(name, *arguments):
+        if name == "matmul":
+            calls.append(name)
+        return call(name, *arguments)
+
+    monkeypatch.setattr(functions, "_call", counted)
     monkeypatch.setattr(functions, "_made_for_this", lambda: True)
+    return calls
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -49,8 +59,9 @@ def assert_product(ours: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_product(shape, turned, apart):
+def test_product(shape, turned, apart, by_kernel):
     rows, columns, depth = shape
+    taken = rows >= 32 and turned != "ab" and (depth % 2 == 0 or turned == "a")
     a, b = numbers(rows, depth), numbers(depth, columns, seed=1)
     given = [x.t().contiguous() if name in turned else x for x, name in ((a, "a"), (b, "b"))]
     given = [spread(x) if apart else x for x in given]
@@ -60,6 +71,8 @@ def test_product(shape, turned, apart):
     around = out._base.clone()
     assert native.matmul(*given, out=out) is out
     assert_product(out, a, b)
+    # A matrix of one column lies in both ways.
+    assert columns == 1 or len(by_kernel) == (2 if taken else 0)
     # Nothing beside it was written.
     around[1:-1, 2 : 2 + columns] = out
     torch.testing.assert_close(out._base, around, rtol=0, atol=0, equal_nan=True)
@@ -98,6 +111,24 @@ def test_other_dtypes_are_torch_s(dtype):
     assert torch.equal(native.matmul(a, b, out=out), a @ b)
 
 
+def test_matrices_that_do_not_go_together_are_refused_as_by_torch():
+    a, b = numbers(64, 64), numbers(32, 64)
+    for given in ((a, b), (a, b.t()[:32]), (a[0], b), (a, b[0])):
+        with pytest.raises(RuntimeError):
+            native.matmul(*given)
+    with pytest.raises(RuntimeError, match="dtype"):
+        native.matmul(a, a, out=torch.empty(64, 64))
+    with pytest.raises(RuntimeError):
+        native.linear(a, numbers(50, 128))
+
+
+def test_the_result_may_lie_in_any_way():
+    a, b = numbers(64, 32), numbers(32, 48, seed=1)
+    out = torch.empty(48, 64, dtype=torch.bfloat16).t()
+    assert_product(native.matmul(a, b, out=out), a, b)
+    assert_product(out, a, b)
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 6), (40, 0, 6), (40, 4, 0)])
 def test_empty_matrices(shape):
     rows, columns, depth = shape
@@ -105,28 +136,44 @@ def test_empty_matrices(shape):
     assert torch.equal(out, torch.zeros(rows, columns, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("shape", [(1, 70, 34), (2, 35, 34), (70, 34), (3, 34)])
+@pytest.mark.parametrize("shape", [(1, 70, 34), (2, 35, 34), (70, 34), (3, 34), (0, 34), (2, 0, 34)])
 @pytest.mark.parametrize("learns", ["x", "weight", "both"])
-def test_linear(shape, learns):
-    x, weight, grad = numbers(*shape), numbers(50, 34, seed=1), numbers(*shape[:-1], 50, seed=2)
-    found = []
+def test_linear(shape, learns, by_kernel):
+    grad, found = numbers(*shape[:-1], 50, seed=2), []
     for function, dtype in ((native.linear, torch.bfloat16), (F.linear, torch.float64)):
-        x_, weight_ = x.to(dtype).requires_grad_(learns != "weight"), weight.to(dtype).requires_grad_(learns != "x")
-        out = function(x_, weight_)
+        x, weight = (numbers(*size, seed=seed).to(dtype) for seed, size in enumerate((shape, (50, 34))))
+        x.requires_grad_(learns != "weight")
+        weight.requires_grad_(learns != "x")
+        out = function(x, weight)
         out.backward(grad.to(dtype))
-        found.append((out.detach(), x_.grad, weight_.grad))
-        x, weight = x.detach().clone(), weight.detach().clone()
+        found.append((out.detach(), x.grad, weight.grad))
     for ours, exact in zip(*found, strict=True):
         assert (ours is None) == (exact is None)
         if ours is not None:
+            assert ours.shape == exact.shape
             torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-5)
+    # A weight's gradient has enough rows whatever x has.
+    several = out.numel() // 50 >= 32
+    assert len(by_kernel) == several * (1 + (learns != "weight")) + (learns != "x" and out.numel() > 0)
 
 
-def test_the_gradient_of_an_expanded_gradient():
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_linear_keeps_nothing_for_a_gradient_that_nobody_asks_for(frozen):
+    x, weight = numbers(40, 34), numbers(50, 34, seed=1)
+    (weight if frozen == "x" else x).requires_grad_()
+    kept = native.linear(x, weight).grad_fn.saved_tensors
+    assert [tensor is None for tensor in kept] == [frozen == "weight", frozen == "x"]
+
+
+def test_linear_of_what_is_not_contiguous_and_the_gradient_of_a_sum():
     """`sum()` hands back one number for all: a gradient without strides."""
-    x, weight = numbers(40, 16).requires_grad_(), numbers(24, 16, seed=1).requires_grad_()
-    native.linear(x, weight).sum().backward()
-    torch.testing.assert_close(x.grad.float(), weight.detach().float().sum(0).expand(40, -1), rtol=2**-7, atol=1e-5)
+    x, weight = numbers(20, 40, 2).transpose(0, 1).requires_grad_(), numbers(24, 2, seed=1).requires_grad_()
+    out = native.linear(x, weight)
+    assert_product(out.detach().flatten(0, 1), x.detach().reshape(-1, 2), weight.detach().t())
+    out.sum().backward()
+    torch.testing.assert_close(x.grad.float(), weight.detach().float().sum(0).expand(40, 20, 2), rtol=2**-7, atol=1e-5)
+    exact = x.detach().float().sum((0, 1)).expand(24, 2)
+    torch.testing.assert_close(weight.grad.float(), exact, rtol=2**-7, atol=1e-4)
 
 
 def test_the_kernel_is_for_processors_with_vectors_of_bf16_and_no_matrix_units():
@@ -134,4 +181,4 @@ def test_the_kernel_is_for_processors_with_vectors_of_bf16_and_no_matrix_units()
     assert isinstance(loaded, ctypes.CDLL)
     with open("/proc/cpuinfo", encoding="utf-8") as info:
         flags = next((line for line in info if line.startswith("flags")), "").split()
-    assert loaded.multiplies() == ("avx512_bf16" in flags and "amx_bf16" not in flags)
+    assert loaded.made_for_matmul() == ("avx512_bf16" in flags and "amx_bf16" not in flags)
