@@ -12,8 +12,8 @@
 // Rows of a block: whole tiles and whole vectors.
 static const long BLOCK = 48;
 static_assert(BLOCK % ROWS == 0 && BLOCK % VECTOR == 0, "a block is cut into tiles, and packed in vectors");
-// Words of the summed dimension that are gone through at once: so much of a panel stays in the second cache while a block's
-// tiles read it one after the other.
+// Words of the summed dimension that are gone through at once: so much of a panel stays in the second cache while a
+// block's tiles read it one after the other.
 static const long DEPTH = 256;
 
 static inline words pair_words(const bf16* upper, const bf16* lower) {
@@ -21,8 +21,8 @@ static inline words pair_words(const bf16* upper, const bf16* lower) {
     return low | __builtin_convertvector(*(const halves*)lower, words) << 16;
 }
 
-// x (depth, size), rows `row` elements apart -> panels of `width` columns, (words, width) each: pairs of successive rows,
-// 0 beyond. Rows are read once and in order. Shared by the threads that call it together.
+// x (depth, size), rows `row` elements apart -> panels of `width` columns, (words, width) each: pairs of successive
+// rows, 0 beyond. Rows are read once and in order. Shared by the threads that call it together.
 template <long width>
 static void pack_down(const bf16* x, long row, long depth, long size, pair32* out) {
     long count = (depth + 1) / 2;
@@ -81,7 +81,7 @@ void matmul(const bf16* a, const bf16* b, bf16* out, pair32* space, long rows, l
             long first = item / panels * BLOCK, n = std::min(BLOCK, rows - first);
             long column = item % panels * LANES, width = std::min(LANES, columns_of_b - column);
             Left left = as_it_lies(a + first * a_row, a_row);
-            if (a_turned) left = {(const bf16*)(turned + first * count), 2 * ROWS, 2, 2 * BLOCK};
+            if (a_turned) left = {(const bf16*)(turned + first * count), 2, 2 * BLOCK};
             float sums[BLOCK * LANES];
             for (long k = 0; k < count; k += DEPTH, left.data += DEPTH * left.step)
                 columns<4>(left, space + column * count + k * LANES, LANES, sums, LANES, n,

@@ -38,18 +38,19 @@ static inline floats add_product(floats sum, words a, words b) {
 #endif
 }
 
-// The left matrix: element 2 k of row r, and the one after it, lie at data + r / ROWS * tile + r % ROWS * row + k * step.
+// The left matrix: element 2 k of row r, and the one after it, lie at data + r * row + k * step.
 struct Left {
     const bf16* data;
-    long tile, row, step;
+    long row, step;
 };
 
 // As it lies in memory, rows `row` elements apart.
-static inline Left as_it_lies(const bf16* data, long row) { return {data, ROWS * row, row, 2}; }
+static inline Left as_it_lies(const bf16* data, long row) { return {data, row, 2}; }
 
 // c (R, V vectors) = or += a (R, 2 count) * b (count words, V vectors)
 template <int R, int V>
-static void tile(const bf16* a, long a_row, long a_step, const pair32* b, long b_row, float* c, long c_row, long count, bool add) {
+static void tile(const bf16* a, long a_row, long a_step, const pair32* b, long b_row, float* c, long c_row, long count,
+                 bool add) {
     floats sums[R][V];
     // Unrolled before the compiler decides what lives in registers.
     if (add) {
@@ -86,7 +87,7 @@ template <int V>
 static void columns(const Left& a, const pair32* b, long b_row, float* c, long c_row, long rows, long count, bool add) {
     long r = 0;
     const bf16* left = a.data;
-    for (; r + ROWS <= rows; r += ROWS, left += a.tile)
+    for (; r + ROWS <= rows; r += ROWS, left += ROWS * a.row)
         tile<ROWS, V>(left, a.row, a.step, b, b_row, c + r * c_row, c_row, count, add);
     c += r * c_row;
     switch (rows - r) {
