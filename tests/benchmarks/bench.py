@@ -152,11 +152,11 @@ class Measured:
     """What the rounds gave.
 
     Attributes:
-        rounds: per trainer what `run_peer` gave in each round.
+        rounds: per trainer what `Bench.run` gave in each round.
         missing: trainers that did not run, and why.
         steps: seconds of the parts of our own steps, from a run of its own.
-        kinds: seconds of all our own timed steps by kind of work, from another, and the GEMM rate then; empty and 0
-            where this project did not run.
+        kinds: seconds of all our own timed steps by kind of work, from another; empty where this project did not run.
+        kinds_rate: the GEMM rate around that run.
     """
 
     rounds: dict[str, list[dict[str, Any]]]
@@ -252,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     (out / f"bench-{data}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     try:
-        report.draw(lines, parts, out / f"bench-{data}.png", title)
+        if lines:
+            report.draw(lines, parts, out / f"bench-{data}.png", title)
     except ModuleNotFoundError as error:
         print(f"no chart: {error}; it is of the bench extra")
     if any(name.startswith("ours") for name in measured.missing):
