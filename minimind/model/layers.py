@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -34,6 +35,29 @@ class RMSNorm(nn.Module):
         if native.applies(x, self.weight):
             return native.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def together(x: Tensor, *linears: nn.Module) -> bool:
+    """Whether the kernels may take x through these at once, by their weights alone.
+
+    They must be what they were made as, and nobody may wait for their calls: LoRA puts layers of its own in their
+    place, ZeRO-3 gathers a layer's weight when it is called.
+    """
+    return (
+        native.applies(x)
+        and not _has_any_global_hook()
+        and all(type(module) is Linear and native.applies(module.weight) and not _hooked(module) for module in linears)
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in module.__dict__
+    )
 
 
 class Linear(nn.Linear):
@@ -92,6 +116,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+class HeadNorm(RMSNorm):
+    """Normalises each head and turns it by its position, see `rotate`."""
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        cos, sin = rotary
+        if len(x) == 1 and native.applies(x, self.weight):
+            return native.norm_rotate(x.squeeze(0), self.weight, self.eps, cos[0], sin[0])[None]
+        return rotate(super().forward(x), cos, sin)
+
+
+class NoHeadNorm(nn.Module):
+    """Turns each head as it is."""
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        return rotate(x, *rotary)
+
+
 class Attention(nn.Module):
     """Grouped-query attention behind Hugging Face's attention interface; generation 3 normalises q and k per head."""
 
@@ -110,24 +151,28 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_size)
         self.o_proj = Linear(q_size, config.hidden_size)
         normed = config.generation == 3
-        self.q_norm: nn.Module = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
-        self.k_norm: nn.Module = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
+        self.q_norm: nn.Module = HeadNorm(self.head_dim, config.rms_norm_eps) if normed else NoHeadNorm()
+        self.k_norm: nn.Module = HeadNorm(self.head_dim, config.rms_norm_eps) if normed else NoHeadNorm()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
         x: Tensor,
+        stream: Tensor,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         cache: Cache | None,
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """x (B, T, H) -> (B, T, H), or only at the positions `keep` (K,) of every sequence: (B, K, H)."""
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
+        """The stream and what x attends to, both (B, T, H), or only at positions `keep` (K,) of every sequence."""
+        projections = self.q_proj, self.k_proj, self.v_proj
+        if together(x, *projections):
+            projected = native.linears(x, *(projection.weight for projection in projections))
+        else:
+            projected = tuple(projection(x) for projection in projections)
+        q, k, v = (made.view(*x.shape[:-1], -1, self.head_dim) for made in projected)
+        q, k, v = self.q_norm(q, rotary), self.k_norm(k, rotary), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -145,8 +190,10 @@ class Attention(nn.Module):
         )
         out = out.reshape(*x.shape[:-1], -1)
         if keep is not None:
-            out = out.index_select(1, keep)
-        return self.dropout(self.o_proj(out))
+            out, stream = out.index_select(1, keep), stream.index_select(1, keep)
+        if together(out, self.o_proj) and self.dropout.p == 0:
+            return native.linear(out, self.o_proj.weight, stream)
+        return stream + self.dropout(self.o_proj(out))
 
 
 class FeedForward(nn.Module):
@@ -162,8 +209,11 @@ class FeedForward(nn.Module):
         # MiniMind-3 has no dropout here.
         self.dropout = nn.Dropout(config.dropout if config.generation == 2 else 0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Tensor) -> Tensor:
+        """The stream and what becomes of x, both (..., H)."""
+        if self.is_silu and self.dropout.p == 0 and together(x, self.gate_proj, self.up_proj, self.down_proj):
+            weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+            return native.feed_forward(x, *weights, stream)
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if self.is_silu and native.applies(gate, up):
-            return self.dropout(self.down_proj(native.swiglu(gate, up)))
-        return self.dropout(self.down_proj(self.act(gate) * up))
+        inner = native.swiglu(gate, up) if self.is_silu and native.applies(gate, up) else self.act(gate) * up
+        return stream + self.dropout(self.down_proj(inner))

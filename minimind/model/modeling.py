@@ -60,11 +60,10 @@ class Block(GradientCheckpointingLayer):
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        attended = self.self_attn(self.input_layernorm(x), rotary, attention_mask, cache, keep, **kwargs)
-        x = attended + (x if keep is None else x.index_select(1, keep))
+        x = self.self_attn(self.input_layernorm(x), x, rotary, attention_mask, cache, keep, **kwargs)
         normed = self.post_attention_layernorm(x)
         if rows is None:
-            return x + self.mlp(normed), None
+            return self.mlp(normed, x), None
         out, aux_loss = self.mlp(normed, rows)
         return x + out, aux_loss
 

@@ -154,7 +154,7 @@ class MixtureOfExperts(nn.Module):
         chosen = _TakeRows.apply(routed, places, by_expert, 1).unflatten(0, (-1, k))
         out = sum_of(chosen * weights[..., None].to(x.dtype))
         for shared in self.shared_experts:
-            out = out + shared(flat)
+            out = shared(flat, out)
 
         aux_loss = scores.new_zeros(())
         if self.training and config.router_aux_loss_coef > 0:

@@ -9,10 +9,13 @@ oracle in the tests.
 
 from minimind.native.functions import (
     applies,
+    feed_forward,
     linear,
+    linears,
     log_sum_block_,
     log_sum_block_backward_,
     matmul,
+    norm_rotate,
     packed_attention,
     rms_norm,
     rotate,
@@ -22,11 +25,14 @@ from minimind.native.library import keep_memory, prepare
 
 __all__ = [
     "applies",
+    "feed_forward",
     "keep_memory",
     "linear",
+    "linears",
     "log_sum_block_",
     "log_sum_block_backward_",
     "matmul",
+    "norm_rotate",
     "packed_attention",
     "prepare",
     "rms_norm",

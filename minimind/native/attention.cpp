@@ -174,7 +174,7 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                 constexpr long lanes = V * VECTOR;
                 floats largest[V], total[V];
                 for (int v = 0; v < V; v++) largest[v] = all(-INFINITY), total[v] = floats{};
-                pair_along(query, first, n, size, queries.data(), lanes);
+                pair_along(query, first, n, size, queries.data(), lanes, lanes);
                 fetch(query, first + n, pair.end, size);
                 bool begun = false;
                 for_keys(spans, num_spans, first, [&](long j, long keys, long place, long skip) {
@@ -263,8 +263,8 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                         const float* kept = sums + 2 * (head * tokens + first + i);
                         largest[i] = kept[0], log_total[i] = kept[1];
                     }
-                    pair_along(query, first, n, size, queries.data(), lanes);
-                    pair_along(own_grad, first, n, size, grads.data(), lanes);
+                    pair_along(query, first, n, size, queries.data(), lanes, lanes);
+                    pair_along(own_grad, first, n, size, grads.data(), lanes, lanes);
                     pair_down(query, first, n, size, queries_down.data(), lanes, padded);
                     pair_down(own_grad, first, n, size, grads_down.data(), lanes, padded);
                     for (const Rows* rows : {&query, &own_grad, &own_out}) fetch(*rows, first + n, pair.end, size);

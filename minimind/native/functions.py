@@ -33,6 +33,9 @@ def applies(*tensors: Tensor) -> bool:
 # Fewer rows, as of a text that is generated token by token, are not worth rearranging the right matrix for.
 _MATMUL_ROWS = 32
 
+# A product: left matrix, right matrix, what becomes of them, and what is added to it.
+Product = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`torch.mm(a, b, out=out)`, of any dtype on any device; no gradient.
@@ -41,17 +44,13 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if not (applies(a, b) and _takes(a, b, out)):
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    (rows, depth), columns = a.shape, b.shape[1]
     if out is None:
-        out = a.new_empty(rows, columns)
-    a_turned, b_turned = a.stride(1) != 1, b.stride(1) != 1
-    space = a.new_empty(_call("matmul_space", rows, columns, depth, a_turned), dtype=torch.int32)
-    steps = a.stride(int(a_turned)), b.stride(int(b_turned)), out.stride(0)
-    _call("matmul", a, b, out, space, rows, columns, depth, *steps, a_turned, b_turned)
+        out = a.new_empty(a.shape[0], b.shape[1])
+    _multiply([(a, b, out, None)])
     return out
 
 
-def _takes(a: Tensor, b: Tensor, out: Tensor | None) -> bool:
+def _takes(a: Tensor, b: Tensor, out: Tensor | None = None) -> bool:
     """Whether the kernel takes these matrices, and is made for this processor. What is wrong is torch's to refuse."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
         return False
@@ -71,9 +70,40 @@ def _made_for_this() -> bool:
     return bool(_call("made_for_matmul"))
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`torch.nn.functional.linear(x, weight)`: x (..., in), weight (out, in) -> (..., out)."""
-    return _Linear.apply(x, weight)
+def _turned(a: Tensor, b: Tensor, *_: Tensor | None) -> tuple[bool, bool]:
+    return a.stride(1) != 1, b.stride(1) != 1
+
+
+def _multiply(products: Sequence[Product]) -> None:
+    """Products that the kernel takes, turned alike: with one `out` for all, which is their sum, or no two."""
+    a_turned, b_turned = _turned(*products[0])
+    fields: list[int] = []
+    for a, b, out, added in products:
+        fields += a.data_ptr(), b.data_ptr(), 0 if added is None else added.data_ptr(), out.data_ptr()
+        fields += a.shape[0], b.shape[1], a.shape[1], a.stride(int(a_turned)), b.stride(int(b_turned))
+        fields += 0 if added is None else added.stride(0), out.stride(0), 0
+    described = (ctypes.c_long * len(fields))(*fields)  # as matmul.cpp's `Product`s
+    words = _call("matmul_space", described, len(products), a_turned)
+    space = products[0][0].new_empty(words, dtype=torch.int32)
+    _call("matmul", described, len(products), space, words, a_turned, b_turned)
+
+
+def linear(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+    """`F.linear(x, weight) + added`, rounded once: x (..., in), weight (out, in), added (..., out)."""
+    return _Linears.apply(x, added, weight)[0]
+
+
+def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """`linear(x, weight)` for each weight; x's gradient is summed over them in float32 and rounded once."""
+    return _Linears.apply(x, None, *weights)
+
+
+def feed_forward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, added: Tensor) -> Tensor:
+    """SwiGLU network: `linear(silu(linear(x, gate)) * linear(x, up), down, added)`, x and added (..., H).
+
+    What goes into `down` is not kept for backward, but made again.
+    """
+    return _FeedForward.apply(x, gate, up, down, added)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -84,6 +114,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (T, heads, D) by cos and sin (T, D/2) float32, and put the heads first: (heads, T, D)."""
     return _Rotate.apply(x, cos, sin)
+
+
+def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate(rms_norm(x, weight, eps), cos, sin)` for heads of weight's size (D,), rounded once."""
+    return _NormRotate.apply(x, weight, eps, cos, sin)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -123,29 +158,113 @@ def log_sum_block_backward_(logits: Tensor, targets: Tensor, start: int, log_sum
     return logits
 
 
-def _call(name: str, *arguments: Tensor | float) -> Any:
+def _call(name: str, *arguments: Tensor | ctypes.Array[Any] | float | None) -> Any:
     loaded: ctypes.CDLL | None = library()
     assert loaded is not None
     return getattr(loaded, name)(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
-class _Linear(torch.autograd.Function):
+def _all_products(products: Sequence[Product]) -> None:
+    """As `_multiply`, of matrices of any kind."""
+    taken = all(applies(a, b) and _takes(a, b, out) for a, b, out, _ in products)
+    if taken and len({_turned(*product) for product in products}) == 1:
+        return _multiply(products)
+    for number, (a, b, out, added) in enumerate(products):
+        if number and out is products[0][2]:
+            added = out
+        if added is None:
+            torch.mm(a, b, out=out)
+        else:
+            torch.addmm(added, a, b, out=out)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All dimensions but the last as one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _like(x: Tensor, rows: Tensor) -> Tensor:
+    """The dimensions of x again, but for the last."""
+    return rows.view(*x.shape[:-1], rows.shape[-1])
+
+
+def _grad_x(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The gradient of rows (T, in) that went through some weights (out, in), of outputs' gradients (T, out)."""
+    grad_x = grads[0].new_empty(len(grads[0]), weights[0].shape[1])
+    _all_products([(grad, weight, grad_x, None) for grad, weight in zip(grads, weights, strict=True)])
+    return grad_x
+
+
+def _grad_weights(grads: Sequence[Tensor], rows: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients (out, in) of weights that rows (T, in) went through, of outputs' gradients (T, out)."""
+    pairs = zip(grads, wanted, strict=True)
+    made = [grad.new_empty(grad.shape[1], rows.shape[1]) if want else None for grad, want in pairs]
+    _all_products([(grad.t(), rows, out, None) for grad, out in zip(grads, made, strict=True) if out is not None])
+    return made
+
+
+class _Linears(torch.autograd.Function):
     """Keeps what the gradients that are asked for need."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        needs_x, needs_weight = ctx.needs_input_grad
-        ctx.save_for_backward(rows if needs_weight else None, weight if needs_x else None)
-        return matmul(rows, weight.t()).view(*x.shape[:-1], weight.shape[0])
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
+        rows = _rows(x)
+        needs_x, _, *need_weights = ctx.needs_input_grad
+        ctx.save_for_backward(rows if any(need_weights) else None, *(w if needs_x else None for w in weights))
+        outs = [rows.new_empty(len(rows), len(weight)) for weight in weights]
+        assert added is None or (added.shape, added.dtype) == ((*x.shape[:-1], len(weights[0])), x.dtype)
+        more = None if added is None else _rows(added).contiguous()
+        _all_products([(rows, weight.t(), out, more) for weight, out in zip(weights, outs, strict=True)])
+        return tuple(_like(x, out) for out in outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rows, weight = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x = None if weight is None else matmul(grad, weight).view(*grads[0].shape[:-1], weight.shape[1])
-        return grad_x, None if rows is None else matmul(grad.t(), rows)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *weights = ctx.saved_tensors
+        needs_x, needs_added, *need_weights = ctx.needs_input_grad
+        flat = [_rows(grad) for grad in grads]
+        grad_x = _like(grads[0], _grad_x(flat, weights)) if needs_x else None
+        return grad_x, grads[0] if needs_added else None, *_grad_weights(flat, rows, need_weights)
+
+
+class _FeedForward(torch.autograd.Function):
+    """Keeps x and the factors of what goes into `down`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, added: Tensor) -> Tensor:
+        assert gate.shape == up.shape == down.shape[::-1]
+        assert added.shape == (*x.shape[:-1], len(down))
+        assert added.dtype == x.dtype
+        rows = _rows(x)
+        inner, out = rows.new_empty(len(rows), len(gate)), rows.new_empty(len(rows), len(down))
+        kept = any(ctx.needs_input_grad)
+        if _takes(rows, gate.t()) and _takes(rows, up.t()):
+            gated, upped = (torch.empty_like(inner) if kept else None for _ in range(2))
+            space = rows.new_empty(_call("swiglu_space", *gate.shape), dtype=torch.int32)
+            sizes = *inner.shape, rows.shape[1], *(matrix.stride(0) for matrix in (rows, gate, up))
+            _call("matmul_swiglu", rows, gate, up, gated, upped, inner, space, *sizes)
+        else:
+            gated, upped = torch.empty_like(inner), torch.empty_like(inner)
+            _all_products([(rows, gate.t(), gated, None), (rows, up.t(), upped, None)])
+            _call("swiglu_forward", gated, upped, inner, inner.numel())
+        _all_products([(inner, down.t(), out, _rows(added).contiguous())])
+        if kept:
+            ctx.save_for_backward(rows, gated, upped, gate, up, down)
+        return _like(x, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gated, upped, gate, up, down = ctx.saved_tensors
+        needs_x, needs_gate, needs_up, needs_down, needs_added = ctx.needs_input_grad
+        grad = _rows(grads[0])
+        grad_inner = _grad_x([grad], [down])
+        inner, *inners = (torch.empty_like(gated) for _ in range(3))
+        _call("swiglu_backward", grad_inner, gated, upped, *inners, inner, inner.numel())
+        (grad_down,) = _grad_weights([grad], inner, [needs_down])
+        grad_x = _like(grads[0], _grad_x(inners, [gate, up])) if needs_x else None
+        grad_gate, grad_up = _grad_weights(inners, rows, [needs_gate, needs_up])
+        return grad_x, grad_gate, grad_up, grad_down, grads[0] if needs_added else None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -191,6 +310,29 @@ class _Rotate(torch.autograd.Function):
         return grad_x, None, None
 
 
+class _NormRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+        tokens, heads, size = x.shape
+        assert weight.shape == (size,)
+        assert cos.shape == sin.shape == (tokens, size // 2)
+        x = x.contiguous()
+        y, scale = x.new_empty(heads, tokens, size), x.new_empty(tokens, heads, dtype=torch.float32)
+        _call("norm_rotate_forward", x, weight, cos, sin, y, scale, tokens, heads, size, eps)
+        ctx.save_for_backward(x, weight, cos, sin, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, cos, sin, scale = ctx.saved_tensors
+        grad_x, threads = torch.empty_like(x), torch.get_num_threads()
+        partial = weight.new_zeros(threads, len(weight), dtype=torch.float32)
+        grad = grads[0].contiguous()
+        _call("norm_rotate_backward", grad, x, weight, cos, sin, scale, grad_x, partial, threads, *x.shape)
+        return grad_x, partial.sum(0).to(weight.dtype), None, None, None
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -206,7 +348,7 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-        _call("swiglu_backward", grads[0].contiguous(), gate, up, grad_gate, grad_up, gate.numel())
+        _call("swiglu_backward", grads[0].contiguous(), gate, up, grad_gate, grad_up, None, gate.numel())
         return grad_gate, grad_up
 
 

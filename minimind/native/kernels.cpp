@@ -9,19 +9,22 @@
 // Fewer elements than this are done before other threads have woken up.
 static const long PARALLEL = 1 << 14;
 
-static inline floats sigmoid(floats x) { return 1.0f / (1.0f + exponential(-x)); }
+// 1 / sqrt(mean(x^2) + eps)
+static inline float scale_of(const bf16* x, long size, float eps) {
+    floats squares{};
+    for (long i = 0; i < size; i += VECTOR) squares += load(x + i, size - i) * load(x + i, size - i);
+    return 1.0f / std::sqrt(sum(squares) / size + eps);
+}
 
 extern "C" {
 
-// y = x * scale * weight with scale = 1 / sqrt(mean(x^2) + eps); scale (rows) is kept for the backward.
+// y = x * scale * weight; scale (rows) is kept for the backward.
 void rms_norm_forward(const bf16* x, const bf16* weight, bf16* y, float* scale, long rows, long size, float eps) {
 #pragma omp parallel for if (rows * size > PARALLEL)
     for (long row = 0; row < rows; row++) {
         const bf16* in = x + row * size;
         bf16* out = y + row * size;
-        floats squares{};
-        for (long i = 0; i < size; i += VECTOR) squares += load(in + i, size - i) * load(in + i, size - i);
-        float r = scale[row] = 1.0f / std::sqrt(sum(squares) / size + eps);
+        float r = scale[row] = scale_of(in, size, eps);
         for (long i = 0; i < size; i += VECTOR)
             store(out + i, load(in + i, size - i) * r * load(weight + i, size - i), size - i);
     }
@@ -72,22 +75,85 @@ void rotate(const bf16* x, const float* cosines, const float* sines, bf16* y, lo
     }
 }
 
-// y = gate * sigmoid(gate) * up
-void swiglu_forward(const bf16* gate, const bf16* up, bf16* y, long count) {
-#pragma omp parallel for if (count > PARALLEL)
-    for (long i = 0; i < count; i += VECTOR) {
-        floats x = load(gate + i, count - i);
-        store(y + i, x * sigmoid(x) * load(up + i, count - i), count - i);
+// Heads normalised as by rms_norm_forward and turned as by rotate: x (tokens, heads, size) -> y (heads, tokens, size). What
+// lies between is not rounded.
+void norm_rotate_forward(const bf16* x, const bf16* weight, const float* cosines, const float* sines, bf16* y, float* scale,
+                         long tokens, long heads, long size, float eps) {
+    long half = size / 2;
+#pragma omp parallel for if (tokens * heads * size > PARALLEL)
+    for (long token = 0; token < tokens; token++) {
+        for (long head = 0; head < heads; head++) {
+            const bf16* in = x + (token * heads + head) * size;
+            bf16* out = y + (head * tokens + token) * size;
+            float r = scale[token * heads + head] = scale_of(in, size, eps);
+            for (long i = 0; i < half; i += VECTOR) {
+                long n = half - i;
+                floats a = load(in + i, n) * r * load(weight + i, n);
+                floats b = load(in + half + i, n) * r * load(weight + half + i, n);
+                floats c = load(cosines + token * half + i, n), s = load(sines + token * half + i, n);
+                store(out + i, a * c - b * s, n);
+                store(out + half + i, b * c + a * s, n);
+            }
+        }
     }
 }
 
-void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* grad_gate, bf16* grad_up, long count) {
+// grad (heads, tokens, size) -> grad_x (tokens, heads, size); grad_weight as in rms_norm_backward.
+void norm_rotate_backward(const bf16* grad, const bf16* x, const bf16* weight, const float* cosines, const float* sines,
+                          const float* scale, bf16* grad_x, float* grad_weight, long threads, long tokens, long heads,
+                          long size) {
+    long half = size / 2;
+#pragma omp parallel for schedule(static) num_threads(threads) if (tokens * heads * size > PARALLEL)
+    for (long token = 0; token < tokens; token++) {
+        float* sums = grad_weight + omp_get_thread_num() * size;
+        for (long head = 0; head < heads; head++) {
+            const bf16 *in = x + (token * heads + head) * size, *g = grad + (head * tokens + token) * size;
+            bf16* out = grad_x + (token * heads + head) * size;
+            float r = scale[token * heads + head];
+            // The gradient of one half of what was normalised.
+            auto turned_back = [&](long i, long own, long other, float sign) {
+                long n = half - i;
+                floats c = load(cosines + token * half + i, n), s = load(sines + token * half + i, n) * sign;
+                return load(g + own + i, n) * c + load(g + other + i, n) * s;
+            };
+            auto each = [&](auto visit) {
+                for (long i = 0; i < half; i += VECTOR) {
+                    visit(i, turned_back(i, 0, half, 1.0f), half - i);
+                    visit(half + i, turned_back(i, half, 0, -1.0f), half - i);
+                }
+            };
+            floats dot{};
+            each([&](long i, floats turned, long n) {
+                floats product = turned * load(in + i, n);
+                dot += product * load(weight + i, n);
+                store(sums + i, load(sums + i, n) + product * r, n);
+            });
+            float back = sum(dot) * r * r * r / size;
+            each([&](long i, floats turned, long n) {
+                store(out + i, turned * load(weight + i, n) * r - load(in + i, n) * back, n);
+            });
+        }
+    }
+}
+
+// y = silu(gate) * up
+void swiglu_forward(const bf16* gate, const bf16* up, bf16* y, long count) {
+#pragma omp parallel for if (count > PARALLEL)
+    for (long i = 0; i < count; i += VECTOR) {
+        store(y + i, swiglu(load(gate + i, count - i), load(up + i, count - i)), count - i);
+    }
+}
+
+// Gradients of gate and up; y, which need not have been kept, is made again where it has somewhere to go.
+void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* grad_gate, bf16* grad_up, bf16* y,
+                     long count) {
 #pragma omp parallel for if (count > PARALLEL)
     for (long i = 0; i < count; i += VECTOR) {
         long n = count - i;
-        floats x = load(gate + i, n), g = load(grad + i, n), s = sigmoid(x);
+        floats x = load(gate + i, n), u = load(up + i, n), g = load(grad + i, n), s = sigmoid(x);
         store(grad_up + i, g * x * s, n);
-        store(grad_gate + i, g * load(up + i, n) * s * (1.0f + x * (1.0f - s)), n);
+        store(grad_gate + i, g * u * s * (1.0f + x * (1.0f - s)), n);
+        if (y) store(y + i, x * s * u, n);
     }
 }
 

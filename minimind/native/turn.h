@@ -73,11 +73,11 @@ static inline words column_words(const bf16* upper, const bf16* lower, long firs
     return __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
 }
 
-// x (n, size) -> words (size / 2, width): pairs along a row; lanes from n on are 0.
-APART static void pair_along(const Rows& x, long first, long n, long size, pair32* out, long width) {
+// x (n, size) -> words (size / 2, width), rows out_row words apart: pairs along a row; lanes from n on are 0.
+APART static void pair_along(const Rows& x, long first, long n, long size, pair32* out, long width, long out_row) {
     turn(width, size / 2,
          [&](long i, long d) { return i < n ? row_words(x.at(first + i), 2 * d, size) : words{}; },
-         [&](long d, long i, words w) { if (d < size / 2) *(words*)(out + d * width + i) = w; });
+         [&](long d, long i, words w) { if (d < size / 2) *(words*)(out + d * out_row + i) = w; });
 }
 
 // x (n, size) -> words (width / 2, padded): pairs of successive rows; what is beyond n or size is 0.

@@ -71,6 +71,9 @@ static inline floats load(const float* x, long n = VECTOR) {
     return out;
 }
 
+// As bfloat16 keeps it.
+static inline floats rounded(floats x) { return (floats)(__builtin_convertvector(round_half(x), words) << 16); }
+
 static inline void store(bf16* out, floats x, long n = VECTOR) {
     halves raw = round_half(x);
     if (n >= VECTOR) *(halves*)out = raw;
@@ -131,3 +134,8 @@ static inline floats power_of_two(floats x) {
     return exponential(x * 0.693147181f);
 #endif
 }
+
+static inline floats sigmoid(floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// silu(gate) * up
+static inline floats swiglu(floats gate, floats up) { return gate * sigmoid(gate) * up; }

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from minimind import native
 from minimind.engine import process
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
@@ -176,13 +175,15 @@ class Watch:
 
 def name_products() -> None:
     """Let torch's profiler see our own products."""
-    inner = native.matmul
+    inner = functions._call
 
-    def matmul(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def call(name: str, *arguments: Any) -> Any:
+        if name not in ("matmul", "matmul_swiglu"):
+            return inner(name, *arguments)
         with torch.profiler.record_function(_MATMUL):
-            return inner(*args, **kwargs)
+            return inner(name, *arguments)
 
-    native.matmul = functions.matmul = matmul
+    functions._call = call
 
 
 def kinds_of(events: Iterable[Any], optimizer: float, total: float) -> dict[str, float]:

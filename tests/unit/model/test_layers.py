@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from minimind import MiniMindConfig
-from minimind.model.layers import RMSNorm, rotary_frequencies, rotary_tables, rotate
+from minimind.model.layers import (
+    FeedForward,
+    HeadNorm,
+    Linear,
+    RMSNorm,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+    together,
+)
+from minimind.native.library import library
 
 CPU = torch.device("cpu")
 
@@ -44,6 +54,63 @@ def test_rms_norm_of_bf16_is_computed_in_float32():
     norm = RMSNorm(256, eps=0.0).bfloat16()
     exact = 1 / math.sqrt((256 + 255) / 256)
     assert norm(x)[1].item() == torch.tensor(exact).bfloat16().item()
+
+
+@pytest.mark.parametrize("tokens", [5, 90])
+def test_heads_in_bf16_are_those_in_float32_rounded(tokens):
+    """A batch of one sequence and one of two are computed in different ways."""
+    norm, cos_sin = HeadNorm(8, eps=1e-5), rotary_tables(config(8), torch.arange(tokens)[None])
+    torch.nn.init.normal_(norm.weight)
+    norm.bfloat16()
+    x = torch.randn(1, tokens, 3, 8).bfloat16()
+    exact = rotate(torch.nn.functional.rms_norm(x.float(), (8,), norm.weight.float(), 1e-5), *cos_sin)
+    torch.testing.assert_close(norm(x, cos_sin).float(), exact, rtol=2**-7, atol=1e-2)
+    two = norm(x.expand(2, -1, -1, -1), tuple(table.expand(2, -1, -1) for table in cos_sin))
+    torch.testing.assert_close(two[:1].float(), exact, rtol=2**-7, atol=2e-2)
+
+
+class Added(Linear):
+    """What an adapter may put in a layer's place."""
+
+
+@pytest.mark.skipif(library() is None, reason="no compiler here for the CPU kernels")
+def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls():
+    first, second, x = Linear(4, 6).bfloat16(), Linear(4, 8).bfloat16(), torch.randn(3, 4).bfloat16()
+    assert together(x, first, second)
+    assert not together(x.float(), first, second)
+    assert not together(x, first, Linear(4, 8))
+    assert not together(x, first, Added(4, 8).bfloat16())
+    assert not together(x, first, torch.nn.Linear(4, 8, bias=False).bfloat16())
+    for register in ("forward_pre", "forward", "full_backward_pre", "full_backward"):
+        handle = getattr(second, f"register_{register}_hook")(lambda *_: None)
+        assert not together(x, first, second), register
+        handle.remove()
+    assert together(x, first, second)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not together(x, first, second)
+    handle.remove()
+    second.forward = lambda x: x
+    assert not together(x, first, second)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_feed_forward_is_the_same_whoever_listens(dropout):
+    """Layers at once and one by one differ by roundings; where the network drops out, the stream stays."""
+    settings = MiniMindConfig(
+        hidden_size=32, num_attention_heads=2, num_key_value_heads=2, generation=2, dropout=dropout
+    )
+    network = FeedForward(settings, 48).bfloat16()
+    x, stream = torch.randn(2, 40, 32).bfloat16(), torch.randn(2, 40, 32).bfloat16()
+    torch.manual_seed(0)
+    at_once = network(x, stream)
+    calls = []
+    for layer in (network.gate_proj, network.up_proj, network.down_proj):
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    torch.testing.assert_close(network(x, stream), at_once, rtol=2**-6, atol=2e-2)
+    assert len(calls) == 3
+    kept = (at_once == stream).float().mean()
+    assert (0.4 < kept < 0.6) if dropout else kept < 0.2
 
 
 def test_frequencies_without_yarn():

@@ -50,7 +50,7 @@ def naive(module: MixtureOfExperts, x: Tensor) -> Tensor:
             gate, up, down = (getattr(module.experts, f"{n}_proj")[expert] for n in ("gate", "up", "down"))
             out = out + weight * (down @ (F.silu(gate @ token) * (up @ token)))
         for shared in module.shared_experts:
-            out = out + shared(token)
+            out = shared(token, out)
         tokens.append(out)
     return torch.stack(tokens)[None]
 

@@ -68,6 +68,19 @@ def test_rotate(tokens, heads, size):
     compare(lambda x: native.rotate(x, cos, sin), exact, numbers(tokens, heads, size))
 
 
+@pytest.mark.parametrize(("tokens", "heads", "size"), [(3, 2, 6), (5, 1, 34), (200, 4, 64)])
+def test_norm_rotate(tokens, heads, size):
+    angles = torch.randn(tokens, size // 2, generator=torch.Generator().manual_seed(2))
+    cos, sin = angles.cos(), angles.sin()
+
+    def exact(x, weight):
+        first, second = F.rms_norm(x, (size,), weight, 1e-5).transpose(0, 1).chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    x, weight = numbers(tokens, heads, size), numbers(size, seed=1)
+    compare(lambda x, w: native.norm_rotate(x, w, 1e-5, cos, sin), exact, x, weight, atol=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (200, 130)])
 def test_swiglu(shape):
     compare(native.swiglu, lambda g, u: F.silu(g) * u, numbers(*shape, scale=4), numbers(*shape, seed=1), atol=1e-6)
@@ -137,6 +150,7 @@ def test_what_is_not_finite_stays_visible(bad):
     results = {
         "rms_norm": native.rms_norm(x, ones, 1e-5),
         "rotate": native.rotate(x[:, None], torch.ones(4, 16), torch.ones(4, 16))[0],
+        "norm_rotate": native.norm_rotate(x[:, None], ones, 1e-5, torch.ones(4, 16), torch.ones(4, 16))[0],
         "swiglu": native.swiglu(torch.ones_like(x), x),
         "attention": native.packed_attention(x[None], ones.expand(1, 4, 32), ones.expand(1, 4, 32), ((0, 4, 0),), 1.0),
         "log sums": carried([x], torch.zeros(4, dtype=torch.int64))[0],

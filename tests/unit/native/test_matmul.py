@@ -95,14 +95,15 @@ def test_what_is_not_finite_reaches_its_row_and_column_only(number):
 def test_the_same_product_is_the_same_to_the_bit():
     """Blocks go to whichever thread is free; what is summed in which order does not depend on it."""
     a, b = numbers(700, 640), numbers(640, 300, seed=1)
-    first = native.matmul(a, b)
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            assert torch.equal(native.matmul(a, b), first)
-        finally:
-            torch.set_num_threads(before)
+    for left in (a, a.t().contiguous().t()):
+        first = native.matmul(left, b)
+        for threads in (1, 2, 3):
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                assert torch.equal(native.matmul(left, b), first)
+            finally:
+                torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -157,6 +158,124 @@ def test_linear(shape, learns, by_kernel):
     # A weight's gradient has enough rows whatever x has.
     several = out.numel() // 50 >= 32
     assert len(by_kernel) == several * (1 + (learns != "weight")) + (learns != "x" and out.numel() > 0)
+
+
+def gradients(function, inputs, grads, learns, dtype):
+    """Outputs and gradients of a function of some inputs, those that learn, given its outputs' gradients."""
+    leaves = [x.to(dtype, copy=True).requires_grad_(learn) for x, learn in zip(inputs, learns, strict=True)]
+    outs = function(*leaves)
+    sum((out.double() * grad).sum() for out, grad in zip(outs, grads, strict=True)).backward()
+    return [out.detach() for out in outs], [leaf.grad for leaf in leaves]
+
+
+def assert_same(function, exact, inputs, grads, learns, share: float) -> None:
+    """Values and gradients as those of `exact` in float64, but for a share of their mean."""
+    found = [gradients(f, inputs, grads, learns, t) for f, t in ((function, torch.bfloat16), (exact, torch.float64))]
+    for ours, others in zip(*found, strict=True):
+        for one, other in zip(ours, others, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.dtype == torch.bfloat16
+                assert one.shape == other.shape
+                assert (one.double() - other).norm() <= share * other.norm()
+
+
+@pytest.mark.parametrize("learns", [(1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 0, 0)])
+@pytest.mark.parametrize("shape", [(70,), (1, 301), (2, 3), (0,)])
+@pytest.mark.parametrize("widths", [(64, 32, 32), (70, 2, 130)])
+def test_linears_of_one_x(widths, shape, learns, by_kernel):
+    inputs = [numbers(*shape, 34), *(numbers(width, 34, seed=width) for width in widths)]
+    grads = [numbers(*shape, width, seed=1 + width) for width in widths]
+
+    def exact(x, *weights):
+        return [F.linear(x, weight) for weight in weights]
+
+    assert_same(native.linears, exact, inputs, grads, list(map(bool, learns)), 2**-8)
+    if numbers(*shape).numel() >= 64 and min(widths) >= 32:
+        # One call for all outputs, one for x's gradient, one for all weights'.
+        assert len(by_kernel) == 1 + learns[0] + any(learns[1:])
+
+
+def test_gradients_of_linears_may_lie_in_different_ways():
+    x, first, second = numbers(64, 34).requires_grad_(), numbers(50, 34, seed=1), numbers(50, 34, seed=2)
+    grads = numbers(64, 50, seed=3), numbers(50, 64, seed=4).t()
+    torch.autograd.backward(native.linears(x, first, second), grads)
+    exact = grads[0].double() @ first.double() + grads[1].double() @ second.double()
+    torch.testing.assert_close(x.grad.double(), exact, rtol=2**-6, atol=0.1)
+
+
+def test_what_nobody_uses_of_linears_has_no_gradient():
+    x, first, second = numbers(40, 34).requires_grad_(), *(numbers(50, 34, seed=s).requires_grad_() for s in (1, 2))
+    native.linears(x, first, second)[0].sum().backward()
+    assert first.grad.any()
+    assert not second.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(70,), (2, 150), (3,)])
+def test_linear_and_what_is_added(shape):
+    inputs = [numbers(*shape, 34), numbers(70, 34, seed=1), numbers(*shape, 70, seed=2)]
+    grads = [numbers(*shape, 70, seed=3)]
+    assert_same(
+        lambda *given: [native.linear(*given)],
+        lambda x, weight, added: [F.linear(x, weight) + added],
+        inputs, grads, [True] * 3, 2**-8,
+    )  # fmt: skip
+    # Rows that lie apart, or along the other way.
+    x, weight, added = inputs
+    for other in (spread(added.flatten(0, -2)).view_as(added), added.transpose(0, -1).contiguous().transpose(0, -1)):
+        assert torch.equal(native.linear(x, weight, other), native.linear(x, weight, added))
+    with pytest.raises(AssertionError):
+        native.linear(x, weight, added[..., :-1])
+
+
+def test_linear_and_what_is_added_is_rounded_once():
+    """1 and 2^-8 together are no number of bfloat16; half a unit more of it is."""
+    x, weight = torch.full((40, 2), 2.0**-9).bfloat16(), torch.full((3, 2), 1.0).bfloat16()
+    tipped = torch.full((40, 3), 1.0).bfloat16()
+    assert (native.linear(x * 1.5, weight, tipped) == 1 + 2**-7).all()
+    assert (native.linear(x, weight, tipped) == 1).all()
+
+
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("learns", [(1, 1, 1, 1, 1), (1, 0, 1, 0, 0), (0, 0, 0, 1, 1), (0, 1, 0, 0, 0)])
+@pytest.mark.parametrize(("shape", "inner"), [((70,), 64), ((2, 151), 70), ((40,), 2), ((3,), 64), ((0,), 64)])
+def test_feed_forward(shape, inner, learns, made, monkeypatch):
+    monkeypatch.setattr(functions, "_made_for_this", lambda: made)
+    sizes = [(*shape, 34), (inner, 34), (inner, 34), (34, inner), (*shape, 34)]
+    inputs = [numbers(*size, seed=seed) for seed, size in enumerate(sizes)]
+
+    def exact(x, gate, up, down, added):
+        return [F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down) + added]
+
+    # Four roundings on the way to a gradient of the first weights.
+    ours = lambda *given: [native.feed_forward(*given)]  # noqa: E731
+    assert_same(ours, exact, inputs, [numbers(*shape, 34, seed=9)], list(map(bool, learns)), 2**-7)
+
+
+def test_feed_forward_is_made_of_factors_that_are_rounded():
+    """As by separate layers, to the bit: a run may change from one to the other."""
+    x, gate, up, down, added = (
+        numbers(*s, seed=i) for i, s in enumerate([(70, 34), (50, 34), (50, 34), (34, 50), (70, 34)])
+    )
+    inner = native.swiglu(native.linear(x, gate), native.linear(x, up))
+    assert torch.equal(native.feed_forward(x, gate, up, down, added), native.linear(inner, down, added))
+
+
+def test_feed_forward_keeps_x_and_two_factors():
+    x, gate, up, down = numbers(40, 34), numbers(50, 34), numbers(50, 34), numbers(34, 50)
+    out = native.feed_forward(x, gate, up, down, x)
+    assert out.grad_fn is None
+    gate.requires_grad_()
+    kept = native.feed_forward(x, gate, up, down, x).grad_fn.saved_tensors
+    assert [tuple(tensor.shape) for tensor in kept] == [(40, 34), (40, 50), (40, 50), (50, 34), (50, 34), (34, 50)]
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_feed_forward_hides_nothing(number):
+    x, gate, up, down = numbers(100, 34), numbers(50, 34), numbers(50, 34), numbers(34, 50)
+    x[60, 3] = number
+    finite = native.feed_forward(x, gate, up, down, torch.zeros_like(x)).isfinite().all(1)
+    assert finite.tolist() == [row != 60 for row in range(100)]
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
