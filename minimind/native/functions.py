@@ -89,7 +89,7 @@ def _multiply(products: Sequence[Product]) -> None:
 
 
 def linear(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
-    """`F.linear(x, weight) + added`, rounded once: x (..., in), weight (out, in), added (..., out)."""
+    """`F.linear(x, weight) + added`, to the bit as in two steps: x (..., in), weight (out, in), added (..., out)."""
     return _Linears.apply(x, added, weight)[0]
 
 
@@ -171,11 +171,11 @@ def _all_products(products: Sequence[Product]) -> None:
         return _multiply(products)
     for number, (a, b, out, added) in enumerate(products):
         if number and out is products[0][2]:
-            added = out
-        if added is None:
-            torch.mm(a, b, out=out)
+            out.addmm_(a, b)
         else:
-            torch.addmm(added, a, b, out=out)
+            torch.mm(a, b, out=out)
+        if added is not None:
+            out += added
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ static void pack_along(const bf16* x, long row, long depth, long size, pair32* o
                    width, LANES);
 }
 
-// out (rows, columns) = a (rows, depth) b (depth, columns), and `added` where it is something. Rows, as matrices lie, are
+// out (rows, columns) = a (rows, depth) b (depth, columns), rounded, and `added` where it is something. Rows, as matrices lie, are
 // `.._row` elements apart; a turned matrix lies as its transpose. Packed, b begins at this word of the space.
 struct Product {
     const bf16 *a, *b, *added;
@@ -159,7 +159,7 @@ void matmul(const Product* products, long count, pair32* space, long words, long
                 for (long i = 0; i < item.columns; i += VECTOR) {
                     long row = item.row + r, column = item.column + i, n = item.columns - i;
                     floats made = at(sums + r * LANES + i);
-                    if (p->added) made += load(p->added + row * p->added_row + column, n);
+                    if (p->added) made = rounded(made) + load(p->added + row * p->added_row + column, n);
                     store(p->out + row * p->out_row + column, made, n);
                 }
         }
