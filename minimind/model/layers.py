@@ -191,7 +191,7 @@ class Attention(nn.Module):
         out = out.reshape(*x.shape[:-1], -1)
         if keep is not None:
             out, stream = out.index_select(1, keep), stream.index_select(1, keep)
-        if together(out, self.o_proj) and self.dropout.p == 0:
+        if self.dropout.p == 0 and native.applies(stream) and together(out, self.o_proj):
             return native.linear(out, self.o_proj.weight, stream)
         return stream + self.dropout(self.o_proj(out))
 
@@ -211,9 +211,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, stream: Tensor) -> Tensor:
         """The stream and what becomes of x, both (..., H)."""
-        if self.is_silu and self.dropout.p == 0 and together(x, self.gate_proj, self.up_proj, self.down_proj):
-            weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-            return native.feed_forward(x, *weights, stream)
+        layers = self.gate_proj, self.up_proj, self.down_proj
+        if self.is_silu and self.dropout.p == 0 and native.applies(stream) and together(x, *layers):
+            gate, up, down = (layer.weight for layer in layers)
+            return native.feed_forward(x, gate, up, down, stream)
         gate, up = self.gate_proj(x), self.up_proj(x)
         inner = native.swiglu(gate, up) if self.is_silu and native.applies(gate, up) else self.act(gate) * up
         return stream + self.dropout(self.down_proj(inner))

@@ -103,7 +103,7 @@ def feed_forward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, added: Tenso
 
     What goes into `down` is not kept for backward, but made again.
     """
-    return _FeedForward.apply(x, gate, up, down, added)
+    return _FeedForward.apply(x, gate, up, down, added, torch.is_grad_enabled())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -231,14 +231,16 @@ class _FeedForward(torch.autograd.Function):
     """Keeps x and the factors of what goes into `down`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, added: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, added: Tensor, grad_enabled: bool
+    ) -> Tensor:
         assert gate.shape == up.shape == down.shape[::-1]
         assert added.shape == (*x.shape[:-1], len(down))
         assert added.dtype == x.dtype
         rows = _rows(x)
         inner, out = rows.new_empty(len(rows), len(gate)), rows.new_empty(len(rows), len(down))
-        kept = any(ctx.needs_input_grad)
-        if _takes(rows, gate.t()) and _takes(rows, up.t()):
+        kept = grad_enabled and any(ctx.needs_input_grad)
+        if all(_takes(rows, weight.t()) and _turned(rows, weight.t()) == (False, True) for weight in (gate, up)):
             gated, upped = (torch.empty_like(inner) if kept else None for _ in range(2))
             space = rows.new_empty(_call("swiglu_space", *gate.shape), dtype=torch.int32)
             sizes = *inner.shape, rows.shape[1], *(matrix.stride(0) for matrix in (rows, gate, up))
@@ -256,7 +258,7 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, gated, upped, gate, up, down = ctx.saved_tensors
-        needs_x, needs_gate, needs_up, needs_down, needs_added = ctx.needs_input_grad
+        needs_x, needs_gate, needs_up, needs_down, needs_added, _ = ctx.needs_input_grad
         grad = _rows(grads[0])
         grad_inner = _grad_x([grad], [down])
         inner, *inners = (torch.empty_like(gated) for _ in range(3))
@@ -264,7 +266,7 @@ class _FeedForward(torch.autograd.Function):
         (grad_down,) = _grad_weights([grad], inner, [needs_down])
         grad_x = _like(grads[0], _grad_x(inners, [gate, up])) if needs_x else None
         grad_gate, grad_up = _grad_weights(inners, rows, [needs_gate, needs_up])
-        return grad_x, grad_gate, grad_up, grad_down, grads[0] if needs_added else None
+        return grad_x, grad_gate, grad_up, grad_down, grads[0] if needs_added else None, None
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -77,6 +77,10 @@ struct Item {
     }
 };
 
+static bool same_right(const Product& p, const Product& q) {
+    return p.b == q.b && p.b_row == q.b_row && p.depth == q.depth && p.columns == q.columns;
+}
+
 // Right matrices go where their products say. All threads call it together.
 static void pack(const Product* products, long count, pair32* space, bool b_turned) {
     for (long i = 0; i < count; i++) {
@@ -97,13 +101,13 @@ static void multiply(Left left, const pair32* panel, long count, long rows, floa
 // A block of a turned matrix in pairs, which the second cache holds while one thread multiplies it.
 struct Turned {
     pair32* own;
-    const bf16* held;
+    const Product* of;
+    long row;
 
     Left operator()(const Product& p, const Item& item) {
-        const bf16* block = p.a + item.row;
-        for (long k = 0; k < p.words() && held != block; k++)
-            pair_rows<BLOCK>(block, p.a_row, k, p.depth, item.rows, own + k * BLOCK);
-        held = block;
+        for (long k = 0; k < p.words() && !(of == &p && row == item.row); k++)
+            pair_rows<BLOCK>(p.a + item.row, p.a_row, k, p.depth, item.rows, own + k * BLOCK);
+        of = &p, row = item.row;
         return {(const bf16*)own, 2, 2 * BLOCK};
     }
 };
@@ -126,7 +130,7 @@ long matmul_space(Product* products, long count, long a_turned) {
     long words = 0;
     for (long i = 0; i < count; i++) {
         Product& p = products[i];
-        bool again = i && p.b == products[i - 1].b;  // then they have the same matrix
+        bool again = i && same_right(p, products[i - 1]);
         p.b_place = again ? products[i - 1].b_place : words;
         if (!again) words += p.words() * p.panels() * LANES;
     }
@@ -141,7 +145,7 @@ void matmul(const Product* products, long count, pair32* space, long words, long
     for (long i = 0; i < (summed ? 1 : count); i++) items += products[i].items();
 #pragma omp parallel
     {
-        Turned turned{space + words - (omp_get_thread_num() + 1) * products->words() * BLOCK, nullptr};
+        Turned turned{space + words - (omp_get_thread_num() + 1) * products->words() * BLOCK, nullptr, 0};
         pack(products, count, space, b_turned);
 #pragma omp for schedule(guided, a_turned ? SEVERAL : 1)
         for (long number = 0; number < items; number++) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,25 @@ def model(request) -> MiniMindForCausalLM:
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_logits_in_bf16_are_the_same_to_the_bit_whoever_waits_for_layers(model, batch):
+    """ZeRO-3 calls a policy's layers one by one, and its reference's at once: their margins must start at 0."""
+    rounded = copy.deepcopy(model).bfloat16()
+    at_once, calls = rounded(tokens(batch, 70)).logits, []
+    for module in rounded.modules():
+        module.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(rounded(tokens(batch, 70)).logits, at_once)
+    assert len(calls) > 20
+
+
+@torch.no_grad()
+def test_embeddings_may_be_wider_than_the_model_under_autocast(model):
+    rounded, embedded = copy.deepcopy(model).bfloat16(), torch.randn(1, 70, model.config.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rounded(inputs_embeds=embedded).logits.isfinite().all()
 
 
 @torch.no_grad()

@@ -204,6 +204,17 @@ def test_gradients_of_linears_may_lie_in_different_ways():
     torch.testing.assert_close(x.grad.double(), exact, rtol=2**-6, atol=0.1)
 
 
+def test_weights_and_gradients_of_linears_may_begin_at_the_same_place():
+    """Where a matrix begins does not tell which one it is."""
+    x, weight, grad = numbers(64, 64).requires_grad_(), numbers(96, 64, seed=1), numbers(64, 96, seed=2)
+    first, second = weight[:32].clone().requires_grad_(), weight.clone().requires_grad_()
+    for ours, its in zip(native.linears(x, weight[:32], weight), (weight[:32], weight), strict=True):
+        assert_product(ours.detach(), x.detach(), its.t())
+    torch.autograd.backward(native.linears(x, first, second), (grad[:, :32], grad))
+    assert_product(first.grad, grad[:, :32].t(), x.detach())
+    assert_product(second.grad, grad.t(), x.detach())
+
+
 def test_what_nobody_uses_of_linears_has_no_gradient():
     x, first, second = numbers(40, 34).requires_grad_(), *(numbers(50, 34, seed=s).requires_grad_() for s in (1, 2))
     native.linears(x, first, second)[0].sum().backward()
@@ -259,6 +270,13 @@ def test_feed_forward_is_made_of_factors_that_are_rounded():
     )
     inner = native.swiglu(native.linear(x, gate), native.linear(x, up))
     assert torch.equal(native.feed_forward(x, gate, up, down, added), native.linear(inner, down) + added)
+
+
+def test_feed_forward_of_weights_that_lie_the_other_way():
+    x, gate, up, down = numbers(64, 34), numbers(34, 50).t(), numbers(34, 50, seed=1).t(), numbers(34, 50, seed=2)
+    ours = native.feed_forward(x, gate, up, down, torch.zeros_like(x))
+    lying = native.feed_forward(x, gate.contiguous(), up.contiguous(), down, torch.zeros_like(x))
+    torch.testing.assert_close(ours, lying, rtol=2**-7, atol=1e-2)
 
 
 def test_feed_forward_keeps_x_and_two_factors():
