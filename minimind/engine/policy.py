@@ -13,7 +13,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor
 from torch.nn import functional
@@ -24,13 +23,11 @@ from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
 from minimind.engine.process import World
+from minimind.engine.shortcuts import take_shortcuts
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
-
-# What DeepSpeed looks at a norm with.
-_NORM_CHECK = "is_invalid_grad_norm"
 
 
 class Policy:
@@ -74,8 +71,7 @@ class Policy:
         restore_buffers(self.engine.module.model)
         if config.dtype != "float32":
             self._set_master_weights(source)
-        if config.dtype == "bfloat16" and self.stage in (1, 2):
-            self._look_at_norm_only()
+        take_shortcuts(self.engine.optimizer, alone=world.size == 1)
         self.grad_norm = torch.zeros((), device=world.device)
         if config.use_compile:
             self._compile_blocks()
@@ -96,14 +92,6 @@ class Policy:
             share = own_share(value, self.world)
             padding = -(-value.numel() // self.world.size) - share.numel()
             safe_set_local_fp32_param(parameter, functional.pad(share, (0, padding)) if padding else share)
-
-    def _look_at_norm_only(self) -> None:
-        """Let DeepSpeed look for gradients that are not finite once instead of twice: it reads them all before it takes
-        their norm, which is not finite either if one of them is not, and which since 0.19.8 it looks at as well."""
-        optimizer = self.engine.optimizer
-        looks = hasattr(stage_1_and_2, _NORM_CHECK) and getattr(optimizer, "compute_grad_norm", False)
-        if looks and optimizer.check_grad_overflow:
-            optimizer.check_overflow = lambda **_: None
 
     def _compile_blocks(self) -> None:
         """Compile each transformer block on its own. Blocks are alike, so one compile serves all; lengths change with

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from minimind.engine import places
 from minimind.engine.launchers import check_devices, connect, join, launcher_pids, rank_variables
+from minimind.engine.shared_memory import own_buffer, share_memory
 from minimind.engine.watch import PREEMPTED, Watch, notice_seconds
 from minimind.errors import ConfigError, MiniMindError
 
@@ -257,9 +258,8 @@ def _unlink_shared_memory(world: World) -> None:
     """
     dist.barrier()
     if world.on_cpu:
-        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{world.rank}"
-        (Path("/dev/shm") / name).unlink(missing_ok=True)
+        share_memory(world.rank, world.size)
+        own_buffer(world.rank).unlink(missing_ok=True)
 
 
 def _check_compiled_op(speaks: bool) -> None:

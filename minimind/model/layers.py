@@ -37,17 +37,24 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def together(x: Tensor, *linears: nn.Module) -> bool:
-    """Whether the kernels may take x through these at once, by their weights alone.
+def together(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether the kernels may take x through these in one, by their weights alone.
 
     They must be what they were made as, and nobody may wait for their calls: LoRA puts layers of its own in their
     place, ZeRO-3 gathers a layer's weight when it is called.
     """
-    return (
-        native.applies(x)
-        and not _has_any_global_hook()
-        and all(type(module) is Linear and native.applies(module.weight) and not _hooked(module) for module in linears)
-    )
+    return native.applies(x) and not _has_any_global_hook() and all(map(_plain, layers))
+
+
+def beside(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x normalised, and x for the stream that goes past: where that may be, one pass makes the gradient of both."""
+    if torch.is_grad_enabled() and isinstance(norm, RMSNorm) and together(x, norm):
+        return native.rms_norm_beside(x, norm.weight, norm.eps)
+    return norm(x), x
+
+
+def _plain(module: nn.Module) -> bool:
+    return (type(module) is Linear or type(module) is RMSNorm) and native.applies(module.weight) and not _hooked(module)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.layers import Attention, FeedForward, RMSNorm, rotary_tables
+from minimind.model.layers import Attention, FeedForward, RMSNorm, beside, rotary_tables
 from minimind.model.moe import Experts, MixtureOfExperts, TokenRows
 from minimind.model.packed_attention import PackLayout
 
@@ -60,8 +60,9 @@ class Block(GradientCheckpointingLayer):
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        x = self.self_attn(self.input_layernorm(x), x, rotary, attention_mask, cache, keep, **kwargs)
-        normed = self.post_attention_layernorm(x)
+        normed, x = beside(self.input_layernorm, x)
+        x = self.self_attn(normed, x, rotary, attention_mask, cache, keep, **kwargs)
+        normed, x = beside(self.post_attention_layernorm, x)
         if rows is None:
             return self.mlp(normed, x), None
         out, aux_loss = self.mlp(normed, rows)

@@ -2,6 +2,7 @@
 //
 // Every tensor is contiguous unless a stride is given. A NaN that comes in comes out: the run must see it and stop.
 
+#include <algorithm>
 #include <cmath>
 #include <omp.h>
 #include "vector.h"
@@ -30,9 +31,10 @@ void rms_norm_forward(const bf16* x, const bf16* weight, bf16* y, float* scale, 
     }
 }
 
-// grad_weight (threads, size) float32, zeros at first: each thread adds to a row of its own.
-void rms_norm_backward(const bf16* grad, const bf16* x, const bf16* weight, const float* scale, bf16* grad_x,
-                       float* grad_weight, long threads, long rows, long size) {
+// grad_weight (threads, size) float32, zeros at first: each thread adds to a row of its own. `beside`, where it is something,
+// is the gradient of what else x went into, and is part of grad_x.
+void rms_norm_backward(const bf16* grad, const bf16* beside, const bf16* x, const bf16* weight, const float* scale,
+                       bf16* grad_x, float* grad_weight, long threads, long rows, long size) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * size > PARALLEL)
     for (long row = 0; row < rows; row++) {
         const bf16 *g = grad + row * size, *in = x + row * size;
@@ -48,7 +50,9 @@ void rms_norm_backward(const bf16* grad, const bf16* x, const bf16* weight, cons
         float back = sum(dot) * r * r * r / size;
         for (long i = 0; i < size; i += VECTOR) {
             long n = size - i;
-            store(out + i, load(g + i, n) * load(weight + i, n) * r - load(in + i, n) * back, n);
+            floats made = load(g + i, n) * load(weight + i, n) * r - load(in + i, n) * back;
+            if (beside) made += load(beside + row * size + i, n);
+            store(out + i, made, n);
         }
     }
 }
@@ -155,6 +159,23 @@ void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* g
         store(grad_gate + i, g * u * s * (1.0f + x * (1.0f - s)), n);
         if (y) store(y + i, x * s * u, n);
     }
+}
+
+// x in float32. Returns the sum of its squares, summed in float64.
+double widen_all(const bf16* x, float* out, long count) {
+    double squares = 0;
+#pragma omp parallel for reduction(+ : squares) if (count > PARALLEL)
+    for (long first = 0; first < count; first += PARALLEL) {
+        doubles some{};
+        for (long i = first; i < std::min(count, first + PARALLEL); i += VECTOR) {
+            floats wide = load(x + i, count - i);
+            doubles wider = __builtin_convertvector(wide, doubles);
+            store(out + i, wide, count - i);
+            some += wider * wider;
+        }
+        for (long i = 0; i < VECTOR; i++) squares += some[i];
+    }
+    return squares;
 }
 
 // One block of logits (rows, width), tokens `start` and on: carries largest logit and sum of exponentials (rows) on

@@ -30,8 +30,8 @@ _FLAGS = ("-std=c++17", "-O3", "-fPIC")
 _KERNEL_FLAGS = ("-march=native", "-fno-math-errno", "-fopenmp")
 _COMPILE_SECONDS = 120
 
-_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-# As declared in the sources: p pointer, l long, f float; behind > what comes back.
+# As declared in the sources: p pointer, l long, f float, d double; behind > what comes back.
+_KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
 _SIGNATURES = {
     "made_for_matmul": ">l",
     "matmul_space": "pll>l",
@@ -39,12 +39,13 @@ _SIGNATURES = {
     "swiglu_space": "ll>l",
     "matmul_swiglu": "pppppppllllll",
     "rms_norm_forward": "ppppllf",
-    "rms_norm_backward": "pppppplll",
+    "rms_norm_backward": "ppppppplll",
     "rotate": "ppppllllf",
     "norm_rotate_forward": "pppppplllf",
     "norm_rotate_backward": "ppppppppllll",
     "swiglu_forward": "pppl",
     "swiglu_backward": "ppppppl",
+    "widen_all": "ppl>d",
     "packed_attention": "ppppplllllfpp",
     "packed_attention_backward": "ppppplllllfpppppp",
     "log_sum_block": "ppppplll",
@@ -109,11 +110,10 @@ def _load_kernels() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         _warn("the CPU kernels were not compiled", error)
         return None
-    kinds = {"p": _POINTER, "l": _LONG, "f": _FLOAT}
     for name, signature in _SIGNATURES.items():
         function = getattr(loaded, name)
         takes, _, gives = signature.partition(">")
-        function.argtypes, function.restype = [kinds[letter] for letter in takes], kinds.get(gives)
+        function.argtypes, function.restype = [_KINDS[letter] for letter in takes], _KINDS.get(gives)
     return loaded
 
 

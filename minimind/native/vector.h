@@ -21,6 +21,7 @@ static const long VECTOR = BYTES / 4;
 
 typedef uint16_t bf16;
 typedef float floats __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef double doubles __attribute__((vector_size(2 * BYTES), aligned(8), may_alias));
 typedef uint32_t words __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef bf16 halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));

@@ -80,6 +80,9 @@ def rank_memory(
         # One memory: what is "offloaded" takes it as well. What is never written to does not.
         bucket = min(policy.buckets, load.width * sizes.parameters)
         policy = dataclasses.replace(policy, buckets=bucket, optimizer=policy.optimizer + policy.host, host=0)
+        if choice.stage in (1, 2) and load.width < _FLOAT32:
+            # Float32 gradients keep their place from step to step (engine/shortcuts.py).
+            policy = dataclasses.replace(policy, gradients=policy.gradients + policy.update, update=0)
         shard, in_host = shard + in_host, 0
     return dataclasses.replace(
         policy,
@@ -128,8 +131,8 @@ def _whole(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine: Machi
         # Stage 1 accumulates whole gradients and shards them at the last micro-batch.
         gradients = width * (total if choice.stage == 1 and load.micro_batches > 1 else owned)
         optimizer = (_MASTER + _MOMENTS) * owned
-        # A flat copy of the gradients, and that in float32.
-        update = (width + (0 if width == _FLOAT32 else _FLOAT32)) * owned
+        # The gradients in float32, flat (engine/shortcuts.py).
+        update = _FLOAT32 * owned
         buckets = width * min(choice.bucket, total) * (2 if choice.overlaps else 1)
         host = 0
     if choice.stage > 0 and choice.optimizer_on != "device":

@@ -22,7 +22,7 @@ from minimind.engine import process
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.engine.reference_cache import CachedReference
-from minimind.native import functions
+from minimind.native import products
 from minimind.training import loop, references, run
 from minimind.training.console import Console
 from tests.benchmarks.common import DEVICE, Task, memory_of, now, read_task, used_gib
@@ -175,7 +175,7 @@ class Watch:
 
 def name_products() -> None:
     """Let torch's profiler see our own products."""
-    inner = functions._call
+    inner = products.call
 
     def call(name: str, *arguments: Any) -> Any:
         if name not in ("matmul", "matmul_swiglu"):
@@ -183,7 +183,7 @@ def name_products() -> None:
         with torch.profiler.record_function(_MATMUL):
             return inner(name, *arguments)
 
-    functions._call = call
+    products.call = call
 
 
 def kinds_of(events: Iterable[Any], optimizer: float, total: float) -> dict[str, float]:

@@ -6,8 +6,11 @@ parameters, 2 P; ZeRO-3 gathers parameters twice and scatters gradients, 3 P; th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.distributed.launching import launch
 from tests.distributed.test_plan import measured
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -59,3 +62,12 @@ def test_a_step_sends_what_theory_allows(case, answers):
     for sent, planned in answers[case]:
         assert sent == pytest.approx(CASES[case][-1], rel=0.05)
         assert planned == pytest.approx(sent, rel=0.05)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shared_memory_carries_what_torch_sends(ranks):
+    done = launch("tests/distributed/workers/collectives.py", ranks=ranks).succeeded()
+    # Three dtypes, two sizes that are large enough, four collectives each.
+    carried = 24 if "avx512bw" in Path("/proc/cpuinfo").read_text() else 0
+    for rank in range(ranks):
+        assert f"rank {rank}: {carried} collectives through memory" in done.output

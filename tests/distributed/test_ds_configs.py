@@ -109,6 +109,19 @@ def test_reference_in_cpu_memory_scores_the_same(results, request):
         assert torch.equal(rank["reference"], rank["reference_offload"])
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_shortcuts_through_deepspeed_s_optimizer_change_no_bit(ranks, tmp_path):
+    """In bf16, with two and three micro-batches a step, whether gradients are clipped or not."""
+    ways = ("zero1", "zero2", "zero2:unclipped")
+    results = variants(tmp_path, "moe", "bfloat16", [*ways, *(f"{way}:long_way" for way in ways)], ranks=ranks)
+    for way in ways:
+        runs, others = of(results, way), of(results, f"{way}:long_way")
+        assert all(run["stopped"] for run in runs)
+        assert_same_training(runs, others, tolerance=0)
+        assert_same_training([run["resumed"] for run in runs], others, tolerance=0)
+        assert max(runs[0]["norms"]) < 100
+
+
 def test_round_robin_gradients_still_mix_up_weights(exact):
     """Fails when a DeepSpeed has mended it: then `ds_zero.py` need not refuse it, and zero2_offload can have it."""
     start = exact[0]["zero2:round_robin"]["start"]

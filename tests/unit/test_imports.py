@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "weights": BOTTOM | {"model"},
     "data": BOTTOM,  # knows neither model nor engine
     "objective": BOTTOM | {"native"},  # pure functions of tensors
-    "engine": MIDDLE | {"data", "objective"},
+    "engine": MIDDLE | {"data", "objective", "native"},
     "plan": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"demo", "plan", "native"},
     "demo": set(),

@@ -1,22 +1,26 @@
 """Run by all ranks: the same steps under several DeepSpeed files, and what came of each, for the test to compare.
 
 Arguments: folder for the results, start weights ("moe" or a Hugging Face folder), dtype, variants. A variant is the
-name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`.
+name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`. `long_way`
+is without the shortcuts of engine/shortcuts.py, `unclipped` with a clipping too high for any gradient.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from engines import REPO, loss, random_pair  # beside this script
 
 from minimind.config import parse_settings
 from minimind.data.pack import pack
+from minimind.engine import policy as policy_module
 from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
@@ -33,7 +37,8 @@ SAVE_AFTER = 2
 
 def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, world: World) -> Policy:
     name, *changes = variant.split(":")
-    flags = ["--dtype", dtype, "--batch_size", "1", "--grad_clip", "0.05", "--learning_rate", "1e-3"]
+    flags = ["--dtype", dtype, "--batch_size", "1", "--learning_rate", "1e-3"]
+    flags += ["--grad_clip", "100" if "unclipped" in changes else "0.05"]
     if "checkpointing" in changes:
         flags += ["--gradient_checkpointing", "1"]
     values = json.loads((REPO / f"ds_configs/{name}.json").read_text())
@@ -45,7 +50,8 @@ def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, wo
     resolved = resolve_policy(path, parse_settings(flags), world.size, world.on_cpu)
     if "round_robin" in changes:  # which the resolver refuses
         resolved.values["zero_optimization"]["round_robin_gradients"] = True
-    policy = Policy(source, resolved, lambda step: 1.0, world)
+    with patch.object(policy_module, "take_shortcuts") if "long_way" in changes else contextlib.nullcontext():
+        policy = Policy(source, resolved, lambda step: 1.0, world)
     policy.train()
     return policy
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,26 @@ def test_rms_norm(shape):
     )
 
 
+@pytest.mark.parametrize("used", [(0, 1), (0,), (1,)])
+def test_rms_norm_beside_a_stream(used):
+    """The stream is x, bit for bit; its gradient and the norm's are one sum, rounded once, whichever there are."""
+    inputs, upstream = (numbers(70, 520), numbers(520, seed=1)), (numbers(70, 520, seed=2), numbers(70, 520, seed=3))
+    leaves, exact = (
+        [x.to(dtype, copy=True).requires_grad_() for x in inputs] for dtype in (torch.bfloat16, torch.float32)
+    )
+    outs = native.rms_norm_beside(*leaves, 1e-5)
+    exact_outs = F.rms_norm(exact[0], (520,), exact[1], 1e-5), exact[0]
+    assert torch.equal(outs[0], native.rms_norm(*inputs, 1e-5))
+    assert torch.equal(outs[1], inputs[0])
+    torch.autograd.backward([outs[i] for i in used], [upstream[i] for i in used])
+    torch.autograd.backward([exact_outs[i] for i in used], [upstream[i].float() for i in used])
+    torch.testing.assert_close(leaves[0].grad.float(), exact[0].grad, rtol=ROUNDING, atol=2e-5)
+    if used == (1,):
+        assert leaves[1].grad is None
+    else:
+        torch.testing.assert_close(leaves[1].grad.float(), exact[1].grad, rtol=ROUNDING, atol=2e-5)
+
+
 def test_rms_norm_of_what_is_not_contiguous():
     x = numbers(6, 4, 8).transpose(0, 1)
     weight = numbers(8, seed=1)
@@ -90,6 +112,26 @@ def test_swiglu_far_out_neither_overflows_nor_is_off():
     """e^100 is beyond float32: silu(-100) is 0, silu(100) is 100, and neither is a NaN."""
     gate = torch.tensor([-1e4, -100, -88, 0, 88, 100, 1e4], dtype=torch.bfloat16)
     assert_rounded(native.swiglu(gate, torch.ones_like(gate)), F.silu(gate.float()))
+
+
+@pytest.mark.parametrize("count", [1, 15, 33, 2**14 + 7, 100_003])
+def test_widen_is_exact_and_sums_squares_in_float64(count):
+    x = numbers(count, scale=3)
+    # Beyond float32 once squared.
+    x[0] = 1e30
+    out = torch.empty(count)
+    squares = native.widen(x, out)
+    assert torch.equal(out, x.float())
+    assert squares == pytest.approx(x.double().square().sum().item(), rel=1e-14)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_widen_keeps_what_is_not_finite(odd):
+    x = numbers(40)
+    x[39] = odd
+    assert not math.isfinite(native.widen(x, out := torch.empty(40)))
+    assert torch.equal(out.isnan(), x.isnan())
+    assert torch.equal(out.isinf(), x.isinf())
 
 
 def carried(blocks, targets):

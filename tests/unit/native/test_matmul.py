@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from minimind import native
-from minimind.native import functions
+from minimind.native import products
 from minimind.native.library import library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler here for the CPU kernels")
@@ -25,15 +25,15 @@ SHAPES = [(32, 1, 2), (33, 34, 7), (48, 64, 512), (101, 70, 34), (100, 129, 1030
 def by_kernel(monkeypatch) -> list[str]:
     """How often the kernel was called. It is right also on processors where it is not the fastest, and left alone."""
     calls: list[str] = []
-    call = functions._call
+    call = products.call
 
     def counted(name, *arguments):
         if name == "matmul":
             calls.append(name)
         return call(name, *arguments)
 
-    monkeypatch.setattr(functions, "_call", counted)
-    monkeypatch.setattr(functions, "_made_for_this", lambda: True)
+    monkeypatch.setattr(products, "call", counted)
+    monkeypatch.setattr(products, "_made_for_this", lambda: True)
     return calls
 
 
@@ -242,7 +242,7 @@ def test_linear_and_what_is_added(shape):
 @pytest.mark.parametrize("made", [True, False])
 def test_what_is_added_at_once_is_what_is_added_afterwards(made, monkeypatch):
     """To the bit: a policy whose layers are called one by one and its reference start with a margin of 0."""
-    monkeypatch.setattr(functions, "_made_for_this", lambda: made)
+    monkeypatch.setattr(products, "_made_for_this", lambda: made)
     x, weight, added = numbers(301, 34), numbers(70, 34, seed=1), numbers(301, 70, seed=2)
     assert torch.equal(native.linear(x, weight, added), native.linear(x, weight) + added)
 
@@ -251,7 +251,7 @@ def test_what_is_added_at_once_is_what_is_added_afterwards(made, monkeypatch):
 @pytest.mark.parametrize("learns", [(1, 1, 1, 1, 1), (1, 0, 1, 0, 0), (0, 0, 0, 1, 1), (0, 1, 0, 0, 0)])
 @pytest.mark.parametrize(("shape", "inner"), [((70,), 64), ((2, 151), 70), ((40,), 2), ((3,), 64), ((0,), 64)])
 def test_feed_forward(shape, inner, learns, made, monkeypatch):
-    monkeypatch.setattr(functions, "_made_for_this", lambda: made)
+    monkeypatch.setattr(products, "_made_for_this", lambda: made)
     sizes = [(*shape, 34), (inner, 34), (inner, 34), (34, inner), (*shape, 34)]
     inputs = [numbers(*size, seed=seed) for seed, size in enumerate(sizes)]
 

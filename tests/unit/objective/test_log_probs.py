@@ -42,12 +42,12 @@ def value_and_gradients(score, hidden, weight, targets, bias):
     return out.detach(), [leaf.grad for leaf in leaves]
 
 
-# 2**23 is the real size, one block here. K = 7 targets: 7 elements are a block of one token, 35 of five (the
-# last of 23 = 4 * 5 + 3 is shorter), 1 is less than a token's worth and still must go on.
-@pytest.mark.parametrize("block_elements", [2**23, 35, 7, 1])
+# 2**25 is the real size, one block here. K = 7 float32 targets: 28 bytes are a block of one token, 140 of five (the
+# first of 23 = 3 + 4 * 5 is shorter), 4 are less than a token's worth and still must go on.
+@pytest.mark.parametrize("block_bytes", [2**25, 140, 28, 4])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_target_log_probs_are_those_of_log_softmax(monkeypatch, block_elements, with_bias):
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
+def test_target_log_probs_are_those_of_log_softmax(monkeypatch, block_bytes, with_bias):
+    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs()
     given = bias if with_bias else None
     ours, our_gradients = value_and_gradients(target_log_probs, hidden, weight, targets, given)
@@ -58,10 +58,13 @@ def test_target_log_probs_are_those_of_log_softmax(monkeypatch, block_elements, 
 
 
 def test_blocks_cover_the_vocabulary_once_and_stay_within_the_limit(monkeypatch):
-    # 3 targets and 12 elements: blocks 4 tokens wide over a vocabulary of 10.
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 12)
+    # 3 targets and 12 float32: blocks 4 tokens wide over a vocabulary of 10.
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 48)
     targets, weight = torch.zeros(3, dtype=torch.int64), torch.zeros(10, H)
-    assert module._blocks(targets, weight) == [(0, 4), (4, 8), (8, 10)]
+    assert module._blocks(targets, weight, torch.float32) == [(0, 2), (2, 6), (6, 10)]
+    # 200 tokens would fit; rows of 192 elements begin where vectors do.
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 200 * 12)
+    assert module._blocks(targets, torch.zeros(400, H), torch.float32) == [(0, 16), (16, 208), (208, 400)]
 
 
 def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
@@ -72,19 +75,31 @@ def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
         sizes.append(block.numel())
         return block
 
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 35)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 140)
     monkeypatch.setattr(module, "_product", watched)
     hidden, weight, bias, targets = inputs()
     value_and_gradients(target_log_probs, hidden, weight, targets, bias)
-    # Five blocks forward, five again backward.
-    assert len(sizes) == 10
+    # Five blocks forward; backward the last is still there, and four are made again.
+    assert len(sizes) == 9
     assert max(sizes) <= 35
 
 
-@pytest.mark.parametrize("block_elements", [2**23, 14])
+@pytest.mark.parametrize("block_bytes", [2**25, 28])
+def test_a_second_backward_makes_all_blocks_again(monkeypatch, block_bytes):
+    """The first has overwritten the one that was kept."""
+    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    hidden, weight, bias, targets = inputs(torch.bfloat16)
+    leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
+    out = target_log_probs(hidden, weight, targets, bias)
+    first = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("block_bytes", [2**25, 112])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_gradcheck_in_float64(monkeypatch, block_elements, with_bias):
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
+def test_gradcheck_in_float64(monkeypatch, block_bytes, with_bias):
+    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs(torch.float64)
     leaves = [tensor.requires_grad_() for tensor in ((hidden, weight, bias) if with_bias else (hidden, weight))]
 
@@ -95,11 +110,11 @@ def test_gradcheck_in_float64(monkeypatch, block_elements, with_bias):
     assert score(*leaves).dtype == torch.float64
 
 
-@pytest.mark.parametrize("block_elements", [2**23, 14])
-def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_elements):
+@pytest.mark.parametrize("block_bytes", [2**25, 28])
+def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_bytes):
     """The inputs are rounded once, so the truth is taken of the rounded inputs, in float32. What remains is
     bf16's rounding of each logit: 2**-9 of its size, twice (of the target's, and of the log-sum-exp)."""
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs(torch.bfloat16)
     ours, gradients = value_and_gradients(target_log_probs, hidden, weight, targets, bias)
     truth, true_gradients = value_and_gradients(plain, hidden.float(), weight.float(), targets, bias.float())

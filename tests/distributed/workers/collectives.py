@@ -1,0 +1,104 @@
+"""Run by all ranks of one machine: what goes through the memory that they share is what torch sends, bit for bit."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from deepspeed import comm
+from torch import Tensor
+
+from minimind.engine import process, shared_memory
+from minimind.engine.process import World
+
+# Elements of a rank's part: of few bytes, which go the old way; odd; more than one round of the sum and of its buffer.
+SIZES = (10, 100_003, 9_000_001)
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def numbers(count: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Numbers whose sums of a few are rounded, zeros of both signs and an infinity among them."""
+    made = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    made[:4] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
+    return made
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.view(BITS[tensor.dtype])
+
+
+def check_gather(world: World, size: int, dtype: torch.dtype) -> None:
+    parts = [numbers(size, dtype, seed=rank) for rank in range(world.size)]
+    own = parts[world.rank]
+    whole = torch.full((world.size * size,), torch.nan, dtype=dtype)
+    comm.all_gather_into_tensor(whole, own)
+    assert torch.equal(bits(whole), bits(torch.cat(parts)))
+    # In place, as new weights are gathered, and waited for later, as ZeRO-3 does.
+    whole.fill_(torch.nan)
+    place = whole.chunk(world.size)[world.rank].copy_(own)
+    comm.allgather_fn(whole, place, async_op=True).wait()
+    assert torch.equal(bits(whole), bits(torch.cat(parts)))
+
+
+def check_sums(world: World, size: int, dtype: torch.dtype) -> None:
+    given = [numbers(world.size * size, dtype, seed=10 + rank) for rank in range(world.size)]
+    total = torch.stack(given).double().sum(0).to(dtype)
+    # Three are summed in float32 by one and in the tensors' own dtype by the other, which rounds twice.
+    close = {"rtol": 0.0 if world.size == 2 else 4 * torch.finfo(dtype).eps, "atol": 0.0}
+    close["atol"] = 8 * close["rtol"]
+    mine = given[world.rank].clone()
+    comm.reduce(mine, dst := world.size - 1)
+    if world.rank == dst:
+        torch.testing.assert_close(mine, total, **close, equal_nan=True)
+    mine = given[world.rank].clone()
+    part = mine.chunk(world.size)[world.rank]
+    comm.reduce_scatter_fn(part, mine)
+    torch.testing.assert_close(part, total.chunk(world.size)[world.rank], **close, equal_nan=True)
+    # Into another tensor, which leaves the input as it was.
+    mine, other = given[world.rank].clone(), torch.empty(size, dtype=dtype)
+    comm.reduce_scatter_fn(other, mine)
+    torch.testing.assert_close(other, total.chunk(world.size)[world.rank], **close, equal_nan=True)
+    assert torch.equal(bits(mine), bits(given[world.rank]))
+
+
+def check_the_rest(world: World) -> None:
+    """Integers, maxima and groups of some ranks go the old way."""
+    whole = torch.empty(world.size * 2**17, dtype=torch.int64)
+    comm.all_gather_into_tensor(whole, torch.full((2**17,), world.rank))
+    assert whole.unique_consecutive().tolist() == list(range(world.size))
+    largest = torch.full((2**17,), float(world.rank))
+    comm.reduce(largest, 0, op=comm.ReduceOp.MAX)
+    assert world.rank != 0 or (largest == world.size - 1).all()
+    for rank in range(world.size):
+        group = dist.new_group([rank])
+        if rank == world.rank:
+            alone = torch.ones(2**17)
+            comm.reduce(alone, rank, group=group)
+            assert (alone == 1).all()
+
+
+def main() -> None:
+    through_memory: list[int] = []
+    inner = shared_memory._Shared._sum
+
+    def watched(self: shared_memory._Shared, tensor: Tensor) -> object:
+        through_memory.append(tensor.numel())
+        return inner(self, tensor)
+
+    shared_memory._Shared._sum = watched
+    # As many rounds of the sum as a tensor of some gigabytes has.
+    shared_memory._MOST = 2**23
+    world = process.start()
+    for dtype in BITS:
+        for size in SIZES:
+            check_gather(world, size, dtype)
+            check_sums(world, size, dtype)
+    # Of each size but the smallest two gathers, a reduce, and a reduce-scatter in place.
+    assert through_memory in ([], [world.size * size for _ in BITS for size in SIZES[1:] for _ in range(4)])
+    check_the_rest(world)
+    print(f"rank {world.rank}: {len(through_memory)} collectives through memory")
+    process.end(0, world)
+
+
+if __name__ == "__main__":
+    with process.user_errors():
+        main()
