@@ -62,9 +62,10 @@ def _clip_large_ones_only(optimizer: Any) -> None:
     """Do not multiply by one. The norm must be looked at for that, which a GPU would have to be waited for."""
     clip = optimizer.unscale_and_clip_grads
 
-    def clip_if_large(gradients: list[Tensor], norm: Tensor | float) -> None:
-        # DeepSpeed adds 1e-6 to the norm.
-        if optimizer.loss_scale != 1.0 or not 0.0 <= norm < optimizer.clip_grad - 1e-5:
+    def clip_if_large(gradients: list[Tensor], norm: Any) -> None:
+        # DeepSpeed adds 1e-6 to the norm; there is none where nothing is to be clipped.
+        small = optimizer.clip_grad > 0.0 and 0.0 <= norm < optimizer.clip_grad - 1e-5
+        if optimizer.loss_scale != 1.0 or not small:
             clip(gradients, norm)
 
     optimizer.unscale_and_clip_grads = clip_if_large

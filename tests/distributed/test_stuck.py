@@ -21,6 +21,14 @@ def test_hanging_rank_is_named_with_its_phase_and_a_slow_one_is_waited_for():
     assert "waiting in backward of step 7" in done.output
 
 
+def test_a_rank_that_spins_in_shared_memory_is_ended():
+    done = launch("tests/distributed/workers/hanging.py", "summing", ranks=2)
+    assert done.status != 0
+    assert done.output.count("LaunchError") == 1
+    assert "no rank has made progress for 6 s (--timeout)" in done.output
+    assert "in backward of step 7" in done.output
+
+
 def test_rank_0_that_stands_still_ends_the_run():
     """As a machine that swaps or a file system that hangs would stop it: it answers nobody."""
     done = launch("tests/distributed/workers/hanging.py", "stopped", ranks=2)

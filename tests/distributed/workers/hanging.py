@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 
+import torch
+
 from minimind.engine import process
 
 LIMIT = 6
@@ -40,8 +42,16 @@ def stopped(world: process.World) -> None:
     process.barrier()
 
 
+def summing(world: process.World) -> None:
+    """Rank 1 does not come to a sum in shared memory, where the other spins without a pause or a limit."""
+    world.watch.enter("backward", 7)
+    if world.rank == 1:
+        time.sleep(600)
+    torch.ops.deepspeed.inference_all_reduce_(torch.ones(2**20))
+
+
 if __name__ == "__main__":
     with process.user_errors():
         joined = process.start()
         joined.watch.timeout = LIMIT
-        {"slow": slow, "stopped": stopped}[sys.argv[-1]](joined)
+        {"slow": slow, "stopped": stopped, "summing": summing}[sys.argv[-1]](joined)
