@@ -3,8 +3,9 @@
     deepspeed.comm -> its backend -> reduce, all-gather, reduce-scatter of large tensors -> DeepSpeed's sum in memory
                                      everything else                                     -> torch (gloo)
 
-DeepSpeed has that sum for inference and does not train with it. It is exact to a rounding at the end, and waits for
-other ranks without a pause or a limit: all meet in a barrier of torch's first.
+DeepSpeed has that sum for inference and does not train with it. It adds in float32 and rounds at the end, where gloo
+rounds at every rank: two ranks get the same numbers, more get closer ones. It waits for other ranks without a pause or
+a limit: all meet in a barrier of torch's first.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LEVEL = 2
 # Bytes from which memory is faster than sockets, and that the sum takes at once: it counts them in 32 bits.
 _LEAST, _MOST = 2**18, 2**30
-# What a rank's buffer holds at least; a smaller file has met a full /dev/shm.
-_BUFFER_BYTES = 2 * (2**20 + 2**25)
+# A rank's buffer: two states, and two places each for small and large tensors. A smaller file has met a full /dev/shm.
+_BUFFER_BYTES = 8 + 2 * (2**20 + 2**25)
 
 
 def own_buffer(rank: int) -> Path:
@@ -34,8 +35,8 @@ def own_buffer(rank: int) -> Path:
     return Path("/dev/shm") / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
 
 
-def share_memory(rank: int, size: int) -> bool:
-    """Let DeepSpeed's engines use it where all ranks can: on one machine, under a launcher that says so.
+def share_memory(rank: int, size: int) -> None:
+    """Let DeepSpeed's engines use it where all ranks can: on one machine, under a launcher that says so (deepspeed).
 
     To be called by all ranks, while their buffers still have names.
     """
@@ -44,7 +45,6 @@ def share_memory(rank: int, size: int) -> bool:
     dist.all_reduce(votes, op=dist.ReduceOp.MIN)
     if votes:
         _Shared(comm.cdb, rank, size).take_over()
-    return bool(votes)
 
 
 def _usable(rank: int, size: int) -> bool:
@@ -94,7 +94,8 @@ class _Shared:
     def all_gather(self, output_tensor: Tensor, input_tensor: Tensor, group: Any = None, **how: Any) -> Any:
         """As torch's all_gather_into_tensor: the sum of what each rank has in its part, and negative zeros elsewhere.
 
-        A negative zero changes no number that it is added to, nor the sign of a zero.
+        A negative zero changes no number that it is added to. DeepSpeed's loop over the last few elements begins at a
+        positive one: a negative zero may lose its sign there. A NaN stays one, of other bits.
         """
         if output_tensor.numel() != self._size * input_tensor.numel() or not self._takes(output_tensor, group):
             return self._gather(output_tensor=output_tensor, input_tensor=input_tensor, group=group, **how)

@@ -38,7 +38,11 @@ def take_shortcuts(optimizer: Any, alone: bool) -> None:
         return
     if optimizer.device == "cpu":
         _clip_large_ones_only(optimizer)
-        if alone:
+        if (
+            alone
+            and optimizer.communication_data_type == optimizer.dtype
+            and optimizer.gradient_predivide_factor == 1.0
+        ):
             _leave_where_they_are(optimizer)
     if hasattr(stage_1_and_2, _TOGETHER) and hasattr(optimizer, _ASKS_FOR_THEM):
         _widen_once(optimizer)
@@ -76,21 +80,23 @@ def _widen_once(optimizer: Any) -> None:
     each float64 for the norm, then all one tensor, then that float32.
 
     On a CPU they keep their place: among what a backward leaves there is seldom a hole for all of them together.
+    Nothing may change a gradient between backward and step (DeepSpeed's `safe_set_full_grad`): its norm would not
+    follow.
     """
     parts, whole_norm = optimizer.get_flat_partition, optimizer.get_grad_norm_direct
     together = getattr(stage_1_and_2, _TOGETHER)
-    kept: dict[tuple[Any, int], Tensor] = {}
+    kept: dict[int | None, Tensor] = {}
 
     def widened(*arguments: Any, **options: Any) -> Any:
         gradients = parts(*arguments, **options)
         if not isinstance(gradients, list):
             return gradients
         sizes = [gradient.numel() for gradient in gradients]
-        group = (options.get("param_group_idx"), sum(sizes))
+        group = options.get("param_group_idx")
         flat = kept.get(group)
-        if flat is None:
+        if flat is None or flat.numel() != sum(sizes):
             flat = gradients[0].new_empty(sum(sizes), dtype=torch.float32)
-            if flat.is_cpu:
+            if flat.is_cpu and group is not None:
                 kept[group] = flat
         return together([_widen(*pair) for pair in zip(gradients, flat.split(sizes), strict=True)], flat)
 

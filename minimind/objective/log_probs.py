@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minimind import native
 
-# Largest block of logits that exists at any time, 32 MiB.
+# Size of the largest block of logits, 32 MiB.
 _BLOCK_BYTES = 2**25
 # Rows of a block begin where vectors of the kernels do.
 _ALIGNED = 64
@@ -63,6 +63,7 @@ def _log_sum(
     log_sum, total = torch.full_like(at_target, -torch.inf), torch.zeros_like(at_target)
     fused = native.applies(hidden, weight)
     for start, end in _blocks(targets, weight, wide):
+        block = hidden  # the one before is let go first
         block = _product(hidden, weight, bias, start, end)
         if fused:
             native.log_sum_block_(block, targets, start, log_sum, total, at_target)

@@ -120,6 +120,9 @@ def test_shortcuts_through_deepspeed_s_optimizer_change_no_bit(ranks, tmp_path):
         assert_same_training(runs, others, tolerance=0)
         assert_same_training([run["resumed"] for run in runs], others, tolerance=0)
         assert max(runs[0]["norms"]) < 100
+        assert len(runs[0]["shortened"]) == 4
+        assert runs[0]["bucket"] == (ranks > 1)
+        assert (others[0]["shortened"], others[0]["bucket"]) == ([], True)
 
 
 def test_round_robin_gradients_still_mix_up_weights(exact):

@@ -33,6 +33,8 @@ from minimind.weights.sources import RandomSource, WeightSource, open_weights
 # Each global step has two micro-batches, or three, as a token budget makes them; clipping is always at work.
 MICRO_BATCHES = (2, 3, 2, 2)
 SAVE_AFTER = 2
+# Methods of DeepSpeed's optimizer that engine/shortcuts.py may put something before.
+SHORTENED = ("check_overflow", "get_flat_partition", "get_grad_norm_direct", "unscale_and_clip_grads")
 
 
 def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, world: World) -> Policy:
@@ -92,6 +94,8 @@ def run(source: WeightSource, variant: str, dtype: str, folder: Path, world: Wor
     steps = take_steps(policy, range(SAVE_AFTER))
     policy.engine.save_checkpoint(str(folder), tag=variant)
     steps += take_steps(policy, range(SAVE_AFTER, len(MICRO_BATCHES)))
+    out |= {"bucket": getattr(policy.engine.optimizer, "contiguous_gradients", None)}
+    out |= {"shortened": [name for name in SHORTENED if name in vars(policy.engine.optimizer)]}
     out |= {"losses": [s[0] for s in steps], "norms": [s[1] for s in steps], "end": policy.full_state()}
     out |= {"stopped": stops_at_nan(policy), "after_nan": policy.full_state()}
     other = make_policy(source, variant, dtype, folder, world)
