@@ -2,8 +2,9 @@
 
     batch -> score -> (K,) log-probs with a gradient -> (objective) -> backward -> step
 
-DeepSpeed owns accumulation, clipping, precision, the optimizer and the schedule's stepping; nothing here does
-arithmetic of its own with gradients. It is told which micro-batch is a step's last, since their number may vary.
+DeepSpeed owns accumulation, clipping, precision, the optimizer and the schedule's stepping. What it does to 16-bit
+gradients under ZeRO 1 and 2 takes fewer passes here, see shortcuts.py; else nothing is done to gradients but by
+DeepSpeed. It is told which micro-batch is a step's last, since their number may vary.
 """
 
 from __future__ import annotations

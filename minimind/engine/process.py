@@ -28,7 +28,7 @@ from torch import Tensor
 
 from minimind.engine import places
 from minimind.engine.launchers import check_devices, connect, join, launcher_pids, rank_variables
-from minimind.engine.shared_memory import own_buffer, share_memory
+from minimind.engine.shared_memory import share_memory
 from minimind.engine.watch import PREEMPTED, Watch, notice_seconds
 from minimind.errors import ConfigError, MiniMindError
 
@@ -111,7 +111,9 @@ def start(timeout: float = 1800.0) -> World:
         hosts=tuple(peers[other].host for other in range(len(peers))),
         watch=watch,
     )
-    _unlink_shared_memory(world)
+    dist.barrier()
+    if world.on_cpu:
+        share_memory(world.rank, world.size)
     return world
 
 
@@ -248,18 +250,6 @@ def end(status: int, world: World | None = None) -> NoReturn:
 def name_places(world: World, ranks: Iterable[int]) -> str:
     """Ranks, and their machines where there are several."""
     return places.name_places(ranks, world.hosts)
-
-
-def _unlink_shared_memory(world: World) -> None:
-    """Take the names off the buffers that DeepSpeed's CPU ranks share, once every rank has opened them.
-
-    DeepSpeed never does: each rank of each run would leave 66 MiB of memory behind until the machine restarts. What is
-    mapped stays usable without a name, and is freed with the last process, however that one ends.
-    """
-    dist.barrier()
-    if world.on_cpu:
-        share_memory(world.rank, world.size)
-        own_buffer(world.rank).unlink(missing_ok=True)
 
 
 def _check_compiled_op(speaks: bool) -> None:

@@ -3,9 +3,9 @@
     deepspeed.comm -> its backend -> reduce, all-gather, reduce-scatter of large tensors -> DeepSpeed's sum in memory
                                      everything else                                     -> torch (gloo)
 
-DeepSpeed has that sum for inference and does not train with it. It adds in float32 and rounds at the end, where gloo
-rounds at every rank: two ranks get the same numbers, more get closer ones. It waits for other ranks without a pause or
-a limit: all meet in a barrier of torch's first.
+DeepSpeed has that sum for inference and does not train with it. Two ranks get gloo's numbers. Of more, 16-bit numbers
+are added in float32 and rounded at the end, where gloo rounds at every rank, and float32 ones in another order. The sum
+waits for other ranks without a pause or a limit: all meet in a barrier of torch's first.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ _LEAST, _MOST = 2**18, 2**30
 _BUFFER_BYTES = 8 + 2 * (2**20 + 2**25)
 
 
-def own_buffer(rank: int) -> Path:
-    """The file of a rank's buffer, as DeepSpeed names it, until its name is taken off."""
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    return Path("/dev/shm") / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-
-
 def share_memory(rank: int, size: int) -> None:
     """Let DeepSpeed's engines use it where all ranks can: on one machine, under a launcher that says so (deepspeed).
 
-    To be called by all ranks, while their buffers still have names.
+    All ranks must call. The buffers lose their names: DeepSpeed never takes them off, and each rank of each run would
+    leave 66 MiB of memory behind until the machine restarts. What is mapped stays usable without a name, and is freed
+    with the last process, however that one ends.
     """
-    mine = size > 1 and _usable(rank, size)
-    votes = torch.tensor(int(mine))
-    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-    if votes:
+    usable = torch.tensor(int(size > 1 and _usable(rank, size)))
+    # Also a barrier: by now every rank has opened the others' buffers.
+    dist.all_reduce(usable, op=dist.ReduceOp.MIN)
+    if usable:
         _Shared(comm.cdb, rank, size).take_over()
+    _own_buffer(rank).unlink(missing_ok=True)
+
+
+def _own_buffer(rank: int) -> Path:
+    """The file of a rank's buffer, as DeepSpeed names it, until its name is taken off."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    return Path("/dev/shm") / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
 
 
 def _usable(rank: int, size: int) -> bool:
@@ -58,7 +61,7 @@ def _usable(rank: int, size: int) -> bool:
         return False
     if getattr(comm.cdb, "shm_vector_kernel_level", 0) < _LEVEL:
         return False
-    buffer = own_buffer(rank)
+    buffer = _own_buffer(rank)
     return buffer.exists() and buffer.stat().st_size >= _BUFFER_BYTES
 
 
@@ -66,9 +69,6 @@ class _Done:
     """What is waited for where nothing is left to wait for."""
 
     def wait(self) -> bool:
-        return True
-
-    def is_completed(self) -> bool:
         return True
 
 

@@ -1,4 +1,5 @@
-"""What DeepSpeed's optimizer of ZeRO 1 and 2 need not do to 16-bit gradients here. No number changes.
+"""What DeepSpeed's optimizer of ZeRO 1 and 2 need not do to 16-bit gradients here. No number changes, but that squares
+are summed for the norm in another order, in float64 as before.
 
     gradients -> bucket -> reduced -> this rank's partition -> norm -> float32 -> clipped -> optimizer
                            nothing to reduce, nothing to part:     float32 first: the norm is read off

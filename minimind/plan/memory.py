@@ -36,7 +36,8 @@ class RankMemory:
         reference: the reference's shard on the device.
         update: copies of the gradients while the optimizer steps.
         gathered: parameters that ZeRO-3 holds whole at a time. `scoring_gathered`: the reference's.
-        buckets: gradients on their way between ranks. `kept_buckets`: they stay allocated all through a step.
+        buckets: gradients on their way between ranks. `kept_buckets`: they stay allocated all through a step;
+            `buckets_at_update`: until the gradients are float32.
         activations: kept for backward. `head`: what the output head needs beside them.
         scoring: working set of the reference's forward, which keeps nothing.
         host: main memory. `disk`: NVMe.
@@ -51,6 +52,7 @@ class RankMemory:
     scoring_gathered: int = 0
     buckets: int = 0
     kept_buckets: bool = False
+    buckets_at_update: bool = False
     activations: int = 0
     head: int = 0
     scoring: int = 0
@@ -65,8 +67,9 @@ class RankMemory:
     def peak(self) -> int:
         """Most bytes on the device at a time."""
         kept = self.buckets if self.kept_buckets else 0
+        at_update = self.buckets if self.buckets_at_update else kept
         backward = self.gathered + self.buckets + self.activations + self.head
-        return self.states + max(backward, self.update + kept, self.scoring + self.scoring_gathered + kept)
+        return self.states + max(backward, self.update + at_update, self.scoring + self.scoring_gathered + kept)
 
 
 def rank_memory(
@@ -82,7 +85,8 @@ def rank_memory(
         policy = dataclasses.replace(policy, buckets=bucket, optimizer=policy.optimizer + policy.host, host=0)
         if choice.stage in (1, 2) and load.width < _FLOAT32:
             # Float32 gradients keep their place from step to step (engine/shortcuts.py).
-            policy = dataclasses.replace(policy, gradients=policy.gradients + policy.update, update=0)
+            states = policy.gradients + policy.update
+            policy = dataclasses.replace(policy, gradients=states, update=0, buckets_at_update=False)
         shard, in_host = shard + in_host, 0
     return dataclasses.replace(
         policy,
@@ -143,7 +147,14 @@ def _whole(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine: Machi
         gradients = gradients if choice.stage == 1 and load.micro_batches > 1 else 0
         optimizer, update, buckets = 0, 0, buckets + width * sizes.largest
     return RankMemory(
-        parameters=width * total, gradients=gradients, optimizer=optimizer, update=update, buckets=buckets, host=host
+        parameters=width * total,
+        gradients=gradients,
+        optimizer=optimizer,
+        update=update,
+        buckets=buckets,
+        # 16-bit gradients become float32 where the last backward ends, before DeepSpeed lets its buckets go.
+        buckets_at_update=choice.stage > 0 and width < _FLOAT32 and update > 0,
+        host=host,
     )
 
 

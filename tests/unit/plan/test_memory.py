@@ -86,7 +86,11 @@ def test_peak_is_the_highest_moment():
     many = rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, dataclasses.replace(LOAD, tokens=50_000), FOUR)
     assert many.peak == many.states + many.buckets + many.activations + many.head
     few = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
-    assert few.peak == max(few.states + few.update, few.states + few.scoring + few.scoring_gathered)
+    assert few.peak == few.states + max(few.update + few.buckets, few.scoring + few.scoring_gathered)
+    # The buckets are still there when 16-bit gradients become float32: large ones and few tokens.
+    wide = rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
+    assert wide.update > wide.activations + wide.head
+    assert wide.peak == wide.states + wide.update + wide.buckets
 
 
 def test_on_a_cpu_offload_gains_nothing_and_untouched_buckets_cost_nothing():
