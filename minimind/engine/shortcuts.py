@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minimind import native
 
-# What DeepSpeed looks at a norm with, since 0.19.8.
+# What DeepSpeed looks at a norm with.
 _NORM_CHECK = "is_invalid_grad_norm"
 # What it calls gradients that lie together, and what it asks for them.
 _TOGETHER, _ASKS_FOR_THEM = "GradPartitionBufferGroup", "_get_preflattened_grad_partition"

@@ -185,9 +185,9 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                         const float* x = scores.data() + v * VECTOR;
                         floats before = largest[v], sum{};
                         floats top = at(x);
-                        for (long r = 1; r < keys; r++) top = at(x + r * lanes) > top ? at(x + r * lanes) : top;
+                        for (long r = 1; r < keys; r++) top = larger(at(x + r * lanes), top);
                         top *= base_two;
-                        largest[v] = top > largest[v] ? top : largest[v];
+                        largest[v] = larger(top, largest[v]);
                         for (long r = 0; r < keys; r += 2) {
                             floats upper = power_of_two(at(x + r * lanes) * base_two - largest[v]), lower{};
                             if (r + 1 < keys) lower = power_of_two(at(x + (r + 1) * lanes) * base_two - largest[v]);

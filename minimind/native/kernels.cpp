@@ -187,7 +187,7 @@ void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, f
         const bf16* l = logits + row * width;
         long whole = width / VECTOR * VECTOR;
         floats tops = all(largest[row]), totals{};
-        for (long i = 0; i < whole; i += VECTOR) tops = load(l + i) > tops ? load(l + i) : tops;
+        for (long i = 0; i < whole; i += VECTOR) tops = larger(load(l + i), tops);
         float top = largest[row];
         for (long i = 0; i < VECTOR; i++) top = tops[i] > top ? tops[i] : top;
         for (long i = whole; i < width; i++) top = widen(l[i]) > top ? widen(l[i]) : top;

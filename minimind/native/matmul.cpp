@@ -13,18 +13,18 @@
 #include <omp.h>
 #include "turn.h"
 
-// Rows of a block: whole tiles and whole vectors.
-static const long BLOCK = 48;
+// Rows of a block, and most rows of one that is turned first.
+static const long BLOCK = 48, TURNED_BLOCK = 96;
 // Panels that a thread goes through at least, once it has a block of a turned matrix in pairs.
 static const long SEVERAL = 4;
-static_assert(BLOCK % ROWS == 0 && BLOCK % VECTOR == 0, "a block is cut into tiles, and packed in vectors");
+static_assert(BLOCK % ROWS == 0 && TURNED_BLOCK % ROWS == 0, "a block is cut into tiles");
+static_assert(TURNED_BLOCK % VECTOR == 0, "a turned block is packed in vectors");
 // Words of the summed dimension that are gone through at once: so much of a panel stays in the second cache while a
 // block's tiles read it one after the other.
 static const long DEPTH = 256;
 
 static inline words pair_words(const bf16* upper, const bf16* lower) {
-    words low = __builtin_convertvector(*(const halves*)upper, words);
-    return low | __builtin_convertvector(*(const halves*)lower, words) << 16;
+    return extend(*(const halves*)upper) | extend(*(const halves*)lower) << 16;
 }
 
 // Words k, pairs of rows 2 k and 2 k + 1, of `width` columns from x on: `size` there are of x (depth, ..), 0 beyond.
@@ -56,15 +56,16 @@ static void pack_along(const bf16* x, long row, long depth, long size, pair32* o
 }
 
 // out (rows, columns) = a (rows, depth) b (depth, columns), rounded, and `added` where it is something. Rows, as matrices lie, are
-// `.._row` elements apart; a turned matrix lies as its transpose. Packed, b begins at this word of the space.
+// `.._row` elements apart; a turned matrix lies as its transpose. Packed, b begins at word `b_place` of the space; the
+// result is made in blocks of so many rows.
 struct Product {
     const bf16 *a, *b, *added;
     bf16* out;
-    long rows, columns, depth, a_row, b_row, added_row, out_row, b_place;
+    long rows, columns, depth, a_row, b_row, added_row, out_row, b_place, block;
 
     long words() const { return (depth + 1) / 2; }
     long panels() const { return (columns + LANES - 1) / LANES; }
-    long blocks() const { return (rows + BLOCK - 1) / BLOCK; }
+    long blocks() const { return (rows + block - 1) / block; }
     long items() const { return panels() * blocks(); }
 };
 
@@ -72,7 +73,7 @@ struct Product {
 struct Item {
     long row, rows, column, columns;
     Item(const Product& p, long number) {
-        row = number / p.panels() * BLOCK, rows = std::min(BLOCK, p.rows - row);
+        row = number / p.panels() * p.block, rows = std::min(p.block, p.rows - row);
         column = number % p.panels() * LANES, columns = std::min(LANES, p.columns - column);
     }
 };
@@ -106,9 +107,9 @@ struct Turned {
 
     Left operator()(const Product& p, const Item& item) {
         for (long k = 0; k < p.words() && !(of == &p && row == item.row); k++)
-            pair_rows<BLOCK>(p.a + item.row, p.a_row, k, p.depth, item.rows, own + k * BLOCK);
+            pair_rows<TURNED_BLOCK>(p.a + item.row, p.a_row, k, p.depth, p.rows - item.row, own + k * TURNED_BLOCK);
         of = &p, row = item.row;
-        return {(const bf16*)own, 2, 2 * BLOCK};
+        return {(const bf16*)own, 2, 2 * TURNED_BLOCK};
     }
 };
 
@@ -130,11 +131,14 @@ long matmul_space(Product* products, long count, long a_turned) {
     long words = 0;
     for (long i = 0; i < count; i++) {
         Product& p = products[i];
+        // Blocks of about as many rows each: threads have as much to do.
+        long blocks = (p.rows + TURNED_BLOCK - 1) / TURNED_BLOCK;
+        p.block = a_turned ? ((p.rows + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS : BLOCK;
         bool again = i && same_right(p, products[i - 1]);
         p.b_place = again ? products[i - 1].b_place : words;
         if (!again) words += p.words() * p.panels() * LANES;
     }
-    return words + (a_turned ? omp_get_max_threads() * products->words() * BLOCK : 0);
+    return words + (a_turned ? omp_get_max_threads() * products->words() * TURNED_BLOCK : 0);
 }
 
 // Products whose matrices lie alike: depths are even unless a is turned and b is not, and not both are. Either all have the
@@ -145,7 +149,7 @@ void matmul(const Product* products, long count, pair32* space, long words, long
     for (long i = 0; i < (summed ? 1 : count); i++) items += products[i].items();
 #pragma omp parallel
     {
-        Turned turned{space + words - (omp_get_thread_num() + 1) * products->words() * BLOCK, nullptr, 0};
+        Turned turned{space + words - (omp_get_thread_num() + 1) * products->words() * TURNED_BLOCK, nullptr, 0};
         pack(products, count, space, b_turned);
 #pragma omp for schedule(guided, a_turned ? SEVERAL : 1)
         for (long number = 0; number < items; number++) {
@@ -153,7 +157,7 @@ void matmul(const Product* products, long count, pair32* space, long words, long
             long own = number;
             while (own >= p->items()) own -= p++->items();
             Item item(*p, own);
-            float sums[BLOCK * LANES];
+            alignas(BYTES) float sums[TURNED_BLOCK * LANES];
             for (long i = 0; i < (summed ? count : 1); i++) {
                 Left left = a_turned ? turned(p[i], item) : as_it_lies(p[i].a + item.row * p[i].a_row, p[i].a_row);
                 const pair32* panel = space + p[i].b_place + item.column * p[i].words();
@@ -187,7 +191,7 @@ void matmul_swiglu(const bf16* x, const bf16* gate, const bf16* up, bf16* gated,
 #pragma omp for schedule(guided)
         for (long item = 0; item < blocks * panels; item++) {
             long first = item / panels * BLOCK, panel = item % panels;
-            float sums[BLOCK * LANES];
+            alignas(BYTES) float sums[BLOCK * LANES];
             multiply(as_it_lies(x + first * x_row, x_row), space + panel * count * LANES, count,
                      std::min(BLOCK, rows - first), sums, false);
             for (long r = 0; r < std::min(BLOCK, rows - first); r++)

@@ -23,9 +23,7 @@ static inline void store_pairs(pair32* out, floats first, floats second) {
     __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
     *(words*)out = (words)_mm512_permutexvar_epi16(_mm512_loadu_si512(turns), rounded);
 #else
-    words low = __builtin_convertvector(round_half(first), words);
-    words high = __builtin_convertvector(round_half(second), words);
-    *(words*)out = low | high << 16;
+    *(words*)out = extend(round_half(first)) | extend(round_half(second)) << 16;
 #endif
 }
 

@@ -88,7 +88,7 @@ def _multiply(products: Sequence[Product]) -> None:
     for a, b, out, added in products:
         fields += a.data_ptr(), b.data_ptr(), 0 if added is None else added.data_ptr(), out.data_ptr()
         fields += a.shape[0], b.shape[1], a.shape[1], a.stride(int(a_turned)), b.stride(int(b_turned))
-        fields += 0 if added is None else added.stride(0), out.stride(0), 0
+        fields += 0 if added is None else added.stride(0), out.stride(0), 0, 0
     described = (ctypes.c_long * len(fields))(*fields)  # as matmul.cpp's `Product`s
     words = call("matmul_space", described, len(products), a_turned)
     space = products[0][0].new_empty(words, dtype=torch.int32)

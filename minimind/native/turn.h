@@ -70,7 +70,7 @@ static inline words column_words(const bf16* upper, const bf16* lower, long firs
     else if (count > 0) memcpy(&low, upper + first, count * sizeof(bf16));
     if (lower && count == VECTOR) high = *(const halves*)(lower + first);
     else if (lower && count > 0) memcpy(&high, lower + first, count * sizeof(bf16));
-    return __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
+    return extend(low) | extend(high) << 16;
 }
 
 // x (n, size) -> words (size / 2, width), rows out_row words apart: pairs along a row; lanes from n on are 0.

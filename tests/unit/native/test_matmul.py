@@ -18,7 +18,16 @@ pytestmark = pytest.mark.skipif(library() is None, reason="no compiler here for 
 
 # Rows, columns, depth: less than a tile, a block, a panel, a vector or a depth block, and some more than whole ones. In
 # the last one rows are too few to be worth it, and torch multiplies.
-SHAPES = [(32, 1, 2), (33, 34, 7), (48, 64, 512), (101, 70, 34), (100, 129, 1030), (301, 200, 1201), (5, 9, 4)]
+SHAPES = [
+    (32, 1, 2),
+    (33, 34, 7),
+    (48, 64, 512),
+    (96, 64, 30),
+    (101, 70, 34),
+    (100, 129, 1030),
+    (301, 200, 1201),
+    (5, 9, 4),
+]
 
 
 @pytest.fixture(autouse=True)
