@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers.activations import ACT2FN
 
+from minimind import native
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.grouped_linear import Groups, grouped_linear
 from minimind.model.layers import FeedForward
@@ -86,12 +87,14 @@ class Experts(nn.Module):
         self.up_proj = nn.Parameter(torch.empty(experts, inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
         self.act = ACT2FN[config.hidden_act]
+        self.is_silu = config.hidden_act == "silu"
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """x (tokens, H) sorted by expert, ends (E,) int32 where each one's rows end -> (tokens, H) in that order."""
         groups = Groups(ends)
         gate, up = grouped_linear(x, self.gate_proj, groups), grouped_linear(x, self.up_proj, groups)
-        return grouped_linear(self.act(gate) * up, self.down_proj, groups)
+        inner = native.swiglu(gate, up) if self.is_silu and native.applies(gate, up) else self.act(gate) * up
+        return grouped_linear(inner, self.down_proj, groups)
 
 
 def sum_of(copies: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ static const long KEYS = 120;
 static inline long even(long n) { return (n + 1) & ~1L; }
 static inline long whole_lanes(long n) { return (n + FEW - 1) / FEW * FEW; }
 
+// 2^x of what is at most 0, but for what was lost by rounding: of scores of 2^31 that is a lot.
+static inline floats below(floats x) { return power_of_two(smaller(floats{}, x)); }
+
 // Lanes of vector v from number `visible` on.
 static inline ints seen(long visible, int v) {
     static const int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -189,8 +192,8 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                         top *= base_two;
                         largest[v] = larger(top, largest[v]);
                         for (long r = 0; r < keys; r += 2) {
-                            floats upper = power_of_two(at(x + r * lanes) * base_two - largest[v]), lower{};
-                            if (r + 1 < keys) lower = power_of_two(at(x + (r + 1) * lanes) * base_two - largest[v]);
+                            floats upper = below(at(x + r * lanes) * base_two - largest[v]), lower{};
+                            if (r + 1 < keys) lower = below(at(x + (r + 1) * lanes) * base_two - largest[v]);
                             sum += upper + lower;
                             store_pairs(p.data() + r / 2 * lanes + v * VECTOR, upper, lower);
                         }
@@ -282,7 +285,7 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                     long i = row * lanes + v * VECTOR;
                                     // One after the other: their sum would lose the small one where scores are large.
                                     floats above = at(&scores[i]) * base_two - at(&largest[v * VECTOR]);
-                                    floats own = power_of_two(above - at(&log_total[v * VECTOR]));
+                                    floats own = below(above - at(&log_total[v * VECTOR]));
                                     ds[row - r] = own * (at(&grad_p[i]) - at(&delta[v * VECTOR]));
                                     store(&p[i], own);
                                     store(&grad_s[i], ds[row - r]);

@@ -17,6 +17,8 @@
 static const long BLOCK = 48, TURNED_BLOCK = 96;
 // Panels that a thread goes through at least, once it has a block of a turned matrix in pairs.
 static const long SEVERAL = 4;
+// Rows of a turned product, times panels, for each thread: fewer are cut into smaller blocks.
+static const long FULL = 2 * SEVERAL * TURNED_BLOCK;
 static_assert(BLOCK % ROWS == 0 && TURNED_BLOCK % ROWS == 0, "a block is cut into tiles");
 static_assert(TURNED_BLOCK % VECTOR == 0, "a turned block is packed in vectors");
 // Words of the summed dimension that are gone through at once: so much of a panel stays in the second cache while a
@@ -131,8 +133,9 @@ long matmul_space(Product* products, long count, long a_turned) {
     long words = 0;
     for (long i = 0; i < count; i++) {
         Product& p = products[i];
-        // Blocks of about as many rows each: threads have as much to do.
-        long blocks = (p.rows + TURNED_BLOCK - 1) / TURNED_BLOCK;
+        // Blocks of about as many rows each, and enough of them: threads have as much to do.
+        long most = p.panels() * p.rows < FULL * omp_get_max_threads() ? BLOCK : TURNED_BLOCK;
+        long blocks = (p.rows + most - 1) / most;
         p.block = a_turned ? ((p.rows + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS : BLOCK;
         bool again = i && same_right(p, products[i - 1]);
         p.b_place = again ? products[i - 1].b_place : words;

@@ -144,7 +144,8 @@ static inline floats exponential(floats x) {
 #endif
 }
 
-// 2^x to 5e-6 of it, far below what bfloat16 keeps, for x below infinity. 2^0 is 1. A NaN stays one.
+// 2^x to 5e-6 of it, far below what bfloat16 keeps, for x up to 127. Beyond, where it is not infinity, it is at least 2^126.
+// 2^0 is 1. A NaN stays one.
 static inline floats power_of_two(floats x) {
 #ifdef __AVX512F__
     x = larger(all(-200.0f), x);
@@ -160,7 +161,7 @@ static inline floats power_of_two(floats x) {
 #endif
 }
 
-static inline floats sigmoid(floats x) { return 1.0f / (1.0f + power_of_two(x * -1.44269504f)); }
+static inline floats sigmoid(floats x) { return 1.0f / (1.0f + power_of_two(smaller(all(128.0f), x * -1.44269504f))); }
 
 // silu(gate) * up
 static inline floats swiglu(floats gate, floats up) { return gate * sigmoid(gate) * up; }

@@ -70,10 +70,17 @@ def _log_sum(
             continue
         logits = block.to(wide)
         log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
-        here = (targets >= start) & (targets < end)
-        picked = logits.gather(1, (targets - start).clamp(0, end - start - 1)[:, None])[:, 0]
-        at_target = torch.where(here, picked, at_target)
+        here, column = _columns(targets, start, end - start)
+        at_target = torch.where(here, logits.gather(1, column)[:, 0], at_target)
     return log_sum + total.log() if fused else log_sum, at_target, block
+
+
+def _columns(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """Whether each target lies in a block (K,), and its column there, or any if it does not (K, 1).
+
+    A list of those that do would be as long as the values say: a GPU would be waited for.
+    """
+    return (targets >= start) & (targets < start + width), (targets - start).clamp(0, width - 1)[:, None]
 
 
 def _grad_logits(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:
@@ -81,9 +88,8 @@ def _grad_logits(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, g
     if native.applies(logits):
         return native.log_sum_block_backward_(logits, targets, start, log_sum, grad)
     wide = logits.to(log_sum.dtype).sub_(log_sum[:, None]).exp_().mul_(-grad[:, None])
-    here = ((targets >= start) & (targets < start + logits.shape[1])).nonzero()[:, 0]
-    wide[here, targets[here] - start] += grad[here]
-    return wide.to(logits.dtype)
+    here, column = _columns(targets, start, logits.shape[1])
+    return wide.scatter_add_(1, column, torch.where(here, grad, 0)[:, None]).to(logits.dtype)
 
 
 class _TargetLogProbs(torch.autograd.Function):

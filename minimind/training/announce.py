@@ -36,6 +36,10 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
             "  NO CHECKPOINTS: DeepSpeed does not bring back all that was swapped to NVMe, so only the weights are "
             "written, and a run that ends early starts anew"
         )
+    if settings.config.use_compile and world.device.type == "cpu" and settings.config.dtype == "bfloat16":
+        console.say(
+            "  --use_compile 1 gains nothing in bfloat16 on a CPU: compiled blocks do without the kernels for it"
+        )
     width = max(len(name) for name in settings.origins)
     for field in dataclasses.fields(TrainConfig):
         origin = settings.origins[field.name]

@@ -35,6 +35,10 @@ class PeerError(Exception):
     """A trainer did not run; the text says why in a line."""
 
 
+class NotHereError(PeerError):
+    """It is for other machines."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peer:
     """One configuration of one trainer.
@@ -116,12 +120,13 @@ def run_peer(peer: Peer, task: Task, timeout: float) -> dict[str, Any]:
     """One round: seconds of the timed steps, memory, and what else the trainer tells.
 
     Raises:
-        PeerError: it cannot run here, failed, or took too long.
+        NotHereError: it cannot run here.
+        PeerError: it failed, or took too long.
     """
     if peer.bound and torch.cuda.is_available():
-        raise PeerError("compares ranks bound to cores; this machine trains on a GPU")
+        raise NotHereError("compares ranks bound to cores; this machine trains on a GPU")
     if peer.bound and peer.ranks > CORES:
-        raise PeerError(f"needs {peer.ranks} cores; there are {CORES}")
+        raise NotHereError(f"needs {peer.ranks} cores; there are {CORES}")
     if task.steps < 1:
         raise PeerError("its global batch leaves no step to time; give more --steps")
     (task.path / "task.json").write_text(json.dumps(dataclasses.asdict(task)))

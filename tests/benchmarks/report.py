@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.peers import PEERS
-from tests.benchmarks.work import Work
+from tests.benchmarks.work import GemmRates, Work
 
 # Okabe and Ito's colours, told apart by every eye.
 _COLOURS = {"ours": "#0072B2", "minimind": "#E69F00", "trl": "#009E73"}
@@ -22,6 +22,7 @@ class Line:
 
     Attributes:
         utilisation: useful operations per second over the GEMM rate around the same round, in the trainer's dtype.
+        utilisation_of_forward: the same over the rate of the forward's products alone.
         peak_memory_gib, above_memory_gib: of the rank that held most; see `common.py`.
         before_seconds: computing the reference's log-probs in advance; None with a live reference.
         first_step_seconds: from the command to the end of the first step; None where it is not taken.
@@ -33,6 +34,7 @@ class Line:
     pairs_per_second: float
     tokens_per_second: float
     utilisation: float
+    utilisation_of_forward: float
     peak_memory_gib: float
     above_memory_gib: float
     before_seconds: float | None
@@ -50,15 +52,18 @@ def lines_of(
     for name, rounds in results.items():
         if not rounds:
             continue
-        work, peer = work_of_peer(name), PEERS[name]
+        work, live = work_of_peer(name), PEERS[name].live_reference
         seconds = statistics.median(sum(one["seconds"]) for one in rounds)
-        flops = work.useful_flops(live_reference=peer.live_reference)
+        flops = work.useful_flops(live_reference=live)
         lines.append(
             Line(
                 trainer=name,
                 pairs_per_second=work.pairs / seconds,
                 tokens_per_second=work.row_tokens / seconds,
-                utilisation=statistics.median(flops / sum(one["seconds"]) / rate_of(one) for one in rounds),
+                utilisation=statistics.median(flops / sum(one["seconds"]) / rate_of(one, live) for one in rounds),
+                utilisation_of_forward=statistics.median(
+                    flops / sum(one["seconds"]) / forward_rate_of(one) for one in rounds
+                ),
                 peak_memory_gib=statistics.median(one["peak_memory_gib"] for one in rounds),
                 above_memory_gib=statistics.median(one["above_memory_gib"] for one in rounds),
                 before_seconds=_median(rounds, "before_seconds"),
@@ -74,8 +79,14 @@ def lines_of(
     return lines
 
 
-def rate_of(one: Mapping[str, Any]) -> float:
+def rate_of(one: Mapping[str, Any], live_reference: bool) -> float:
     """The GEMM rate around one round: the machine's speed changes by the minute, a trainer's with it."""
+    around = [GemmRates(**rates) for rates in one["gemm_rates"]]
+    return statistics.mean(rates.of_training(live_reference=live_reference) for rates in around)
+
+
+def forward_rate_of(one: Mapping[str, Any]) -> float:
+    """As `rate_of`, of the forward's products alone."""
     return statistics.mean(rates["forward"] for rates in one["gemm_rates"])
 
 
@@ -86,13 +97,25 @@ def _median(rounds: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def table(lines: Sequence[Line], missing: Mapping[str, str]) -> str:
     """The lines as text, and why the trainers that are missing are."""
-    header = ("trainer", "pairs/s", "tokens/s", "useful", "peak GiB", "above", "before s", "1st step s", "ours is")
+    header = (
+        "trainer",
+        "pairs/s",
+        "tokens/s",
+        "useful",
+        "of x w'",
+        "peak GiB",
+        "above",
+        "before s",
+        "1st step s",
+        "ours is",
+    )
     rows = [
         (
             line.trainer,
             f"{line.pairs_per_second:.2f}",
             f"{line.tokens_per_second:,.0f}",
             f"{line.utilisation:.0%}",
+            f"{line.utilisation_of_forward:.0%}",
             f"{line.peak_memory_gib:.2f}",
             f"{line.above_memory_gib:.2f}",
             _shown(line.before_seconds),

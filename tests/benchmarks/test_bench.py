@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.benchmarks.peers import PEERS, PeerError, _why, run_peer, task_of
+from tests.benchmarks import peers
+from tests.benchmarks.peers import PEERS, NotHereError, PeerError, _why, run_peer, task_of
 from tests.conftest import REPO
 
 
@@ -53,6 +54,14 @@ def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
     assert next(iter(startup)) == "launcher"
     assert list(startup)[-1] == "first step"
     assert sum(startup.values()) == pytest.approx(lines["ours"]["first_step_seconds"])
+
+
+def test_what_is_for_other_machines_is_no_failure(tmp_path, monkeypatch):
+    """A GPU or a single core has no ranks to compare that are bound to cores; the benchmark ends well there."""
+    monkeypatch.setattr(peers, "CORES", 1)
+    task = task_of(PEERS["ours-2ranks"], tmp_path, batch_size=4, max_seq_len=128, warmup_pairs=8, pairs=24)
+    with pytest.raises(NotHereError):
+        run_peer(PEERS["ours-2ranks"], task, 1)
 
 
 def test_one_core_and_two_ranks_take_the_same_global_batches(tmp_path):

@@ -10,7 +10,7 @@ import minimind
 from minimind.data.pack import pack
 from minimind.data.table import load_table
 from minimind.engine.scorer import PairScorer
-from tests.benchmarks.work import gemm_rates, work_of
+from tests.benchmarks.work import GemmRates, gemm_rates, work_of
 from tests.conftest import REPO
 
 CONFIG = minimind.MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers=2)
@@ -61,6 +61,13 @@ def test_work_adds_up_and_a_live_reference_is_one_forward_more(packs):
     assert whole.row_tokens > whole.packed_tokens > whole.targets > 0
     assert whole.useful_flops(live_reference=True) == 4 * whole.forward_flops
     assert whole.useful_flops(live_reference=False) == 3 * whole.forward_flops
+
+
+def test_training_s_rate_is_that_of_its_products_in_their_proportion():
+    """Seconds add up: live, two forwards and a backward of twice the operations; cached, one forward less."""
+    rates = GemmRates(forward=200.0, backward=100.0, peak=200.0)
+    assert rates.of_training(live_reference=True) == pytest.approx(400 / (200 / 200 + 200 / 100))
+    assert rates.of_training(live_reference=False) == pytest.approx(300 / (100 / 200 + 200 / 100))
 
 
 def test_rates_are_of_this_machine():

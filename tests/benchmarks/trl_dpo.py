@@ -51,10 +51,16 @@ class Trainer(DPOTrainer):
 
 
 def rows(path: Path) -> list[dict[str, object]]:
-    """Prompt and the two answers, as TRL has them."""
+    """Prompt and the two answers, as TRL has them.
+
+    Raises:
+        SystemExit: a pair whose halves do not differ in the last message only, which TRL cannot be given.
+    """
     out = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         row = json.loads(line)
+        if row["chosen"][:-1] != row["rejected"][:-1]:
+            raise SystemExit("TRL's trainer needs pairs that differ in their last message only")
         out.append({"prompt": row["chosen"][:-1], "chosen": row["chosen"][-1:], "rejected": row["rejected"][-1:]})
     return out
 

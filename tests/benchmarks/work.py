@@ -88,8 +88,7 @@ class GemmRates:
     """Operations per second of this machine's matrix products in one dtype, at the model's own shapes.
 
     Attributes:
-        forward: of `x w'` of every weight of the model, each as often as it occurs, the head at its targets. What
-            utilisation is measured against.
+        forward: of `x w'` of every weight of the model, each as often as it occurs, the head at its targets.
         backward: the same of `g w` and `g' x`, the gradients.
         peak: of the fastest product among all these, alone.
     """
@@ -97,6 +96,12 @@ class GemmRates:
     forward: float
     backward: float
     peak: float
+
+    def of_training(self, *, live_reference: bool) -> float:
+        """The rate that utilisation is measured against: of training's own products, forward (twice with a live
+        reference) and backward (two for each of a forward's)."""
+        forwards = 2 if live_reference else 1
+        return (forwards + 2) / (forwards / self.forward + 2 / self.backward)
 
 
 def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.dtype) -> GemmRates:
@@ -112,6 +117,8 @@ def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.d
         flops += 2.0 * rows * n * k * count
         forward += times[0] * count
         backward += (times[1] + times[2]) * count
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()  # the trainers' processes need the memory
     return GemmRates(forward=flops / forward, backward=2 * flops / backward, peak=peak)
 
 

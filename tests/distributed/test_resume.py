@@ -35,10 +35,10 @@ def flags(data, save_dir, *more):
     ]
 
 
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
-def test_resume_is_bit_exact(config, small_data, tmp_path):
+@pytest.mark.parametrize(("config", "more"), [("zero2", ()), ("zero3", ()), ("zero2", ("--use_compile", 1))])
+def test_resume_is_bit_exact(config, more, small_data, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    done = train(*flags(small_data, whole), config=config, ranks=2).succeeded()
+    done = train(*flags(small_data, whole, *more), config=config, ranks=2, timeout=280).succeeded()
     assert "the last 4 pairs of the stream do not fill a global batch" in done.output
 
     # As if it had been killed after step 3: the newest checkpoint is that of step 2, step 3, with what the metrics of
@@ -52,7 +52,8 @@ def test_resume_is_bit_exact(config, small_data, tmp_path):
     for path in (resumed / "dpo_96.pth", resumed / "dpo_96"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    done = train(*flags(small_data, resumed, "--from_resume", 1), config=config, ranks=2).succeeded()
+    going_on = flags(small_data, resumed, "--from_resume", 1, *more)
+    done = train(*going_on, config=config, ranks=2, timeout=280).succeeded()
     assert "going on after step 2\n" in done.output  # and nothing is cut anew
     one, other = metrics(whole), metrics(resumed)
     assert [entry["step"] for entry in other] == [1, 3, 6]

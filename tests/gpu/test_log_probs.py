@@ -1,0 +1,36 @@
+"""The head's log-probs on a real GPU: against a plain log-softmax, and a host that never waits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minimind.objective import log_probs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+def test_several_blocks_are_one_softmax_and_nothing_waits(monkeypatch):
+    monkeypatch.setattr(log_probs, "_BLOCK_BYTES", 2**16)
+    hidden, weight = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16) for n in (300, 1000))
+    targets = torch.randint(0, 1000, (300,), device="cuda")
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    assert len(log_probs._blocks(targets, weight, torch.float32)) > 3
+
+    def grads() -> tuple[torch.Tensor, ...]:
+        made = log_probs.target_log_probs(*leaves, targets)
+        return (made.detach(), *torch.autograd.grad(made.sum(), leaves))
+
+    grads()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours = grads()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    plain = (leaves[0] @ leaves[1].T).float().log_softmax(1).gather(1, targets[:, None])[:, 0]
+    exact = (plain.detach(), *torch.autograd.grad(plain.sum(), leaves))
+    for one, other in zip(ours, exact, strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
