@@ -21,9 +21,6 @@ static const long KEYS = 120;
 static inline long even(long n) { return (n + 1) & ~1L; }
 static inline long whole_lanes(long n) { return (n + FEW - 1) / FEW * FEW; }
 
-// 2^x of what is at most 0, but for what was lost by rounding: of scores of 2^31 that is a lot.
-static inline floats below(floats x) { return power_of_two(smaller(floats{}, x)); }
-
 // Lanes of vector v from number `visible` on.
 static inline ints seen(long visible, int v) {
     static const int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -189,15 +186,15 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                         floats before = largest[v], sum{};
                         floats top = at(x);
                         for (long r = 1; r < keys; r++) top = larger(at(x + r * lanes), top);
-                        top *= base_two;
                         largest[v] = larger(top, largest[v]);
+                        // Subtracted before they are scaled: the largest is its own equal however large it is.
                         for (long r = 0; r < keys; r += 2) {
-                            floats upper = below(at(x + r * lanes) * base_two - largest[v]), lower{};
-                            if (r + 1 < keys) lower = below(at(x + (r + 1) * lanes) * base_two - largest[v]);
+                            floats upper = power_of_two((at(x + r * lanes) - largest[v]) * base_two), lower{};
+                            if (r + 1 < keys) lower = power_of_two((at(x + (r + 1) * lanes) - largest[v]) * base_two);
                             sum += upper + lower;
                             store_pairs(p.data() + r / 2 * lanes + v * VECTOR, upper, lower);
                         }
-                        floats factor = begun ? power_of_two(before - largest[v]) : floats{};
+                        floats factor = begun ? power_of_two((before - largest[v]) * base_two) : floats{};
                         total[v] = total[v] * factor + sum;
                         if (begun)
                             for (long d = 0; d < size; d++) {
@@ -284,8 +281,8 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                 for (long row = r; row < std::min(r + 2, keys); row++) {
                                     long i = row * lanes + v * VECTOR;
                                     // One after the other: their sum would lose the small one where scores are large.
-                                    floats above = at(&scores[i]) * base_two - at(&largest[v * VECTOR]);
-                                    floats own = below(above - at(&log_total[v * VECTOR]));
+                                    floats above = (at(&scores[i]) - at(&largest[v * VECTOR])) * base_two;
+                                    floats own = power_of_two(above - at(&log_total[v * VECTOR]));
                                     ds[row - r] = own * (at(&grad_p[i]) - at(&delta[v * VECTOR]));
                                     store(&p[i], own);
                                     store(&grad_s[i], ds[row - r]);

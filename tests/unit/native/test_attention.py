@@ -88,11 +88,12 @@ def test_gradients_lie_as_their_tensors_do():
         assert torch.equal(one, other)
 
 
-def test_scores_of_any_size_keep_the_softmax_whole():
-    """Scores of a million, far beyond what an exponential can hold: the largest take it all, and share it where they
-    are equal. Whole numbers, so that no route rounds them before the softmax."""
+@pytest.mark.parametrize("size", [16, 2**10])
+def test_scores_of_any_size_keep_the_softmax_whole(size):
+    """Scores of a million, and of 10^11, far beyond what an exponential can hold: the largest take it all, and share it
+    where they are equal. Whole numbers, so that no route rounds them before the softmax."""
     query, key, value, grad = inputs(2, 1, 16)
-    far = [(64 * x).round() * 16 for x in (query, key)]
+    far = [(64 * x).round() * size for x in (query, key)]
     exact = differentiated(by_sdpa, [tensor.double() for tensor in (*far, value)], grad.double())
     mine = differentiated(by_kernel, [*far, value], grad)
     for got, expected in zip((mine[0], mine[3]), (exact[0], exact[3]), strict=True):
