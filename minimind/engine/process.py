@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import deepspeed
 import torch
@@ -154,17 +154,17 @@ def main_first(world: World, action: Callable[[], Result]) -> Result:
 
 def from_main(world: World, action: Callable[[], Result]) -> Result:
     """What an action gives on rank 0, on all ranks; a user's error there is raised on all."""
-    box = [agree(world, action, runs=world.is_main)]
+    box: list[Any] = [agree(world, action, runs=world.is_main)]
     dist.broadcast_object_list(box, src=0, device=None if world.on_cpu else world.device)
-    return box[0]  # type: ignore[return-value]
+    return box[0]
 
 
 def gather(world: World, value: Result) -> list[Result]:
     """Every rank's value, on all ranks; however long one of them takes to come, as long as it makes progress."""
     world.watch.meet()
-    values: list[Result | None] = [None] * world.size
+    values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
+    return values
 
 
 def all_reduce(values: Tensor, op: str = "sum") -> Tensor:

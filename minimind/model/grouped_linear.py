@@ -12,11 +12,12 @@ import dataclasses
 import functools
 import itertools
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from minimind import native
 
@@ -140,19 +141,19 @@ class _GroupedLinear(torch.autograd.Function):
     the backward."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.groups = groups  # type: ignore[attr-defined]
+        ctx.groups = groups
         return (together if goes_together(weight, x) else one_by_one)(x, weight, groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         # Asked anew: under ZeRO-3 the weight may have been gathered to another place.
         gradients = together_gradients if goes_together(weight, x, grad) else one_by_one_gradients
-        return *gradients(grad, x, weight, ctx.groups), None  # type: ignore[attr-defined]
+        return *gradients(grad, x, weight, ctx.groups), None
 
 
 # Compiled blocks call this as it is: the groups' sizes would be compiled anew for every batch.

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 
 from minimind import native
@@ -110,17 +111,17 @@ class _TakeRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, taken_to: Tensor, k: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor, taken_to: Tensor, k: int) -> Tensor:
         """x (N, H), index (kN,), and where each row's k copies went, row after row: taken_to (kN,) -> (kN, H)."""
         ctx.save_for_backward(taken_to)
-        ctx.k = k  # type: ignore[attr-defined]
+        ctx.k = k
         return x.index_select(0, index)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (taken_to,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        copies = grad.index_select(0, taken_to).unflatten(0, (-1, ctx.k))  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (taken_to,) = ctx.saved_tensors
+        copies = grad.index_select(0, taken_to).unflatten(0, (-1, ctx.k))
         return sum_of(copies), None, None, None
 
 

@@ -101,7 +101,8 @@ static void multiply(Left left, const pair32* panel, long count, long rows, floa
         columns<4>(left, panel + k * LANES, LANES, sums, LANES, rows, std::min(DEPTH, count - k), add || k > 0);
 }
 
-// A block of a turned matrix in pairs, which the second cache holds while one thread multiplies it.
+// A block of a turned matrix in pairs, which the second cache holds while one thread multiplies it: 200 bytes for each of
+// what is summed over, as tokens are.
 struct Turned {
     pair32* own;
     const Product* of;

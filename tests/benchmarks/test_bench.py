@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
 from tests.benchmarks import peers
+from tests.benchmarks.bench import measure
 from tests.benchmarks.peers import PEERS, NotHereError, PeerError, _why, run_peer, task_of
 from tests.conftest import REPO
 
@@ -54,6 +57,19 @@ def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
     assert next(iter(startup)) == "launcher"
     assert list(startup)[-1] == "first step"
     assert sum(startup.values()) == pytest.approx(lines["ours"]["first_step_seconds"])
+
+
+def test_rounds_are_not_lost_for_parts_that_cannot_be_measured(capsys):
+    def run(name, **options):
+        if options:
+            raise PeerError("took too long")
+        return {"seconds": [1.0]}
+
+    arguments = argparse.Namespace(peers=["ours"], rounds=2)
+    measured = measure(types.SimpleNamespace(arguments=arguments, run=run))
+    assert len(measured.rounds["ours"]) == 2
+    assert (measured.failed, measured.steps, measured.kinds) == (["ours"], [], {})
+    assert "the parts of our steps: took too long" in capsys.readouterr().out
 
 
 def test_what_is_for_other_machines_is_no_failure(tmp_path, monkeypatch):

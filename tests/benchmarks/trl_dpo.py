@@ -57,10 +57,10 @@ def rows(path: Path) -> list[dict[str, object]]:
         SystemExit: a pair whose halves do not differ in the last message only, which TRL cannot be given.
     """
     out = []
-    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         row = json.loads(line)
         if row["chosen"][:-1] != row["rejected"][:-1]:
-            raise SystemExit("TRL's trainer needs pairs that differ in their last message only")
+            raise SystemExit(f"{path}, line {number}: TRL needs pairs that differ in their last message only")
         out.append({"prompt": row["chosen"][:-1], "chosen": row["chosen"][-1:], "rejected": row["rejected"][-1:]})
     return out
 

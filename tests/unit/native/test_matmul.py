@@ -267,8 +267,10 @@ def test_feed_forward(shape, inner, learns, made, monkeypatch):
     def exact(x, gate, up, down, added):
         return [F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down) + added]
 
+    def ours(*given):
+        return [native.feed_forward(*given)]
+
     # Four roundings on the way to a gradient of the first weights.
-    ours = lambda *given: [native.feed_forward(*given)]  # noqa: E731
     assert_same(ours, exact, inputs, [numbers(*shape, 34, seed=9)], list(map(bool, learns)), 2**-7)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,13 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("without", ["avx512f", "avx"])
 def test_the_kernels_tests_pass_without(without):
     tests = [str(HERE / name) for name in ("test_functions.py", "test_attention.py", "test_matmul.py")]
-    environment = {**os.environ, "CXX": f"{os.environ.get('CXX', 'c++')} -mno-{without}"}
+    compiler = f"{os.environ.get('CXX', 'c++')} -mno-{without}"
+    macros = subprocess.run(
+        [*shlex.split(compiler), "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert f"__{without.upper()}__" not in macros
+    environment = {**os.environ, "CXX": compiler}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         env=environment, capture_output=True, text=True, timeout=280,
