@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minimind.engine.ds_zero import swaps_to_nvme
-from minimind.engine.process import World
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
+from minimind.ranks.process import World
 from minimind.weights.empty import plain_model, uninitialized_model
 from minimind.weights.sources import WeightSource, tensors
 

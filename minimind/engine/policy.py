@@ -23,10 +23,10 @@ from minimind.data.pack import PairBatch
 from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
-from minimind.engine.process import World
-from minimind.engine.shortcuts import take_shortcuts
+from minimind.engine.patches.optimizer import take_shortcuts
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
+from minimind.ranks.process import World
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 

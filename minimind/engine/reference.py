@@ -21,10 +21,10 @@ from minimind.data.pack import PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import swaps_to_nvme, weights_at_hand
-from minimind.engine.process import World
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
 from minimind.objective.dpo import row_sums
+from minimind.ranks.process import World
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 

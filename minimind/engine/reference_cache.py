@@ -32,9 +32,9 @@ from torch import Tensor
 from minimind.data.loader import Layout
 from minimind.data.pack import PairBatch, to_device
 from minimind.data.table import PairTable
-from minimind.engine.process import World, agree, from_main, gather
 from minimind.engine.reference import Reference, RowReference
 from minimind.errors import DataError, TrainingError
+from minimind.ranks.process import World, agree, from_main, gather
 
 # Counts up when what is scored, or how it is written, changes.
 _FORMAT = 1

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <type_traits>
 #include <vector>
-#include "turn.h"
+#include "transpose.h"
 
 // Keys of a block, whole rows and pairs: what is made of them stays near the core.
 static const long KEYS = 120;

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 #include <omp.h>
-#include "turn.h"
+#include "transpose.h"
 
 // Rows of a block, and most rows of one that is turned first.
 static const long BLOCK = 48, TURNED_BLOCK = 96;

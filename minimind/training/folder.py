@@ -11,10 +11,10 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from minimind.checkpoints.manifest import write_whole
 from minimind.config import TrainConfig
-from minimind.engine.manifest import write_whole
 from minimind.errors import ConfigError
-from minimind.training.prepare import Prepared, weights_name
+from minimind.training.setup.prepare import Prepared, weights_name
 from minimind.version import __version__
 
 # What the run keeps its records in; those of an earlier run are moved aside, never mixed with or written over.

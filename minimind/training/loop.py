@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
+from minimind.checkpoints.checkpoints import Checkpoints
 from minimind.config import TrainConfig
 from minimind.data.loader import Layout, eval_batches, train_batches
 from minimind.data.pack import PairBatch
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
-from minimind.engine import process
-from minimind.engine.checkpoints import Checkpoints
 from minimind.engine.policy import Policy
-from minimind.engine.process import World
 from minimind.engine.reference import RowReference
 from minimind.errors import CheckpointError, TrainingError, WeightsError
+from minimind.ranks import process
+from minimind.ranks.process import World
 from minimind.training.console import Console
 from minimind.training.folder import append_line
+from minimind.training.jobs.dpo import Objective, eval_step, train_step
 from minimind.training.metrics import MetricSums, StepMetrics
 from minimind.training.nonfinite import MicroBatch, blame, write_pairs
-from minimind.training.step import Objective, eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimind.engine.process import World, all_reduce, gather
 from minimind.objective.dpo import PairOutcomes
+from minimind.ranks.process import World, all_reduce, gather
 
 # The order of the sums; the first counts pairs.
 _MEANS = (

@@ -17,33 +17,34 @@ import torch
 from torch import Tensor
 
 from minimind import demo, native
+from minimind.checkpoints.checkpoints import Checkpoint, Checkpoints, find
 from minimind.config import Settings, TrainConfig, parse_settings
 from minimind.data.loader import Layout
 from minimind.data.pack import pack, pad
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
-from minimind.engine import process
-from minimind.engine.checkpoints import Checkpoint, Checkpoints, find
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.policy import Policy
-from minimind.engine.preflight import check_alike
-from minimind.engine.process import World
 from minimind.engine.scorer import packing_obstacle
+from minimind.engine.start import start_rank
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.packed_attention import FLEX, VARLEN
 from minimind.objective.schedule import learning_rate_factor
-from minimind.training.announce import announce_data, announce_run
-from minimind.training.attention import settle_attention
+from minimind.ranks import process
+from minimind.ranks.preflight import check_alike
+from minimind.ranks.process import World
 from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after, open_run_folder
+from minimind.training.jobs.dpo import layouts_agree
 from minimind.training.loop import Run, train
-from minimind.training.prepare import PATH_FLAGS, Prepared, input_paths, load_pairs, prepare, weights_name
-from minimind.training.references import open_references
-from minimind.training.resume import check_same_run, describe, model_identity, moved
 from minimind.training.samples import source_answers
-from minimind.training.space import check_space
-from minimind.training.step import layouts_agree
+from minimind.training.setup.attention import settle_attention
+from minimind.training.setup.prepare import PATH_FLAGS, Prepared, input_paths, load_pairs, prepare, weights_name
+from minimind.training.setup.references import open_references
+from minimind.training.setup.resume import check_same_run, describe, model_identity, moved
+from minimind.training.setup.space import check_space
+from minimind.training.startup_report import announce_data, announce_run
 from minimind.weights.io import save_huggingface, save_minimind
 from minimind.weights.sources import open_weights
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stop and has saved, and with another after any failure."""
     with process.user_errors():
         settings = _parse(sys.argv[1:] if argv is None else argv)
-        world = process.start(settings.config.timeout)
+        world = start_rank(settings.config.timeout)
         _check_alike(settings, world)
         world.watch.enter("loading")
         checkpoint = _find_checkpoint(settings.config, world)

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from minimind.engine import process
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.engine.reference_cache import CachedReference
 from minimind.native import products
+from minimind.ranks import process
 from minimind.training import loop, references, run
 from minimind.training.console import Console
 from tests.benchmarks.common import DEVICE, Task, memory_of, now, read_task, used_gib

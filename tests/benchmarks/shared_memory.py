@@ -17,7 +17,8 @@ from deepspeed.comm import comm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from minimind.engine import process
+from minimind.engine.start import start_rank
+from minimind.ranks import process
 
 ROUNDS = 11
 
@@ -32,7 +33,7 @@ def seconds(collective: Callable[[], object]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     millions = float(sys.argv[-1]) if sys.argv[-1].replace(".", "").isdecimal() else 30
-    world = process.start()
+    world = start_rank()
     shared = getattr(comm.cdb.all_gather_function, "__self__", None)
     if shared is None:
         sys.exit("memory is not shared here: several ranks of one machine and AVX-512 are needed")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from minimind import demo
+from minimind.checkpoints.manifest import Manifest, record
 from minimind.config import parse_settings
-from minimind.engine.manifest import Manifest, record
-from minimind.engine.process import World
-from minimind.training.prepare import prepare
-from minimind.training.space import checkpoint_bytes, weight_bytes
+from minimind.ranks.process import World
+from minimind.training.setup.prepare import prepare
+from minimind.training.setup.space import checkpoint_bytes, weight_bytes
 from tests.distributed.launching import REPO, launch, metrics, train
 
 # Several launches a test: more time than one needs on a machine that is busy.

@@ -11,11 +11,11 @@ import torch
 from minimind import demo
 from minimind.config import parse_settings
 from minimind.data.table import load_table
-from minimind.engine.process import World
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
-from minimind.training.prepare import prepare
+from minimind.ranks.process import World
+from minimind.training.setup.prepare import prepare
 from minimind.weights.empty import plain_model, tensor_shapes
 from minimind.weights.io import save_weights
 from minimind.weights.sources import open_weights

@@ -1,5 +1,7 @@
-"""Imports point one way: launch -> training -> {engine, data, objective} -> {weights, model} -> {config,
-errors}."""
+"""Imports point one way.
+
+launch -> training -> checkpoints -> engine -> {ranks, data, objective} -> {weights, model} -> {native, config, errors}
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.conftest import REPO
 # free.
 BOTTOM = {"config", "errors"}
 MIDDLE = BOTTOM | {"weights", "model"}
-BELOW_TRAINING = MIDDLE | {"engine", "data", "objective"}
+BELOW_TRAINING = MIDDLE | {"engine", "checkpoints", "ranks", "data", "objective"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -27,7 +29,9 @@ ARROWS: dict[str, set[str]] = {
     "weights": BOTTOM | {"model"},
     "data": BOTTOM,  # knows neither model nor engine
     "objective": BOTTOM | {"native"},  # pure functions of tensors
-    "engine": MIDDLE | {"data", "objective", "native"},
+    "ranks": {"errors"},  # processes; no DeepSpeed, no model
+    "engine": MIDDLE | {"ranks", "data", "objective", "native"},
+    "checkpoints": BOTTOM | {"ranks", "engine"},
     "plan": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"demo", "plan", "native"},
     "demo": set(),

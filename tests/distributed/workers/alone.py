@@ -14,12 +14,13 @@ from deepspeed.utils import z3_leaf_module
 
 from minimind.config import parse_settings
 from minimind.data.pack import pack
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_reference
 from minimind.engine.reference import Reference
 from minimind.engine.scorer import PairScorer
+from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
+from minimind.ranks import process
 from minimind.weights.io import fill
 from minimind.weights.sources import RandomSource
 
@@ -42,7 +43,7 @@ def main() -> None:
     # Before DeepSpeed takes hold of them.
     for name in ("all_gather", "all_gather_into_tensor"):
         setattr(dist, name, counted(name, calls))
-    world = process.start()
+    world = start_rank()
     settings = parse_settings(["--dtype", "float32"])
     # An embedding too large to be left whole, as DeepSpeed leaves small tensors.
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=2, vocab_size=6400)

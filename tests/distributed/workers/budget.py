@@ -15,15 +15,16 @@ import torch
 from minimind.config import parse_settings
 from minimind.data.pack import PairBatch, pack
 from minimind.data.stream import PairStream
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy
 from minimind.engine.policy import Policy
 from minimind.engine.reference import RowReference
 from minimind.engine.scorer import PairScorer
+from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
+from minimind.ranks import process
+from minimind.training.jobs.dpo import Objective, train_step
 from minimind.training.metrics import MetricSums
-from minimind.training.step import Objective, train_step
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -110,7 +111,7 @@ def check(world: process.World, stage: int, dtype: str) -> None:
 
 if __name__ == "__main__":
     with process.user_errors():
-        joined = process.start()
+        joined = start_rank()
         for stage in (0, 1, 2, 3):
             for dtype in ("float32", "bfloat16") if stage else ("float32",):
                 check(joined, stage, dtype)

@@ -8,7 +8,8 @@ from deepspeed import comm
 from torch import Tensor
 
 from minimind.engine import process, shared_memory
-from minimind.engine.process import World
+from minimind.engine.start import start_rank
+from minimind.ranks.process import World
 
 # Elements of a rank's part: of few bytes, which go the old way; odd; more than one round of the sum and of its buffer.
 SIZES = (10, 100_003, 9_000_001)
@@ -97,7 +98,7 @@ def main() -> None:
     shared_memory._Shared._sum = watched
     # As many rounds of the sum as a tensor of some gigabytes has.
     shared_memory._MOST = 2**23
-    world = process.start()
+    world = start_rank()
     for dtype in BITS:
         for size in SIZES:
             check_gather(world, size, dtype)

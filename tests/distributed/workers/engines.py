@@ -15,14 +15,15 @@ from deepspeed.utils import safe_get_full_grad
 from minimind.config import parse_settings
 from minimind.data.pack import pack
 from minimind.data.table import PreferencePair
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.engine.scorer import PairScorer
+from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.objective.dpo import pair_outcomes, row_log_probs
+from minimind.ranks import process
 from minimind.weights.io import fill
 from minimind.weights.sources import RandomSource
 
@@ -58,7 +59,7 @@ def experts_used(scorer: PairScorer, batch) -> torch.Tensor:
 
 def main() -> None:
     stage = int(sys.argv[-1])
-    world = process.start()
+    world = start_rank()
     settings = parse_settings(["--dtype", "float32", "--batch_size", "1", "--grad_clip", "0"])
     config = MiniMindConfig(
         generation=3, hidden_size=64, num_hidden_layers=2, vocab_size=640, use_moe=True, num_experts_per_tok=1

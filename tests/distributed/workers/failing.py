@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 from minimind.config import parse_settings
 from minimind.data.pack import pack
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
+from minimind.engine.start import start_rank
 from minimind.errors import DataError
 from minimind.model.configuration import MiniMindConfig
-from minimind.training.step import check_start
+from minimind.ranks import process
+from minimind.training.jobs.dpo import check_start
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -72,7 +73,7 @@ if __name__ == "__main__":
             # As on a machine whose driver works, unlike that of the other.
             gpu = SimpleNamespace(device_name=lambda: "cuda", device_count=lambda: 8)
             process.get_accelerator = lambda: gpu
-        joined = process.start()
+        joined = start_rank()
         ways = (user_error, crash, other_reference, killed_at_the_end, other_device)
         {way.__name__: way for way in ways}[how](joined)
     process.end(0)

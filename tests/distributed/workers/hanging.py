@@ -9,7 +9,8 @@ import time
 
 import torch
 
-from minimind.engine import process
+from minimind.engine.start import start_rank
+from minimind.ranks import process
 
 LIMIT = 6
 
@@ -52,6 +53,6 @@ def summing(world: process.World) -> None:
 
 if __name__ == "__main__":
     with process.user_errors():
-        joined = process.start()
+        joined = start_rank()
         joined.watch.timeout = LIMIT
         {"slow": slow, "stopped": stopped, "summing": summing}[sys.argv[-1]](joined)

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from minimind.config import parse_settings
-from minimind.engine import process
 from minimind.engine.build import _fill_gathered, build_scorer
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
+from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
+from minimind.ranks import process
 from minimind.weights.sources import RandomSource, open_weights
 
 REPO = Path(__file__).resolve().parents[3]
@@ -86,7 +87,7 @@ def check_both_fills(ds_config: dict[str, Any], world: process.World) -> None:
 
 def main() -> None:
     path, answer_path = map(Path, sys.argv[-2:])
-    world = process.start()
+    world = start_rank()
     settings = parse_settings(["--dtype", "bfloat16", "--batch_size", "1"])
     source = open_weights(path, {})
     configs = [

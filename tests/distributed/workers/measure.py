@@ -20,17 +20,18 @@ from deepspeed.comm.comm import comms_logger
 
 from minimind.config import parse_settings
 from minimind.data.pack import pack
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
+from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import rank_memory
 from minimind.plan.sizes import ModelSizes
 from minimind.plan.traffic import step_traffic
+from minimind.ranks import process
+from minimind.training.jobs.dpo import Objective, train_step
 from minimind.training.metrics import MetricSums
-from minimind.training.step import Objective, train_step
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -137,7 +138,7 @@ def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dic
 
 
 def main() -> None:
-    world, folder = process.start(), Path(sys.argv[-1])
+    world, folder = start_rank(), Path(sys.argv[-1])
     gc.freeze()  # a million objects of imported modules, none of them a tensor of ours: looking at them takes seconds
     cases = json.loads((folder / "cases.json").read_text())
     answers = [answer for case in cases for answer in process.gather(world, measure(case, world))]

@@ -12,7 +12,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from minimind.engine.checkpoints import Checkpoints
+from minimind.checkpoints.checkpoints import Checkpoints
 from minimind.training.run import main
 
 KIND, STEPS = os.environ["OBSTACLE"], [int(step) for step in os.environ["OBSTACLE_STEPS"].split(",")]

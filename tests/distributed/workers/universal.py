@@ -13,12 +13,13 @@ import torch
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+from minimind.checkpoints.reshard import MASTER, SavedStates
 from minimind.config import parse_settings
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy
-from minimind.engine.elastic import MASTER, SavedStates
 from minimind.engine.policy import Policy
+from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
+from minimind.ranks import process
 from minimind.weights.sources import RandomSource
 
 REPO = Path(__file__).resolve().parents[3]
@@ -26,7 +27,7 @@ REPO = Path(__file__).resolve().parents[3]
 
 def main() -> None:
     folder, tag = Path(sys.argv[-2]), sys.argv[-1]
-    world = process.start()
+    world = start_rank()
     resolved = resolve_policy(
         REPO / "ds_configs/zero3.json", parse_settings(["--dtype", "float32"]), world.size, world.on_cpu
     )

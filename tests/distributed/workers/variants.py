@@ -21,13 +21,14 @@ from engines import REPO, loss, random_pair  # beside this script
 from minimind.config import parse_settings
 from minimind.data.pack import pack
 from minimind.engine import policy as policy_module
-from minimind.engine import process
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
-from minimind.engine.process import World
 from minimind.engine.reference import Reference
+from minimind.engine.start import start_rank
 from minimind.errors import TrainingError
 from minimind.model.configuration import MiniMindConfig
+from minimind.ranks import process
+from minimind.ranks.process import World
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
 # Each global step has two micro-batches, or three, as a token budget makes them; clipping is always at work.
@@ -115,7 +116,7 @@ def reference_rows(source: WeightSource, name: str, dtype: str, world: World) ->
 
 def main() -> None:
     folder, weights, dtype, *variants = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    world = process.start()
+    world = start_rank()
     if weights == "moe":
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 640}
         config = MiniMindConfig(generation=3, use_moe=True, num_experts_per_tok=1, **sizes)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minimind.engine import policy
-from minimind.engine.process import World
+from minimind.ranks.process import World
 
 # 10 elements on 3 ranks: shares of 4, the last padded with 2; 1 element on 3 ranks: two shares are pads alone.
 VALUES = {"weight": torch.arange(10.0).view(2, 5).bfloat16(), "bias": torch.tensor([7.0])}

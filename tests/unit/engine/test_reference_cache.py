@@ -19,9 +19,9 @@ import torch
 
 from minimind.data.pack import pack
 from minimind.data.table import PairTable, load_table
-from minimind.engine.process import World
 from minimind.engine.reference_cache import RECORD, ReferenceCache, read_records, seal_records
 from minimind.errors import DataError, TrainingError
+from minimind.ranks.process import World
 from tests.conftest import REPO, pair
 
 COUNT = 11

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from minimind.config import parse_settings
-from minimind.engine.process import World
+from minimind.ranks.process import World
 from minimind.training.folder import append_line, drop_metrics_after, open_run_folder
-from minimind.training.prepare import prepare
+from minimind.training.setup.prepare import prepare
 from tests.conftest import REPO
 
 

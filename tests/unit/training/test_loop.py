@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minimind.config import TrainConfig
-from minimind.engine.process import World
 from minimind.errors import CheckpointError, TrainingError, WeightsError
+from minimind.ranks.process import World
 from minimind.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_rank")

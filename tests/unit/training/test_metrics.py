@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.engine.process import World
 from minimind.objective.dpo import pair_outcomes
+from minimind.ranks.process import World
 from minimind.training import metrics
 from minimind.training.metrics import MetricSums, StepMetrics
 

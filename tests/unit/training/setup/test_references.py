@@ -1,0 +1,69 @@
+"""The reference's engine is built when something must be scored, once for all files, and not otherwise."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from minimind.config import parse_settings
+from minimind.data.pack import pack
+from minimind.data.table import load_table
+from minimind.engine.reference_cache import ReferenceCache
+from minimind.training.console import Console
+from minimind.training.setup import references
+from tests.conftest import pair
+from tests.unit.engine.test_reference_cache import ABOUT, WORLD, StandIn
+
+
+@pytest.fixture
+def tables(tokenizer, tmp_path):
+    found = []
+    for name, count in (("train", 9), ("eval", 4)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps(pair(f"{name} {i}?", "Yes.", "No!")) for i in range(count)))
+        options = {"max_length": 64, "empty_think_ratio": 1.0, "num_workers": 0, "cache_dir": tmp_path}
+        found.append(load_table(path, tokenizer, **options))
+    return found
+
+
+class Engine(StandIn):
+    """Counts how often it is built and closed."""
+
+    built: int = 0
+    closed: int = 0
+
+    def __init__(self, *_: object) -> None:
+        super().__init__(pairs_per_forward=3)
+        Engine.built += 1
+
+    def close(self) -> None:
+        Engine.closed += 1
+
+
+def test_an_engine_is_built_only_for_what_no_cache_knows(one_rank, tables, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(references, "Reference", Engine)
+    prepared = SimpleNamespace(source=None, reference_config=None, settings=parse_settings([]))
+    policy = SimpleNamespace(world=WORLD)
+
+    def fill() -> str:
+        caches = [ReferenceCache(tmp_path / "cache", table, ABOUT, WORLD) for table in tables]
+        references._fill(caches, prepared, policy, pack, Console(enabled=True))
+        assert all(cache.num_known == len(cache) for cache in caches)
+        return capsys.readouterr().out
+
+    said = fill()
+    assert "reference of train.jsonl: 0 of 9 pairs" in said
+    assert "9/9 pairs scored" in said
+    assert "4/4 pairs scored" in said
+    assert (Engine.built, Engine.closed) == (1, 1)
+    said = fill()
+    assert "reference of train.jsonl: 9 of 9 pairs" in said
+    assert "scored" not in said
+    assert (Engine.built, Engine.closed) == (1, 1)
+    # One of the two is lost.
+    (path := next((tmp_path / "cache").glob("reference-*/rows.bin"))).unlink()
+    assert "0 of" in fill()
+    assert path.is_file()
+    assert (Engine.built, Engine.closed) == (2, 2)

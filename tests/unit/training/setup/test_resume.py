@@ -1,0 +1,84 @@
+"""What may differ when a run goes on, and what may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minimind.checkpoints.checkpoints import Checkpoint
+from minimind.checkpoints.manifest import Manifest
+from minimind.config import parse_settings
+from minimind.data.stream import PairStream
+from minimind.errors import CheckpointError
+from minimind.model.configuration import MiniMindConfig
+from minimind.training.setup.resume import check_same_run, describe, moved
+
+# Of MiniMind's optimizer, as a file for a CPU and one for offloading have it.
+TORCH = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999], "torch_adam": True, "fused": True}}
+OFFLOAD = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999]}}
+
+
+def stream(ranks=2, seed=42):
+    shared = {"num_pairs": 26, "epochs": 2, "micro_batch_size": 2, "shuffle": True, "seed": seed}
+    return PairStream(**shared, accumulation_steps=4 // ranks, world_size=ranks)
+
+
+def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None):
+    prepared = SimpleNamespace(
+        settings=parse_settings(flags.split()),
+        policy_config=SimpleNamespace(values={"optimizer": optimizer, "zero_optimization": {"stage": stage}}),
+        source=SimpleNamespace(config=model or MiniMindConfig()),
+    )
+    table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
+    return describe(prepared, table, "weights'", stream(ranks), 6)
+
+
+def checkpoint(described, place):
+    manifest = Manifest(step=3, stream=place, files={}, **described)
+    return Checkpoint(path=Path("checkpoints/step00000003"), manifest=manifest, damaged={})
+
+
+def test_ranks_stage_and_the_optimizers_means_may_differ():
+    saved = checkpoint(json.loads(json.dumps(description())), stream().place_after(3))
+    now = description(ranks=4, stage=3, optimizer=OFFLOAD)
+    check_same_run(saved, now, stream(ranks=4))
+    assert moved(saved, now) == ", cut anew: 2 ranks, ZeRO-2 -> 4 ranks, ZeRO-3"
+    assert moved(saved, description(optimizer=OFFLOAD)) == ", cut anew for other ZeRO settings"
+    assert moved(saved, description()) == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"flags": "--beta 0.5"}, "beta was 0.1, is 0.5"),
+        ({"flags": "--seed 1"}, "seed was 42, is 1"),
+        ({"optimizer": {"type": "Lion", "params": {"lr": 0.1}}}, "optimizer was"),
+        ({"model": MiniMindConfig(num_hidden_layers=3)}, "model.num_hidden_layers was 8, is 3"),
+    ],
+)
+def test_what_is_trained_may_not(changed, said):
+    saved = checkpoint(description(), stream().place_after(3))
+    with pytest.raises(CheckpointError, match="belongs to a run with other settings") as caught:
+        check_same_run(saved, description(**changed), stream())
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3  # and nothing else differs
+
+
+def test_states_that_swap_to_nvme_neither_go_on_nor_are_gone_on_from():
+    nvme = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/drive"}}
+    here, there = description(), description()
+    there["layout"]["zero_optimization"] = nvme
+    with pytest.raises(CheckpointError, match=r"written while states swapped to NVMe, .* start anew in another --save"):
+        check_same_run(checkpoint(there, stream().place_after(3)), here, stream())
+    with pytest.raises(CheckpointError, match=r"cannot be gone on from .*/zero3_offload\.json, or start anew"):
+        check_same_run(checkpoint(here, stream().place_after(3)), there, stream())
+
+
+def test_a_stream_that_deals_other_pairs_is_refused():
+    """As another version of numpy might, with the same seed."""
+    saved = checkpoint(description(), stream(seed=1).place_after(3))
+    with pytest.raises(CheckpointError, match="pairs would be repeated or skipped: after step 3"):
+        check_same_run(saved, description(), stream())
