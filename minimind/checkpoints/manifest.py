@@ -1,9 +1,9 @@
-"""What makes a checkpoint whole: a manifest with the size and hash of every file, written last.
+"""The manifest: describes a checkpoint, with the size and hash of every file; written last.
 
-    files on the disk -> record -> Manifest -> write        a folder without one is no checkpoint
-    folder -> read -> Manifest -> damage                    what is wrong with a file
+    files on the disk -> fingerprint_file -> Manifest -> write    a folder without one is an unfinished checkpoint
+    folder -> read -> Manifest -> find_damage                     what is wrong with a file
 
-Hashes are SHA-256, so that `sha256sum` can check them too; it is the fastest that processors help with.
+Hashes are SHA-256: `sha256sum` can check them, and processors compute it in hardware.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ _BLOCK_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint is.
+    """Description of a checkpoint.
 
     Attributes:
-        step: the global step it was written after.
-        stream: where the stream of pairs stood then.
-        identity: what must be the same for a run to go on from it.
+        step: the global step after which it was written.
+        stream: position in the stream of pairs at that step.
+        identity: settings that must be equal for a run to resume from it.
         batch: how a global batch was split: batch_size, accumulation_steps.
-        layout: how the states are cut: ranks, ZeRO section, optimizer. Going on with another means cutting them anew.
-        files: name -> {"bytes", "sha256"}.
-        unlogged: what the training metrics had come to since the last logged step.
-        attention: what attended over packs; empty in manifests that do not say.
+        layout: how the states are partitioned: ranks, ZeRO section, optimizer. Another layout needs resharding.
+        files: file name -> {"bytes", "sha256"}.
+        unlogged: sums of the training metrics since the last logged step.
+        attention: attention backend of the packs; empty in manifests of versions that did not record it.
+        listeners: state of the training loop's listeners by name, JSON values; empty in older manifests.
     """
 
     step: int
@@ -48,56 +49,65 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
     unlogged: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attention: str = ""
+    listeners: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write it, with a hash of its own."""
+        """Write it, with a hash of its own fields."""
         values = dataclasses.asdict(self)
-        text = json.dumps({**values, "sha256": _hash_of(values)}, indent=1, ensure_ascii=False)
-        write_whole(folder / MANIFEST, text)
+        text = json.dumps({**values, "sha256": _hash_values(values)}, indent=1, ensure_ascii=False)
+        write_atomically(folder / MANIFEST, text)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read it.
+        """Read the manifest of a checkpoint.
 
         Raises:
-            CheckpointError: it is missing, or not as it was written.
+            CheckpointError: it is missing, is no manifest, or does not match its own hash.
         """
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             written = values.pop("sha256")
             manifest = cls(**values)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{MANIFEST} is missing: it was never finished, or files were deleted") from error
+            raise CheckpointError(f"{MANIFEST} is missing: the save did not finish, or files were deleted") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{MANIFEST} cannot be read ({error})") from error
-        if written != _hash_of(values):
-            raise CheckpointError(f"{MANIFEST} is not as it was written")
+        # Over the fields in the file, not over the defaults that an older manifest lacks.
+        if written != _hash_values(values):
+            raise CheckpointError(f"{MANIFEST} does not match its own hash (SHA-256)")
         return manifest
 
 
-def record(path: Path, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Size and hash of a file that has reached the disk.
+def fingerprint_file(path: Path, on_progress: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, after it has been flushed to the disk.
 
     Args:
-        tick: called between blocks, since a large file takes its time.
+        path: the file.
+        on_progress: called after each block of 1 MiB.
 
     Raises:
-        OSError: it has not.
+        OSError: the file cannot be read or flushed.
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": _sha256(file, tick)}
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": _sha256(file, on_progress)}
 
 
-def damage(path: Path, written: Mapping[str, Any], tick: Callable[[], object] = lambda: None) -> str | None:
-    """What is wrong with a file, None if it is as it was written; of a file of another size no hash is taken."""
+def find_damage(path: Path, written: Mapping[str, Any], on_progress: Callable[[], object] = lambda: None) -> str | None:
+    """What is wrong with a file; None if it is intact. A file of the wrong size is not hashed.
+
+    Args:
+        path: the file.
+        written: its entry in the manifest, from `fingerprint_file`.
+        on_progress: called after each block of 1 MiB.
+    """
     try:
         size = path.stat().st_size
         if size != written["bytes"]:
             return f"{path.name} has {size} of {written['bytes']} bytes"
         with path.open("rb") as file:
-            if _sha256(file, tick) != written["sha256"]:
-                return f"{path.name} has other contents than were written (SHA-256)"
+            if _sha256(file, on_progress) != written["sha256"]:
+                return f"{path.name} has changed since it was written (SHA-256 differs)"
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
@@ -105,17 +115,17 @@ def damage(path: Path, written: Mapping[str, Any], tick: Callable[[], object] = 
     return None
 
 
-def _sha256(file: io.BufferedReader, tick: Callable[[], object]) -> str:
+def _sha256(file: io.BufferedReader, on_progress: Callable[[], object]) -> str:
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
     while size := file.readinto(block):
         digest.update(block[:size])
-        tick()
+        on_progress()
     return digest.hexdigest()
 
 
 def own_files(folder: Path, rank: int) -> list[Path]:
-    """The files that a rank wrote: those that bear its number; rank 0's are the rest."""
-    # All ranks come here at once: each asks the file system only about its own.
+    """The files that a rank wrote: those with its number in their name; files without a number are rank 0's."""
+    # The name is compared first: all ranks call this at once, and each should stat only its own files.
     return [path for path in sorted(folder.rglob("*")) if _writer(path) == rank and path.is_file()]
 
 
@@ -124,8 +134,8 @@ def _writer(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the new one, whenever the machine stops."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file: after a crash at any moment it has either its old or its new contents."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -136,7 +146,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """See to it that the names in a folder, too, survive a power cut, where the file system can."""
+    """Flush a folder's entries to the disk, where the file system supports it: new names then survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -145,5 +155,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _hash_of(values: Mapping[str, Any]) -> str:
+def _hash_values(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's fields as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

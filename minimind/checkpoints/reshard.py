@@ -133,7 +133,7 @@ class SavedStates:
             self.scalars = {key: value for key, value in state.items() if key not in _shaped(state)}
 
 
-def load_elsewhere(engine: Any, folder: Path, world: World) -> None:
+def load_resharded(engine: Any, folder: Path, world: World) -> None:
     """Load a checkpoint of any stage and number of ranks into an engine of any other.
 
     Raises:

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from minimind.checkpoints.manifest import write_whole
+from minimind.checkpoints.manifest import write_atomically
 from minimind.config import TrainConfig
 from minimind.errors import ConfigError
 from minimind.training.setup.prepare import Prepared, weights_name
@@ -104,7 +104,7 @@ def drop_metrics_after(folder: Path, step: int) -> None:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
         if kept != text:
-            write_whole(path, kept)
+            write_atomically(path, kept)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error})") from error
 

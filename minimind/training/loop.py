@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from minimind.checkpoints.checkpoints import Checkpoints
+from minimind.checkpoints.store import Checkpoints
 from minimind.config import TrainConfig
 from minimind.data.loader import Layout, eval_batches, train_batches
 from minimind.data.pack import PairBatch

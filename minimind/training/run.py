@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from minimind import demo, native
-from minimind.checkpoints.checkpoints import Checkpoint, Checkpoints, find
+from minimind.checkpoints.find import Checkpoint, find_checkpoint
+from minimind.checkpoints.store import Checkpoints
 from minimind.config import Settings, TrainConfig, parse_settings
 from minimind.data.loader import Layout
 from minimind.data.pack import pack, pad
@@ -212,7 +213,9 @@ def _checkpoint_folder(config: TrainConfig) -> Path:
 
 
 def _find_checkpoint(config: TrainConfig, world: World) -> Checkpoint | None:
-    return find(_checkpoint_folder(config), world, config.on_bad_checkpoint) if config.from_resume else None
+    if not config.from_resume:
+        return None
+    return find_checkpoint(_checkpoint_folder(config), world, config.on_bad_checkpoint)
 
 
 def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) -> None:

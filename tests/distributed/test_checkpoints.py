@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minimind import demo
-from minimind.checkpoints.manifest import Manifest, record
+from minimind.checkpoints.manifest import Manifest, fingerprint_file
 from minimind.config import parse_settings
 from minimind.ranks.process import World
 from minimind.training.setup.prepare import prepare
@@ -90,8 +90,8 @@ def test_damage_is_named_and_the_one_before_is_used_if_asked(run, data, tmp_path
     done = train(*flags(data, folder, *again), config="zero3", ranks=2)
     assert done.status != 0
     assert done.output.count("CheckpointError") == 1
-    assert f"step00000004: {name} has other contents than were written" in done.output
-    assert "The newest whole one is step00000003: --on_bad_checkpoint previous goes on from there." in done.output
+    assert f"step00000004: {name} has changed since it was written (SHA-256 differs)" in done.output
+    assert "The newest intact checkpoint is step00000003; --on_bad_checkpoint previous resumes from it." in done.output
     assert "Traceback" not in done.output
 
     done = train(*flags(data, folder, *again, "--on_bad_checkpoint", "previous"), config="zero3", ranks=2).succeeded()
@@ -110,7 +110,7 @@ def test_a_file_that_only_one_rank_cannot_load_is_one_error_of_all(run, data, tm
     # Whole by its manifest, and nothing that torch can read.
     (newest / name).write_bytes(b"no states")
     manifest = Manifest.read(newest)
-    dataclasses.replace(manifest, files={**manifest.files, name: record(newest / name)}).write(newest)
+    dataclasses.replace(manifest, files={**manifest.files, name: fingerprint_file(newest / name)}).write(newest)
     done = train(*flags(data, folder, "--from_resume", 1), config="zero3", ranks=2)
     assert done.status != 0
     assert done.output.count("CheckpointError") == 1

@@ -86,7 +86,7 @@ def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
     assert torn.status != 0
     assert "CheckpointError" in torn.output
     assert "step00000002: mp_rank_00_model_states.pt has" in torn.output
-    assert "No other is whole" in torn.output
+    assert "No checkpoint is intact" in torn.output
     assert "Traceback" not in torn.output
 
     # A fresh run in the same folder puts the earlier one aside.

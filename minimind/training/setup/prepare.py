@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minimind import demo
-from minimind.checkpoints.checkpoints import Checkpoint
+from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEMO, WEIGHTS, Settings, TrainConfig
 from minimind.data.table import PairTable, load_table
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch

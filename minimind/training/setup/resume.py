@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from minimind.checkpoints.checkpoints import Checkpoint
+from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEFAULT
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable

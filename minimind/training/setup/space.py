@@ -9,7 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
-from minimind.checkpoints.checkpoints import complete_tags
+from minimind.checkpoints.find import complete_checkpoints
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
@@ -38,7 +38,7 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
     folder = Path(config.save_dir)
     interval = config.save_interval or total_steps
     saves = max(1, math.ceil(total_steps / interval) - start // interval)
-    present = len(complete_tags(folder / "checkpoints")) if start else 0
+    present = len(complete_checkpoints(folder / "checkpoints")) if start else 0
     at_once, every = 1, saves
     if config.keep_checkpoints:
         at_once = every = max(1, min(saves, config.keep_checkpoints + 1 - present))

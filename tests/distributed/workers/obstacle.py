@@ -12,7 +12,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from minimind.checkpoints.checkpoints import Checkpoints
+from minimind.checkpoints.store import Checkpoints
 from minimind.training.run import main
 
 KIND, STEPS = os.environ["OBSTACLE"], [int(step) for step in os.environ["OBSTACLE_STEPS"].split(",")]
@@ -40,15 +40,15 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def save_behind_obstacle(self, policy, step, *state):
+def save_behind_obstacle(self, policy, step, *state, **options):
     filler = self.folder / "filler"
     if RANK == "0":
         filler.unlink(missing_ok=True)
     if step not in STEPS:
-        return save(self, policy, step, *state)
+        return save(self, policy, step, *state, **options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(full_disk(filler) if KIND == "disk" else small_files())
-        return save(self, policy, step, *state)
+        return save(self, policy, step, *state, **options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MistralConfig
 
-from minimind.checkpoints.checkpoints import Checkpoint
+from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
 from minimind.data.stream import PairStream

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from minimind.checkpoints.checkpoints import Checkpoint
+from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
 from minimind.errors import ConfigError

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minimind.checkpoints.checkpoints import Checkpoint
+from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
 from minimind.data.stream import PairStream
