@@ -13,22 +13,26 @@ from collections.abc import Sequence
 class MiniMindError(Exception):
     """Root of every error that a user can mend.
 
-    Attributes:
-        agreed: every rank raises this error, so one of them may speak for all.
+    Args:
+        message: what is wrong, where, and what to do about it.
+        agreed: every rank raises this error, so that only rank 0 needs to print it. It survives pickling.
     """
 
-    agreed = False
+    def __init__(self, message: str = "", *, agreed: bool = False) -> None:
+        super().__init__(message)
+        self.agreed = agreed
 
 
 class ConfigError(MiniMindError):
     """Flags and DeepSpeed files that are wrong or disagree with each other or with the machine."""
 
     @classmethod
-    def from_problems(cls, problems: Sequence[str]) -> ConfigError:
-        """One error that lists every problem, so that a run is mended in one go."""
+    def from_problems(cls, problems: Sequence[str], *, agreed: bool = False) -> ConfigError:
+        """One error that lists every problem, so that the user can correct all of them at once."""
         if len(problems) == 1:
-            return cls(problems[0])
-        return cls(f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems))
+            return cls(problems[0], agreed=agreed)
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        return cls(f"{len(problems)} problems:\n{listed}", agreed=agreed)
 
 
 class DataError(MiniMindError):

@@ -40,10 +40,10 @@ class Checkpoints:
         folder: the folder of all checkpoints.
         world: the ranks.
         described: the manifest's description of the run: its identity, batch, layout and attention.
-        keep: how many of the newest are kept; 0: all.
+        keep: how many of the newest are kept; None: all.
     """
 
-    def __init__(self, folder: Path, world: World, described: Mapping[str, Any], keep: int) -> None:
+    def __init__(self, folder: Path, world: World, described: Mapping[str, Any], keep: int | None) -> None:
         self.folder = folder
         self.world = world
         self.described = described
@@ -141,7 +141,7 @@ class Checkpoints:
     def _prune(self, newest: str) -> None:
         """Delete checkpoints beyond `keep`, and unfinished ones of killed runs."""
         complete = complete_checkpoints(self.folder)
-        old = [name for name in complete if name <= newest][: -self.keep] if self.keep else []
+        old = [name for name in complete if name <= newest][: -self.keep] if self.keep is not None else []
         present = [entry.name for entry in self.folder.iterdir() if is_checkpoint_name(entry.name)]
         for name in [*old, *(name for name in present if name not in complete)]:
             # The manifest goes first: a checkpoint that is deleted only in part must not be reported as damaged.

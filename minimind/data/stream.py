@@ -31,7 +31,7 @@ class PairStream:
             every micro-batch of every rank costs about the same; which global batch a pair is in stays as it is, and
             with it the mean DPO loss and its gradient.
         tokens: (num_pairs,) how long each pair's part of a pack is; needs costs, and goes with a token budget.
-        token_budget: tokens of a micro-batch at most, if not 0; a pair that is longer stands alone. Then a rank's pairs
+        token_budget: tokens of a micro-batch at most, if any; a pair that is longer stands alone. Then a rank's pairs
             of a step, still as many on every rank, are dealt into as few micro-batches as the fullest rank needs.
     """
 
@@ -44,7 +44,7 @@ class PairStream:
     seed: int
     costs: NDArray[np.float64] | None = None
     tokens: NDArray[np.int64] | None = None
-    token_budget: int = 0
+    token_budget: int | None = None
 
     @property
     def global_batch_size(self) -> int:
@@ -71,7 +71,7 @@ class PairStream:
         if self.costs is None:
             starts = ((micro * ranks + rank) * size for micro in range(self.accumulation_steps))
             return [batch[start : start + size] for start in starts]
-        if self.token_budget:
+        if self.token_budget is not None:
             assert self.tokens is not None
             hands = _deal(batch, self.costs, ranks, self.accumulation_steps * size)
             return _deal_by_tokens(hands, self.costs, self.tokens, self.token_budget)[rank]

@@ -67,19 +67,19 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     if "scheduler" in values:
         problems.append("'scheduler' is not taken from the file: use --learning_rate and --warmup_steps")
     _complete_optimizer(values, problems)
-    _complete_monitors(values, settings.config.save_dir)
+    _complete_monitors(values, settings.config.run.save_dir)
     stage = resolve_zero(values, world_size, on_cpu, problems)
     if stage > 0:
         _allow_under_zero(values, problems)
     if swaps_to_nvme(values) and settings.explicit("keep_checkpoints"):
         problems.append("--keep_checkpoints: where states swap to NVMe no checkpoints are written; drop it")
-    dtype = settings.config.dtype
+    dtype = settings.config.optimisation.dtype
     if stage == 0 and dtype == "bfloat16":
         problems.append(
             "bfloat16 at ZeRO stage 0: DeepSpeed would take an optimizer step before the first; use stage 1 "
             "(ds_configs/zero1.json) or --dtype float32"
         )
-    if stage == 3 and settings.config.use_compile:
+    if stage == 3 and settings.config.engine.use_compile:
         problems.append("--use_compile 1 needs ZeRO stage 2 or lower: stage 3 gathers weights inside what is compiled")
     if on_cpu and dtype == "float16":
         problems.append("float16 needs a GPU; use --dtype bfloat16 or float32 here")
@@ -109,10 +109,10 @@ def resolve_reference(path: Path, settings: Settings, world_size: int, on_cpu: b
     problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
     # A reference has no batch of its own; DeepSpeed wants the numbers all the same.
-    values["train_micro_batch_size_per_gpu"] = settings.config.batch_size
-    values["train_batch_size"] = settings.config.batch_size * world_size
+    values["train_micro_batch_size_per_gpu"] = settings.config.optimisation.batch_size
+    values["train_batch_size"] = settings.config.optimisation.batch_size * world_size
     values["gradient_accumulation_steps"] = 1
-    _complete_monitors(values, settings.config.save_dir)
+    _complete_monitors(values, settings.config.run.save_dir)
     problems += [f"{key!r} has no place in the reference's file" for key in ("optimizer", "scheduler") if key in values]
     stage = resolve_zero(values, world_size, on_cpu, problems)
     if swaps_to_nvme(values):
@@ -148,21 +148,21 @@ def _bind_dtype(values: dict[str, Any], settings: Settings, problems: list[str])
     if len(on) == 2:
         problems.append("bf16 and fp16 are both enabled; choose one")
         return settings
-    dtype = settings.config.dtype
+    dtype = settings.config.optimisation.dtype
     contradiction = (on and on[0] != dtype) or fixed.get(dtype) is False
     if contradiction and settings.explicit("dtype"):
         problems.append(f"'{switches.get(dtype, switches['bfloat16'])}' contradicts --dtype {dtype}")
     elif contradiction:
         settings = settings.with_values({"dtype": on[0] if on else "float32"}, DEEPSPEED_FILE)
     for name, path in switches.items():
-        _set(values, path, name == settings.config.dtype)
+        _set(values, path, name == settings.config.optimisation.dtype)
     return settings
 
 
 def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:
     """Fill open keys from flags; take fixed ones over, unless a flag says otherwise."""
     for path, flag in _BOUND.items():
-        value, ours = value_at(values, path), getattr(settings.config, flag)
+        value, ours = value_at(values, path), settings.values[flag]
         if _is_open(values, path):
             _set(values, path, ours)
             continue
@@ -184,7 +184,7 @@ def _bind_batch(
     values: dict[str, Any], settings: Settings, world_size: int, fixed_accumulation: bool, problems: list[str]
 ) -> Settings:
     """Make global batch = micro-batch x accumulation steps x ranks hold, or say that it does not."""
-    micro, accumulation = settings.config.batch_size, settings.config.accumulation_steps
+    micro, accumulation = settings.config.optimisation.batch_size, settings.config.optimisation.accumulation_steps
     total = value_at(values, "train_batch_size")
     if total in (None, "auto"):
         values["train_batch_size"] = micro * accumulation * world_size

@@ -51,8 +51,8 @@ class Policy:
         attention: str = NATIVE,
     ) -> None:
         config = resolved.settings.config
-        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world, attention)
-        if config.gradient_checkpointing:
+        scorer = build_scorer(source, resolved.values, getattr(torch, config.optimisation.dtype), world, attention)
+        if config.engine.gradient_checkpointing:
             # transformers has renamed it. Reentrant checkpointing would lose the gradient of the auxiliary loss.
             old = scorer.model.gradient_checkpointing_enable
             getattr(scorer.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
@@ -67,14 +67,14 @@ class Policy:
         )
         self.stage = resolved.stage
         self.world = world
-        self.dtype = config.dtype
+        self.dtype = config.optimisation.dtype
         self._names = list(source.shapes())
         restore_buffers(self.engine.module.model)
-        if config.dtype != "float32":
+        if self.dtype != "float32":
             self._set_master_weights(source)
         take_shortcuts(self.engine.optimizer, alone=world.size == 1)
         self.grad_norm = torch.zeros((), device=world.device)
-        if config.use_compile:
+        if config.engine.use_compile:
             self._compile_blocks()
 
     def _set_master_weights(self, source: WeightSource) -> None:

@@ -54,7 +54,8 @@ class Reference(RowReference):
 
     def __init__(self, source: WeightSource, resolved: ResolvedConfig, world: World, attention: str = NATIVE) -> None:
         config = resolved.settings.config
-        scorer = build_scorer(source, resolved.values, getattr(torch, config.dtype), world, attention)
+        optimisation = config.optimisation
+        scorer = build_scorer(source, resolved.values, getattr(torch, optimisation.dtype), world, attention)
         scorer.requires_grad_(False)
         for module in _gathered_as_one(scorer, resolved, world):
             set_z3_leaf_module(module, True)
@@ -62,9 +63,11 @@ class Reference(RowReference):
         self.engine.eval()
         restore_buffers(scorer.model)
         self.world = world
-        pair = 2 * config.max_seq_len
+        pair = 2 * config.data.max_seq_len
         self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)
-        batch = max(config.micro_batch_tokens, pair) if config.micro_batch_tokens else config.batch_size * pair
+        batch = optimisation.batch_size * pair
+        if optimisation.micro_batch_tokens is not None:
+            batch = max(optimisation.micro_batch_tokens, pair)
         self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
 
     @torch.no_grad()

@@ -5,14 +5,13 @@ resolved configurations, ModelSizes, Machine -> nothing, or what to tell the use
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minimind.config import TrainConfig
+from minimind.config import JobConfig, replace_values
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import rank_memory
 from minimind.plan.options import USABLE, cheapest, options
@@ -76,7 +75,7 @@ def _lines(path: Path) -> list[str]:
 
 def shortage(
     sizes: ModelSizes,
-    config: TrainConfig,
+    config: JobConfig,
     machine: Machine,
     policy: Mapping[str, Any],
     reference: Mapping[str, Any],
@@ -92,15 +91,15 @@ def shortage(
     items = ("parameters", "gradients", "optimizer", "reference", "activations")
     told = ", ".join(f"{item} {gib(getattr(memory, item))}" for item in items)
     what = "of free memory" if machine.on_cpu else "of the GPU"
-    free = dataclasses.replace(config, deepspeed="", reference_config="")
+    free = replace_values(config, {"deepspeed": None, "reference_config": None})
     best = cheapest(options(sizes, free, machine), machine)
     remedy = "fewer tokens a micro-batch (--micro_batch_tokens, --max_seq_len, --batch_size) or more ranks need less"
     if best is not None:
         checkpointing = (
-            " --gradient_checkpointing 1" if best.checkpointing and not config.gradient_checkpointing else ""
+            " --gradient_checkpointing 1" if best.checkpointing and not config.engine.gradient_checkpointing else ""
         )
-        given = Path(config.reference_config or "reference.json").name
-        other = config.reference == "live" and best.reference_file.name != given
+        given = Path(config.engine.reference_config or "reference.json").name
+        other = config.engine.reference == "live" and best.reference_file.name != given
         resting = f" --reference_config ds_configs/{best.reference_file.name}" if other else ""
         remedy = (
             f"--deepspeed ds_configs/{best.file.name}{resting}{checkpointing} would fit, with "

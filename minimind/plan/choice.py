@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from minimind.config import TrainConfig
+from minimind.config import JobConfig
 
 # The reference scores the micro-batches of a step together, up to so many tokens (engine/reference.py).
 REFERENCE_TOKENS = 2**16
@@ -58,20 +58,21 @@ class StepLoad:
     checkpointing: bool = False
 
     @classmethod
-    def of(cls, config: TrainConfig) -> StepLoad:
-        pair = 2 * config.max_seq_len
-        pairs = config.batch_size * config.accumulation_steps
-        tokens, micro_batches = config.batch_size * pair, config.accumulation_steps
-        if config.micro_batch_tokens:
-            tokens = max(config.micro_batch_tokens, pair)
+    def of(cls, config: JobConfig) -> StepLoad:
+        optimisation = config.optimisation
+        pair = 2 * config.data.max_seq_len
+        pairs = optimisation.batch_size * optimisation.accumulation_steps
+        tokens, micro_batches = optimisation.batch_size * pair, optimisation.accumulation_steps
+        if optimisation.micro_batch_tokens is not None:
+            tokens = max(optimisation.micro_batch_tokens, pair)
             micro_batches = min(pairs, -(-pairs * pair // tokens))
             tokens = min(tokens, pairs * pair)
         return cls(
-            dtype=config.dtype,
+            dtype=optimisation.dtype,
             tokens=tokens,
             micro_batches=micro_batches,
-            reference=config.reference == "live",
-            checkpointing=config.gradient_checkpointing,
+            reference=config.engine.reference == "live",
+            checkpointing=config.engine.gradient_checkpointing,
         )
 
     @property

@@ -8,7 +8,6 @@ It takes every flag of the training script, so that a command can be planned by 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import re
 import sys
@@ -19,7 +18,7 @@ from typing import NoReturn
 from transformers import PretrainedConfig
 
 import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
-from minimind.config import Settings, TrainConfig, parse_settings
+from minimind.config import DPOConfig, Settings, fields_of, parse_settings
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.plan.choice import Machine
@@ -95,12 +94,12 @@ def _parser() -> argparse.ArgumentParser:
 def _refuse_misspelt(arguments: Sequence[str]) -> None:
     """Unknown flags near one of this script's own; those of training are `parse_settings`' to judge."""
     own = ["nodes", "gpus_per_node", "gpu_memory", "host_memory", "vocab_size"]
-    names = own + [field.name for field in dataclasses.fields(TrainConfig)]
+    names = own + [flag.name for flag in fields_of(DPOConfig)]
     for argument in arguments:
         name = argument.split("=")[0].removeprefix("--")
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) if argument.startswith("--") else []
         if near and name not in names and near[0] in own:
-            raise ConfigError(f"unknown flag --{name}; did you mean --{near[0]}?")
+            raise ConfigError(f"unrecognized argument: --{name}; did you mean --{near[0]}?")
 
 
 def _bytes(flag: str, text: str) -> int:
@@ -112,10 +111,10 @@ def _bytes(flag: str, text: str) -> int:
 
 def _model(settings: Settings, vocab_size: int) -> tuple[str, PretrainedConfig, dict[str, tuple[int, ...]]]:
     """Name, configuration and shapes: off the weights if they are given, by the sizes otherwise."""
-    given = settings.config
-    untold = {name: getattr(given, name) for name in _UNTOLD if getattr(given, name)}
-    if settings.explicit("from_weight") and given.from_weight != "none":
-        path = Path(given.from_weight)
+    given, values = settings.config, settings.values
+    untold = {name: values[name] for name in _UNTOLD if values[name]}
+    if settings.explicit("from_weight") and given.model.from_weight != "none":
+        path = Path(given.model.from_weight)
         if not path.exists():
             raise WeightsError(f"--from_weight {path}: no such .pth or folder; leave it out to plan by the sizes")
         if vocab_size:
@@ -123,19 +122,17 @@ def _model(settings: Settings, vocab_size: int) -> tuple[str, PretrainedConfig, 
         source = open_weights(path, untold)
         told = source.config.get_text_config()
         for flag in ("hidden_size", "num_hidden_layers"):
-            if settings.explicit(flag) and getattr(given, flag) != getattr(told, flag):
-                raise ConfigError(
-                    f"--{flag} is {getattr(given, flag)}, but {path} has {getattr(told, flag)}; drop the flag"
-                )
+            if settings.explicit(flag) and values[flag] != getattr(told, flag):
+                raise ConfigError(f"--{flag} is {values[flag]}, but {path} has {getattr(told, flag)}; drop the flag")
         return source.origin, source.config, dict(source.shapes())
-    if vocab_size and given.from_weight == "none":
+    if vocab_size and given.model.from_weight == "none":
         raise ConfigError(f"--vocab_size {vocab_size}: fresh weights (--from_weight none) have 6400; drop one of both")
     try:
         config = MiniMindConfig(
-            generation=given.generation or 2,
-            hidden_size=given.hidden_size,
-            num_hidden_layers=given.num_hidden_layers,
-            use_moe=given.use_moe,
+            generation=given.model.generation or 2,
+            hidden_size=given.model.hidden_size,
+            num_hidden_layers=given.model.num_hidden_layers,
+            use_moe=given.model.use_moe,
             vocab_size=vocab_size or 6400,
             **untold,
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.config import TrainConfig
+from minimind.config import JobConfig
 from minimind.errors import ConfigError
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import RankMemory, rank_memory
@@ -68,20 +68,22 @@ class Option:
         )
 
 
-def options(sizes: ModelSizes, config: TrainConfig, machine: Machine) -> list[Option]:
+def options(sizes: ModelSizes, config: JobConfig, machine: Machine) -> list[Option]:
     """Every option that flags leave open: files unless --deepspeed names one, checkpointed or not unless it is on.
 
     Raises:
         ConfigError: a DeepSpeed file that cannot be read.
     """
-    files = [Path(config.deepspeed)] if config.deepspeed else [DS_CONFIGS / f"{name}.json" for name in _FILES]
+    files = [DS_CONFIGS / f"{name}.json" for name in _FILES]
+    if config.engine.deepspeed is not None:
+        files = [Path(config.engine.deepspeed)]
     found = []
     for file in files:
         choice = ZeroChoice.of(read_zero(file))
         resting = "reference_offload" if choice.parameters_on != "device" else "reference"
-        reference_file = Path(config.reference_config) if config.reference_config else DS_CONFIGS / f"{resting}.json"
+        reference_file = Path(config.engine.reference_config or DS_CONFIGS / f"{resting}.json")
         reference = ZeroChoice.of(read_zero(reference_file))
-        for checkpointing in sorted({config.gradient_checkpointing, True}):
+        for checkpointing in sorted({config.engine.gradient_checkpointing, True}):
             load = dataclasses.replace(StepLoad.of(config), checkpointing=checkpointing)
             found.append(
                 Option(
@@ -91,7 +93,7 @@ def options(sizes: ModelSizes, config: TrainConfig, machine: Machine) -> list[Op
                     checkpointing=checkpointing,
                     memory=rank_memory(sizes, choice, reference, load, machine),
                     traffic=step_traffic(sizes, choice, reference, load, machine),
-                    obstacle=_obstacle(choice, config.dtype, machine.on_cpu),
+                    obstacle=_obstacle(choice, config.optimisation.dtype, machine.on_cpu),
                 )
             )
     return found

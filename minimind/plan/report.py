@@ -5,7 +5,6 @@ list of Option -> text
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,16 +48,18 @@ def command(option: Option, settings: Settings, machine: Machine) -> str:
     """What to type for an option."""
     given = settings.config
     flags = {
-        field.name: _written(getattr(given, field.name))
-        for field in dataclasses.fields(given)
-        if settings.explicit(field.name) and (field.name not in _READ_OFF or given.from_weight == "none")
+        name: _written(value)
+        for name, value in settings.values.items()
+        if settings.explicit(name)
+        and value is not None
+        and (name not in _READ_OFF or given.model.from_weight == "none")
     }
-    moe = "_moe" if given.use_moe else ""
-    flags.setdefault("from_weight", f"full_sft_{given.hidden_size}{moe}.pth")
+    moe = "_moe" if given.model.use_moe else ""
+    flags.setdefault("from_weight", f"full_sft_{given.model.hidden_size}{moe}.pth")
     flags.setdefault("data_path", "pairs.jsonl")
     flags["deepspeed"] = _short(option.file)
     flags["gradient_checkpointing"] = str(int(option.checkpointing))
-    if option.reference_file.name != "reference.json" and given.reference == "live":
+    if option.reference_file.name != "reference.json" and given.engine.reference == "live":
         flags["reference_config"] = _short(option.reference_file)
     where = "--hostfile launch/hostfile" if machine.nodes > 1 else f"--num_gpus {machine.ranks_per_node}"
     parts = [f"--{flag} {shlex.quote(value)}" for flag, value in flags.items()]
@@ -74,7 +75,7 @@ def _heading(name: str, sizes: ModelSizes, settings: Settings, machine: Machine,
         f"{name}: {sizes.parameters / 1e9:.3g} B parameters, hidden {sizes.hidden}, {sizes.layers} layers, vocabulary "
         f"{sizes.vocab}\n"
         f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''} ({machine.nodes} x {machine.ranks_per_node}) with "
-        f"{gib(machine.device_memory)} GiB, of which {USABLE:.0%} are planned with; {config.dtype}\n"
+        f"{gib(machine.device_memory)} GiB, of which {USABLE:.0%} are planned with; {config.optimisation.dtype}\n"
         f"A rank's global step: {batches} of at most {load.tokens} tokens. Activations {plain}{gib(kept[True])}, head "
         f"{gib(found[0].memory.head)} GiB"
     )

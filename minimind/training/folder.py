@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -12,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from minimind.checkpoints.manifest import write_atomically
-from minimind.config import TrainConfig
 from minimind.errors import ConfigError
 from minimind.training.setup.prepare import Prepared, weights_name
 from minimind.version import __version__
@@ -31,7 +29,7 @@ _RECORDS = (
 
 def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming: bool) -> None:
     """Make the run's folder, put an earlier run's records aside, and write down what this run is."""
-    folder = Path(prepared.settings.config.save_dir)
+    folder = Path(prepared.settings.config.run.save_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not resuming:
@@ -60,8 +58,7 @@ def _describe(prepared: Prepared, identity: Mapping[str, object]) -> dict[str, o
     settings = prepared.settings
     return {
         "settings": {
-            field.name: {"value": getattr(settings.config, field.name), "origin": settings.origins[field.name]}
-            for field in dataclasses.fields(TrainConfig)
+            name: {"value": value, "origin": settings.origins[name]} for name, value in settings.values.items()
         },
         "identity": identity,
         "weights": prepared.source.origin,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from minimind.checkpoints.store import Checkpoints
-from minimind.config import TrainConfig
+from minimind.config import DPOConfig
 from minimind.data.loader import Layout, eval_batches, train_batches
 from minimind.data.pack import PairBatch
 from minimind.data.stream import PairStream
@@ -40,7 +40,7 @@ class Run:
         unlogged: of the checkpoint that the run goes on from: metrics since the last logged step before it.
     """
 
-    config: TrainConfig
+    config: DPOConfig
     world: World
     policy: Policy
     reference: RowReference
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def objective(self) -> Objective:
-        return Objective(beta=self.config.beta, average_log_prob=self.config.average_log_prob)
+        return Objective(beta=self.config.objective.beta, average_log_prob=self.config.objective.average_log_prob)
 
 
 def train(run: Run, start: int) -> bool:
@@ -92,7 +92,7 @@ def train(run: Run, start: int) -> bool:
         watch.enter("data", step)
         vote.ask()
         # Dropout draws from the step's own seed, so that going on needs no generator's state.
-        torch.manual_seed(hash((config.seed, step, run.world.rank)))
+        torch.manual_seed(hash((config.data.seed, step, run.world.rank)))
         learning_rate = run.policy.learning_rate
         try:
             train_step(run.policy, run.reference, run.objective, step_batches, since.sums)
@@ -101,7 +101,7 @@ def train(run: Run, start: int) -> bool:
         since.add_norm(run.policy.grad_norm)
         console.advance(step)
         last = step == run.total_steps
-        if step == 1 or step % config.log_interval == 0 or last:
+        if step == 1 or step % config.run.log_interval == 0 or last:
             since.pause()
             metrics = {**since.reduce(), "learning_rate": learning_rate}
             record(run, step, metrics)
@@ -116,8 +116,8 @@ def train(run: Run, start: int) -> bool:
                 raise _lost(run, stopped)
             console.say(f"{stopped}, which is saved; --from_resume 1 goes on from there")
             return False
-        saves = last or (config.save_interval and step % config.save_interval == 0)
-        evaluates = last or (config.eval_interval and step % config.eval_interval == 0)
+        saves = last or (config.run.save_interval and step % config.run.save_interval == 0)
+        evaluates = last or (config.run.eval_interval and step % config.run.eval_interval == 0)
         if saves or evaluates:
             since.pause()
             if evaluates:
@@ -132,7 +132,7 @@ def train(run: Run, start: int) -> bool:
 def _lost(run: Run, stopped: str) -> TrainingError:
     error = TrainingError(
         f"{stopped}. States that swap to NVMe are not saved, so there is no going on: start anew. The weights "
-        f"after this step are in {run.config.save_dir}."
+        f"after this step are in {run.config.run.save_dir}."
     )
     error.agreed = True
     return error
@@ -142,7 +142,7 @@ def _at_step(run: Run, step: int, batches: Sequence[PairBatch], error: TrainingE
     """The error with the step and the pairs to blame; those of every rank that were in it are written to a file."""
     mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
     ranks = process.gather(run.world, mine)
-    folder, data = Path(run.config.save_dir), run.table.path
+    folder, data = Path(run.config.run.save_dir), run.table.path
     written = process.from_main(run.world, lambda: write_pairs(folder, step, data, ranks))
     good = "there is no checkpoint"
     if run.checkpoints is not None and (newest := run.checkpoints.folder / "latest").is_file():
@@ -164,7 +164,7 @@ def evaluate(run: Run, step: int) -> None:
     batches = eval_batches(
         run.eval_table,
         run.layout,
-        batch_size=run.config.batch_size,
+        batch_size=run.config.optimisation.batch_size,
         rank=run.world.rank,
         world_size=run.world.size,
     )
@@ -201,7 +201,7 @@ def save(run: Run, step: int, since: StepMetrics, *, last: bool, weights: bool =
         except (CheckpointError, WeightsError) as error:  # of all ranks alike
             failures.append(str(error))
     if not failures:
-        run.console.say(f"saved step {step} under {run.config.save_dir}")
+        run.console.say(f"saved step {step} under {run.config.run.save_dir}")
         return
     whole = process.from_main(run.world, checkpoints.newest) if checkpoints is not None else None
     told = f"NOT SAVED: step {step}: {'; '.join(failures)}. " + (
@@ -222,7 +222,7 @@ def record(run: Run, step: int, metrics: dict[str, float]) -> None:
         return
     entry = {"step": step, "epoch": round(run.stream.epoch_of(step), 6), **metrics}
     try:
-        append_line(Path(run.config.save_dir) / "metrics.jsonl", json.dumps(entry))
+        append_line(Path(run.config.run.save_dir) / "metrics.jsonl", json.dumps(entry))
         if run.policy.monitor.enabled:
             run.policy.monitor.write_events([(name, value, step) for name, value in metrics.items()])
     except OSError as error:  # a full disk costs records, not the run

@@ -5,7 +5,6 @@ argv -> settings -> prepare -> engines -> loop -> weights
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import sys
@@ -19,7 +18,7 @@ from torch import Tensor
 from minimind import demo, native
 from minimind.checkpoints.find import Checkpoint, find_checkpoint
 from minimind.checkpoints.store import Checkpoints
-from minimind.config import Settings, TrainConfig, parse_settings
+from minimind.config import JobConfig, Settings, parse_settings
 from minimind.data.loader import Layout
 from minimind.data.pack import pack, pad
 from minimind.data.stream import PairStream
@@ -54,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train; ends the process with status 0 after a finished run, with `process.PREEMPTED` after one that was told to
     stop and has saved, and with another after any failure."""
     with process.user_errors():
-        settings = _parse(sys.argv[1:] if argv is None else argv)
-        world = start_rank(settings.config.timeout)
+        # The ranks of a machine get the same flags, so its first rank reports an error for all of them.
+        agreed = os.environ.get("LOCAL_RANK", "0") != "0"
+        settings = parse_settings(sys.argv[1:] if argv is None else argv, agreed=agreed)
+        world = start_rank(settings.config.run.timeout)
         _check_alike(settings, world)
         world.watch.enter("loading")
         checkpoint = _find_checkpoint(settings.config, world)
@@ -65,21 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         process.end(0 if finished else process.PREEMPTED, world)
 
 
-def _parse(argv: Sequence[str]) -> Settings:
-    try:
-        return parse_settings(argv)
-    except ConfigError as error:
-        # Ranks of one machine were given the same flags; those of another perhaps not.
-        error.agreed = os.environ.get("LOCAL_RANK", "0") != "0"
-        raise
-
-
 def _check_alike(settings: Settings, world: World) -> None:
     config = settings.config
     # Each machine may have them in a place of its own; what they hold is compared.
     own = (*PATH_FLAGS, "cache_dir", "num_workers")
-    given = {f"--{f.name}": getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in own}
-    check_alike(world, given, input_paths(config), Path(config.save_dir))
+    given = {f"--{name}": value for name, value in settings.values.items() if name not in own}
+    check_alike(world, given, input_paths(config), Path(config.run.save_dir))
 
 
 def _train(prepared: Prepared, world: World) -> bool:
@@ -87,22 +79,24 @@ def _train(prepared: Prepared, world: World) -> bool:
     config, console = prepared.settings.config, Console(world.is_main)
     announce_run(prepared, console, world)
     world.watch.enter("tokenising")
-    table = load_pairs(prepared, world, config.data_path)
-    eval_table = load_pairs(prepared, world, config.eval_data_path) if config.eval_data_path else None
+    assert config.data.data_path is not None  # the demo has set its own
+    table = load_pairs(prepared, world, config.data.data_path)
+    eval_path = config.data.eval_data_path
+    eval_table = None if eval_path is None else load_pairs(prepared, world, eval_path)
     stream = PairStream(
         num_pairs=len(table),
-        epochs=config.epochs,
-        micro_batch_size=config.batch_size,
-        accumulation_steps=config.accumulation_steps,
+        epochs=config.optimisation.epochs,
+        micro_batch_size=config.optimisation.batch_size,
+        accumulation_steps=config.optimisation.accumulation_steps,
         world_size=world.size,
-        shuffle=config.shuffle,
-        seed=config.seed,
+        shuffle=config.data.shuffle,
+        seed=config.data.seed,
         costs=table.costs,
         tokens=table.packed_tokens,
-        token_budget=config.micro_batch_tokens,
+        token_budget=config.optimisation.micro_batch_tokens,
     )
     total_steps = process.from_main(world, lambda: _total_steps(stream, config))
-    announce_data(console, table, eval_table, stream, total_steps, config.max_steps)
+    announce_data(console, table, eval_table, stream, total_steps, config.optimisation.max_steps)
     prepared = settle_attention(prepared, world, stream, table, console)
     config = prepared.settings.config
     fingerprint = process.from_main(world, prepared.source.fingerprint)
@@ -114,7 +108,7 @@ def _train(prepared: Prepared, world: World) -> bool:
     if swaps_to_nvme(prepared.policy_config.values):
         world.watch.hint = "It wrote no checkpoints, since states swap to NVMe: start anew."
     else:
-        checkpoints = Checkpoints(_checkpoint_folder(config), world, described, config.keep_checkpoints)
+        checkpoints = Checkpoints(_checkpoint_folder(config), world, described, config.run.keep_checkpoints)
     if warning := process.from_main(world, lambda: check_space(prepared, start, total_steps)):
         console.say(warning)
     process.from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
@@ -122,13 +116,13 @@ def _train(prepared: Prepared, world: World) -> bool:
     world.watch.enter("building")
     process.bound_primitives(world)
     if world.on_cpu:
-        native.prepare(kernels=config.dtype == "bfloat16")
+        native.prepare(kernels=config.optimisation.dtype == "bfloat16")
     policy = Policy(
         prepared.source,
         prepared.policy_config,
-        functools.partial(learning_rate_factor, total_steps=total_steps, warmup_steps=config.warmup_steps),
+        functools.partial(learning_rate_factor, total_steps=total_steps, warmup_steps=config.optimisation.warmup_steps),
         world,
-        config.attention,
+        config.engine.attention,
     )
     if world.on_cpu:
         native.keep_memory()
@@ -152,7 +146,7 @@ def _train(prepared: Prepared, world: World) -> bool:
         unlogged=checkpoint.manifest.unlogged if checkpoint is not None else {},
         console=console,
     )
-    if config.from_resume:
+    if config.run.from_resume:
         _resume(run, checkpoint, described)
     before = (
         source_answers(prepared.source, prepared.tokenizer, demo.SAMPLE_PROMPTS) if _samples(prepared, world) else []
@@ -163,7 +157,7 @@ def _train(prepared: Prepared, world: World) -> bool:
         return False
     if _samples(prepared, world):
         _show_samples(prepared, before, console)
-    console.say(f"\nFinished {total_steps} steps. Everything is in {config.save_dir}")
+    console.say(f"\nFinished {total_steps} steps. Everything is in {config.run.save_dir}")
     if (tensorboard := prepared.policy_config.values.get("tensorboard", {})).get("enabled"):
         console.say(f"    tensorboard --logdir {tensorboard['output_path']}")
     return True
@@ -173,14 +167,14 @@ def _samples(prepared: Prepared, world: World) -> bool:
     return prepared.is_demo and world.is_main
 
 
-def _total_steps(stream: PairStream, config: TrainConfig) -> int:
-    total = stream.total_steps
+def _total_steps(stream: PairStream, config: JobConfig) -> int:
+    total, most = stream.total_steps, config.optimisation.max_steps
     if not total:
         raise ConfigError(
             f"{stream.num_pairs} pairs x {stream.epochs} epochs do not fill one global batch of "
             f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
         )
-    return min(total, config.max_steps) if config.max_steps else total
+    return total if most is None else min(total, most)
 
 
 def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console: Console) -> Layout:
@@ -190,16 +184,16 @@ def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console
     model = prepared.source.config
     if isinstance(model, MiniMindConfig):
         return pack
-    obstacle = packing_obstacle(model, prepared.settings.config.max_seq_len)
+    obstacle = packing_obstacle(model, prepared.settings.config.data.max_seq_len)
     if obstacle is None and not layouts_agree(policy, pack([table[0]]), pad([table[0]], pad_id)):
         obstacle = "its log-probs of a pack are not those of the same rows padded"
     if obstacle is None:
         return pack
     settings, asked = prepared.settings, ""
-    if settings.config.micro_batch_tokens:
+    if settings.config.optimisation.micro_batch_tokens is not None:
         asked = "--micro_batch_tokens counts tokens of packs"
-    elif settings.explicit("attention") and settings.config.attention in (VARLEN, FLEX):
-        asked = f"--attention {settings.config.attention} is for packs"
+    elif settings.explicit("attention") and settings.config.engine.attention in (VARLEN, FLEX):
+        asked = f"--attention {settings.config.engine.attention} is for packs"
     if asked:
         error = ConfigError(f"{asked}, and rows must be padded here: {obstacle}")
         error.agreed = True
@@ -208,19 +202,19 @@ def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console
     return padded
 
 
-def _checkpoint_folder(config: TrainConfig) -> Path:
-    return Path(config.save_dir) / "checkpoints"
+def _checkpoint_folder(config: JobConfig) -> Path:
+    return Path(config.run.save_dir) / "checkpoints"
 
 
-def _find_checkpoint(config: TrainConfig, world: World) -> Checkpoint | None:
-    if not config.from_resume:
+def _find_checkpoint(config: JobConfig, world: World) -> Checkpoint | None:
+    if not config.run.from_resume:
         return None
-    return find_checkpoint(_checkpoint_folder(config), world, config.on_bad_checkpoint)
+    return find_checkpoint(_checkpoint_folder(config), world, config.run.on_bad_checkpoint)
 
 
 def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) -> None:
     if checkpoint is None:
-        run.console.say(f"  nothing to go on from in {run.config.save_dir}: starting at step 0")
+        run.console.say(f"  nothing to go on from in {run.config.run.save_dir}: starting at step 0")
         return
     for tag, problem in checkpoint.damaged.items():
         run.console.say(f"  {tag} is damaged and put aside as {tag}.damaged: {problem}")
@@ -229,7 +223,7 @@ def _resume(run: Run, checkpoint: Checkpoint | None, described: dict[str, Any]) 
     assert run.checkpoints is not None  # else check_same_run has refused the one that was found
     run.checkpoints.load(run.policy, checkpoint)
     run.console.say(f"  going on after step {step}{moved(checkpoint, described)}")
-    process.from_main(run.world, lambda: drop_metrics_after(Path(run.config.save_dir), step))
+    process.from_main(run.world, lambda: drop_metrics_after(Path(run.config.run.save_dir), step))
 
 
 def _export(prepared: Prepared, policy: Policy) -> None:
@@ -240,16 +234,17 @@ def _export(prepared: Prepared, policy: Policy) -> None:
 
 
 def _write_weights(prepared: Prepared, state: dict[str, Tensor], world: World) -> None:
-    config, folder = prepared.settings.config, Path(prepared.settings.config.save_dir)
+    config, folder = prepared.settings.config, Path(prepared.settings.config.run.save_dir)
     name = weights_name(prepared.settings.config)
     if isinstance(prepared.source.config, MiniMindConfig):
-        save_minimind(state, folder / f"{name}.pth", getattr(torch, config.save_dtype))
+        save_minimind(state, folder / f"{name}.pth", getattr(torch, config.run.save_dtype))
         world.watch.tick()
-    save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, getattr(torch, config.dtype))
+    dtype = getattr(torch, config.optimisation.dtype)
+    save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, dtype)
 
 
 def _show_samples(prepared: Prepared, before: list[str], console: Console) -> None:
-    trained = open_weights(Path(prepared.settings.config.save_dir) / weights_name(prepared.settings.config), {})
+    trained = open_weights(Path(prepared.settings.config.run.save_dir) / weights_name(prepared.settings.config), {})
     after = source_answers(trained, prepared.tokenizer, demo.SAMPLE_PROMPTS)
     console.say("\nAnswers to held-out prompts, before and after:")
     for prompt, old, new in zip(demo.SAMPLE_PROMPTS, before, after, strict=True):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from minimind.config import TrainConfig
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
@@ -28,28 +25,25 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
     kind = f"MiniMind generation {model.generation}" if isinstance(model, MiniMindConfig) else model.model_type
     console.say(
         f"{kind}, weights from {prepared.source.origin}; ZeRO-{prepared.policy_config.stage} policy, "
-        f"{'ZeRO-3' if settings.config.reference == 'live' else 'cached'} reference, "
-        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.dtype}"
+        f"{'ZeRO-3' if settings.config.engine.reference == 'live' else 'cached'} reference, "
+        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.optimisation.dtype}"
     )
     if swaps_to_nvme(prepared.policy_config.values):
         console.say(
             "  NO CHECKPOINTS: DeepSpeed does not bring back all that was swapped to NVMe, so only the weights are "
             "written, and a run that ends early starts anew"
         )
-    if settings.config.use_compile and world.device.type == "cpu" and settings.config.dtype == "bfloat16":
+    dtype = settings.config.optimisation.dtype
+    if settings.config.engine.use_compile and world.device.type == "cpu" and dtype == "bfloat16":
         console.say(
             "  --use_compile 1 gains nothing in bfloat16 on a CPU: compiled blocks do without the kernels for it"
         )
     width = max(len(name) for name in settings.origins)
-    for field in dataclasses.fields(TrainConfig):
-        origin = settings.origins[field.name]
+    for name, value in settings.values.items():
+        origin = settings.origins[name]
         if origin != "default":
-            console.say(f"  {field.name:<{width}}  {_shown(getattr(settings.config, field.name))}  ({origin})")
-    defaults = [
-        f"{field.name} {_shown(getattr(settings.config, field.name))}"
-        for field in dataclasses.fields(TrainConfig)
-        if settings.origins[field.name] == "default"
-    ]
+            console.say(f"  {name:<{width}}  {_shown(value)}  ({origin})")
+    defaults = [f"{k} {_shown(v)}" for k, v in settings.values.items() if settings.origins[k] == "default"]
     console.say(f"  by default: {', '.join(defaults)}")
     if world.is_main:
         _announce_memory(prepared, console, world)
@@ -70,7 +64,7 @@ def _announce_memory(prepared: Prepared, console: Console, world: World) -> None
 
 
 def _shown(value: object) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value) if value != "" else "-"
+    return str(int(value)) if isinstance(value, bool) else "-" if value is None else str(value)
 
 
 def announce_data(
@@ -79,14 +73,14 @@ def announce_data(
     eval_table: PairTable | None,
     stream: PairStream,
     total_steps: int,
-    max_steps: int,
+    max_steps: int | None,
 ) -> None:
     """How many pairs and steps, and every row and pair that is not trained on."""
     epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
     console.say(f"{len(table)} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
     if total_steps < stream.total_steps:
         console.say(f"  ends after {total_steps} of them (--max_steps)")
-    if max_steps > stream.total_steps:
+    if max_steps is not None and max_steps > stream.total_steps:
         console.say(f"  --max_steps {max_steps} are not reached: the pairs make {stream.total_steps} steps")
     for one in (table, eval_table):
         if one is not None and one.bad:

@@ -95,8 +95,6 @@ def test_a_peer_that_fails_says_why(tmp_path):
 
 
 def test_the_reason_is_the_line_of_the_error():
-    output = (
-        "Traceback (most recent call last):\n  File x\nmodule.ConfigError: unknown flag --x; see --help\n[INFO] end"
-    )
-    assert _why(output) == "module.ConfigError: unknown flag --x; see --help"
+    error = "module.ConfigError: unrecognized argument: --x; see --help"
+    assert _why(f"Traceback (most recent call last):\n  File x\n{error}\n[INFO] end") == error
     assert _why("killed") == ""

@@ -304,12 +304,12 @@ def test_open_and_missing_keys_are_filled_and_fixed_ones_are_taken(ds_file):
     prepared = prepare(parse_settings(["--deepspeed", str(path)]), ONE_RANK)
     values, settings = prepared.policy_config.values, prepared.settings
     assert values["train_batch_size"] == 16
-    assert values["gradient_accumulation_steps"] == settings.config.accumulation_steps == 2
+    assert values["gradient_accumulation_steps"] == settings.config.optimisation.accumulation_steps == 2
     assert settings.origins["accumulation_steps"] == settings.origins["grad_clip"] == "DeepSpeed file"
-    assert settings.config.grad_clip == 0.25
+    assert settings.config.optimisation.grad_clip == 0.25
     assert values["bf16"]["enabled"] is True
     assert values["optimizer"]["params"] == {
-        "torch_adam": True, "fused": True, "lr": settings.config.learning_rate,
+        "torch_adam": True, "fused": True, "lr": settings.config.optimisation.learning_rate,
         "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
     }  # fmt: skip
 

@@ -171,7 +171,7 @@ def test_the_table_itself_points_one_way():
         ("objective", "def f():\n    from minimind.data.pack import pack"),
         ("engine", "from minimind import demo"),
         ("engine", "from minimind import MiniMindConfig"),
-        ("demo", "from minimind.config import TrainConfig"),
+        ("demo", "from minimind.config import DPOConfig"),
         ("errors", "import minimind.config"),
         ("training", "import launch.train_dpo"),
     ],

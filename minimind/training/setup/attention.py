@@ -39,12 +39,12 @@ def settle_attention(
         ConfigError: on all ranks, if the backend that was asked for does not give SDPA's numbers here.
     """
     settings, model = prepared.settings, prepared.source.config
-    asked = settings.config.attention
-    if packing_obstacle(model, settings.config.max_seq_len) is not None:
+    asked = settings.config.engine.attention
+    if packing_obstacle(model, settings.config.data.max_seq_len) is not None:
         name, origin = SDPA, DEFAULT  # for rows that will be padded, which the run is yet to say
     else:
         before = prepared.checkpoint.manifest.attention if prepared.checkpoint is not None else ""
-        shape = attention_shape(model, getattr(torch, settings.config.dtype), world.device)
+        shape = attention_shape(model, getattr(torch, settings.config.optimisation.dtype), world.device)
         world.watch.enter("choosing attention")
         if not world.on_cpu and asked != SDPA:
             console.say("  trying what can attend over packs; where it is compiled that may take a minute")

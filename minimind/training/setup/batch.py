@@ -29,7 +29,7 @@ def keep_global_batch(settings: Settings, saved: Manifest, ranks: int) -> Settin
         raise ConfigError(f"{told}, which {ranks} ranks cannot share; {_divisors(pairs)} can")
     share = pairs // ranks
     names = ("batch_size", "accumulation_steps")
-    fixed = {n: getattr(settings.config, n) for n in names if settings.origins[n] in (FLAG, DEEPSPEED_FILE)}
+    fixed = {n: settings.values[n] for n in names if settings.origins[n] in (FLAG, DEEPSPEED_FILE)}
     shown = " and ".join(f"{name} {value} ({settings.origins[name]})" for name, value in fixed.items())
     if len(fixed) == 2 and fixed["batch_size"] * fixed["accumulation_steps"] != share:
         raise ConfigError(f"{told}, {share} for each of {ranks} now; {shown} make another number: drop one of the two")

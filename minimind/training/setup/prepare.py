@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
-from minimind.config import DEMO, WEIGHTS, Settings, TrainConfig
+from minimind.config import DEMO, WEIGHTS, JobConfig, Settings, flat_values
 from minimind.data.table import PairTable, load_table
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
@@ -60,7 +60,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     Raises:
         ConfigError: all disagreements at once; a single problem keeps its own class.
     """
-    is_demo = not settings.config.data_path
+    is_demo = settings.config.data.data_path is None
     problems: list[MiniMindError] = []
 
     def attempt(action: Callable[[], Result]) -> Result | None:
@@ -73,13 +73,13 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     if is_demo:
         settings = _demo_settings(settings, problems)
     for flag in ("data_path", "eval_data_path"):
-        path = getattr(settings.config, flag)
-        if path and not Path(path).is_file():
+        path = settings.values[flag]
+        if path is not None and not Path(path).is_file():
             what = "is a folder; give a file" if Path(path).is_dir() else "no such file"
             problems.append(DataError(f"--{flag} {path}: {what}"))
-    if settings.explicit("eval_interval") and not settings.config.eval_data_path:
+    if settings.explicit("eval_interval") and settings.config.data.eval_data_path is None:
         problems.append(ConfigError("--eval_interval needs held-out pairs: --eval_data_path"))
-    if settings.explicit("on_bad_checkpoint") and not settings.config.from_resume:
+    if settings.explicit("on_bad_checkpoint") and not settings.config.run.from_resume:
         problems.append(ConfigError("--on_bad_checkpoint is for going on: --from_resume 1"))
     source = attempt(lambda: _source(settings.config))
     if source is not None:
@@ -94,7 +94,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         attempt(lambda: _check_attention(settings.config, world))
     reference_config = attempt(lambda: _reference_config(settings, world))
     if source is not None:
-        target = Path(settings.config.save_dir) / weights_name(settings.config)
+        target = Path(settings.config.run.save_dir) / weights_name(settings.config)
         if Path(source.origin).absolute() in (target.absolute(), target.with_name(f"{target.name}.pth").absolute()):
             problems.append(
                 ConfigError(
@@ -113,7 +113,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         "reference_config": str(_reference_path(settings.config)),
         "cache_dir": str(_cache_dir(settings.config)),
     }
-    settings = settings.with_values({k: v for k, v in resolved.items() if not getattr(settings.config, k)}, "default")
+    settings = settings.with_values({k: v for k, v in resolved.items() if settings.values[k] is None}, "default")
     return Prepared(
         settings=settings,
         is_demo=is_demo,
@@ -125,12 +125,13 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     )
 
 
-def input_paths(config: TrainConfig) -> dict[str, Path]:
+def input_paths(config: JobConfig) -> dict[str, Path]:
     """What a run will read, by the flag that names it; whether it is there is not asked."""
-    paths = {name: Path(getattr(config, name)) for name in PATH_FLAGS if getattr(config, name)}
+    values = flat_values(config)
+    paths = {name: Path(values[name]) for name in PATH_FLAGS if values[name] is not None}
     paths["from_weight"] = _weights_path(config)
     paths["reference_config"] = _reference_path(config)
-    if not config.data_path or config.from_weight == "none":
+    if config.data.data_path is None or config.model.from_weight == "none":
         del paths["from_weight"]
     return {f"--{name}": path for name, path in paths.items()}
 
@@ -147,28 +148,28 @@ def load_pairs(prepared: Prepared, world: World, path: str) -> PairTable:
         lambda: load_table(
             Path(path),
             prepared.tokenizer,
-            max_length=config.max_seq_len,
-            empty_think_ratio=config.empty_think_ratio,
-            num_workers=config.num_workers,
+            max_length=config.data.max_seq_len,
+            empty_think_ratio=config.data.empty_think_ratio,
+            num_workers=config.data.num_workers,
             cache_dir=_cache_dir(config),
             on_progress=world.watch.tick,
-        ).with_bad_rows(config.on_bad_row),
+        ).with_bad_rows(config.data.on_bad_row),
     )
 
 
-def weights_name(config: TrainConfig) -> str:
+def weights_name(config: JobConfig) -> str:
     """What the run's weights are called, as MiniMind calls them."""
-    return f"{config.save_weight}_{config.hidden_size}{'_moe' if config.use_moe else ''}"
+    return f"{config.run.save_weight}_{config.model.hidden_size}{'_moe' if config.model.use_moe else ''}"
 
 
-def _cache_dir(config: TrainConfig) -> Path:
-    if config.cache_dir:
-        return Path(config.cache_dir)
+def _cache_dir(config: JobConfig) -> Path:
+    if config.data.cache_dir is not None:
+        return Path(config.data.cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
 
 
 def _demo_settings(settings: Settings, problems: list[MiniMindError]) -> Settings:
-    given = settings.config.from_weight
+    given = settings.config.model.from_weight
     if settings.explicit("from_weight") and given != "none" and not settings.explicit("tokenizer_path"):
         problems.append(
             ConfigError(
@@ -179,35 +180,35 @@ def _demo_settings(settings: Settings, problems: list[MiniMindError]) -> Setting
     return settings.with_defaults(demo.SETTINGS, DEMO)
 
 
-def _source(config: TrainConfig) -> WeightSource:
-    untold: dict[str, Any] = {name: getattr(config, name) for name in _UNTOLD if getattr(config, name)}
-    if config.from_weight == "none":
+def _source(config: JobConfig) -> WeightSource:
+    untold: dict[str, Any] = {name: value for name, value in flat_values(config).items() if name in _UNTOLD and value}
+    if config.model.from_weight == "none":
         try:
             fresh = MiniMindConfig(
-                generation=config.generation or 2,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers,
-                use_moe=config.use_moe,
+                generation=config.model.generation or 2,
+                hidden_size=config.model.hidden_size,
+                num_hidden_layers=config.model.num_hidden_layers,
+                use_moe=config.model.use_moe,
                 **untold,
             )
         except ValueError as error:
             raise ConfigError(f"--from_weight none: {error}") from error
-        return RandomSource(fresh, config.seed)
+        return RandomSource(fresh, config.data.seed)
     path = _weights_path(config)
     if not path.exists():
         raise WeightsError(
-            f"--from_weight {config.from_weight}: neither a file or folder, nor MiniMind's short name of {path}; "
+            f"--from_weight {config.model.from_weight}: neither a file or folder, nor MiniMind's short name of {path}; "
             "give a .pth, a Hugging Face folder or none"
         )
     return open_weights(path, untold)
 
 
-def _weights_path(config: TrainConfig) -> Path:
-    path = Path(config.from_weight)
+def _weights_path(config: JobConfig) -> Path:
+    path = Path(config.model.from_weight)
     if path.exists():
         return path
-    moe = "_moe" if config.use_moe else ""
-    return Path(config.save_dir) / f"{config.from_weight}_{config.hidden_size}{moe}.pth"
+    moe = "_moe" if config.model.use_moe else ""
+    return Path(config.run.save_dir) / f"{config.model.from_weight}_{config.model.hidden_size}{moe}.pth"
 
 
 def _model_settings(settings: Settings, source: WeightSource, problems: list[MiniMindError]) -> Settings:
@@ -215,29 +216,30 @@ def _model_settings(settings: Settings, source: WeightSource, problems: list[Min
     model = source.config
     told: dict[str, Any] = {}
     for name in ("hidden_size", "num_hidden_layers", "use_moe", "generation", *_UNTOLD):
-        given, value = getattr(settings.config, name), getattr(model, name, None)
+        given, value = settings.values[name], getattr(model, name, None)
         if settings.explicit(name) and given != value and (given or name == "use_moe"):
             what = f"has {_shown(value)}" if value is not None else "has no such setting"
             problems.append(ConfigError(f"--{name} is {_shown(given)}, but {source.origin} {what}; drop the flag"))
         if value is not None:
             told[name] = value
     longest = getattr(model, "max_position_embeddings", None)
-    if longest is not None and settings.config.max_seq_len > longest:
+    if longest is not None and settings.config.data.max_seq_len > longest:
         problems.append(
-            ConfigError(f"--max_seq_len is {settings.config.max_seq_len}, but the model has {longest} positions")
+            ConfigError(f"--max_seq_len is {settings.config.data.max_seq_len}, but the model has {longest} positions")
         )
-    if settings.config.from_weight == "none":
+    if settings.config.model.from_weight == "none":
         return settings.with_defaults(told, "default")
     return settings.with_defaults(told, WEIGHTS)
 
 
-def _tokenizer(config: TrainConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
-    path: str | Path | None = config.tokenizer_path or (source.tokenizer_path if source is not None else None)
-    if not path and config.from_weight == "none":
+def _tokenizer(config: JobConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
+    path: str | Path | None = config.data.tokenizer_path or (source.tokenizer_path if source is not None else None)
+    if not path and config.model.from_weight == "none":
         path = demo.TOKENIZER_PATH
     if not path:
         raise ConfigError(
-            f"{config.from_weight} brings no tokenizer; give its folder with --tokenizer_path (MiniMind's is `model/`)"
+            f"{config.model.from_weight} brings no tokenizer; give its folder with --tokenizer_path (MiniMind's is "
+            "`model/`)"
         )
     if not Path(path).is_dir():
         raise ConfigError(f"--tokenizer_path {path}: no such folder")
@@ -258,29 +260,29 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: WeightSource) 
 
 
 def _policy_config(settings: Settings, world: World, checkpoint: Checkpoint | None) -> ResolvedConfig:
-    if not settings.config.deepspeed:
+    if settings.config.engine.deepspeed is None:
         raise ConfigError("--deepspeed FILE is missing, e.g. --deepspeed ds_configs/zero2.json")
-    path = Path(settings.config.deepspeed)
+    path = Path(settings.config.engine.deepspeed)
     if checkpoint is not None:
         # The file may fix a part of the batch; the checkpoint fills the rest, before the file's total is held to it.
         settings = keep_global_batch(take_batch(path, settings), checkpoint.manifest, world.size)
     return resolve_policy(path, settings, world.size, world.on_cpu)
 
 
-def _reference_path(config: TrainConfig) -> Path:
-    return Path(config.reference_config) if config.reference_config else _DS_CONFIGS / "reference.json"
+def _reference_path(config: JobConfig) -> Path:
+    return Path(config.engine.reference_config or _DS_CONFIGS / "reference.json")
 
 
 def _reference_config(settings: Settings, world: World) -> ResolvedConfig:
     return resolve_reference(_reference_path(settings.config), settings, world.size, world.on_cpu)
 
 
-def _check_attention(config: TrainConfig, world: World) -> None:
+def _check_attention(config: JobConfig, world: World) -> None:
     """What can be told of --attention before anything is tried."""
-    if config.attention == "auto":
+    if config.engine.attention == "auto":
         return
-    if problem := obstacle(config.attention, world.device, getattr(torch, config.dtype)):
-        raise ConfigError(f"--attention {config.attention}: {problem}; use auto or sdpa")
+    if problem := obstacle(config.engine.attention, world.device, getattr(torch, config.optimisation.dtype)):
+        raise ConfigError(f"--attention {config.engine.attention}: {problem}; use auto or sdpa")
 
 
 def _shown(value: object) -> str:

@@ -47,18 +47,19 @@ def open_references(
             is not what it gives now.
     """
     config, references = prepared.settings.config, list[RowReference]()
-    if config.reference == "live":
+    if config.engine.reference == "live":
         references += [_reference(prepared, policy)] * len(tables)
     else:
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded"
-        about = {**about, "dtype": config.dtype, "layout": kind}
-        caches = [ReferenceCache(Path(config.cache_dir), table, about, policy.world) for table in tables]
+        about = {**about, "dtype": config.optimisation.dtype, "layout": kind}
+        assert config.data.cache_dir is not None  # resolved by prepare
+        caches = [ReferenceCache(Path(config.data.cache_dir), table, about, policy.world) for table in tables]
         _fill(caches, prepared, policy, layout, console)
         references += [cache.reference() for cache in caches]
     for table, reference in zip(tables, references, strict=True):
         ranks = policy.world.size
         spread = np.linspace(0, len(table) - 1, _CHECKED * ranks).astype(int)[policy.world.rank :: ranks]
-        check_start(policy, reference, layout([table[int(index)] for index in spread]), config.dtype)
+        check_start(policy, reference, layout([table[int(index)] for index in spread]), config.optimisation.dtype)
     return references
 
 
@@ -88,5 +89,5 @@ def _fill(
 
 
 def _reference(prepared: Prepared, policy: Policy) -> Reference:
-    attention = prepared.settings.config.attention
+    attention = prepared.settings.config.engine.attention
     return Reference(prepared.source, prepared.reference_config, policy.world, attention)

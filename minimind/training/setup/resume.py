@@ -29,16 +29,17 @@ def describe(
 
     identity is what must be the same for a run to go on from it: data, weights, objective, schedule.
     """
-    config, engine = prepared.settings.config, prepared.policy_config.values
+    values, engine = prepared.settings.values, prepared.policy_config.values
     names = (
-        "beta average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row reference "
-        "micro_batch_tokens"
+        "beta average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row reference"
     ).split()
     optimizer = engine["optimizer"]
     meant = {name: value for name, value in optimizer["params"].items() if name not in _OPTIMIZER_MEANS}
     described = {
         "identity": {
-            **{name: getattr(config, name) for name in names},
+            **{name: values[name] for name in names},
+            # A budget that is not given is 0, as in the manifests that earlier versions wrote.
+            "micro_batch_tokens": values["micro_batch_tokens"] or 0,
             "optimizer": {**optimizer, "params": meant},
             **model_identity(prepared),
             "data": table.key,
@@ -47,14 +48,14 @@ def describe(
             "start weights": fingerprint,
             "total_steps": total_steps,
         },
-        "batch": {"batch_size": config.batch_size, "accumulation_steps": config.accumulation_steps},
+        "batch": {name: values[name] for name in ("batch_size", "accumulation_steps")},
         "layout": {
             "ranks": stream.world_size,
             "zero_optimization": engine["zero_optimization"],
             "optimizer": optimizer,
         },
         # What nobody chose is no reason to choose it again where there is a choice.
-        "attention": config.attention if prepared.settings.origins["attention"] != DEFAULT else "",
+        "attention": values["attention"] if prepared.settings.origins["attention"] != DEFAULT else "",
     }
     # As JSON gives it back: what is compared with a manifest has made the same journey.
     return json.loads(json.dumps(described))

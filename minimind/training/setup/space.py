@@ -35,13 +35,13 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
             ones are written.
     """
     config = prepared.settings.config
-    folder = Path(config.save_dir)
-    interval = config.save_interval or total_steps
+    folder = Path(config.run.save_dir)
+    interval = config.run.save_interval or total_steps
     saves = max(1, math.ceil(total_steps / interval) - start // interval)
     present = len(complete_checkpoints(folder / "checkpoints")) if start else 0
     at_once, every = 1, saves
-    if config.keep_checkpoints:
-        at_once = every = max(1, min(saves, config.keep_checkpoints + 1 - present))
+    if config.run.keep_checkpoints is not None:
+        at_once = every = max(1, min(saves, config.run.keep_checkpoints + 1 - present))
     checkpoint = 0 if swaps_to_nvme(prepared.policy_config.values) else checkpoint_bytes(prepared)
     there = bool(start) and _weights_are_there(prepared)  # they take their room already: a copy is all that comes
     weights = weight_bytes(prepared) * (1 if there else 2)
@@ -65,7 +65,7 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
 
 def _weights_are_there(prepared: Prepared) -> bool:
     config = prepared.settings.config
-    folder = Path(config.save_dir) / weights_name(config)
+    folder = Path(config.run.save_dir) / weights_name(config)
     pickled = folder.with_name(f"{folder.name}.pth")
     return folder.exists() and (pickled.exists() or not isinstance(prepared.source.config, MiniMindConfig))
 
@@ -75,16 +75,16 @@ def checkpoint_bytes(prepared: Prepared) -> int:
     are trained, except at stage 3, and in float32 at stage 0, where there is only one copy."""
     config, stage = prepared.settings.config, prepared.policy_config.stage
     two = prepared.policy_config.values["optimizer"]["type"].lower() in _TWO_MOMENTS
-    masters = 0 if stage == 0 and config.dtype == "float32" else 4
-    trained = 0 if stage == 3 else _SIZES[config.dtype]
+    masters = 0 if stage == 0 and config.optimisation.dtype == "float32" else 4
+    trained = 0 if stage == 3 else _SIZES[config.optimisation.dtype]
     return _parameters(prepared) * (masters + trained + (8 if two else 4))
 
 
 def weight_bytes(prepared: Prepared) -> int:
     """Size of the weights that users exchange, written beside every checkpoint."""
     config = prepared.settings.config
-    pickled = _SIZES[config.save_dtype] if isinstance(prepared.source.config, MiniMindConfig) else 0
-    return _parameters(prepared) * (pickled + _SIZES[config.dtype])
+    pickled = _SIZES[config.run.save_dtype] if isinstance(prepared.source.config, MiniMindConfig) else 0
+    return _parameters(prepared) * (pickled + _SIZES[config.optimisation.dtype])
 
 
 def _parameters(prepared: Prepared) -> int:

@@ -17,4 +17,4 @@ def world():
 
 @pytest.fixture
 def checkpoints(tmp_path, world):
-    return Checkpoints(tmp_path / "checkpoints", world, DESCRIBED, keep=0)
+    return Checkpoints(tmp_path / "checkpoints", world, DESCRIBED, keep=None)

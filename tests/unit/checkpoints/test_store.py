@@ -49,7 +49,7 @@ def test_progress_is_reported_for_each_file(tmp_path):
 
     watch = Counting()
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), watch=watch)
-    save(Checkpoints(tmp_path, world, DESCRIBED, keep=0), 1)
+    save(Checkpoints(tmp_path, world, DESCRIBED, keep=None), 1)
     assert watch.ticks == 2 * len(FILES)  # written, hashed
     find_checkpoint(tmp_path, world, "error")
     assert watch.ticks == 3 * len(FILES)

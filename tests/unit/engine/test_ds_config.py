@@ -67,7 +67,7 @@ def test_flag_that_repeats_the_file_is_no_disagreement(tmp_path):
 
 def test_dtype_of_the_file_is_taken_when_no_flag_says_otherwise(tmp_path):
     done = resolved(tmp_path, {"bf16": {"enabled": False}, "fp16": {"enabled": False}})
-    assert done.settings.config.dtype == "float32"
+    assert done.settings.config.optimisation.dtype == "float32"
     assert done.settings.origins["dtype"] == "DeepSpeed file"
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from minimind.config import TrainConfig
+from minimind.config import DPOConfig, replace_values
 from minimind.plan.choice import StepLoad, ZeroChoice
 from minimind.plan.options import _FILES, DS_CONFIGS
 
@@ -22,6 +22,10 @@ DEFAULTS = {
     "int8_weights": "zero_quantized_weights",
     "int4_gradients": "zero_quantized_gradients",
 }
+
+
+def load_of(**flags: object) -> StepLoad:
+    return StepLoad.of(replace_values(DPOConfig(), flags))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -44,16 +48,16 @@ def test_every_shipped_file_is_planned_and_leaves_less_on_the_device_from_level_
 
 
 def test_a_step_is_planned_with_full_rows():
-    load = StepLoad.of(TrainConfig(batch_size=4, accumulation_steps=3, max_seq_len=512))
+    load = load_of(batch_size=4, accumulation_steps=3, max_seq_len=512)
     assert (load.tokens, load.micro_batches, load.width) == (4 * 2 * 512, 3, 2)
     assert (load.reference, load.checkpointing, load.reference_batches) == (True, False, 3)
-    assert not StepLoad.of(TrainConfig(reference="cached")).reference
+    assert not load_of(reference="cached").reference
 
 
 def test_micro_batches_by_tokens():
     # 12 pairs of at most 1024 tokens, 3000 at a time.
-    load = StepLoad.of(TrainConfig(batch_size=4, accumulation_steps=3, max_seq_len=512, micro_batch_tokens=3000))
+    load = load_of(batch_size=4, accumulation_steps=3, max_seq_len=512, micro_batch_tokens=3000)
     assert (load.tokens, load.micro_batches) == (3000, 5)
     # One pair must fit, whatever the limit; and a step is never more than its pairs.
-    assert StepLoad.of(TrainConfig(max_seq_len=512, micro_batch_tokens=10)).tokens == 1024
-    assert StepLoad.of(TrainConfig(batch_size=1, max_seq_len=512, micro_batch_tokens=9000)).tokens == 1024
+    assert load_of(max_seq_len=512, micro_batch_tokens=10).tokens == 1024
+    assert load_of(batch_size=1, max_seq_len=512, micro_batch_tokens=9000).tokens == 1024

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.config import TrainConfig, parse_settings
+from minimind.config import DPOConfig, parse_settings, replace_values
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.plan import check
 from minimind.plan.check import free_memory, shortage
@@ -46,8 +46,8 @@ def test_every_shipped_file_has_a_row_and_the_command_can_be_typed(capsys):
     words = printed_command(text)
     assert words[:4] == ["deepspeed", "--hostfile", "launch/hostfile", "launch/train_dpo.py"]
     settings = parse_settings(words[4:])
-    assert (REPO / settings.config.deepspeed).is_file()
-    assert settings.config.from_weight == "full_sft_4096.pth"
+    assert (REPO / settings.config.engine.deepspeed).is_file()
+    assert settings.config.model.from_weight == "full_sft_4096.pth"
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
@@ -70,13 +70,13 @@ def test_the_script_starts_without_deepspeed():
 def test_flags_of_training_stay_in_the_command():
     text = plan([*ISSUE, "--max_seq_len", "512", "--beta", "0.2", "--data_path", "my pairs.jsonl", "--use_moe", "1"])
     settings = parse_settings(printed_command(text)[4:])
-    assert (settings.config.max_seq_len, settings.config.beta) == (512, 0.2)
-    assert settings.config.data_path == "my pairs.jsonl"
-    assert settings.config.from_weight == "full_sft_4096_moe.pth"
+    assert (settings.config.data.max_seq_len, settings.config.objective.beta) == (512, 0.2)
+    assert settings.config.data.data_path == "my pairs.jsonl"
+    assert settings.config.model.from_weight == "full_sft_4096_moe.pth"
     assert "--hidden_size" not in text
     # Fresh weights have nothing to read sizes off.
     fresh = parse_settings(printed_command(plan([*ISSUE, "--from_weight", "none"]))[4:]).config
-    assert (fresh.from_weight, fresh.hidden_size, fresh.num_hidden_layers) == ("none", 4096, 32)
+    assert (fresh.model.from_weight, fresh.model.hidden_size, fresh.model.num_hidden_layers) == ("none", 4096, 32)
 
 
 def test_sizes_are_read_off_weights():
@@ -109,7 +109,7 @@ def test_a_plan_that_nothing_fits_says_what_is_least_and_what_would_help():
         ("--gpu_memory 0GiB", "a size with its unit"),
         ("--gpu_memory 80GiB --host_memory much", "--host_memory much"),
         ("--gpu_memory 80GiB --nodes 0", "--nodes 0 is below 1"),
-        ("--gpu_mem 80GiB", "unknown flag --gpu_mem; did you mean --gpu_memory?"),
+        ("--gpu_mem 80GiB", "unrecognized argument: --gpu_mem; did you mean --gpu_memory?"),
         ("--gpu_memory 80GiB --hiden_size 4", "did you mean --hidden_size?"),
         ("--gpu_memory 80GiB --nodes two", "--nodes"),
         ("--gpu_memory 80GiB --hidden_size 510 --num_attention_heads 170", "no MiniMind model has these sizes"),
@@ -143,7 +143,7 @@ def test_a_stage_that_there_is_not(tmp_path):
 
 def chosen(gib: float, ranks: int = 2, host: int = 0, **flags) -> tuple[str, bool] | None:
     machine = Machine(ranks_per_node=ranks, device_memory=int(gib * 2**30), host_memory=host)
-    best = cheapest(options(SIZES, TrainConfig(**flags), machine), machine)
+    best = cheapest(options(SIZES, replace_values(DPOConfig(), flags), machine), machine)
     return None if best is None else (best.file.stem, best.checkpointing)
 
 
@@ -164,7 +164,7 @@ def test_the_cheapest_leaves_the_device_last():
 
 def test_a_run_is_warned_with_numbers_and_a_remedy():
     values = {name: read_zero(DS_CONFIGS / f"{name}.json") for name in ("zero2", "reference")}
-    config = TrainConfig(deepspeed="ds_configs/zero2.json")
+    config = replace_values(DPOConfig(), {"deepspeed": "ds_configs/zero2.json"})
 
     def told(gib: int, on_cpu: bool = False) -> str:
         machine = Machine(ranks_per_node=2, device_memory=gib * 2**30, on_cpu=on_cpu)
@@ -181,7 +181,7 @@ def test_a_remedy_names_the_reference_s_file_and_heeds_main_memory():
     values = {name: read_zero(DS_CONFIGS / f"{name}.json") for name in ("zero3", "reference")}
 
     def told(host: int, **flags: str) -> str:
-        config = TrainConfig(deepspeed="ds_configs/zero3.json", **flags)
+        config = replace_values(DPOConfig(), {"deepspeed": "ds_configs/zero3.json", **flags})
         machine = Machine(ranks_per_node=2, device_memory=5 * 2**30, host_memory=host * 2**30)
         return shortage(SIZES, config, machine, values["zero3"], values["reference"])
 

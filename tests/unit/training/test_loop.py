@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.config import TrainConfig
+from minimind.config import DPOConfig, RunConfig
 from minimind.errors import CheckpointError, TrainingError, WeightsError
 from minimind.ranks.process import World
 from minimind.training import loop
@@ -22,7 +22,7 @@ def run(tmp_path):
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     world.watch.timeout = 60.0
     return SimpleNamespace(
-        config=TrainConfig(save_dir=str(tmp_path)),
+        config=DPOConfig(run=RunConfig(save_dir=str(tmp_path))),
         world=world,
         policy=SimpleNamespace(train=lambda: None, learning_rate=0.1, grad_norm=torch.tensor(1.0)),
         reference=None,

@@ -46,7 +46,7 @@ def settled(monkeypatch):
         done = settle_attention(prepared, world, None, None, SimpleNamespace(say=lines.append)).settings
         if device == GPU and lines and "--attention" not in flags:
             assert lines.pop(0) == "  trying what can attend over packs; where it is compiled that may take a minute"
-        return done.config.attention, done.origins["attention"], "\n".join(lines)
+        return done.config.engine.attention, done.origins["attention"], "\n".join(lines)
 
     return settle
 

@@ -38,7 +38,7 @@ def saved(ranks, batch_size, accumulation_steps) -> Manifest:
 )
 def test_global_batch_is_kept(was, ranks, flags, expected):
     settings = keep_global_batch(parse_settings(flags.split()), saved(*was), ranks)
-    got = (settings.config.batch_size, settings.config.accumulation_steps)
+    got = (settings.config.optimisation.batch_size, settings.config.optimisation.accumulation_steps)
     assert got == expected
     assert ranks * got[0] * got[1] == was[0] * was[1] * was[2]
     for name in ("batch_size", "accumulation_steps"):
@@ -79,5 +79,5 @@ def test_what_the_file_leaves_open_is_the_checkpoint_s(fixed, ranks, expected, t
     checkpoint = Checkpoint(path=tmp_path, manifest=saved(2, 8, 1), damaged={})
     resolved = _policy_config(parse_settings(["--deepspeed", str(path)]), world, checkpoint)
     config = resolved.settings.config
-    assert (config.batch_size, config.accumulation_steps) == expected
+    assert (config.optimisation.batch_size, config.optimisation.accumulation_steps) == expected
     assert resolved.values["train_batch_size"] == 16

@@ -82,3 +82,20 @@ def test_a_stream_that_deals_other_pairs_is_refused():
     saved = checkpoint(description(), stream(seed=1).place_after(3))
     with pytest.raises(CheckpointError, match="pairs would be repeated or skipped: after step 3"):
         check_same_run(saved, description(), stream())
+
+
+# The flags in an identity as the first versions wrote them, when 0 stood for "no token budget".
+EARLIER_IDENTITY = json.loads(
+    '{"beta": 0.1, "average_log_prob": true, "learning_rate": 4e-08, "warmup_steps": 0, "grad_clip": 1.0, '
+    '"epochs": 1, "shuffle": true, "seed": 42, "dtype": "bfloat16", "on_bad_row": "error", "reference": "live", '
+    '"micro_batch_tokens": 0}'
+)
+
+
+@pytest.mark.parametrize("tokens", [0, 300])
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tokens):
+    now = description(flags=f"--micro_batch_tokens {tokens}")
+    rest = {name: value for name, value in now["identity"].items() if name not in EARLIER_IDENTITY}
+    earlier = {**now, "identity": {**EARLIER_IDENTITY, "micro_batch_tokens": tokens, **rest}}
+    check_same_run(checkpoint(earlier, stream().place_after(3)), now, stream())
+    assert json.dumps(now["identity"], sort_keys=True) == json.dumps(earlier["identity"], sort_keys=True)

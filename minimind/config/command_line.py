@@ -1,0 +1,119 @@
+"""The command line of a job, generated from its configuration class.
+
+    argv -> parse_settings -> Settings
+
+One argument group per section, one flag per field.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, overload
+
+from minimind.config.fields import Flag, fields_of, replace_values
+from minimind.config.jobs import DPOConfig
+from minimind.config.settings import DEFAULT, FLAG, Job, Settings
+from minimind.errors import ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ConfigErrors.
+
+    Attributes:
+        agreed: passed on to the errors; see `MiniMindError`.
+    """
+
+    agreed = False
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help", agreed=self.agreed)
+
+
+@overload
+def parse_settings(argv: Sequence[str], *, agreed: bool = False) -> Settings[DPOConfig]: ...
+
+
+@overload
+def parse_settings(argv: Sequence[str], job: type[Job], *, agreed: bool = False) -> Settings[Job]: ...
+
+
+def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: bool = False) -> Settings[Any]:
+    """Settings of a job from command-line arguments.
+
+    Args:
+        job: the configuration class of the job.
+        agreed: another rank raises the same error, if there is one, and reports it.
+
+    Raises:
+        ConfigError: unknown flags (with the most similar flag), values of the wrong type or out of range. All problems
+            are reported together unless argparse cannot parse the arguments at all.
+    """
+    flags = {one.name: one for one in fields_of(job)}
+    given, unknown = build_parser(job, agreed=agreed).parse_known_args(list(argv))
+    values = {name: value for name, value in vars(given).items() if name in flags}
+    problems = [_unrecognized(argument, flags) for argument in unknown if argument.startswith("-")]
+    if unknown and not problems:
+        problems = [f"unrecognized argument: {argument}" for argument in unknown]
+    problems += [problem for name, value in values.items() if (problem := _out_of_range(flags[name], value))]
+    if problems:
+        raise ConfigError.from_problems(problems, agreed=agreed)
+    # 0 and "" are how a command line spells "not given".
+    values = {name: value or None if flags[name].optional else value for name, value in values.items()}
+    origins = {name: FLAG if name in values else DEFAULT for name in flags}
+    return Settings(config=replace_values(job(), values), origins=origins)
+
+
+def build_parser(job: type = DPOConfig, *, agreed: bool = False) -> argparse.ArgumentParser:
+    """The parser of a job's flags; values that are not given are left out of its result."""
+    parser = _Parser(
+        prog="deepspeed launch/train_dpo.py",
+        description="Direct Preference Optimization on DeepSpeed.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.agreed = agreed
+    # The DeepSpeed launcher adds this flag. Ranks read LOCAL_RANK from the environment instead.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    groups: dict[str, Any] = {}
+    for one in fields_of(job):
+        if one.section not in groups:
+            groups[one.section] = parser.add_argument_group(one.section)
+        options: dict[str, Any] = {"help": _help_of(one), "type": one.kind, "choices": one.metadata.choices}
+        if one.kind is bool:
+            # bool("False") is True, so argparse must not convert with bool.
+            options = {"help": _help_of(one), "type": _zero_or_one, "metavar": "{0,1}"}
+        groups[one.section].add_argument(f"--{one.name}", **options)
+    return parser
+
+
+def _help_of(one: Flag) -> str:
+    shown = int(one.default) if one.kind is bool else one.default
+    text = one.metadata.help + (f" (default: {shown})" if shown is not None else "")
+    return text.replace("%", "%%")  # argparse formats the text with the % operator
+
+
+def _zero_or_one(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
+    return text == "1"
+
+
+def _unrecognized(argument: str, flags: Iterable[str]) -> str:
+    given = argument.split("=")[0]
+    near = difflib.get_close_matches(given.lstrip("-"), flags, n=1, cutoff=0.5)
+    hint = f"did you mean --{near[0]}?" if near else "see --help"
+    return f"unrecognized argument: {given}; {hint}"
+
+
+def _out_of_range(one: Flag, value: Any) -> str | None:
+    low, above = one.metadata.low, one.metadata.above
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"--{one.name} {value} is not a finite number"
+    if low is not None and value < low:
+        return f"--{one.name} {value} is below {low:g}"
+    if above is not None and value <= above:
+        return f"--{one.name} {value} is not above {above:g}"
+    return None

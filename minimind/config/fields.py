@@ -1,0 +1,122 @@
+"""Flags as fields of frozen dataclasses, and the flat view of a configuration that is made of such dataclasses.
+
+    flag(default, help, ...)  ->  field of a section (DataConfig, ...)  ->  section of a job's configuration (DPOConfig)
+    fields_of(DPOConfig)      ->  every flag with its section, type, default and bounds, in the order of declaration
+
+A flag's name is unique in a job's configuration, so code that handles flags by name needs no section.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+_KEY = "flag"
+AnyConfig = TypeVar("AnyConfig")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlagMetadata:
+    """What the command line needs to know about a flag besides its name, type and default.
+
+    Attributes:
+        help: text of `--help`.
+        choices: the allowed values; None allows all.
+        low: the smallest allowed value.
+        above: a bound that the value must exceed.
+    """
+
+    help: str
+    choices: tuple[Any, ...] | None = None
+    low: float | None = None
+    above: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag of a job.
+
+    Attributes:
+        section: name of the field of the job's configuration that holds the flag's section.
+        kind: bool, int, float or str.
+        optional: the value may be None, which means "not given". On the command line 0 or "" says the same.
+        default: the value without a flag.
+        metadata: help, choices and bounds.
+    """
+
+    name: str
+    section: str
+    kind: type
+    optional: bool
+    default: Any
+    metadata: FlagMetadata
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | None = None,
+    low: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field that is also a flag; see `FlagMetadata` for the arguments."""
+    metadata = FlagMetadata(help=help, choices=None if choices is None else tuple(choices), low=low, above=above)
+    return dataclasses.field(default=default, metadata={_KEY: metadata})
+
+
+def fields_of(job: type) -> tuple[Flag, ...]:
+    """Every flag of a job's configuration class, section by section.
+
+    Raises:
+        TypeError: two sections declare the same flag.
+    """
+    found: dict[str, Flag] = {}
+    for section, section_type in typing.get_type_hints(job).items():
+        hints = typing.get_type_hints(section_type)
+        for field in dataclasses.fields(section_type):
+            if field.name in found:
+                raise TypeError(f"{job.__name__}: --{field.name} is in {found[field.name].section} and in {section}")
+            kind, optional = _kind_of(hints[field.name])
+            found[field.name] = Flag(
+                name=field.name,
+                section=section,
+                kind=kind,
+                optional=optional,
+                default=field.default,
+                metadata=field.metadata[_KEY],
+            )
+    return tuple(found.values())
+
+
+def _kind_of(hint: Any) -> tuple[type, bool]:
+    """The type of a flag's value, and whether it may be None."""
+    if not isinstance(hint, types.UnionType):
+        return hint, False
+    (kind,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return kind, True
+
+
+def flat_values(config: object) -> dict[str, Any]:
+    """Flag name -> value, of all sections."""
+    return {one.name: getattr(getattr(config, one.section), one.name) for one in fields_of(type(config))}
+
+
+def replace_values(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
+    """A copy of a job's configuration with other values.
+
+    Args:
+        values: flag name -> value; each goes to the section that declares the flag.
+
+    Raises:
+        KeyError: no section declares one of the flags.
+    """
+    sections = {one.name: one.section for one in fields_of(type(config))}
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        changes.setdefault(sections[name], {})[name] = value
+    replaced = {section: dataclasses.replace(getattr(config, section), **change) for section, change in changes.items()}
+    return typing.cast(AnyConfig, dataclasses.replace(typing.cast(Any, config), **replaced))

@@ -1,0 +1,34 @@
+"""Flags about the model: its start weights, and sizes that the weights do not contain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from minimind.config.fields import flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Start weights and model sizes. None of a size means that it was not given."""
+
+    from_weight: str = flag(
+        "full_sft",
+        "start weights: a MiniMind .pth file, a Hugging Face folder, none (new random weights), or the short MiniMind "
+        "name of a file in save_dir",
+    )
+    generation: int | None = flag(
+        None, "MiniMind generation; read from the weights, 2 for new weights", choices=(0, 2, 3)
+    )
+    hidden_size: int = flag(512, "hidden size H; read from the weights", low=1)
+    num_hidden_layers: int = flag(8, "number of layers L; read from the weights", low=1)
+    use_moe: bool = flag(False, "1: mixture of experts; read from the weights")
+    num_attention_heads: int | None = flag(
+        None, "number of attention heads, if the weights do not contain it (MiniMind2: 8)", low=0
+    )
+    num_experts_per_tok: int | None = flag(
+        None, "experts per token, if the weights do not contain it (MiniMind2: 2, MiniMind-3: 1)", low=0
+    )
+    rope_theta: float | None = flag(
+        None, "base of the rotary embedding, if the weights do not contain it (MiniMind: 1e6)", low=0
+    )
+    inference_rope_scaling: bool = flag(False, "1: YaRN scaling of the rotary embedding, for contexts above 2048")

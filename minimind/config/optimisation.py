@@ -1,0 +1,35 @@
+"""Flags about the optimizer's steps: how many, how large, on how many pairs, in which precision."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from minimind.config.fields import flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimisationConfig:
+    """Batch, schedule, clipping and precision. None of a limit means that there is none."""
+
+    epochs: int = flag(1, "number of passes over the pairs", low=1)
+    max_steps: int | None = flag(
+        None, "largest number of global steps, which also ends the learning rate schedule; 0: no limit", low=0
+    )
+    batch_size: int = flag(4, "pairs per rank and micro-batch", low=1)
+    accumulation_steps: int = flag(1, "micro-batches per global step", low=1)
+    micro_batch_tokens: int | None = flag(
+        None,
+        "largest number of packed tokens in a micro-batch: a rank's batch_size x accumulation_steps pairs of a global "
+        "step are distributed over as few micro-batches as possible; 0: every micro-batch has batch_size pairs",
+        low=0,
+    )
+    learning_rate: float = flag(
+        4e-8, "learning rate at the start; a cosine schedule lowers it to a tenth of this value", above=0
+    )
+    warmup_steps: int = flag(0, "global steps of linear warm-up of the learning rate", low=0)
+    grad_clip: float = flag(1.0, "largest gradient norm; 0: no clipping", low=0)
+    dtype: str = flag(
+        "bfloat16",
+        "dtype of weights and activations; the optimizer's states are float32",
+        choices=("bfloat16", "float16", "float32"),
+    )

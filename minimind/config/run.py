@@ -1,0 +1,36 @@
+"""Flags about the run as a process: its folder, its intervals, its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from minimind.config.fields import flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Output folder, logging, evaluation, checkpoints and resuming. Intervals are in global steps."""
+
+    save_dir: str = flag("out/dpo", "folder of all output of the run")
+    save_weight: str = flag("dpo", "name of the written weights")
+    save_dtype: str = flag("float16", "dtype of the .pth file", choices=("float16", "bfloat16", "float32"))
+    save_interval: int = flag(100, "global steps between two checkpoints; 0: only one, at the end", low=0)
+    log_interval: int = flag(100, "global steps between two logged steps", low=1)
+    eval_interval: int = flag(0, "global steps between two evaluations; 0: only at the start and at the end", low=0)
+    timeout: int = flag(
+        1800, "seconds without progress of any rank after which the run names the missing ranks and stops", low=1
+    )
+    keep_checkpoints: int | None = flag(
+        None, "number of newest checkpoints to keep; older ones are deleted; 0: keep all", low=0
+    )
+    from_resume: bool = flag(
+        False,
+        "1: resume from the newest checkpoint in save_dir, if there is one; the number of ranks and the ZeRO stage "
+        "may differ",
+    )
+    on_bad_checkpoint: str = flag(
+        "error",
+        "if the newest checkpoint is damaged: error: report the damage and stop; previous: resume from the newest "
+        "checkpoint that is not damaged",
+        choices=("error", "previous"),
+    )

@@ -1,0 +1,59 @@
+"""A job's configuration together with the origin of each value.
+
+    command line -> Settings -> with_defaults (demo, weights), with_values (DeepSpeed file, checkpoint) -> Settings
+
+Flags are addressed by their names alone; `Settings` finds the section of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from minimind.config.fields import flat_values, replace_values
+from minimind.config.jobs import DPOConfig, JobConfig
+
+FLAG, DEFAULT, DEMO, DEEPSPEED_FILE, WEIGHTS = "flag", "default", "demo", "DeepSpeed file", "weights"
+CHECKPOINT, MEASURED = "checkpoint", "measured"
+
+Job = TypeVar("Job", bound=JobConfig, default=DPOConfig, covariant=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Generic[Job]):
+    """A configuration with the origin of each value.
+
+    Attributes:
+        config: the values, by section.
+        origins: flag name -> "flag", "default", "demo", "DeepSpeed file", "weights", "checkpoint" or "measured".
+    """
+
+    config: Job
+    origins: Mapping[str, str]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Flag name -> value, of all sections."""
+        return flat_values(self.config)
+
+    def explicit(self, name: str) -> bool:
+        """Whether the user gave the flag on the command line."""
+        return self.origins[name] == FLAG
+
+    def with_values(self, values: Mapping[str, Any], origin: str) -> Settings[Job]:
+        """Settings in which these values replace the present ones.
+
+        Args:
+            values: flag name -> value.
+            origin: where these values come from.
+        """
+        return Settings(
+            config=replace_values(self.config, values), origins={**self.origins, **dict.fromkeys(values, origin)}
+        )
+
+    def with_defaults(self, values: Mapping[str, Any], origin: str) -> Settings[Job]:
+        """Like `with_values`, but flags that the user gave keep their values."""
+        return self.with_values({k: v for k, v in values.items() if not self.explicit(k)}, origin)

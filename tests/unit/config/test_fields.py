@@ -1,0 +1,62 @@
+"""Flags as dataclass fields, and the flat view of a composition of sections."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from minimind.config.fields import fields_of, flag, flat_values, replace_values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oven:
+    degrees: int = flag(180, "temperature", low=20, above=10)
+    fan: bool = flag(False, "circulating air")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cake:
+    sugar: float | None = flag(None, "grams", low=0)
+    shape: str = flag("round", "of the tin", choices=["round", "square"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Baking:
+    oven: Oven = dataclasses.field(default_factory=Oven)
+    cake: Cake = dataclasses.field(default_factory=Cake)
+
+
+def test_fields_have_section_kind_default_and_bounds():
+    found = fields_of(Baking)
+    assert [(one.name, one.section, one.kind, one.optional, one.default) for one in found] == [
+        ("degrees", "oven", int, False, 180),
+        ("fan", "oven", bool, False, False),
+        ("sugar", "cake", float, True, None),
+        ("shape", "cake", str, False, "round"),
+    ]
+    degrees, _, sugar, shape = (one.metadata for one in found)
+    assert (degrees.help, degrees.low, degrees.above, degrees.choices) == ("temperature", 20, 10, None)
+    assert (sugar.low, sugar.above) == (0, None)
+    assert shape.choices == ("round", "square")
+
+
+def test_a_name_in_two_sections_is_refused():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Timer:
+        fan: int = flag(1, "minutes")
+
+    job = dataclasses.make_dataclass("Job", [("oven", Oven), ("timer", Timer)], frozen=True, kw_only=True)
+    with pytest.raises(TypeError, match="Job: --fan is in oven and in timer"):
+        fields_of(job)
+
+
+def test_values_are_read_and_replaced_by_flat_names():
+    config = Baking(cake=Cake(sugar=120.0))
+    assert flat_values(config) == {"degrees": 180, "fan": False, "sugar": 120.0, "shape": "round"}
+    changed = replace_values(config, {"fan": True, "sugar": None, "degrees": 200})
+    assert changed == Baking(oven=Oven(degrees=200, fan=True), cake=Cake(sugar=None))
+    assert config == Baking(cake=Cake(sugar=120.0))
+    assert replace_values(config, {}) == config
+    with pytest.raises(KeyError, match="salt"):
+        replace_values(config, {"salt": 1})

@@ -1,0 +1,59 @@
+"""The DPO job: its sections, and a flag name that is unique among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from minimind.config import (
+    DataConfig,
+    DPOConfig,
+    EngineConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimisationConfig,
+    RunConfig,
+    fields_of,
+)
+
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "objective": ObjectiveConfig,
+    "optimisation": OptimisationConfig,
+    "engine": EngineConfig,
+    "run": RunConfig,
+}
+
+
+def test_a_dpo_job_is_composed_of_six_sections():
+    config = DPOConfig()
+    assert {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)} == SECTIONS
+    assert list(SECTIONS) == list(dict.fromkeys(one.section for one in fields_of(DPOConfig)))
+
+
+def test_every_flag_is_in_exactly_one_section():
+    names = Counter(field.name for section in SECTIONS.values() for field in dataclasses.fields(section))
+    assert set(names.values()) == {1}
+    assert set(names) == {one.name for one in fields_of(DPOConfig)}
+
+
+@pytest.mark.parametrize("section", SECTIONS.values())
+def test_a_section_is_frozen_and_takes_keywords_only(section):
+    first = dataclasses.fields(section)[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(section(), first.name, first.default)
+    with pytest.raises(TypeError):
+        section(first.default)
+
+
+@pytest.mark.parametrize("one", fields_of(DPOConfig), ids=lambda one: one.name)
+def test_a_default_is_a_value_that_the_command_line_accepts(one):
+    value, limits = one.default, one.metadata
+    assert value is None if one.optional else type(value) is one.kind
+    if value is not None:
+        assert limits.choices is None or value in limits.choices
+        assert limits.low is None or value >= limits.low
+        assert limits.above is None or value > limits.above

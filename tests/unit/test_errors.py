@@ -1,0 +1,34 @@
+"""User errors: one message for many problems, and whether every rank raises the same."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
+
+
+def test_one_problem_is_the_message():
+    assert str(ConfigError.from_problems(["no file"])) == "no file"
+
+
+def test_several_problems_are_listed():
+    error = ConfigError.from_problems(["no file", "no rank"], agreed=True)
+    assert str(error) == "2 problems:\n  - no file\n  - no rank"
+    assert error.agreed
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+@pytest.mark.parametrize("kind", [MiniMindError, CheckpointError, ConfigError, TrainingError])
+def test_agreed_survives_pickling(kind, agreed):
+    """Ranks gather each other's errors as pickled objects."""
+    copy = pickle.loads(pickle.dumps(kind("why", agreed=agreed)))
+    assert type(copy) is kind
+    assert str(copy) == "why"
+    assert copy.agreed is agreed
+
+
+def test_an_error_is_raised_by_one_rank_unless_it_says_otherwise():
+    assert MiniMindError("why").agreed is False
+    assert ConfigError.from_problems(["why"]).agreed is False
