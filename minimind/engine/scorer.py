@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch
-from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of
 from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackLayout
 from minimind.objective.log_probs import target_log_probs
 
@@ -44,16 +44,16 @@ class PairScorer(nn.Module):
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
         self.model.config._attn_implementation = PACKED_ATTENTION
-        knows_keep = isinstance(self.model.config, MiniMindConfig)
+        selects = family_of(self.model.config).backbone_selects_positions
         out = self.model.base_model(
             input_ids=batch.token_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
             pack=PackLayout(batch.segments, self.attention),
-            **({"keep": batch.target_positions} if knows_keep else {}),
+            **({"keep": batch.target_positions} if selects else {}),
         )
         hidden = out.last_hidden_state.squeeze(0)
-        if not knows_keep:
+        if not selects:
             hidden = hidden.index_select(0, batch.target_positions)
         head = self.model.get_output_embeddings()
         log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
@@ -63,26 +63,3 @@ class PairScorer(nn.Module):
 def _aux_loss(out: object, like: Tensor) -> Tensor:
     aux_loss = getattr(out, "aux_loss", None)
     return aux_loss if isinstance(aux_loss, Tensor) else torch.zeros((), device=like.device)
-
-
-def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
-    """Why a model cannot take packs, or None if nothing speaks against it.
-
-    What this cannot see, the comparison at the start of a run does (`layouts_agree`).
-    """
-    if isinstance(config, MiniMindConfig):
-        return None
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    if not getattr(model_class, "_supports_attention_backend", False):
-        return f"{model_class.__name__} does not use transformers' attention interface"
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        return "it has layers with other than full attention"
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_len:
-        return f"it attends over a sliding window of {window} tokens"
-    if getattr(config, "output_router_logits", False):
-        return "its auxiliary loss is part of its own forward (output_router_logits)"
-    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            return f"it transforms its logits ({name})"
-    return None

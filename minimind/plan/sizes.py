@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig
 
 from minimind.errors import WeightsError
-from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class ModelSizes:
             inner=inner,
             routed=routed,
             normed_heads=any(".q_norm." in name for name in shapes),
-            float32_norms=not isinstance(config, MiniMindConfig),
+            float32_norms=family_of(config).keeps_float32_norm_inputs,
         )
 
     @property

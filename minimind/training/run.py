@@ -25,10 +25,9 @@ from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.policy import Policy
-from minimind.engine.scorer import packing_obstacle
 from minimind.engine.start import start_rank
 from minimind.errors import ConfigError
-from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of, packing_obstacle
 from minimind.model.packed_attention import FLEX, VARLEN
 from minimind.objective.schedule import learning_rate_factor
 from minimind.ranks import process
@@ -182,7 +181,7 @@ def _choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console
     pad_id = prepared.tokenizer.pad_token_id or 0
     padded: Layout = functools.partial(pad, pad_id=pad_id)
     model = prepared.source.config
-    if isinstance(model, MiniMindConfig):
+    if family_of(model).packs_by_construction:
         return pack
     obstacle = packing_obstacle(model, prepared.settings.config.data.max_seq_len)
     if obstacle is None and not layouts_agree(policy, pack([table[0]]), pad([table[0]], pad_id)):
@@ -236,7 +235,7 @@ def _export(prepared: Prepared, policy: Policy) -> None:
 def _write_weights(prepared: Prepared, state: dict[str, Tensor], world: World) -> None:
     config, folder = prepared.settings.config, Path(prepared.settings.config.run.save_dir)
     name = weights_name(prepared.settings.config)
-    if isinstance(prepared.source.config, MiniMindConfig):
+    if family_of(prepared.source.config).exports_pth:
         save_minimind(state, folder / f"{name}.pth", getattr(torch, config.run.save_dtype))
         world.watch.tick()
     dtype = getattr(torch, config.optimisation.dtype)

@@ -6,7 +6,7 @@ from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
-from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of
 from minimind.plan.check import shortage, this_machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.process import World
@@ -22,9 +22,9 @@ def announce_run(prepared: Prepared, console: Console, world: World) -> None:
             "This is the demo: bundled pairs, tokenizer and small start weights. With your own:\n"
             "    --data_path pairs.jsonl --from_weight full_sft_512.pth --tokenizer_path folder\n"
         )
-    kind = f"MiniMind generation {model.generation}" if isinstance(model, MiniMindConfig) else model.model_type
     console.say(
-        f"{kind}, weights from {prepared.source.origin}; ZeRO-{prepared.policy_config.stage} policy, "
+        f"{family_of(model).label(model)}, weights from {prepared.source.origin}; "
+        f"ZeRO-{prepared.policy_config.stage} policy, "
         f"{'ZeRO-3' if settings.config.engine.reference == 'live' else 'cached'} reference, "
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {settings.config.optimisation.dtype}"
     )

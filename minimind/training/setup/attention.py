@@ -14,10 +14,9 @@ from minimind.config import CHECKPOINT, DEFAULT, MEASURED
 from minimind.data.pack import pack
 from minimind.data.stream import PairStream
 from minimind.data.table import PairTable
-from minimind.engine.scorer import packing_obstacle
 from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
-from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of, packing_obstacle
 from minimind.model.packed_attention import SDPA
 from minimind.plan.sizes import given_size
 from minimind.ranks import process
@@ -108,7 +107,6 @@ def attention_shape(config: PretrainedConfig, dtype: torch.dtype, device: torch.
     heads = given_size(model, "num_attention_heads") or 1
     # Multi-head latent attention calls the rotated part of a head its head_dim.
     head_dim = given_size(model, "qk_head_dim") or given_size(model, "head_dim")
-    dropouts = ("dropout",) if isinstance(config, MiniMindConfig) else ("attention_dropout", "attn_pdrop")
     return AttentionShape(
         heads=heads,
         kv_heads=given_size(model, "num_key_value_heads") or heads,
@@ -116,5 +114,5 @@ def attention_shape(config: PretrainedConfig, dtype: torch.dtype, device: torch.
         value_dim=given_size(model, "v_head_dim"),
         dtype=dtype,
         device=device,
-        dropout=max(getattr(model, name, None) or 0.0 for name in dropouts),
+        dropout=max(getattr(model, name, None) or 0.0 for name in family_of(config).dropout_fields),
     )

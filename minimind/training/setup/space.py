@@ -12,7 +12,7 @@ from pathlib import Path
 from minimind.checkpoints.find import complete_checkpoints
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
-from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of
 from minimind.training.setup.prepare import Prepared, weights_name
 
 _SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -67,7 +67,7 @@ def _weights_are_there(prepared: Prepared) -> bool:
     config = prepared.settings.config
     folder = Path(config.run.save_dir) / weights_name(config)
     pickled = folder.with_name(f"{folder.name}.pth")
-    return folder.exists() and (pickled.exists() or not isinstance(prepared.source.config, MiniMindConfig))
+    return folder.exists() and (pickled.exists() or not family_of(prepared.source.config).exports_pth)
 
 
 def checkpoint_bytes(prepared: Prepared) -> int:
@@ -83,7 +83,7 @@ def checkpoint_bytes(prepared: Prepared) -> int:
 def weight_bytes(prepared: Prepared) -> int:
     """Size of the weights that users exchange, written beside every checkpoint."""
     config = prepared.settings.config
-    pickled = _SIZES[config.run.save_dtype] if isinstance(prepared.source.config, MiniMindConfig) else 0
+    pickled = _SIZES[config.run.save_dtype] if family_of(prepared.source.config).exports_pth else 0
     return _parameters(prepared) * (pickled + _SIZES[config.optimisation.dtype])
 
 

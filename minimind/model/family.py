@@ -1,0 +1,95 @@
+"""Properties of model families that the rest of the project depends on: one entry in a table for each family.
+
+    configuration -> family_of -> ModelFamily        packing_obstacle(configuration) -> reason or None
+
+Code outside `model/` and `weights/` asks a family for a property and never tests the class of a configuration. To
+support a model that needs different treatment, add a field here with the value that all other families have, set it in
+the entry of the new family, and test both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from minimind.model.configuration import MiniMindConfig
+
+# Settings with which a model's own head transforms the logits. The scorer computes log-probs from the head's weight
+# alone, so a model that sets one of them to anything but 1 cannot be packed.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def _model_type(config: PretrainedConfig) -> str:
+    return config.model_type
+
+
+def _minimind_generation(config: PretrainedConfig) -> str:
+    return f"MiniMind generation {config.generation}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFamily:
+    """Properties shared by all models of one family. The defaults describe a Hugging Face model.
+
+    Attributes:
+        label: configuration -> name of the model for the user.
+        packs_by_construction: the model computes packs exactly, which tests of this project prove. Other models are
+            compared with their own padded forward before a run uses packs.
+        backbone_selects_positions: the backbone accepts `keep` (K,) and returns only those K positions.
+        exports_pth: a run also writes the weights as MiniMind's `.pth`.
+        dropout_fields: fields of the configuration that may hold the dropout probability of attention weights.
+        keeps_float32_norm_inputs: in 16-bit training each RMSNorm keeps float32 copies of its activations.
+    """
+
+    label: Callable[[PretrainedConfig], str] = _model_type
+    packs_by_construction: bool = False
+    backbone_selects_positions: bool = False
+    exports_pth: bool = False
+    dropout_fields: tuple[str, ...] = ("attention_dropout", "attn_pdrop")
+    keeps_float32_norm_inputs: bool = True
+
+
+HUGGING_FACE = ModelFamily()
+MINIMIND = ModelFamily(
+    label=_minimind_generation,
+    packs_by_construction=True,
+    backbone_selects_positions=True,
+    exports_pth=True,
+    dropout_fields=("dropout",),
+    keeps_float32_norm_inputs=False,
+)
+FAMILIES: Mapping[type[PretrainedConfig], ModelFamily] = {MiniMindConfig: MINIMIND}
+
+
+def family_of(config: PretrainedConfig) -> ModelFamily:
+    """The family of a model: the entry of its configuration's class or nearest base class, `HUGGING_FACE` if none."""
+    return next((FAMILIES[base] for base in type(config).__mro__ if base in FAMILIES), HUGGING_FACE)
+
+
+def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
+    """The reason why a model cannot be trained on packs, or None if its configuration gives no reason.
+
+    A configuration does not show everything: before a run uses packs it also compares the model's log-probs of one
+    pack with those of the same rows padded.
+
+    Args:
+        max_seq_len: tokens in the longest row.
+    """
+    if family_of(config).packs_by_construction:
+        return None
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return f"{model_class.__name__} does not use transformers' attention interface"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "it has layers with other than full attention"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_len:
+        return f"it attends over a sliding window of {window} tokens"
+    if getattr(config, "output_router_logits", False):
+        return "its auxiliary loss is part of its own forward (output_router_logits)"
+    for name in _LOGIT_TRANSFORMS:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return f"it transforms its logits ({name})"
+    return None
