@@ -1,7 +1,7 @@
-"""What a user can be told is wrong: one root error, one class per domain.
+"""Errors that a user can correct: one root class, and one class per domain.
 
-Every message says what is wrong, where (file, line, key or flag) and what to do about it. The launch scripts print
-such an error once, without a traceback, and end with status 1; anything else is a defect of ours and keeps its
+A message says what is wrong, where (file, line, key or flag) and what to do about it. The launch scripts print such an
+error once, without a traceback, and exit with status 1. Any other exception is a defect of this project and keeps its
 traceback.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 
 class MiniMindError(Exception):
-    """Root of every error that a user can mend.
+    """Root of all errors that a user can correct.
 
     Args:
         message: what is wrong, where, and what to do about it.
-        agreed: every rank raises this error, so that only rank 0 needs to print it. It survives pickling.
+        agreed: every rank raises this error, so only rank 0 prints it. Pickling keeps the value.
     """
 
     def __init__(self, message: str = "", *, agreed: bool = False) -> None:
@@ -24,7 +24,7 @@ class MiniMindError(Exception):
 
 
 class ConfigError(MiniMindError):
-    """Flags and DeepSpeed files that are wrong or disagree with each other or with the machine."""
+    """A flag or a DeepSpeed file is wrong, or contradicts another one or the machine."""
 
     @classmethod
     def from_problems(cls, problems: Sequence[str], *, agreed: bool = False) -> ConfigError:
@@ -36,26 +36,26 @@ class ConfigError(MiniMindError):
 
 
 class DataError(MiniMindError):
-    """Preference files, chat templates and tokenizers that cannot be used."""
+    """A preference file, a chat template or a tokenizer cannot be used."""
 
 
 class WeightsError(MiniMindError):
-    """Weight files that are missing, damaged or do not fit the model."""
+    """A weight file is missing or damaged, or does not fit the model."""
 
 
 class CheckpointError(MiniMindError):
-    """Checkpoints that are missing, torn or belong to another run."""
+    """A checkpoint is missing or damaged, or belongs to another run."""
 
 
 class LaunchError(MiniMindError):
-    """Ranks that do not come together: not all there, not alike, gone, or stuck."""
+    """The ranks cannot work together: one is missing, differs from the others, has died, or makes no progress."""
 
 
 class TrainingError(MiniMindError):
-    """A run that must not go on: reference and policy differ at the start, or a loss is not finite.
+    """Training must stop: policy and reference differ before the first step, or a gradient is not finite.
 
     Attributes:
-        finite: of this rank's micro-batches of a step that failed, whether log-probs and losses were finite.
+        finite: for each micro-batch of this rank in the failed step, whether its log-probs and loss were finite.
     """
 
     finite: Sequence[bool] = ()

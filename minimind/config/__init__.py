@@ -1,4 +1,4 @@
-"""What a run is: every setting typed, with its flag, default and range in one place.
+"""The configuration of a run: every setting with its type, flag, default and range in one place.
 
     argv -> command_line.py -> settings.py (values and their origins) -> the rest of the program
             ^ generated from jobs.py (DPOConfig), a composition of the sections

@@ -2,7 +2,7 @@
 
     argv -> parse_settings -> Settings
 
-One argument group per section, one flag per field.
+The parser has one argument group per section and one flag per field.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
 
     Args:
         job: the configuration class of the job.
-        agreed: another rank raises the same error, if there is one, and reports it.
+        agreed: another rank raises the same error and reports it; see `MiniMindError`.
 
     Raises:
-        ConfigError: unknown flags (with the most similar flag), values of the wrong type or out of range. All problems
-            are reported together unless argparse cannot parse the arguments at all.
+        ConfigError: unknown flags (with the most similar flag), or values out of range, all in one error; or the first
+            value of the wrong type, where argparse stops.
     """
     flags = {one.name: one for one in fields_of(job)}
     given, unknown = build_parser(job, agreed=agreed).parse_known_args(list(argv))
@@ -60,18 +60,18 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
     problems += [problem for name, value in values.items() if (problem := _out_of_range(flags[name], value))]
     if problems:
         raise ConfigError.from_problems(problems, agreed=agreed)
-    # 0 and "" are how a command line spells "not given".
+    # A command line cannot give None; 0 and "" stand for it.
     values = {name: value or None if flags[name].optional else value for name, value in values.items()}
     origins = {name: FLAG if name in values else DEFAULT for name in flags}
     return Settings(config=replace_values(job(), values), origins=origins)
 
 
-def build_parser(job: type = DPOConfig, *, agreed: bool = False) -> argparse.ArgumentParser:
-    """The parser of a job's flags; values that are not given are left out of its result."""
+def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argparse.ArgumentParser:
+    """The parser of a job's flags; its result has no entry for a flag that was not given."""
     parser = _Parser(
-        prog="deepspeed launch/train_dpo.py",
-        description="Direct Preference Optimization on DeepSpeed.",
-        allow_abbrev=False,
+        prog=f"deepspeed {job.script}",
+        description=job.description,
+        allow_abbrev=False,  # otherwise an old command changes its meaning when a longer flag is added
         argument_default=argparse.SUPPRESS,
     )
     parser.agreed = agreed

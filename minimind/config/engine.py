@@ -1,4 +1,4 @@
-"""Flags about how the model is computed: DeepSpeed files, reference, attention, recomputation, compilation."""
+"""Flags for the engines: DeepSpeed files, reference, attention, recomputation and compilation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from minimind.config.fields import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """DeepSpeed files and the implementation of forward and backward. None of a path means that it was not given."""
+    """DeepSpeed files, and how forward and backward are computed. A path that was not given is None."""
 
     reference: str = flag(
         "live",
-        "live: a frozen ZeRO-3 shard computes the reference's log-probs in every step; cached: it computes the "
-        "log-probs of all pairs once and stores them in cache_dir",
+        "live: a frozen ZeRO-3 shard computes the reference's log-probs in every step; cached: the shard computes "
+        "them once for all pairs and stores them in cache_dir",
         choices=("live", "cached"),
     )
     deepspeed: str | None = flag(None, "DeepSpeed configuration file of the policy, e.g. ds_configs/zero2.json")
@@ -27,8 +27,8 @@ class EngineConfig:
     use_compile: bool = flag(False, "1: apply torch.compile to the policy's blocks (ZeRO stages 0 to 2)")
     attention: str = flag(
         "auto",
-        "attention over packs: sdpa: torch's SDPA on each segment; varlen: one call of variable-length flash "
-        "attention; flex: FlexAttention; auto: on a GPU the fastest backend whose numbers agree with SDPA, measured "
-        "at the start, on a CPU the native kernel or SDPA",
+        "attention over packs; sdpa: torch's SDPA on one segment after another; varlen: one call of variable-length "
+        "flash attention; flex: FlexAttention; auto: on a GPU the fastest backend that agrees with SDPA, measured at "
+        "the start, on a CPU the native kernel or SDPA",
         choices=("auto", "sdpa", "varlen", "flex"),
     )

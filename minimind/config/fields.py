@@ -68,19 +68,20 @@ def flag(
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 
 
-def fields_of(job: type) -> tuple[Flag, ...]:
-    """Every flag of a job's configuration class, section by section.
+def fields_of(job: type[Any]) -> tuple[Flag, ...]:
+    """Every flag of a job's configuration class, section by section, in the order of declaration.
 
     Raises:
-        TypeError: two sections declare the same flag.
+        TypeError: two sections declare the same flag, or a flag has a type that no command line can give.
     """
     found: dict[str, Flag] = {}
-    for section, section_type in typing.get_type_hints(job).items():
-        hints = typing.get_type_hints(section_type)
-        for field in dataclasses.fields(section_type):
+    sections = typing.get_type_hints(job)
+    for section in (field.name for field in dataclasses.fields(job)):
+        hints = typing.get_type_hints(sections[section])
+        for field in dataclasses.fields(sections[section]):
             if field.name in found:
                 raise TypeError(f"{job.__name__}: --{field.name} is in {found[field.name].section} and in {section}")
-            kind, optional = _kind_of(hints[field.name])
+            kind, optional = _kind_of(field.name, hints[field.name])
             found[field.name] = Flag(
                 name=field.name,
                 section=section,
@@ -92,12 +93,13 @@ def fields_of(job: type) -> tuple[Flag, ...]:
     return tuple(found.values())
 
 
-def _kind_of(hint: Any) -> tuple[type, bool]:
+def _kind_of(name: str, hint: Any) -> tuple[type, bool]:
     """The type of a flag's value, and whether it may be None."""
-    if not isinstance(hint, types.UnionType):
-        return hint, False
-    (kind,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-    return kind, True
+    parts = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+    kinds = parts - {types.NoneType}
+    if len(kinds) != 1 or not kinds <= {bool, int, float, str}:
+        raise TypeError(f"--{name}: {hint} is not bool, int, float or str, with or without None")
+    return kinds.pop(), types.NoneType in parts
 
 
 def flat_values(config: object) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""The configuration of each job: a composition of sections.
+"""The configuration of each job: a dataclass whose fields are sections.
 
-A job that needs other sections (an SFT job has no reference) is another dataclass beside `DPOConfig`; the command line
-and `Settings` are derived from the class.
+A job with other sections gets another dataclass beside `DPOConfig`. The command line and `Settings` are derived from
+the dataclass, so they need no change.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from minimind.config.data import DataConfig
 from minimind.config.engine import EngineConfig
@@ -18,7 +18,15 @@ from minimind.config.run import RunConfig
 
 
 class JobConfig(Protocol):
-    """The sections that the configuration of every job has."""
+    """What the configuration of every job has: its launch script, and the sections that all jobs share.
+
+    Attributes:
+        script: the launch script, relative to the repository.
+        description: the first line of `--help`.
+    """
+
+    script: ClassVar[str]
+    description: ClassVar[str]
 
     @property
     def data(self) -> DataConfig: ...
@@ -39,6 +47,9 @@ class JobConfig(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPOConfig:
     """Configuration of a DPO run."""
+
+    script: ClassVar[str] = "launch/train_dpo.py"
+    description: ClassVar[str] = "Direct Preference Optimization on DeepSpeed."
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""Flags about the model: its start weights, and sizes that the weights do not contain."""
+"""Flags for the model: start weights, and the sizes that a weight file may not contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minimind.config.fields import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Start weights and model sizes. None of a size means that it was not given."""
+    """Start weights and model sizes. A size that was not given and has no default is None."""
 
     from_weight: str = flag(
         "full_sft",

@@ -1,4 +1,4 @@
-"""Flags about the DPO loss."""
+"""Flags for the DPO loss."""
 
 from __future__ import annotations
 

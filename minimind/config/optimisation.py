@@ -1,4 +1,4 @@
-"""Flags about the optimizer's steps: how many, how large, on how many pairs, in which precision."""
+"""Flags for the optimizer: number of steps, batch size, learning rate, clipping and precision."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from minimind.config.fields import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimisationConfig:
-    """Batch, schedule, clipping and precision. None of a limit means that there is none."""
+    """Steps, batch size, learning rate, clipping and precision. A limit that was not given is None."""
 
     epochs: int = flag(1, "number of passes over the pairs", low=1)
     max_steps: int | None = flag(
-        None, "largest number of global steps, which also ends the learning rate schedule; 0: no limit", low=0
+        None, "stop after this many global steps, and end the learning rate schedule there; 0: no limit", low=0
     )
     batch_size: int = flag(4, "pairs per rank and micro-batch", low=1)
     accumulation_steps: int = flag(1, "micro-batches per global step", low=1)
     micro_batch_tokens: int | None = flag(
         None,
-        "largest number of packed tokens in a micro-batch: a rank's batch_size x accumulation_steps pairs of a global "
+        "maximum number of packed tokens in a micro-batch: a rank's batch_size x accumulation_steps pairs of a global "
         "step are distributed over as few micro-batches as possible; 0: every micro-batch has batch_size pairs",
         low=0,
     )
     learning_rate: float = flag(
-        4e-8, "learning rate at the start; a cosine schedule lowers it to a tenth of this value", above=0
+        4e-8, "learning rate of the first steps; a cosine schedule lowers it to a tenth", above=0
     )
-    warmup_steps: int = flag(0, "global steps of linear warm-up of the learning rate", low=0)
-    grad_clip: float = flag(1.0, "largest gradient norm; 0: no clipping", low=0)
+    warmup_steps: int = flag(0, "global steps in which the learning rate rises linearly from 0", low=0)
+    grad_clip: float = flag(1.0, "maximum gradient norm; 0: no clipping", low=0)
     dtype: str = flag(
         "bfloat16",
         "dtype of weights and activations; the optimizer's states are float32",

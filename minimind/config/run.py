@@ -1,4 +1,4 @@
-"""Flags about the run as a process: its folder, its intervals, its checkpoints."""
+"""Flags for the course of a run: output folder, intervals, time limit and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from minimind.config.fields import flag
 class RunConfig:
     """Output folder, logging, evaluation, checkpoints and resuming. Intervals are in global steps."""
 
-    save_dir: str = flag("out/dpo", "folder of all output of the run")
-    save_weight: str = flag("dpo", "name of the written weights")
+    save_dir: str = flag("out/dpo", "output folder of the run")
+    save_weight: str = flag("dpo", "base name of the written weights")
     save_dtype: str = flag("float16", "dtype of the .pth file", choices=("float16", "bfloat16", "float32"))
     save_interval: int = flag(100, "global steps between two checkpoints; 0: only one, at the end", low=0)
     log_interval: int = flag(100, "global steps between two logged steps", low=1)
     eval_interval: int = flag(0, "global steps between two evaluations; 0: only at the start and at the end", low=0)
     timeout: int = flag(
-        1800, "seconds without progress of any rank after which the run names the missing ranks and stops", low=1
+        1800, "seconds without progress of any rank after which the run names the missing ranks and ends", low=1
     )
     keep_checkpoints: int | None = flag(
         None, "number of newest checkpoints to keep; older ones are deleted; 0: keep all", low=0

@@ -1,8 +1,8 @@
 """A job's configuration together with the origin of each value.
 
-    command line -> Settings -> with_defaults (demo, weights), with_values (DeepSpeed file, checkpoint) -> Settings
+    command line -> Settings -> values from demo, weights, DeepSpeed file and checkpoint -> Settings
 
-Flags are addressed by their names alone; `Settings` finds the section of each.
+Callers name a flag without its section; `Settings` finds the section.
 """
 
 from __future__ import annotations

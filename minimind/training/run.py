@@ -69,7 +69,11 @@ def _check_alike(settings: Settings, world: World) -> None:
     config = settings.config
     # Each machine may have them in a place of its own; what they hold is compared.
     own = (*PATH_FLAGS, "cache_dir", "num_workers")
-    given = {f"--{name}": value for name, value in settings.values.items() if name not in own}
+    given = {
+        f"--{name}": "not given" if value is None else value
+        for name, value in settings.values.items()
+        if name not in own
+    }
     check_alike(world, given, input_paths(config), Path(config.run.save_dir))
 
 

@@ -1,4 +1,4 @@
-"""User errors: one message for many problems, and whether every rank raises the same."""
+"""User errors: one error for several problems, and the `agreed` mark."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_agreed_survives_pickling(kind, agreed):
     assert copy.agreed is agreed
 
 
-def test_an_error_is_raised_by_one_rank_unless_it_says_otherwise():
+def test_agreed_is_false_by_default():
     assert MiniMindError("why").agreed is False
     assert ConfigError.from_problems(["why"]).agreed is False

@@ -60,3 +60,11 @@ def test_values_are_read_and_replaced_by_flat_names():
     assert replace_values(config, {}) == config
     with pytest.raises(KeyError, match="salt"):
         replace_values(config, {"salt": 1})
+
+
+@pytest.mark.parametrize("hint", [list, int | str, int | str | None, None])
+def test_a_type_that_no_command_line_can_give_is_refused(hint):
+    section = dataclasses.make_dataclass("Section", [("rolls", hint, flag(None, "help"))], kw_only=True)
+    job = dataclasses.make_dataclass("Job", [("section", section)], kw_only=True)
+    with pytest.raises(TypeError, match=r"--rolls: .* is not bool, int, float or str"):
+        fields_of(job)

@@ -1,4 +1,4 @@
-"""The DPO job: its sections, and a flag name that is unique among them."""
+"""The DPO job: its sections, whose flag names are unique."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECTIONS = {
 }
 
 
-def test_a_dpo_job_is_composed_of_six_sections():
+def test_a_dpo_job_has_six_sections_in_order():
     config = DPOConfig()
     assert {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)} == SECTIONS
     assert list(SECTIONS) == list(dict.fromkeys(one.section for one in fields_of(DPOConfig)))
@@ -41,7 +41,7 @@ def test_every_flag_is_in_exactly_one_section():
 
 
 @pytest.mark.parametrize("section", SECTIONS.values())
-def test_a_section_is_frozen_and_takes_keywords_only(section):
+def test_a_section_is_frozen_and_keyword_only(section):
     first = dataclasses.fields(section)[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(section(), first.name, first.default)
@@ -50,7 +50,7 @@ def test_a_section_is_frozen_and_takes_keywords_only(section):
 
 
 @pytest.mark.parametrize("one", fields_of(DPOConfig), ids=lambda one: one.name)
-def test_a_default_is_a_value_that_the_command_line_accepts(one):
+def test_a_default_is_within_the_limits_of_its_flag(one):
     value, limits = one.default, one.metadata
     assert value is None if one.optional else type(value) is one.kind
     if value is not None:

@@ -1,4 +1,4 @@
-"""Settings: each flag name is routed to its section, and every value keeps its origin."""
+"""Settings find the section of each flag and record the origin of each value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from minimind.config import DEEPSPEED_FILE, DEFAULT, FLAG, WEIGHTS, DPOConfig, flat_values, parse_settings
 
 
-def test_values_from_elsewhere_replace_all():
+def test_with_values_replaces_flags_of_the_user():
     settings = parse_settings(["--hidden_size", "64"]).with_values({"hidden_size": 768, "batch_size": 2}, WEIGHTS)
     assert settings.config.model.hidden_size == 768
     assert settings.config.optimisation.batch_size == 2
@@ -15,7 +15,7 @@ def test_values_from_elsewhere_replace_all():
     assert not settings.explicit("hidden_size")
 
 
-def test_defaults_from_elsewhere_leave_flags_alone():
+def test_with_defaults_keeps_flags_of_the_user():
     given = parse_settings(["--batch_size", "2"])
     settings = given.with_defaults({"batch_size": 8, "grad_clip": 0.5}, DEEPSPEED_FILE)
     assert settings.config.optimisation.batch_size == 2
@@ -27,11 +27,11 @@ def test_defaults_from_elsewhere_leave_flags_alone():
     assert given.origins["grad_clip"] == DEFAULT
 
 
-def test_values_are_flat():
+def test_values_lists_all_sections_by_flag_name():
     settings = parse_settings(["--beta", "0.3", "--save_dir", "here"])
     assert settings.values == {**flat_values(DPOConfig()), "beta": 0.3, "save_dir": "here"}
 
 
-def test_an_unknown_name_is_a_defect():
+def test_an_unknown_flag_name_raises_key_error():
     with pytest.raises(KeyError, match="batchsize"):
         parse_settings([]).with_values({"batchsize": 1}, WEIGHTS)
