@@ -48,12 +48,14 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
         agreed: another rank raises the same error and reports it; see `MiniMindError`.
 
     Raises:
-        ConfigError: unknown flags (with the most similar flag), or values out of range, all in one error; or the first
-            value of the wrong type, where argparse stops.
+        ConfigError: lists all unknown flags, each with the most similar flag, and all values out of range. A value of
+            the wrong type is reported alone, because argparse stops there.
     """
-    flags = {one.name: one for one in fields_of(job)}
+    flags = {flag.name: flag for flag in fields_of(job)}
+    # parse_args would stop at unknown flags, with a message that has no hint.
     given, unknown = build_parser(job, agreed=agreed).parse_known_args(list(argv))
     values = {name: value for name, value in vars(given).items() if name in flags}
+    # A value without a flag is most often the value of an unknown flag, so it is reported only if there is none.
     problems = [_unrecognized(argument, flags) for argument in unknown if argument.startswith("-")]
     if unknown and not problems:
         problems = [f"unrecognized argument: {argument}" for argument in unknown]
@@ -78,20 +80,20 @@ def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argpars
     # The DeepSpeed launcher adds this flag. Ranks read LOCAL_RANK from the environment instead.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     groups: dict[str, Any] = {}
-    for one in fields_of(job):
-        if one.section not in groups:
-            groups[one.section] = parser.add_argument_group(one.section)
-        options: dict[str, Any] = {"help": _help_of(one), "type": one.kind, "choices": one.metadata.choices}
-        if one.kind is bool:
+    for flag in fields_of(job):
+        if flag.section not in groups:
+            groups[flag.section] = parser.add_argument_group(flag.section)
+        options: dict[str, Any] = {"help": _help_of(flag), "type": flag.kind, "choices": flag.metadata.choices}
+        if flag.kind is bool:
             # bool("False") is True, so argparse must not convert with bool.
-            options = {"help": _help_of(one), "type": _zero_or_one, "metavar": "{0,1}"}
-        groups[one.section].add_argument(f"--{one.name}", **options)
+            options = {"help": _help_of(flag), "type": _zero_or_one, "metavar": "{0,1}"}
+        groups[flag.section].add_argument(f"--{flag.name}", **options)
     return parser
 
 
-def _help_of(one: Flag) -> str:
-    shown = int(one.default) if one.kind is bool else one.default
-    text = one.metadata.help + (f" (default: {shown})" if shown is not None else "")
+def _help_of(flag: Flag) -> str:
+    shown = int(flag.default) if flag.kind is bool else flag.default
+    text = flag.metadata.help + (f" (default: {shown})" if shown is not None else "")
     return text.replace("%", "%%")  # argparse formats the text with the % operator
 
 
@@ -108,12 +110,12 @@ def _unrecognized(argument: str, flags: Iterable[str]) -> str:
     return f"unrecognized argument: {given}; {hint}"
 
 
-def _out_of_range(one: Flag, value: Any) -> str | None:
-    low, above = one.metadata.low, one.metadata.above
+def _out_of_range(flag: Flag, value: Any) -> str | None:
+    low, above = flag.metadata.low, flag.metadata.above
     if isinstance(value, float) and not math.isfinite(value):
-        return f"--{one.name} {value} is not a finite number"
+        return f"--{flag.name} {value} is not a finite number"
     if low is not None and value < low:
-        return f"--{one.name} {value} is below {low:g}"
+        return f"--{flag.name} {value} is below {low:g}"
     if above is not None and value <= above:
-        return f"--{one.name} {value} is not above {above:g}"
+        return f"--{flag.name} {value} is not above {above:g}"
     return None

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+# Key of a flag's FlagMetadata in the metadata of its dataclass field.
 _KEY = "flag"
 AnyConfig = TypeVar("AnyConfig")
 
@@ -75,10 +76,12 @@ def fields_of(job: type[Any]) -> tuple[Flag, ...]:
         TypeError: two sections declare the same flag, or a flag has a type that no command line can give.
     """
     found: dict[str, Flag] = {}
+    # The annotations are strings (PEP 563); get_type_hints turns them into types.
     sections = typing.get_type_hints(job)
     for section in (field.name for field in dataclasses.fields(job)):
         hints = typing.get_type_hints(sections[section])
         for field in dataclasses.fields(sections[section]):
+            # Origins, run.json and the command line know a flag by its name alone.
             if field.name in found:
                 raise TypeError(f"{job.__name__}: --{field.name} is in {found[field.name].section} and in {section}")
             kind, optional = _kind_of(field.name, hints[field.name])
@@ -104,7 +107,7 @@ def _kind_of(name: str, hint: Any) -> tuple[type, bool]:
 
 def flat_values(config: object) -> dict[str, Any]:
     """Flag name -> value, of all sections."""
-    return {one.name: getattr(getattr(config, one.section), one.name) for one in fields_of(type(config))}
+    return {item.name: getattr(getattr(config, item.section), item.name) for item in fields_of(type(config))}
 
 
 def replace_values(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
@@ -116,7 +119,7 @@ def replace_values(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
     Raises:
         KeyError: no section declares one of the flags.
     """
-    sections = {one.name: one.section for one in fields_of(type(config))}
+    sections = {item.name: item.section for item in fields_of(type(config))}
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         changes.setdefault(sections[name], {})[name] = value

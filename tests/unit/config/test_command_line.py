@@ -40,7 +40,7 @@ def test_zero_or_an_empty_string_becomes_none(name):
 
 
 def test_no_other_flag_may_be_none():
-    assert {one.name for one in fields_of(DPOConfig) if one.optional} == set(NOT_GIVEN)
+    assert {item.name for item in fields_of(DPOConfig) if item.optional} == set(NOT_GIVEN)
 
 
 @pytest.mark.parametrize("name", ["grad_clip", "save_interval", "eval_interval", "warmup_steps", "seed", "num_workers"])
@@ -50,7 +50,7 @@ def test_zero_stays_zero_for_other_flags(name):
 
 def test_the_parser_has_exactly_the_flags_of_the_job():
     flags = {option for action in build_parser()._actions for option in action.option_strings}
-    fields = {f"--{one.name}" for one in fields_of(DPOConfig)}
+    fields = {f"--{item.name}" for item in fields_of(DPOConfig)}
     # The DeepSpeed launcher adds --local_rank.
     assert flags - fields == {"-h", "--help", "--local_rank"}
     assert fields <= flags
@@ -179,7 +179,7 @@ def test_a_value_of_the_wrong_type_is_refused(arguments, message):
         parse_settings(arguments)
 
 
-BOOLEANS = [one.name for one in fields_of(DPOConfig) if one.kind is bool]
+BOOLEANS = [item.name for item in fields_of(DPOConfig) if item.kind is bool]
 
 
 @pytest.mark.parametrize("name", BOOLEANS)
@@ -202,7 +202,7 @@ def test_the_origin_of_a_value_is_flag_or_default():
     assert settings.origins["epochs"] == DEFAULT
     assert settings.explicit("batch_size")
     assert not settings.explicit("epochs")
-    assert set(settings.origins) == {one.name for one in fields_of(DPOConfig)}
+    assert set(settings.origins) == {item.name for item in fields_of(DPOConfig)}
 
 
 def test_help_lists_every_flag(capsys):
@@ -210,8 +210,8 @@ def test_help_lists_every_flag(capsys):
         parse_settings(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for one in fields_of(DPOConfig):
-        assert f"--{one.name} " in text
+    for item in fields_of(DPOConfig):
+        assert f"--{item.name} " in text
     assert "(default: 4e-08)" in text
 
 

@@ -29,13 +29,13 @@ class Baking:
 
 def test_fields_have_section_kind_default_and_bounds():
     found = fields_of(Baking)
-    assert [(one.name, one.section, one.kind, one.optional, one.default) for one in found] == [
+    assert [(item.name, item.section, item.kind, item.optional, item.default) for item in found] == [
         ("degrees", "oven", int, False, 180),
         ("fan", "oven", bool, False, False),
         ("sugar", "cake", float, True, None),
         ("shape", "cake", str, False, "round"),
     ]
-    degrees, _, sugar, shape = (one.metadata for one in found)
+    degrees, _, sugar, shape = (item.metadata for item in found)
     assert (degrees.help, degrees.low, degrees.above, degrees.choices) == ("temperature", 20, 10, None)
     assert (sugar.low, sugar.above) == (0, None)
     assert shape.choices == ("round", "square")

@@ -31,13 +31,13 @@ SECTIONS = {
 def test_a_dpo_job_has_six_sections_in_order():
     config = DPOConfig()
     assert {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)} == SECTIONS
-    assert list(SECTIONS) == list(dict.fromkeys(one.section for one in fields_of(DPOConfig)))
+    assert list(SECTIONS) == list(dict.fromkeys(item.section for item in fields_of(DPOConfig)))
 
 
 def test_every_flag_is_in_exactly_one_section():
     names = Counter(field.name for section in SECTIONS.values() for field in dataclasses.fields(section))
     assert set(names.values()) == {1}
-    assert set(names) == {one.name for one in fields_of(DPOConfig)}
+    assert set(names) == {item.name for item in fields_of(DPOConfig)}
 
 
 @pytest.mark.parametrize("section", SECTIONS.values())
@@ -49,10 +49,10 @@ def test_a_section_is_frozen_and_keyword_only(section):
         section(first.default)
 
 
-@pytest.mark.parametrize("one", fields_of(DPOConfig), ids=lambda one: one.name)
-def test_a_default_is_within_the_limits_of_its_flag(one):
-    value, limits = one.default, one.metadata
-    assert value is None if one.optional else type(value) is one.kind
+@pytest.mark.parametrize("item", fields_of(DPOConfig), ids=lambda item: item.name)
+def test_a_default_is_within_the_limits_of_its_flag(item):
+    value, limits = item.default, item.metadata
+    assert value is None if item.optional else type(value) is item.kind
     if value is not None:
         assert limits.choices is None or value in limits.choices
         assert limits.low is None or value >= limits.low
