@@ -54,6 +54,31 @@ def pair(question: str, chosen: str, rejected: str) -> dict[str, list[dict[str, 
 
 
 @pytest.fixture
+def cpu_kernels():
+    """Uses the CPU's kernels in a test, as a training run does; without this fixture torch's operations run."""
+    from minimind import native
+    from minimind.native.library import compiled_kernels
+
+    if compiled_kernels() is None:
+        pytest.skip("no compiler here for the CPU kernels")
+    with native.using(native.AUTO):
+        yield
+
+
+@pytest.fixture(params=["auto", "torch"])
+def either_kernels(request):
+    """Runs a test with the CPU's kernels, then with torch's operations."""
+    from minimind import native
+
+    if request.param == native.AUTO:
+        request.getfixturevalue("cpu_kernels")
+        yield
+    else:
+        with native.using(native.TORCH):
+            yield
+
+
+@pytest.fixture
 def one_rank(tmp_path):
     """A process group of one, for code that reduces over ranks."""
     import torch.distributed as dist

@@ -25,6 +25,17 @@ class EngineConfig:
         False, "1: recompute activations in the backward pass, which needs less memory and more time"
     )
     use_compile: bool = flag(False, "1: apply torch.compile to the policy's blocks (ZeRO stages 0 to 2)")
+    kernels: str = flag(
+        "auto",
+        "operations in bfloat16 on a CPU: auto: compiled kernels; torch: torch's operations only, nothing is compiled "
+        "for them. The two differ by roundings",
+        choices=("auto", "torch"),
+    )
+    keep_memory: bool = flag(
+        True,
+        "1: on a CPU allocate large tensors from a heap that the process keeps, which saves the system from clearing "
+        "the memory again in every step; 0: torch's allocator",
+    )
     attention: str = flag(
         "auto",
         "attention over packs; sdpa: torch's SDPA on one segment after another; varlen: one call of variable-length "

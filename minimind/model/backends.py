@@ -41,7 +41,8 @@ _WARM_UP, _TIMED = 3, 10
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionShape:
     """Attention as a run asks for it: heads of queries, heads of keys and values, channels of a head; where, in what
-    dtype, with how much dropout, and how many channels the values have, where not as many as the keys (0: as many)."""
+    dtype, with how much dropout, how many channels the values have, where not as many as the keys (0: as many), and
+    whether the CPU's kernels may be used (`--kernels`)."""
 
     heads: int
     kv_heads: int
@@ -50,6 +51,7 @@ class AttentionShape:
     device: torch.device
     dropout: float = 0.0
     value_dim: int = 0
+    kernels: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float
 
 def choose_backend(shape: AttentionShape, segments: Segments) -> Choice:
     """The backend for a run whose packs are like one with these segments; only a GPU has any to measure."""
-    if obstacle(NATIVE, shape.device, shape.dtype) is None:
+    if shape.kernels and obstacle(NATIVE, shape.device, shape.dtype) is None:
         return Choice(name=NATIVE, lines=("attention over packs: the CPU's own kernel",))
     if shape.device.type != "cuda":
         return Choice(name=SDPA, lines=("attention over packs: torch's SDPA, segment by segment",))
@@ -118,6 +120,8 @@ def verify(shape: AttentionShape, name: str, segments: Segments) -> str | None:
     """Why a backend cannot be used for such a run, by trying it; None if it agrees."""
     if problem := obstacle(name, shape.device, shape.dtype, shape.dropout):
         return problem
+    if name == NATIVE and not shape.kernels:
+        return "--kernels torch does not use it"
     if name in (SDPA, NATIVE):  # what others are compared with; what has tests of its own
         return None
     try:

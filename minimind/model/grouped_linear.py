@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minimind import native
+from minimind.native import ops
 
 # The major compute capabilities for which torch has a kernel (for others it would loop over the groups, waiting for the
 # GPU as we do), and the first version of torch whose kernel is sound. torch 2.8 and 2.9 had it as a private function,
@@ -48,7 +48,7 @@ def one_by_one(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """x (N, in), weight (G, out, in) -> (N, out), group by group."""
     out = x.new_empty(len(x), weight.shape[1])
     for rows, matrix in zip(groups.slices, weight, strict=True):
-        native.matmul(x[rows], matrix.t(), out=out[rows])
+        ops.matmul(x[rows], matrix.t(), out=out[rows])
     return out
 
 
@@ -56,8 +56,8 @@ def one_by_one_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups
     """Gradients of x (N, in) and weight (G, out, in) for that of the output (N, out); zero for an empty group."""
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     for rows, matrix, grad_matrix in zip(groups.slices, weight, grad_weight, strict=True):
-        native.matmul(grad[rows], matrix, out=grad_x[rows])
-        native.matmul(grad[rows].t(), x[rows], out=grad_matrix)
+        ops.matmul(grad[rows], matrix, out=grad_x[rows])
+        ops.matmul(grad[rows].t(), x[rows], out=grad_matrix)
     return grad_x, grad_weight
 
 

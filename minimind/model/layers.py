@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import ACT2FN
@@ -19,8 +18,8 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from minimind import native
 from minimind.model.configuration import MiniMindConfig
+from minimind.native import ops
 
 
 class RMSNorm(nn.Module):
@@ -32,9 +31,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        if native.applies(x, self.weight):
-            return native.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 def together(x: Tensor, *layers: nn.Module) -> bool:
@@ -43,18 +40,20 @@ def together(x: Tensor, *layers: nn.Module) -> bool:
     They must be what they were made as, and nobody may wait for their calls: LoRA puts layers of its own in their
     place, ZeRO-3 gathers a layer's weight when it is called.
     """
-    return native.applies(x) and not _has_any_global_hook() and all(map(_plain, layers))
+    return ops.kernels_take(x) and not _has_any_global_hook() and all(map(_plain, layers))
 
 
 def beside(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """x normalised, and x for the stream that goes past: where that may be, one pass makes the gradient of both."""
     if torch.is_grad_enabled() and isinstance(norm, RMSNorm) and together(x, norm):
-        return native.rms_norm_beside(x, norm.weight, norm.eps)
+        return ops.rms_norm_with_residual(x, norm.weight, norm.eps)
     return norm(x), x
 
 
 def _plain(module: nn.Module) -> bool:
-    return (type(module) is Linear or type(module) is RMSNorm) and native.applies(module.weight) and not _hooked(module)
+    return (
+        (type(module) is Linear or type(module) is RMSNorm) and ops.kernels_take(module.weight) and not _hooked(module)
+    )
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -74,9 +73,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if native.applies(x, self.weight):
-            return native.linear(x, self.weight)
-        return super().forward(x)
+        return ops.linear(x, self.weight)
 
 
 def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
@@ -111,33 +108,18 @@ def rotary_tables(config: MiniMindConfig, position_ids: Tensor) -> tuple[Tensor,
     return angles.cos() * scale, angles.sin() * scale
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (B, T, heads, D) by its positions and put the heads first: (B, heads, T, D).
-
-    Channels of the two halves are paired, as in Llama. Computed in float32, x's dtype out.
-    """
-    if len(x) == 1 and native.applies(x):
-        return native.rotate(x.squeeze(0), cos[0], sin[0])[None]
-    first, second = x.transpose(1, 2).chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
 class HeadNorm(RMSNorm):
-    """Normalises each head and turns it by its position, see `rotate`."""
+    """Normalises each head, then applies the rotary embedding of its position, see `ops.rotate`."""
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
-        cos, sin = rotary
-        if len(x) == 1 and native.applies(x, self.weight):
-            return native.norm_rotate(x.squeeze(0), self.weight, self.eps, cos[0], sin[0])[None]
-        return rotate(super().forward(x), cos, sin)
+        return ops.norm_rotate(x, self.weight, self.eps, *rotary)
 
 
 class NoHeadNorm(nn.Module):
-    """Turns each head as it is."""
+    """Applies the rotary embedding to each head without normalising it."""
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        return rotate(x, *rotary)
+        return ops.rotate(x, *rotary)
 
 
 class Attention(nn.Module):
@@ -175,7 +157,7 @@ class Attention(nn.Module):
         """The stream and what x attends to, both (B, T, H), or only at positions `keep` (K,) of every sequence."""
         projections = self.q_proj, self.k_proj, self.v_proj
         if together(x, *projections):
-            projected = native.linears(x, *(projection.weight for projection in projections))
+            projected = ops.linears(x, *(projection.weight for projection in projections))
         else:
             projected = tuple(projection(x) for projection in projections)
         q, k, v = (made.view(*x.shape[:-1], -1, self.head_dim) for made in projected)
@@ -198,8 +180,8 @@ class Attention(nn.Module):
         out = out.reshape(*x.shape[:-1], -1)
         if keep is not None:
             out, stream = out.index_select(1, keep), stream.index_select(1, keep)
-        if self.dropout.p == 0 and native.applies(stream) and together(out, self.o_proj):
-            return native.linear(out, self.o_proj.weight, stream)
+        if self.dropout.p == 0 and ops.kernels_take(stream) and together(out, self.o_proj):
+            return ops.linear(out, self.o_proj.weight, stream)
         return stream + self.dropout(self.o_proj(out))
 
 
@@ -219,9 +201,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, stream: Tensor) -> Tensor:
         """The stream and what becomes of x, both (..., H)."""
         layers = self.gate_proj, self.up_proj, self.down_proj
-        if self.is_silu and self.dropout.p == 0 and native.applies(stream) and together(x, *layers):
+        if self.is_silu and self.dropout.p == 0 and ops.kernels_take(stream) and together(x, *layers):
             gate, up, down = (layer.weight for layer in layers)
-            return native.feed_forward(x, gate, up, down, stream)
+            return ops.feed_forward(x, gate, up, down, stream)
         gate, up = self.gate_proj(x), self.up_proj(x)
-        inner = native.swiglu(gate, up) if self.is_silu and native.applies(gate, up) else self.act(gate) * up
+        inner = ops.swiglu(gate, up) if self.is_silu else self.act(gate) * up
         return stream + self.dropout(self.down_proj(inner))

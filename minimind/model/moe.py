@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 
-from minimind import native
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.grouped_linear import Groups, grouped_linear
 from minimind.model.layers import FeedForward
 from minimind.model.packed_attention import PackLayout
+from minimind.native import ops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Experts(nn.Module):
         """x (tokens, H) sorted by expert, ends (E,) int32 where each one's rows end -> (tokens, H) in that order."""
         groups = Groups(ends)
         gate, up = grouped_linear(x, self.gate_proj, groups), grouped_linear(x, self.up_proj, groups)
-        inner = native.swiglu(gate, up) if self.is_silu and native.applies(gate, up) else self.act(gate) * up
+        inner = ops.swiglu(gate, up) if self.is_silu else self.act(gate) * up
         return grouped_linear(inner, self.down_proj, groups)
 
 

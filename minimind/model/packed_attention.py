@@ -18,13 +18,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from minimind import native
 from minimind.model import flex_attention, varlen_attention
 from minimind.model.placing import placed
+from minimind.native import ops, torch_ops
 
 PACKED_ATTENTION = "minimind_packed_pairs"
 # What computes it: the CPU's own kernel where it applies, torch's SDPA for each part of each pair, one call of flash
@@ -61,12 +60,7 @@ class PackLayout:
 
     def rejected_mask(self, prefix: int, rejected: int, device: torch.device) -> Tensor:
         """Lower-right causal mask (rejected, prefix + rejected), True where attention is allowed; made once a pack."""
-
-        def make() -> Tensor:
-            allowed = torch.ones(rejected, prefix + rejected, dtype=torch.bool, device=device)
-            return allowed.tril(prefix)
-
-        return self.once((prefix, rejected, device), make)
+        return self.once((prefix, rejected, device), lambda: torch_ops.rejected_mask(prefix, rejected, device))
 
 
 # Compiled blocks call this as it is: its loop over pairs would be compiled anew for every pack.
@@ -95,38 +89,13 @@ def by_segment(
     query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float, dropout: float = 0.0
 ) -> Tensor:
     """By torch's SDPA, two calls for each pair: anywhere, in any dtype, and the oracle of all others."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    outputs, start = [], 0
-    for prefix, chosen, rejected in pack.segments:
-        fork = start + prefix
-        middle = fork + chosen
-        end = middle + rejected
-        if middle > start:
-            own = [x[:, :, start:middle] for x in (query, key, value)]
-            outputs.append(
-                F.scaled_dot_product_attention(own[0], own[1], own[2], dropout_p=dropout, scale=scaling, is_causal=True)
-            )
-        if end > middle:
-            seen_key, seen_value = (torch.cat((x[:, :, start:fork], x[:, :, middle:end]), 2) for x in (key, value))
-            mask = pack.rejected_mask(prefix, rejected, query.device)
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    query[:, :, middle:end], seen_key, seen_value, attn_mask=mask, dropout_p=dropout, scale=scaling
-                )
-            )
-        start = end
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch_ops.packed_attention(
+        query, key, value, pack.segments, scaling, mask=pack.rejected_mask, dropout=dropout
+    )
 
 
 def _native(query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float) -> Tensor:
-    taken = key.shape == value.shape and key.shape[-1] % 2 == 0
-    if not (taken and native.applies(query, key, value)):
-        return by_segment(query, key, value, pack, scaling)
-    # Views both ways; the gradient of an index would be filled with zeros first.
-    query, key, value = (x.squeeze(0) for x in (query, key, value))
-    return native.packed_attention(query, key, value, pack.segments, scaling)[None]
+    return ops.packed_attention(query, key, value, pack.segments, scaling, pack.rejected_mask)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float) -> Tensor:

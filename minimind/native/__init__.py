@@ -1,43 +1,16 @@
-"""The CPU's own: kernels for bfloat16 that do in one pass what torch does in several, and a heap for tensors.
+"""Kernels for the operations that take most of a step's time, behind one table, and a heap for large CPU tensors.
 
-    kernels.cpp, attention.cpp -> library.py (compiled at first use) -> functions.py (autograd functions)
-    matmul.cpp                 -> library.py                         -> products.py  (the same, of products)
-    heap.cpp                   -> library.py                         -> torch's allocator
+    ops.py         the table: operation -> torch's way, the CPU's way, a GPU's way; what callers import
+    selection.py   which of them this process uses: `prepare`, `using`
+    torch_ops.py   torch's way, the oracle
+    functions.py   the CPU's way: kernels.cpp and attention.cpp as autograd functions
+    products.py    the CPU's way: matmul.cpp as autograd functions
+    library.py     compiles and loads the C++ sources; heap.cpp's `keep_memory`
 
-A GPU never comes here. Kernels are for bfloat16 only: elsewhere torch's operations are used, which are the kernels'
-oracle in the tests.
+Importing this package compiles nothing, and without `prepare` nothing ever is.
 """
 
-from minimind.native.functions import (
-    applies,
-    log_sum_block_,
-    log_sum_block_backward_,
-    norm_rotate,
-    packed_attention,
-    rms_norm,
-    rms_norm_beside,
-    rotate,
-    swiglu,
-    widen,
-)
-from minimind.native.library import keep_memory, prepare
-from minimind.native.products import feed_forward, linear, linears, matmul
+from minimind.native.library import keep_memory
+from minimind.native.selection import AUTO, KERNELS, TORCH, prepare, using
 
-__all__ = [
-    "applies",
-    "feed_forward",
-    "keep_memory",
-    "linear",
-    "linears",
-    "log_sum_block_",
-    "log_sum_block_backward_",
-    "matmul",
-    "norm_rotate",
-    "packed_attention",
-    "prepare",
-    "rms_norm",
-    "rms_norm_beside",
-    "rotate",
-    "swiglu",
-    "widen",
-]
+__all__ = ["AUTO", "KERNELS", "TORCH", "keep_memory", "prepare", "using"]

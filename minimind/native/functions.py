@@ -1,9 +1,10 @@
-"""The kernels as functions of tensors, with gradients.
+"""The kernels of kernels.cpp and attention.cpp as functions of tensors, with gradients.
 
-    applies(x)? -> rms_norm, rotate, packed_attention, swiglu, target log-probs
+    ops.py -> a function here -> autograd function -> `call`: addresses and sizes -> C++
 
-All tensors are bfloat16 on a CPU where nothing else is said. Each function's oracle is the plain torch expression that
-its caller uses everywhere else.
+All tensors are bfloat16 on a CPU unless a docstring says otherwise; ops.py checks that. Arguments and results are those
+of ops.py's function of the same name. `once_differentiable`: the kernels have no second derivative, and torch must
+raise instead of returning a wrong one.
 """
 
 from __future__ import annotations
@@ -16,87 +17,78 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minimind.native.library import library
-
-
-def applies(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors. Under torch.compile they do not: the compiler fuses as well."""
-    # Asked a thousand times a step, while the other cores wait.
-    for tensor in tensors:
-        if tensor.dtype is not torch.bfloat16 or not tensor.is_cpu:
-            return False
-    return not torch.compiler.is_compiling() and library() is not None
+from minimind.native.library import compiled_kernels
 
 
 def call(name: str, *arguments: Tensor | ctypes.Array[Any] | float | None) -> Any:
-    """Run a kernel; of a tensor it gets the address."""
-    loaded: ctypes.CDLL | None = library()
+    """Call an exported C++ function; a tensor is passed as the address of its first element, None as a null pointer."""
+    loaded: ctypes.CDLL | None = compiled_kernels()
     assert loaded is not None
     return getattr(loaded, name)(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square normalisation over the last dimension: x (..., size), weight (size,) -> (..., size)."""
+    """Saves x, the weight and one factor per row."""
     return _RMSNorm.apply(x, weight, eps)[0]
 
 
-def rms_norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`rms_norm(x, weight, eps)`, and x again for what it goes into beside: its gradient is summed in float32 and
-    rounded once."""
+def rms_norm_with_residual(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradients of both results are summed in float32 and rounded once."""
     return _RMSNorm.apply(x, weight, eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (T, heads, D) by cos and sin (T, D/2) float32, and put the heads first: (heads, T, D)."""
-    return _Rotate.apply(x, cos, sin)
+    """For one sequence: x (1, T, heads, D), cos and sin (1, T, D/2)."""
+    # `squeeze` and [None] are views in forward and backward; the gradient of x[0] would be a new tensor, filled with 0.
+    return _Rotate.apply(x.squeeze(0), cos[0], sin[0])[None]
 
 
 def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate(rms_norm(x, weight, eps), cos, sin)` for heads of weight's size (D,), rounded once."""
-    return _NormRotate.apply(x, weight, eps, cos, sin)
+    """For one sequence: x (1, T, heads, D), cos and sin (1, T, D/2)."""
+    return _NormRotate.apply(x.squeeze(0), weight, eps, cos[0], sin[0])[None]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, of any shape."""
+    """Saves both inputs; the sigmoid is recomputed."""
     return _SwiGLU.apply(gate, up)
 
 
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, segments: Sequence[tuple[int, int, int]], scaling: float
 ) -> Tensor:
-    """Exact attention over a pack, lower-right causal within each row of each pair; the scores stay in the caches.
-
-    Args:
-        query: (heads, T, D) with any strides of heads and tokens.
-        key, value: (kv heads, T, D) likewise; each head serves heads / kv heads heads.
-        segments: per pair the lengths of prefix, rest of chosen, rest of rejected, T in all.
-        scaling: factor of the scores, above 0.
-
-    Returns: (T, heads, D).
-    """
-    return _PackedAttention.apply(query, key, value, segments, scaling)
+    """Any strides of heads and tokens; the scores never leave the cores' caches."""
+    query, key, value = (x.squeeze(0) for x in (query, key, value))
+    return _PackedAttention.apply(query, key, value, segments, scaling)[None]
 
 
-def widen(x: Tensor, out: Tensor) -> float:
-    """`out.copy_(x)`, out float32, of one shape and contiguous; gives the sum of x's squares, summed in float64."""
+def cast_and_sum_squares(x: Tensor, out: Tensor) -> float:
+    """Both contiguous; out float32."""
     assert x.shape == out.shape
     assert x.is_contiguous()
     assert out.is_contiguous()
     return float(call("widen_all", x, out, x.numel()))
 
 
-def log_sum_block_(
-    logits: Tensor, targets: Tensor, start: int, largest: Tensor, total: Tensor, at_target: Tensor
-) -> None:
-    """Carry a log-sum-exp over the vocabulary on by one block of logits (K, width) that starts at token `start`.
+class LogSum:
+    """Per target (K,) float32: the largest logit so far, the sum of exponentials relative to it, the target's logit."""
 
-    largest, total, at_target: (K,) float32, the largest logit, the sum of exponentials above it, the target's logit.
-    """
-    call("log_sum_block", logits, targets, largest, total, at_target, len(logits), logits.shape[1], start)
+    def __init__(self, targets: Tensor, dtype: torch.dtype) -> None:
+        assert dtype == torch.float32
+        self._targets = targets
+        self._at_target = torch.zeros(len(targets), dtype=dtype, device=targets.device)
+        self._largest, self._total = torch.full_like(self._at_target, -torch.inf), torch.zeros_like(self._at_target)
+
+    def add(self, logits: Tensor, start: int) -> None:
+        assert logits.is_contiguous()
+        sums = self._largest, self._total, self._at_target
+        call("log_sum_block", logits, self._targets, *sums, len(logits), logits.shape[1], start)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        return self._largest + self._total.log(), self._at_target
 
 
-def log_sum_block_backward_(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:
-    """In place: logits (K, width) become the gradient of their log-probs, grad and log_sum (K,) float32."""
+def log_sum_gradient(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:
+    """In place; log_sum and grad float32 and contiguous."""
     call("log_sum_block_backward", logits, targets, log_sum, grad, len(logits), logits.shape[1], start)
     return logits
 

@@ -1,9 +1,10 @@
-"""Compiling the C++ parts: by each process that needs them, from `prepare` on or at their first use, in two seconds.
+"""Compiles the C++ sources and loads them.
 
-    kernels.cpp, attention.cpp, matmul.cpp -> compiler -> a library in a temporary folder -> ctypes
-    heap.cpp                               likewise, against torch's own headers
+    kernels.cpp, attention.cpp, matmul.cpp -> compiler -> shared library in a temporary folder -> ctypes
+    heap.cpp                               -> likewise, with torch's headers
 
-Nothing is kept: no cache that another machine, another user or a kill could leave wrong, and no lock to wait for.
+Each process compiles for itself, in about two seconds, and keeps no file: a cache could be stale, made for another
+processor, or half written by a process that was killed, and would need a lock.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ _FLAGS = ("-std=c++17", "-O3", "-fPIC")
 _KERNEL_FLAGS = ("-march=native", "-fno-math-errno", "-fopenmp")
 _COMPILE_SECONDS = 120
 
-# As declared in the sources: p pointer, l long, f float, d double; behind > what comes back.
-_KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
+# Argument types of each exported function, one letter per argument: p pointer, l long, f float, d double. After ">" the
+# type of the result. They must match the C++ declarations: ctypes does not check them.
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
 _SIGNATURES = {
     "made_for_matmul": ">l",
     "matmul_space": "pll>l",
@@ -52,35 +54,38 @@ _SIGNATURES = {
     "log_sum_block_backward": "pppplll",
 }
 
-
+# Held while compiling: a thread that needs the library waits for the background thread instead of compiling it again.
 _kernels_lock, _heap_lock = threading.Lock(), threading.Lock()
 
 
-def prepare(kernels: bool = True) -> None:
-    """Begin to compile the heap, and the kernels if they will be needed, while the caller goes on."""
-    for compiled in (_heap, library) if kernels else (_heap,):
-        threading.Thread(target=compiled, name=compiled.__name__, daemon=True).start()
+def compile_in_background(*, kernels: bool, heap: bool) -> None:
+    """Start to compile the kernels, the heap or both; `compiled_kernels` and `keep_memory` wait for the result."""
+    if heap:  # first: the training run needs it first
+        threading.Thread(target=_compiled_heap, name="compile heap", daemon=True).start()
+    if kernels:
+        threading.Thread(target=compiled_kernels, name="compile kernels", daemon=True).start()
 
 
-@functools.cache  # asked for a thousand times a step; the lock is for who asks first
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, with a warning that says why, where they cannot be compiled."""
+@functools.cache  # asked a thousand times a step; only the first callers reach the lock
+def compiled_kernels() -> ctypes.CDLL | None:
+    """The compiled kernels; None, after a warning that gives the reason, if they cannot be compiled."""
     with _kernels_lock:
         return _load_kernels()
 
 
 @functools.cache
 def keep_memory() -> None:
-    """From here on large tensors on the CPU live in memory that the process keeps, see heap.cpp.
+    """Allocate large CPU tensors from a heap of the process from here on, see heap.cpp. It cannot be undone.
 
-    Where that cannot be had, a warning says why and torch goes on with the C library's.
+    If the heap cannot be compiled or cannot reserve addresses, a warning gives the reason and torch's own allocator
+    stays.
     """
-    heap = _heap()
+    heap = _compiled_heap()
     if heap is not None and heap.keep_memory() != 0:
         _warn("memory is not kept", "the system reserves no addresses (ulimit -v)")
 
 
-def _heap() -> ctypes.CDLL | None:
+def _compiled_heap() -> ctypes.CDLL | None:
     with _heap_lock:
         return _load_heap()
 
@@ -102,28 +107,32 @@ def _load_heap() -> ctypes.CDLL | None:
 
 @functools.cache
 def _load_kernels() -> ctypes.CDLL | None:
-    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-    # Linked against the OpenMP that torch runs on: two of them would keep two sets of threads spinning.
+    # GCC and clang use only half of AVX-512's vector width unless told otherwise.
+    width = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+    # Link to the OpenMP runtime that torch has loaded. A second one would have its own threads, which spin on the cores
+    # of the first one's while they wait for work.
     openmp = _openmp_runtime() or "-fopenmp"
     try:
-        loaded = _load(_KERNELS, (*_KERNEL_FLAGS, *wide), (openmp,))
+        loaded = _load(_KERNELS, (*_KERNEL_FLAGS, *width), (openmp,))
     except (OSError, subprocess.SubprocessError) as error:
         _warn("the CPU kernels were not compiled", error)
         return None
     for name, signature in _SIGNATURES.items():
         function = getattr(loaded, name)
-        takes, _, gives = signature.partition(">")
-        function.argtypes, function.restype = [_KINDS[letter] for letter in takes], _KINDS.get(gives)
+        arguments, _, result = signature.partition(">")
+        function.argtypes, function.restype = [_TYPES[letter] for letter in arguments], _TYPES.get(result)
     return loaded
 
 
-def _warn(what: str, reason: Exception | str) -> None:
-    told = (getattr(reason, "stderr", None) or str(reason)).strip().splitlines()
-    line = next((line for line in told if "error" in line), told[-1] if told else type(reason).__name__)
-    warnings.warn(f"{what}, training is slower: {line}", stacklevel=3)
+def _warn(problem: str, reason: Exception | str) -> None:
+    """Warn with the first line of a compiler's output that names an error, or else its last line."""
+    lines = (getattr(reason, "stderr", None) or str(reason)).strip().splitlines()
+    line = next((line for line in lines if "error" in line), lines[-1] if lines else type(reason).__name__)
+    warnings.warn(f"{problem}, training is slower: {line}", stacklevel=3)
 
 
 def _load(sources: Sequence[Path], compile_flags: Sequence[str], link_flags: Sequence[str]) -> ctypes.CDLL:
+    """Compile and load sources; the files are deleted at once, the loaded library stays mapped."""
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or ""]
     if not compiler[0]:
         raise FileNotFoundError("no C++ compiler on PATH (CXX, c++, g++)")
@@ -140,8 +149,8 @@ def _load(sources: Sequence[Path], compile_flags: Sequence[str], link_flags: Seq
 
 
 def _openmp_runtime() -> str | None:
-    """The OpenMP library that torch has loaded into this process."""
-    torch.get_num_threads()
+    """Path of the OpenMP library that torch has loaded into this process; None if there is no /proc to look in."""
+    torch.get_num_threads()  # loads it
     try:
         mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:

@@ -119,7 +119,10 @@ def _train(prepared: Prepared, world: World) -> bool:
     world.watch.enter("building")
     process.bound_primitives(world)
     if world.on_cpu:
-        native.prepare(kernels=config.optimisation.dtype == "bfloat16")
+        native.prepare(
+            kernels=config.engine.kernels == native.AUTO and config.optimisation.dtype == "bfloat16",
+            heap=config.engine.keep_memory,
+        )
     policy = Policy(
         prepared.source,
         prepared.policy_config,
@@ -127,7 +130,7 @@ def _train(prepared: Prepared, world: World) -> bool:
         world,
         config.engine.attention,
     )
-    if world.on_cpu:
+    if world.on_cpu and config.engine.keep_memory:
         native.keep_memory()
     layout = _choose_layout(prepared, policy, table, console)
     tables = [table] if eval_table is None else [table, eval_table]

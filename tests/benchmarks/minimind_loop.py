@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 import minimind
+from minimind import native
 from minimind.weights.io import fill
 from minimind.weights.sources import open_weights
 from tests.benchmarks.common import DEVICE, memory_of, now, read_task, used_gib, write_result
@@ -17,6 +18,8 @@ from tests.benchmarks.common import DEVICE, memory_of, now, read_task, used_gib,
 def main() -> None:
     before_gib = used_gib()
     task = read_task()
+    if DEVICE.type == "cpu":
+        native.prepare(heap=False)  # the model is this project's, with the kernels that it has for it
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
     data = minimind.DPODataset(task.path / "pairs.jsonl", tokenizer, task.max_seq_len)
     source = open_weights(task.path / "start.pth", {})

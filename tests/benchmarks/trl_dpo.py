@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
+from minimind import native
 from tests.benchmarks.common import DEVICE, memory_of, now, read_task, used_gib, write_result
 
 REPO = Path(__file__).resolve().parents[2]
@@ -75,6 +76,8 @@ def deepspeed_config() -> dict[str, object]:
 def main() -> None:
     before_gib = used_gib()
     task = read_task()
+    if DEVICE.type == "cpu":
+        native.prepare(heap=False)  # the model is this project's, with the kernels that it has for it
     precomputed = bool(task.options["precomputed"])
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
     clock = Clock()

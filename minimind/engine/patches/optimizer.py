@@ -18,7 +18,7 @@ import torch
 from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor
 
-from minimind import native
+from minimind.native import ops
 
 # What DeepSpeed looks at a norm with.
 _NORM_CHECK = "is_invalid_grad_norm"
@@ -111,10 +111,9 @@ def _widen(gradient: Tensor, place: Tensor) -> Tensor:
     """The gradient in its place of the whole. It carries its norm, and DeepSpeed's mark of padding, which belongs to no
     parameter."""
     wide = place.view(gradient.shape)
-    if native.applies(gradient) and gradient.is_contiguous():
-        setattr(wide, _NORM, torch.tensor([math.sqrt(native.widen(gradient, wide))], dtype=torch.float64))
-    else:
-        wide.copy_(gradient)
+    squares = ops.cast_and_sum_squares(gradient, wide)
+    if squares is not None:
+        setattr(wide, _NORM, torch.tensor([math.sqrt(squares)], dtype=torch.float64))
     for tensor in (wide, getattr(wide, _NORM, wide)):
         setattr(tensor, _PADDING, getattr(gradient, _PADDING, False))
     return wide

@@ -18,6 +18,7 @@ from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
 from minimind.model.family import family_of, packing_obstacle
 from minimind.model.packed_attention import SDPA
+from minimind.native import AUTO
 from minimind.plan.sizes import given_size
 from minimind.ranks import process
 from minimind.ranks.process import World
@@ -43,7 +44,10 @@ def settle_attention(
         name, origin = SDPA, DEFAULT  # for rows that will be padded, which the run is yet to say
     else:
         before = prepared.checkpoint.manifest.attention if prepared.checkpoint is not None else ""
-        shape = attention_shape(model, getattr(torch, settings.config.optimisation.dtype), world.device)
+        shape = dataclasses.replace(
+            attention_shape(model, getattr(torch, settings.config.optimisation.dtype), world.device),
+            kernels=settings.config.engine.kernels == AUTO,
+        )
         world.watch.enter("choosing attention")
         if not world.on_cpu and asked != SDPA:
             console.say("  trying what can attend over packs; where it is compiled that may take a minute")

@@ -17,6 +17,8 @@ def test_defaults():
         "reference_config": None,
         "gradient_checkpointing": False,
         "use_compile": False,  # as in MiniMind
+        "kernels": "auto",
+        "keep_memory": True,
         "attention": "auto",
     }
 
@@ -26,6 +28,7 @@ def test_defaults():
     [
         ("reference", "frozen", "invalid choice: 'frozen'"),
         ("attention", "eager", "invalid choice: 'eager'"),
+        ("kernels", "triton", "invalid choice: 'triton'"),
         ("gradient_checkpointing", "yes", "is neither 0 nor 1"),
     ],
 )

@@ -15,10 +15,9 @@ from minimind.model.layers import (
     RMSNorm,
     rotary_frequencies,
     rotary_tables,
-    rotate,
     together,
 )
-from minimind.native.library import library
+from minimind.native import ops, torch_ops
 
 CPU = torch.device("cpu")
 
@@ -48,7 +47,7 @@ def test_rms_norm_counts_eps_within_the_root():
     torch.testing.assert_close(RMSNorm(2, eps=3.0)(torch.ones(2)), torch.tensor([0.5, 0.5]))
 
 
-def test_rms_norm_of_bf16_is_computed_in_float32():
+def test_rms_norm_of_bf16_is_computed_in_float32(either_kernels):
     """In bf16 the mean square of 1 and 255 ones and a 16 would be rounded to 8 bits."""
     x = torch.cat((torch.tensor([16.0]), torch.ones(255))).bfloat16()
     norm = RMSNorm(256, eps=0.0).bfloat16()
@@ -57,13 +56,13 @@ def test_rms_norm_of_bf16_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("tokens", [5, 90])
-def test_heads_in_bf16_are_those_in_float32_rounded(tokens):
+def test_heads_in_bf16_are_those_in_float32_rounded(tokens, either_kernels):
     """A batch of one sequence and one of two are computed in different ways."""
     norm, cos_sin = HeadNorm(8, eps=1e-5), rotary_tables(config(8), torch.arange(tokens)[None])
     torch.nn.init.normal_(norm.weight)
     norm.bfloat16()
     x = torch.randn(1, tokens, 3, 8).bfloat16()
-    exact = rotate(torch.nn.functional.rms_norm(x.float(), (8,), norm.weight.float(), 1e-5), *cos_sin)
+    exact = torch_ops.rotate(torch.nn.functional.rms_norm(x.float(), (8,), norm.weight.float(), 1e-5), *cos_sin)
     torch.testing.assert_close(norm(x, cos_sin).float(), exact, rtol=2**-7, atol=1e-2)
     two = norm(x.expand(2, -1, -1, -1), tuple(table.expand(2, -1, -1) for table in cos_sin))
     torch.testing.assert_close(two[:1].float(), exact, rtol=2**-7, atol=2e-2)
@@ -73,8 +72,7 @@ class Added(Linear):
     """What an adapter may put in a layer's place."""
 
 
-@pytest.mark.skipif(library() is None, reason="no compiler here for the CPU kernels")
-def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls():
+def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls(cpu_kernels):
     first, second, x = Linear(4, 6).bfloat16(), Linear(4, 8).bfloat16(), torch.randn(3, 4).bfloat16()
     assert together(x, first, second)
     assert not together(x.float(), first, second)
@@ -94,7 +92,7 @@ def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_feed_forward_is_the_same_whoever_listens(dropout):
+def test_feed_forward_is_the_same_whoever_listens(dropout, either_kernels):
     """Layers at once and one by one differ by roundings; where the network drops out, the stream stays."""
     settings = MiniMindConfig(
         hidden_size=32, num_attention_heads=2, num_key_value_heads=2, generation=2, dropout=dropout
@@ -169,13 +167,13 @@ def test_rotate_pairs_halves_as_llama_does_and_puts_heads_first():
     """Channels 0 and 2 of 4 are a pair: (1, 0) turned by a quarter is (0, 1); the second token is not turned."""
     angles = torch.tensor([[[math.pi / 2, 0.0], [0.0, 0.0]]])
     x = torch.tensor([[1.0, 5.0, 0.0, 7.0], [2.0, 3.0, 4.0, 5.0]])[None, :, None].repeat(1, 1, 3, 1)
-    turned = rotate(x, angles.cos(), angles.sin())
+    turned = ops.rotate(x, angles.cos(), angles.sin())
     assert turned.shape == (1, 3, 2, 4)
     for head in turned[0]:
         torch.testing.assert_close(head, torch.tensor([[0.0, 5.0, 1.0, 7.0], [2.0, 3.0, 4.0, 5.0]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rotate_keeps_the_dtype(dtype):
+def test_rotate_keeps_the_dtype(dtype, either_kernels):
     cos, sin = rotary_tables(config(4), torch.tensor([[1]]))
-    assert rotate(torch.ones(1, 1, 1, 4, dtype=dtype), cos, sin).dtype == dtype
+    assert ops.rotate(torch.ones(1, 1, 1, 4, dtype=dtype), cos, sin).dtype == dtype

@@ -39,7 +39,7 @@ def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2])
-def test_logits_in_bf16_are_the_same_to_the_bit_whoever_waits_for_layers(model, batch):
+def test_logits_in_bf16_are_the_same_to_the_bit_whoever_waits_for_layers(model, batch, either_kernels):
     """ZeRO-3 calls a policy's layers one by one, and its reference's at once: their margins must start at 0."""
     rounded = copy.deepcopy(model).bfloat16()
     at_once, calls = rounded(tokens(batch, 70)).logits, []
@@ -50,7 +50,7 @@ def test_logits_in_bf16_are_the_same_to_the_bit_whoever_waits_for_layers(model, 
 
 
 @torch.no_grad()
-def test_embeddings_may_be_wider_than_the_model_under_autocast(model):
+def test_embeddings_may_be_wider_than_the_model_under_autocast(model, either_kernels):
     rounded, embedded = copy.deepcopy(model).bfloat16(), torch.randn(1, 70, model.config.hidden_size)
     with torch.autocast("cpu", torch.bfloat16):
         assert rounded(inputs_embeds=embedded).logits.isfinite().all()
@@ -240,7 +240,7 @@ def test_dropout_works_in_train_mode_alone():
 
 
 @torch.no_grad()
-def test_bf16_follows_float32(model):
+def test_bf16_follows_float32(model, either_kernels):
     """bf16 has 8 bits; over two layers a few per cent of the logits' size remain."""
     ids = tokens(2, 8)
     truth = model(ids).logits

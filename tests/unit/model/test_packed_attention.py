@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from minimind import native
 from minimind.model import packed_attention as module
-from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackLayout, by_segment, packed_attention
+from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackLayout, packed_attention
+from minimind.native import ops, torch_ops
 
 
 def allowed(segments: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
@@ -90,15 +90,24 @@ def test_whatever_the_backend_dropout_is_sdpas(backend):
     assert len(attend(backend, dropout=0.5).unique()) > 1
 
 
-def test_sdpa_is_not_the_cpus_kernel(monkeypatch):
+def test_native_uses_the_kernel_of_the_table_and_sdpa_does_not(monkeypatch):
     called = []
-    monkeypatch.setattr(native, "packed_attention", lambda query, *_: called.append(1) or query.transpose(0, 1))
-    monkeypatch.setattr(native, "applies", lambda *_: True)
+
+    def by_kernel(query, *_):
+        called.append("kernel")
+        return query.transpose(1, 2)
+
+    def by_torch(*tensors, **options):
+        called.append("torch")
+        return torch_ops.packed_attention(*tensors, **options)
+
+    op = ops.Op(torch=by_torch, cpu=by_kernel)
+    monkeypatch.setattr(ops, "TABLE", {**ops.TABLE, "packed_attention": op})
+    monkeypatch.setattr(ops, "kernels_take", lambda *_: True)
     attend(SDPA, torch.bfloat16)
-    assert not called
+    assert called == []
     attend(NATIVE, torch.bfloat16)
-    assert called
-    monkeypatch.setattr(native, "applies", lambda *_: False)
-    monkeypatch.setattr(module, "by_segment", lambda *_: called.append(2) or by_segment(*_))
+    assert called == ["kernel"]
+    monkeypatch.setattr(ops, "kernels_take", lambda *_: False)
     attend(NATIVE)
-    assert called == [1, 2]
+    assert called == ["kernel", "torch"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minimind import native
 from minimind.model.packed_attention import PackLayout, packed_attention
-from minimind.native.library import library
+from minimind.native import functions
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no compiler here for the CPU kernels")
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 # More queries than a block has, fewer, some more than a whole number of blocks; more keys than a block has, and odd
 # numbers of them; without a prefix, without a rejected or a chosen rest, one token.
@@ -46,7 +45,12 @@ def by_sdpa(query, key, value):
 
 
 def by_kernel(query, key, value):
-    return native.packed_attention(query, key, value, SEGMENTS, SCALING).transpose(0, 1)
+    return attend(query, key, value, SCALING).transpose(0, 1)
+
+
+def attend(query, key, value, scaling):
+    """The kernel's attention without the batch dimension: (heads, T, D) -> (T, heads, D)."""
+    return functions.packed_attention(query[None], key[None], value[None], SEGMENTS, scaling)[0]
 
 
 # Head sizes that fill vectors, that do not, and one that no vector length divides.
@@ -65,13 +69,13 @@ def test_outputs_and_gradients_are_those_of_float32_attention(heads, kv_heads, s
 def test_a_token_sees_its_own_row_and_nothing_later():
     """Changing a token changes what later tokens of its own row give, bit for bit nothing else."""
     query, key, value, _ = inputs(4, 2, 16)
-    before = native.packed_attention(query, key, value, SEGMENTS, 0.25)
+    before = attend(query, key, value, 0.25)
     # Of the first pair a token of the prefix, of the chosen rest, of the rejected rest: who sees it.
     for token, seers in {7: [(7, 492)], 200: [(200, 341)], 400: [(400, 492)]}.items():
         other = key.clone(), value.clone()
         for x in other:
             x[:, token] += 1
-        changed = (native.packed_attention(query, *other, SEGMENTS, 0.25) != before).any(2).any(1)
+        changed = (attend(query, *other, 0.25) != before).any(2).any(1)
         expected = torch.zeros(TOTAL, dtype=torch.bool)
         for first, last in seers:
             expected[first:last] = True
@@ -134,7 +138,7 @@ def test_there_is_no_second_derivative():
 
 def test_packs_in_bfloat16_on_a_cpu_take_this_route_and_no_other():
     *tensors, _ = inputs(4, 2, 16)
-    direct = native.packed_attention(*tensors, SEGMENTS, 16**-0.5)
+    direct = attend(*tensors, 16**-0.5)
     query, key, value = (tensor[None] for tensor in tensors)
     routed, _ = packed_attention(torch.nn.Module(), query, key, value, None, pack=PackLayout(SEGMENTS))
     assert torch.equal(routed[0], direct)

@@ -125,9 +125,8 @@ def test_more_than_the_machine_has_is_refused_in_torch_s_words():
 def test_without_addresses_there_is_a_warning_and_torch_goes_on():
     assert "ulimit -v" in run("""
         import resource, warnings
-        native.prepare(kernels=False)
-        from minimind.native.library import _heap
-        _heap()
+        from minimind.native.library import _compiled_heap
+        _compiled_heap()
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), used + (256 << 20)))
         with warnings.catch_warnings(record=True) as caught:

@@ -68,7 +68,7 @@ def test_blocks_cover_the_vocabulary_once_and_stay_within_the_limit(monkeypatch)
 
 
 def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
-    sizes, make = [], module._product
+    sizes, make = [], module._block_logits
 
     def watched(*args):
         block = make(*args)
@@ -76,7 +76,7 @@ def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
         return block
 
     monkeypatch.setattr(module, "_BLOCK_BYTES", 140)
-    monkeypatch.setattr(module, "_product", watched)
+    monkeypatch.setattr(module, "_block_logits", watched)
     hidden, weight, bias, targets = inputs()
     value_and_gradients(target_log_probs, hidden, weight, targets, bias)
     # Five blocks forward; backward the last is still there, and four are made again.
@@ -85,7 +85,7 @@ def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
 
 
 @pytest.mark.parametrize("block_bytes", [2**25, 28])
-def test_a_second_backward_makes_all_blocks_again(monkeypatch, block_bytes):
+def test_a_second_backward_makes_all_blocks_again(monkeypatch, block_bytes, either_kernels):
     """The first has overwritten the one that was kept."""
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs(torch.bfloat16)
@@ -111,7 +111,7 @@ def test_gradcheck_in_float64(monkeypatch, block_bytes, with_bias):
 
 
 @pytest.mark.parametrize("block_bytes", [2**25, 28])
-def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_bytes):
+def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_bytes, either_kernels):
     """The inputs are rounded once, so the truth is taken of the rounded inputs, in float32. What remains is
     bf16's rounding of each logit: 2**-9 of its size, twice (of the target's, and of the log-sum-exp)."""
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
@@ -126,7 +126,7 @@ def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_
         assert (one.float() - other).norm() <= 0.02 * other.norm()
 
 
-def test_bf16_log_probs_do_not_collapse_to_bf16_steps():
+def test_bf16_log_probs_do_not_collapse_to_bf16_steps(either_kernels):
     """Near -9 bf16 numbers are 1/16 apart; log-probs must be finer, or DPO's small margins vanish."""
     hidden, weight, _, targets = inputs(torch.bfloat16)
     out = target_log_probs(hidden, weight, targets)

@@ -156,7 +156,7 @@ def test_zero_3_is_as_deepspeed_estimates_it():
 
 
 @pytest.mark.parametrize("fields", [{"generation": 2}, {"generation": 3}, {"generation": 3, "use_moe": True}])
-def test_activations_are_what_autograd_keeps(fields):
+def test_activations_are_what_autograd_keeps(fields, cpu_kernels):
     """In float32 on a CPU, where attention and norms are those of a GPU; 16-bit operations for the CPU keep less."""
     batch = pack([random_pair(seed, 200) for seed in range(2)])
     tokens = len(batch.token_ids)

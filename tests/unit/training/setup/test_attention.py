@@ -65,6 +65,16 @@ def test_on_a_cpu_there_is_nothing_to_choose(settled):
     assert settled() == ("native", "default", "  attention over packs: the CPU's own kernel")
     told = "  attention over packs: torch's SDPA, segment by segment"
     assert settled("--dtype", "float32") == ("sdpa", "default", told)
+    assert settled("--kernels", "torch") == ("sdpa", "default", told)
+
+
+def test_a_checkpoint_of_the_cpus_kernel_is_resumed_without_it_under_kernels_torch(settled):
+    assert settled("--kernels", "torch", before="native") == (
+        "sdpa",
+        "default",
+        "  attention over packs was native before the checkpoint, and cannot be here: --kernels torch does not use it\n"
+        "  attention over packs: torch's SDPA, segment by segment",
+    )
 
 
 def test_on_a_gpu_it_is_measured(settled, gpu):
