@@ -1,6 +1,6 @@
 """MiniMind's own data set class, number for number: six padded tensors a pair. The tests' oracle, and a public name.
 
-Training does not use it: it reads `PairTable`s (`table.py`) and makes packs (`pack.py`).
+Training does not use it: it reads `PairTable`s (`table.py`) and makes packs (`packs.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.rows import PreferenceRow, RowError, parse_row, read_lines
+from minimind.data.rows import PreferenceRow
+from minimind.data.shapes import parse_row
+from minimind.data.sources import RowError, read_lines
 from minimind.data.template import ChatEncoder
 from minimind.errors import DataError
 

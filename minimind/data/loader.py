@@ -1,6 +1,6 @@
-"""Batches ahead of time: pairs of each step are laid out in a thread while the step before computes.
+"""Builds batches: a thread prepares the batches of the next steps while the current step computes.
 
-PairStream + PairTable -> (thread) PackedPairs or PaddedPairs, one list per global step
+PairSampler (indices) + PairTable (pairs) -> thread: layout(pairs) -> one list of batches per global step
 """
 
 from __future__ import annotations
@@ -9,25 +9,34 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from minimind.data.pack import PairBatch, pinned
-from minimind.data.stream import PairStream
+from minimind.data.packs import PairBatch
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable, PreferencePair
 
+# How pairs become a batch: `packs.pack` or `packs.pad`.
 Layout = Callable[[Sequence[PreferencePair]], PairBatch]
 
-# Steps laid out ahead: laying out takes far less time than a step.
-_AHEAD = 2
+# Global steps to prepare ahead. Building a batch takes far less time than a step, so few are enough.
+_STEPS_AHEAD = 2
 
 
 def train_batches(
-    table: PairTable, stream: PairStream, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
+    table: PairTable, sampler: PairSampler, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
 ) -> Iterator[list[PairBatch]]:
-    """Micro-batches of global steps `start` to `end` (both from 1, both included), for one rank; with `pin` in memory
-    that a GPU can read by itself."""
-    ready: queue.Queue[list[PairBatch] | BaseException] = queue.Queue(maxsize=_AHEAD)
+    """Yield one rank's micro-batches of each global step.
+
+    Args:
+        start, end: first and last global step, both counted from 1 and included.
+        pin: put the batches in page-locked memory, for asynchronous copies to a GPU.
+
+    Raises:
+        Exception: what `layout` raised in the thread, at the step where it was raised.
+    """
+    ready: queue.Queue[list[PairBatch] | BaseException] = queue.Queue(maxsize=_STEPS_AHEAD)
     stop = threading.Event()
 
     def put(item: list[PairBatch] | BaseException) -> bool:
+        # A put without a timeout would block forever once the consumer has stopped.
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -36,16 +45,16 @@ def train_batches(
                 continue
         return False
 
-    def work() -> None:
+    def build() -> None:
         try:
             for step in range(start, end + 1):
-                batches = [layout([table[i] for i in pairs]) for pairs in stream.micro_batches(step, rank)]
-                if not put([pinned(batch) for batch in batches] if pin else batches):
+                batches = [layout([table[i] for i in pairs]) for pairs in sampler.micro_batches(step, rank)]
+                if not put([batch.pin_memory() for batch in batches] if pin else batches):
                     return
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that can raise it
+        except BaseException as error:  # noqa: BLE001 - the consumer's thread raises it
             put(error)
 
-    thread = threading.Thread(target=work, name="layout", daemon=True)
+    thread = threading.Thread(target=build, name="batches", daemon=True)
     thread.start()
     try:
         for _ in range(start, end + 1):
@@ -61,8 +70,11 @@ def train_batches(
 def eval_batches(
     table: PairTable, layout: Layout, *, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[PairBatch, list[float]]]:
-    """Every pair once over all ranks, with a weight for each: ranks take the same number of batches, and where pairs
-    run out, one is repeated with weight 0, because under ZeRO-3 all ranks must run every forward."""
+    """Yield one rank's batches of an evaluation, each with one weight per pair.
+
+    Over all ranks each pair has weight 1 once. Every rank gets the same number of batches, because under ZeRO-3 all
+    ranks must run every forward; a rank without a pair left gets the first pair with weight 0.
+    """
     rounds = -(-len(table) // (batch_size * world_size))
     for number in range(rounds):
         first = (number * world_size + rank) * batch_size

@@ -1,30 +1,25 @@
-"""JSON lines -> preference rows, each checked: the first stop of a pair.
+"""Checked preference rows: two conversations in one common form, whatever shape the file has.
 
-A row is `{"chosen": [messages], "rejected": [messages]}`, a message `{"role": ..., "content": ...}`. What is wrong
-with a row is said with file and line; whether it stops the run is decided later (`--on_bad_row`).
+    messages of both halves (shapes.py) -> checked_row -> PreferenceRow -> template.py
+
+A message is `{"role": ..., "content": ...}`. An invalid row raises `RowError`; whether it stops the run is decided
+later, by `--on_bad_row`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import reprlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from minimind.errors import DataError
+from minimind.data.sources import RowError
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-class RowError(ValueError):
-    """Why one row cannot be used; caught where the file and line are known."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceRow:
-    """Two conversations that share everything up to an assistant turn."""
+    """Two conversations with equal messages before the first assistant turn that differs."""
 
     chosen: list[dict[str, Any]]
     rejected: list[dict[str, Any]]
@@ -32,12 +27,12 @@ class PreferenceRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that cannot be trained on, and why.
+    """A row that cannot be trained on.
 
     Attributes:
         line: line number in the file, from 1.
-        reason: what is wrong.
-        tokenized: the row is whole but too little of it is left after truncation; it can be kept all the same.
+        reason: the problem.
+        tokenized: True if the row is valid but truncation leaves no answer; `--on_bad_row keep` keeps such rows.
     """
 
     line: int
@@ -45,66 +40,19 @@ class BadRow:
     tokenized: bool
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers (from 1) and contents of a JSON-lines file; blank lines are left out.
+def checked_row(*, chosen: Any, rejected: Any) -> PreferenceRow:
+    """Check two conversations and make a row of them.
+
+    Args:
+        chosen, rejected: lists of messages, if the row is valid.
 
     Raises:
-        DataError: the file is missing, unreadable or empty.
+        RowError: the reason, without file and line.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such preference file; give one JSON object a line (--data_path)")
-    found = False
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                    found = True
-                    yield number, line
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if not found:
-        raise DataError(f"{path}: is empty; a preference file has one JSON object a line")
-
-
-def parse_row(line: bytes) -> PreferenceRow:
-    """One line -> one checked row.
-
-    Raises:
-        RowError: what is wrong with it, without file and line.
-    """
-    try:
-        return _checked(_parsed(line))
-    except RecursionError as error:
-        # What the parser still takes can be too deep to be compared or shown.
-        raise RowError("broken JSON: nested too deeply") from error
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-        if b"\\ud" in line.lower():
-            # Only an escape can be half of a surrogate pair. It is no text: tokenizers and files refuse it later.
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8 (byte {error.start})") from error
-    except UnicodeEncodeError as error:
-        raise RowError("half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
-    except json.JSONDecodeError as error:
-        raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from error
-    except ValueError as error:
-        raise RowError(f"broken JSON: a number too large ({error})") from error
-    return row
-
-
-def _checked(row: Any) -> PreferenceRow:
-    if not isinstance(row, dict):
-        raise RowError(f"a JSON {type(row).__name__}, not an object with 'chosen' and 'rejected'")
-    for half in ("chosen", "rejected"):
-        if half not in row:
-            raise RowError(f"no {half!r}")
-        _check_messages(half, row[half])
-    _check_prompts(row["chosen"], row["rejected"])
-    return PreferenceRow(chosen=row["chosen"], rejected=row["rejected"])
+    _check_messages("chosen", chosen)
+    _check_messages("rejected", rejected)
+    _check_prompts(chosen, rejected)
+    return PreferenceRow(chosen=chosen, rejected=rejected)
 
 
 def _check_messages(half: str, messages: Any) -> None:
@@ -115,8 +63,8 @@ def _check_messages(half: str, messages: Any) -> None:
             raise RowError(f"{half!r} message {index} is not an object with 'role' and 'content'")
         if message["role"] not in ROLES:
             role = reprlib.repr(message["role"])
-            raise RowError(f"{half!r} message {index} has role {role}; known are {', '.join(ROLES)}")
-        # An assistant turn that only calls tools may go without text.
+            raise RowError(f"{half!r} message {index} has the unknown role {role}; use one of {', '.join(ROLES)}")
+        # An assistant turn that only calls tools needs no text.
         calls_tools = message["role"] == "assistant" and message.get("tool_calls")
         content = message.get("content")
         if not isinstance(content, str) and not calls_tools:
@@ -126,14 +74,16 @@ def _check_messages(half: str, messages: Any) -> None:
 
 
 def _check_prompts(chosen: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
+    """Check that the first difference is between two assistant turns: DPO compares answers to the same prompt."""
     for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
         if one == other:
             continue
         if one["role"] == other["role"] == "assistant":
             return
         raise RowError(
-            f"different prompts: 'chosen' and 'rejected' part at message {index} "
-            f"({one['role']} / {other['role']}), before any assistant turn differs"
+            f"the prompts differ: message {index} of 'chosen' ({one['role']}) and of 'rejected' ({other['role']}) are "
+            "not equal, and no assistant turn before it differs"
         )
+    # Without a difference so far, one conversation continues the other, unless they have the same length.
     if len(chosen) == len(rejected):
         raise RowError("'chosen' and 'rejected' are the same")

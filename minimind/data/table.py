@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.data.rows import BadRow
 from minimind.data.template import ChatEncoder
-from minimind.data.tokenize import Chunk, tokenize
+from minimind.data.tokens import Chunk, tokenize
 from minimind.errors import DataError
 
 _FORMAT = 1

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from minimind.data.pack import PairBatch
+from minimind.data.packs import PairBatch
 from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket

@@ -17,7 +17,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 
-from minimind.data.pack import PackedPairs, PairBatch, join
+from minimind.data.packs import PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import swaps_to_nvme, weights_at_hand

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minimind.data.loader import Layout
-from minimind.data.pack import PairBatch, to_device
+from minimind.data.packs import PairBatch
 from minimind.data.table import PairTable
 from minimind.engine.reference import Reference, RowReference
 from minimind.errors import DataError, TrainingError
@@ -115,7 +115,7 @@ class ReferenceCache:
             mine = hands[self.world.rank]
             # Under ZeRO-3 all ranks must run every forward; one without a pair left scores some pair for nothing.
             batch = layout([self.table[int(index)] for index in (mine if len(mine) else [0])])
-            (sums,) = reference.row_sums([to_device(batch, self.world.device)])
+            (sums,) = reference.row_sums([batch.to_device(self.world.device)])
             scored = gather(self.world, sums[: len(mine)].cpu().numpy())
             indices, values = np.concatenate(hands), np.concatenate(scored)
             self._check_finite(indices, values)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch
+from minimind.data.packs import PackedPairs, PaddedPairs, PairBatch
 from minimind.model.family import family_of
 from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackLayout
 from minimind.objective.log_probs import target_log_probs

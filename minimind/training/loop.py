@@ -14,8 +14,8 @@ import torch
 from minimind.checkpoints.store import Checkpoints
 from minimind.config import DPOConfig
 from minimind.data.loader import Layout, eval_batches, train_batches
-from minimind.data.pack import PairBatch
-from minimind.data.stream import PairStream
+from minimind.data.packs import PairBatch
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.engine.policy import Policy
 from minimind.engine.reference import RowReference
@@ -47,7 +47,7 @@ class Run:
     eval_reference: RowReference
     table: PairTable
     eval_table: PairTable | None
-    stream: PairStream
+    stream: PairSampler
     total_steps: int
     layout: Layout
     checkpoints: Checkpoints | None
@@ -189,7 +189,7 @@ def save(run: Run, step: int, since: StepMetrics, *, last: bool, weights: bool =
         CheckpointError: on all ranks, if it was the last save and anything could not be written.
     """
     run.world.watch.enter("saving")
-    failures, place, unlogged = [], run.stream.place_after(step), since.unlogged()
+    failures, place, unlogged = [], run.stream.position_after(step), since.unlogged()
     checkpoints, parts = run.checkpoints, list[Callable[[], object]]()
     if checkpoints is not None:
         parts.append(lambda: checkpoints.save(run.policy, step, place, unlogged))

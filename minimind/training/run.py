@@ -20,8 +20,8 @@ from minimind.checkpoints.find import Checkpoint, find_checkpoint
 from minimind.checkpoints.store import Checkpoints
 from minimind.config import JobConfig, Settings, parse_settings
 from minimind.data.loader import Layout
-from minimind.data.pack import pack, pad
-from minimind.data.stream import PairStream
+from minimind.data.packs import pack, pad
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.policy import Policy
@@ -86,7 +86,7 @@ def _train(prepared: Prepared, world: World) -> bool:
     table = load_pairs(prepared, world, config.data.data_path)
     eval_path = config.data.eval_data_path
     eval_table = None if eval_path is None else load_pairs(prepared, world, eval_path)
-    stream = PairStream(
+    stream = PairSampler(
         num_pairs=len(table),
         epochs=config.optimisation.epochs,
         micro_batch_size=config.optimisation.batch_size,
@@ -173,7 +173,7 @@ def _samples(prepared: Prepared, world: World) -> bool:
     return prepared.is_demo and world.is_main
 
 
-def _total_steps(stream: PairStream, config: JobConfig) -> int:
+def _total_steps(stream: PairSampler, config: JobConfig) -> int:
     total, most = stream.total_steps, config.optimisation.max_steps
     if not total:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
@@ -71,7 +71,7 @@ def announce_data(
     console: Console,
     table: PairTable,
     eval_table: PairTable | None,
-    stream: PairStream,
+    stream: PairSampler,
     total_steps: int,
     max_steps: int | None,
 ) -> None:

@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 import minimind
 from minimind import demo
-from minimind.data.pack import PackedPairs, pack
+from minimind.data.packs import PackedPairs, pack
 from minimind.data.table import load_table
 from tests.benchmarks import report
 from tests.benchmarks.common import Task

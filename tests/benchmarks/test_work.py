@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import minimind
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import load_table
 from minimind.engine.scorer import PairScorer
 from tests.benchmarks.work import GemmRates, gemm_rates, work_of

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from minimind import MiniMindConfig
-from minimind.data.pack import PackedPairs
+from minimind.data.packs import PackedPairs
 from tests.benchmarks.common import DEVICE, now
 
 

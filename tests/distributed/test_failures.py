@@ -21,7 +21,7 @@ def test_user_error_ends_every_rank_and_is_said_once(write_rows, tmp_path):
     done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2)
     assert done.status != 0
     assert done.output.count("DataError") == 1
-    assert "line 1: broken JSON" in done.output
+    assert "line 1: invalid JSON" in done.output
     assert "Traceback" not in done.output
 
 

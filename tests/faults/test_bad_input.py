@@ -80,13 +80,17 @@ def test_missing_preference_file():
 
 def test_broken_json_is_named_with_its_line(data_problem):
     message, _ = data_problem(GOOD, '{"chosen": [', GOOD)
-    assert "line 2: broken JSON" in message
+    assert "line 2: invalid JSON" in message
 
 
 @pytest.mark.parametrize("half", ["chosen", "rejected"])
-def test_row_without_one_half(half, data_problem):
-    message, _ = data_problem(GOOD, {key: value for key, value in GOOD.items() if key != half})
-    assert f"line 2: no '{half}'" in message
+def test_row_with_one_half_only(half, data_problem):
+    message, _ = data_problem(GOOD, {half: GOOD[half]})
+    found, needed = (
+        f"an object with the keys ['{half}']",
+        "an object with 'chosen' and 'rejected', each a list of messages",
+    )
+    assert f"line 2: unknown row shape: {found}; a row must be {needed}" in message
 
 
 def test_row_without_an_assistant_turn(data_problem):
@@ -96,7 +100,7 @@ def test_row_without_an_assistant_turn(data_problem):
 
 def test_different_prompts_in_a_pair(data_problem):
     message, _ = data_problem({"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Bye?", "Bye.")})
-    assert "line 1: different prompts" in message
+    assert "line 1: the prompts differ" in message
     assert "message 0" in message
 
 

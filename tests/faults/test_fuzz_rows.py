@@ -9,8 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minimind.data.dataset import DPODataset
-from minimind.data.pack import pack
-from minimind.data.rows import PreferenceRow, RowError, parse_row
+from minimind.data.packs import pack
+from minimind.data.rows import PreferenceRow
+from minimind.data.shapes import parse_row
+from minimind.data.sources import RowError
 from minimind.data.table import load_table
 from minimind.errors import MiniMindError
 from tests.conftest import pair

@@ -22,7 +22,7 @@ from torch.nn.attention import flex_attention
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from minimind import DPODataset, MiniMindConfig, MiniMindForCausalLM, dpo_loss, logits_to_log_probs
-from minimind.data.pack import PackedPairs, PairBatch, pack, pad
+from minimind.data.packs import PackedPairs, PairBatch, pack, pad
 from minimind.data.table import PreferencePair, load_table
 from minimind.engine.scorer import PairScorer
 from minimind.objective.dpo import pair_outcomes, row_log_probs

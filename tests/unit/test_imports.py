@@ -168,7 +168,7 @@ def test_the_table_itself_points_one_way():
         ("data", "import minimind.engine.scorer"),
         ("model", "from minimind import weights"),
         ("weights", "from minimind.training.run import main"),
-        ("objective", "def f():\n    from minimind.data.pack import pack"),
+        ("objective", "def f():\n    from minimind.data.packs import pack"),
         ("engine", "from minimind import demo"),
         ("engine", "from minimind import MiniMindConfig"),
         ("demo", "from minimind.config import DPOConfig"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch, to_device
+from minimind.data.packs import PackedPairs, PaddedPairs, PairBatch
 from minimind.engine.policy import Policy
 from minimind.engine.reference import RowReference
 from minimind.errors import TrainingError
@@ -61,7 +61,7 @@ def train_step(
         TrainingError: on every rank, before any weight changes, if the gradient is not finite; it tells which of this
             rank's micro-batches were.
     """
-    batches = [to_device(batch, policy.world.device) for batch in batches]
+    batches = [batch.to_device(policy.world.device) for batch in batches]
     watch = policy.world.watch
     watch.enter("reference")
     reference_rows = reference.row_sums(batches)
@@ -93,7 +93,7 @@ def check_start(policy: Policy, reference: RowReference, batch: PairBatch, dtype
     Raises:
         TrainingError: on every rank, if any rank's rows differ.
     """
-    batch = to_device(batch, policy.world.device)
+    batch = batch.to_device(policy.world.device)
     policy.eval()
     log_probs, _ = policy.score(batch)
     policy.train()
@@ -118,7 +118,7 @@ def layouts_agree(policy: Policy, packed: PackedPairs, padded: PaddedPairs) -> b
     rows = []
     policy.eval()
     for batch in (packed, padded):
-        moved = to_device(batch, policy.world.device)
+        moved = batch.to_device(policy.world.device)
         rows.append(row_log_probs(policy.score(moved)[0], moved.target_counts, average_log_prob=True))
     policy.train()
     difference = all_reduce((rows[0] - rows[1]).abs().max(), "max")
@@ -135,7 +135,7 @@ def eval_step(
     sums: MetricSums,
 ) -> None:
     """Add one batch's outcomes to the sums, without training."""
-    batch = to_device(batch, policy.world.device)
+    batch = batch.to_device(policy.world.device)
     (rows,) = reference.row_sums([batch])
     log_probs, aux_loss = policy.score(batch)
     outcomes = objective.outcomes(batch, log_probs, rows)

@@ -11,8 +11,8 @@ import torch
 from transformers import PretrainedConfig
 
 from minimind.config import CHECKPOINT, DEFAULT, MEASURED
-from minimind.data.pack import pack
-from minimind.data.stream import PairStream
+from minimind.data.packs import pack
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
@@ -30,7 +30,7 @@ _MEASURED_TOKENS = 2**14
 
 
 def settle_attention(
-    prepared: Prepared, world: World, stream: PairStream, table: PairTable, console: Console
+    prepared: Prepared, world: World, stream: PairSampler, table: PairTable, console: Console
 ) -> Prepared:
     """The same run with `--attention auto` resolved to one backend for all ranks, which the console is told of. Rank 0
     tries and measures, the others try what it has chosen.
@@ -92,7 +92,7 @@ def _require(shape: AttentionShape, name: str, segments: Segments) -> None:
         raise ConfigError(f"--attention {name}: {problem}; use auto or sdpa")
 
 
-def _measured_pack(stream: PairStream, table: PairTable) -> Segments:
+def _measured_pack(stream: PairSampler, table: PairTable) -> Segments:
     """The first micro-batch, or as much of it as is measured; of one longer pair its proportions."""
     segments = pack([table[index] for index in stream.micro_batches(1, 0)[0]]).segments
     tokens = sum(segments[0])

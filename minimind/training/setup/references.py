@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minimind.data.loader import Layout
-from minimind.data.pack import PackedPairs
+from minimind.data.packs import PackedPairs
 from minimind.data.table import PairTable
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference, RowReference

@@ -12,7 +12,7 @@ from typing import Any
 
 from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEFAULT
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
@@ -23,7 +23,7 @@ _OPTIMIZER_MEANS = ("torch_adam", "fused", "foreach")
 
 
 def describe(
-    prepared: Prepared, table: PairTable, fingerprint: str, stream: PairStream, total_steps: int
+    prepared: Prepared, table: PairTable, fingerprint: str, stream: PairSampler, total_steps: int
 ) -> dict[str, Any]:
     """What a checkpoint's manifest says of this run: identity, batch, layout, attention.
 
@@ -69,7 +69,7 @@ def model_identity(prepared: Prepared) -> dict[str, object]:
     return {f"model.{name}": value for name, value in sorted(model.items())}
 
 
-def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: PairStream) -> None:
+def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: PairSampler) -> None:
     """Refuse a checkpoint of another run, a stream that would repeat or skip pairs, and states that swap to NVMe.
 
     Raises:
@@ -94,7 +94,7 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
             f"{checkpoint.path}: belongs to a run with other settings:\n{listed}\n"
             "Give the same again to go on, or start anew in another --save_dir."
         )
-    place = stream.place_after(checkpoint.manifest.step)
+    place = stream.position_after(checkpoint.manifest.step)
     if place != checkpoint.manifest.stream:
         raise CheckpointError(
             f"{checkpoint.path}: pairs would be repeated or skipped: after step {checkpoint.manifest.step} the stream "

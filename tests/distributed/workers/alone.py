@@ -13,7 +13,7 @@ import torch.distributed as dist
 from deepspeed.utils import z3_leaf_module
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_reference
 from minimind.engine.reference import Reference
 from minimind.engine.scorer import PairScorer

@@ -14,8 +14,8 @@ import torch
 
 from minimind import native
 from minimind.config import parse_settings
-from minimind.data.pack import PairBatch, pack
-from minimind.data.stream import PairStream
+from minimind.data.packs import PairBatch, pack
+from minimind.data.sampler import PairSampler
 from minimind.engine.ds_config import resolve_policy
 from minimind.engine.policy import Policy
 from minimind.engine.reference import RowReference
@@ -48,17 +48,17 @@ class Shifted(RowReference):
         raise NotImplementedError
 
 
-def stream_of(world: process.World) -> PairStream:
+def stream_of(world: process.World) -> PairSampler:
     """8 pairs a step; at most 60 tokens, which the longest pair exceeds, in a micro-batch."""
     tokens = np.array([len(pack([pair]).token_ids) for pair in PAIRS.values()])
     assert tokens.max() > 50
-    return PairStream(
+    return PairSampler(
         num_pairs=len(PAIRS), epochs=1, micro_batch_size=2, accumulation_steps=2, world_size=world.size, shuffle=False,
         seed=0, costs=tokens.astype(float), tokens=tokens, token_budget=50,
     )  # fmt: skip
 
 
-def packs(stream: PairStream, step: int, rank: int) -> list[PairBatch]:
+def packs(stream: PairSampler, step: int, rank: int) -> list[PairBatch]:
     return [pack([PAIRS[index + 1] for index in part]) for part in stream.micro_batches(step, rank)]
 
 

@@ -13,7 +13,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import PreferencePair
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy

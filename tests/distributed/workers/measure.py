@@ -19,7 +19,7 @@ import torch
 from deepspeed.comm.comm import comms_logger
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference

@@ -19,7 +19,7 @@ import torch
 from engines import REPO, loss, random_pair  # beside this script
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.engine import policy as policy_module
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy

@@ -31,7 +31,7 @@ def test_longer_rows_are_cut(write_rows, tokenizer):
 
 
 def test_a_bad_row_is_named_by_file_and_line(write_rows, tokenizer):
-    with pytest.raises(DataError, match=r"pairs\.jsonl, line 3: broken JSON"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl, line 3: invalid JSON"):
         DPODataset(write_rows(ROW, "", "{"), tokenizer)
 
 

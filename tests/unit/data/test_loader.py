@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minimind.data.loader import eval_batches, train_batches
-from minimind.data.pack import pack
-from minimind.data.stream import PairStream
+from minimind.data.packs import pack
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable, load_table
 from tests.conftest import pair
 
@@ -27,8 +27,8 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
 
 
 @pytest.fixture(scope="module")
-def stream() -> PairStream:
-    return PairStream(
+def stream() -> PairSampler:
+    return PairSampler(
         num_pairs=COUNT,
         epochs=4,
         micro_batch_size=2,
@@ -40,7 +40,7 @@ def stream() -> PairStream:
 
 
 def layout_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "layout"]
+    return [thread for thread in threading.enumerate() if thread.name == "batches"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -93,7 +93,7 @@ def test_batches_for_a_gpu_are_pinned_by_the_thread(table, stream, pin, monkeypa
     ((first, second),) = train_batches(table, stream, pack, rank=0, start=1, end=1, pin=pin)
     # Token ids, positions, target positions, ids and counts, of two micro-batches.
     assert len(noted) == (2 * 5 if pin else 0)
-    assert {thread for thread, _ in noted} == ({"layout"} if pin else set())
+    assert {thread for thread, _ in noted} == ({"batches"} if pin else set())
     plain = next(train_batches(table, stream, pack, rank=0, start=1, end=1))
     for batch, expected in zip((first, second), plain, strict=True):
         assert torch.equal(batch.token_ids, expected.token_ids)

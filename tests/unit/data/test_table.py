@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from minimind import demo
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import PairTable, load_table
 from minimind.errors import DataError
 from tests.conftest import conversation, pair
@@ -203,12 +203,12 @@ def test_a_cache_that_cannot_be_made_is_said(load, write_rows, tmp_path):
 
 
 def test_bad_rows_are_listed_with_their_lines(load, write_rows):
-    table = load(write_rows(ROWS[0], "{broken", "", ROWS[1], '{"chosen": []}'))
+    table = load(write_rows(ROWS[0], "{broken", "", ROWS[1], '{"chosen": [], "rejected": []}'))
     with pytest.raises(DataError) as caught:
         table.with_bad_rows("error")
     message = str(caught.value)
     assert "pairs.jsonl: 2 of 4 rows cannot be trained on" in message
-    assert "line 2: broken JSON" in message
+    assert "line 2: invalid JSON" in message
     assert "line 5: 'chosen' is not a list of messages" in message
     assert "--on_bad_row skip" in message
 
@@ -219,7 +219,7 @@ def test_of_many_bad_rows_ten_are_shown(load, write_rows):
         table.with_bad_rows("error")
     message = str(caught.value)
     assert "13 of 14 rows" in message
-    assert message.count("broken JSON") == 10
+    assert message.count("invalid JSON") == 10
     assert "... and 3 more" in message
 
 

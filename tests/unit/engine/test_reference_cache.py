@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import PairTable, load_table
 from minimind.engine.reference_cache import RECORD, ReferenceCache, read_records, seal_records
 from minimind.errors import DataError, TrainingError
@@ -233,7 +233,7 @@ sys.path.insert(0, {repo!r})
 import torch.distributed as dist
 from transformers import AutoTokenizer
 from minimind import demo
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from tests.unit.engine.test_reference_cache import ABOUT, WORLD, StandIn

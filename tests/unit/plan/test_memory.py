@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.engine.reference import _FORWARD_TOKENS
 from minimind.engine.scorer import PairScorer
 from minimind.model.configuration import MiniMindConfig

@@ -28,7 +28,7 @@ def run(tmp_path):
         reference=None,
         objective=None,
         table=None,
-        stream=SimpleNamespace(place_after=lambda step: {}, epoch_of=lambda step: 0.5),
+        stream=SimpleNamespace(position_after=lambda step: {}, epoch_of=lambda step: 0.5),
         layout=None,
         total_steps=5,
         unlogged={},

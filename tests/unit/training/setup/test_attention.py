@@ -12,7 +12,7 @@ from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MistralConfi
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice
 from minimind.model.configuration import MiniMindConfig
@@ -158,7 +158,7 @@ def test_latent_attention_has_other_channels_for_values():
 
 
 def test_it_is_measured_with_the_first_micro_batch_in_whole_pairs(monkeypatch):
-    stream = PairStream(
+    stream = PairSampler(
         num_pairs=4, epochs=1, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
     )
     segments = ((9, 1, 2), (3, 4, 5), (2, 2, 2), (1, 1, 1))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from minimind.training.console import Console

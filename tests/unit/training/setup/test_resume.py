@@ -11,7 +11,7 @@ import pytest
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
 from minimind.training.setup.resume import check_same_run, describe, moved
@@ -23,7 +23,7 @@ OFFLOAD = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999]}}
 
 def stream(ranks=2, seed=42):
     shared = {"num_pairs": 26, "epochs": 2, "micro_batch_size": 2, "shuffle": True, "seed": seed}
-    return PairStream(**shared, accumulation_steps=4 // ranks, world_size=ranks)
+    return PairSampler(**shared, accumulation_steps=4 // ranks, world_size=ranks)
 
 
 def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None):
@@ -42,7 +42,7 @@ def checkpoint(described, place):
 
 
 def test_ranks_stage_and_the_optimizers_means_may_differ():
-    saved = checkpoint(json.loads(json.dumps(description())), stream().place_after(3))
+    saved = checkpoint(json.loads(json.dumps(description())), stream().position_after(3))
     now = description(ranks=4, stage=3, optimizer=OFFLOAD)
     check_same_run(saved, now, stream(ranks=4))
     assert moved(saved, now) == ", cut anew: 2 ranks, ZeRO-2 -> 4 ranks, ZeRO-3"
@@ -60,7 +60,7 @@ def test_ranks_stage_and_the_optimizers_means_may_differ():
     ],
 )
 def test_what_is_trained_may_not(changed, said):
-    saved = checkpoint(description(), stream().place_after(3))
+    saved = checkpoint(description(), stream().position_after(3))
     with pytest.raises(CheckpointError, match="belongs to a run with other settings") as caught:
         check_same_run(saved, description(**changed), stream())
     assert said in str(caught.value)
@@ -72,14 +72,14 @@ def test_states_that_swap_to_nvme_neither_go_on_nor_are_gone_on_from():
     here, there = description(), description()
     there["layout"]["zero_optimization"] = nvme
     with pytest.raises(CheckpointError, match=r"written while states swapped to NVMe, .* start anew in another --save"):
-        check_same_run(checkpoint(there, stream().place_after(3)), here, stream())
+        check_same_run(checkpoint(there, stream().position_after(3)), here, stream())
     with pytest.raises(CheckpointError, match=r"cannot be gone on from .*/zero3_offload\.json, or start anew"):
-        check_same_run(checkpoint(here, stream().place_after(3)), there, stream())
+        check_same_run(checkpoint(here, stream().position_after(3)), there, stream())
 
 
 def test_a_stream_that_deals_other_pairs_is_refused():
     """As another version of numpy might, with the same seed."""
-    saved = checkpoint(description(), stream(seed=1).place_after(3))
+    saved = checkpoint(description(), stream(seed=1).position_after(3))
     with pytest.raises(CheckpointError, match="pairs would be repeated or skipped: after step 3"):
         check_same_run(saved, description(), stream())
 
@@ -97,5 +97,5 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tokens):
     now = description(flags=f"--micro_batch_tokens {tokens}")
     rest = {name: value for name, value in now["identity"].items() if name not in EARLIER_IDENTITY}
     earlier = {**now, "identity": {**EARLIER_IDENTITY, "micro_batch_tokens": tokens, **rest}}
-    check_same_run(checkpoint(earlier, stream().place_after(3)), now, stream())
+    check_same_run(checkpoint(earlier, stream().position_after(3)), now, stream())
     assert json.dumps(now["identity"], sort_keys=True) == json.dumps(earlier["identity"], sort_keys=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairStream:
+class PairSampler:
     """The order of pairs in a run.
 
     Attributes:
@@ -78,7 +78,7 @@ class PairStream:
         dealt = _deal(batch, self.costs, self.accumulation_steps * ranks, size)
         return dealt[rank::ranks]
 
-    def place_after(self, step: int) -> dict[str, int | str]:
+    def position_after(self, step: int) -> dict[str, int | str]:
         """Where the stream stands after global step `step` (from 1): how many pairs it has dealt, and a digest of the
         last step's. Streams that agree in both deal the same pairs a step, however many ranks share them."""
         last = ",".join(map(str, self._batch(step)))

@@ -1,17 +1,18 @@
-"""Pairs -> one packed micro-batch, and the padded layout for models that cannot take packs.
+"""Builds batches: micro-batches as the scorer takes them.
 
-    N pairs -> PackedPairs: tokens (T,), positions, segments, K targets
-            -> PaddedPairs: tokens (2N, longest row), attention mask, the same K targets
+    N pairs -> pack -> PackedPairs: token_ids (T,), position_ids, segments, K targets
+            -> pad  -> PaddedPairs: token_ids (2N, longest row), attention_mask, the same K targets
 
-Both list their targets in the same order (per pair: within the shared prefix, of the chosen half, of the rejected
-half), so everything downstream of the log-probs is one path.
+The padded layout is for models that cannot take packs, and for tests, which compare the two. Both layouts list the
+targets in the same order (pair by pair: shared prefix, chosen, rejected), so the code after the log-probs is the same
+for both. Shape letters: N pairs, T tokens of a pack, K targets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,43 +21,81 @@ from torch import Tensor
 
 from minimind.data.table import PreferencePair
 
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairBatch:
-    """What both layouts share. T tokens, K targets, N pairs.
+class Batch:
+    """A micro-batch of any job: tokens, and the K targets whose log-probs the job needs.
 
     Attributes:
-        token_ids: int64; (T,) packed, (2N, longest row) padded.
-        target_positions: (K,) int64, where in the flattened `token_ids` the model predicts the target.
+        token_ids: int64; (T,) packed, (rows, longest row) padded.
+        target_positions: (K,) int64, index into the flattened `token_ids` where the model predicts the target.
         target_ids: (K,) int64, the token predicted there.
-        target_counts: (N, 3) int64, targets within the shared prefix, of chosen, of rejected.
-        row_tokens: tokens of the 2N rows, a shared prefix counted for each.
-        lines: where the pairs stand in their file.
+        row_tokens: number of tokens of all rows; a prefix that two rows share counts for each of them.
+        lines: line number in the data file of each example.
     """
 
     token_ids: Tensor
     target_positions: Tensor
     target_ids: Tensor
-    target_counts: Tensor
     row_tokens: int
     lines: tuple[int, ...]
+
+    def to_device(self: AnyBatch, device: torch.device) -> AnyBatch:
+        """A copy with all tensors on the device. The copy of a pinned batch to a GPU is asynchronous."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: AnyBatch) -> AnyBatch:
+        """A copy in page-locked memory, from which a GPU can copy while the CPU works on."""
+        return self._map_tensors(Tensor.pin_memory)
+
+    def _map_tensors(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+        changed: dict[str, Any] = {
+            field.name: change(value)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **changed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairBatch(Batch):
+    """A micro-batch of N preference pairs, in either layout.
+
+    Attributes:
+        target_counts: (N, 3) int64, number of targets in the shared prefix, in chosen, in rejected.
+    """
+
+    target_counts: Tensor
 
     @property
     def num_pairs(self) -> int:
         return len(self.lines)
 
 
+class Segment(NamedTuple):
+    """Lengths of one example's parts of a pack, in tokens: `prefix | rest of chosen | rest of rejected`.
+
+    A part may be empty. `(0, length, 0)` is a single row: a segment without a rejected half.
+    """
+
+    prefix: int
+    chosen: int
+    rejected: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedPairs(PairBatch):
-    """Pairs one after the other, `prefix | rest of chosen | rest of rejected`, without a pad.
+    """Pairs one after the other in one sequence, without padding.
 
     Attributes:
-        position_ids: (T,) int64, restarting with each pair, and at the fork for the rejected half.
-        segments: per pair the lengths of prefix, rest of chosen, rest of rejected.
+        position_ids: (T,) int64. Each pair starts at 0; its rejected part starts at the prefix's length.
+        segments: of each pair.
     """
 
     position_ids: Tensor
-    segments: tuple[tuple[int, int, int], ...]
+    segments: tuple[Segment, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,50 +103,34 @@ class PaddedPairs(PairBatch):
     """Rows chosen, rejected, chosen, ..., padded on the right.
 
     Attributes:
-        attention_mask: (2N, longest row) int64, 0 at pads.
+        attention_mask: (2N, longest row) int64, 0 at padding.
     """
 
     attention_mask: Tensor
 
 
-Batch = TypeVar("Batch", bound=PairBatch)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device; on the way to a GPU nothing waits for those of a `pinned` one."""
-    return _with_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def pinned(batch: Batch) -> Batch:
-    """The batch in memory that a GPU can read by itself."""
-    return _with_tensors(batch, Tensor.pin_memory)
-
-
-def _with_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    changed: dict[str, Any] = {
-        field.name: change(value)
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, **changed)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Targets:
-    """Targets of one pair, as positions within its rows and token ids, in three parts."""
+    """Targets of one pair in three parts: shared prefix, chosen, rejected.
+
+    Attributes:
+        positions: index in the row of the token that predicts the target.
+        ids: the target's token.
+    """
 
     positions: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     ids: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
 
 def _fork(pair: PreferencePair, share_prefix: bool) -> int:
-    """How many input tokens the halves share: the last token of a row is only a target, never an input."""
+    """Number of input tokens that both rows share. A row's last token is a target only, never an input."""
     return min(pair.prefix, len(pair.chosen) - 1, len(pair.rejected) - 1) if share_prefix else 0
 
 
 def _targets(pair: PreferencePair, fork: int) -> _Targets:
-    """A target is predicted one position before it stands; the fork's last token predicts one of each half."""
+    """The masked tokens of a pair. The prefix's last token predicts a target of each half."""
     chosen, rejected = np.flatnonzero(pair.chosen_mask), np.flatnonzero(pair.rejected_mask)
+    # No token precedes the first one, so nothing predicts it.
     chosen, rejected = chosen[chosen > 0], rejected[rejected > 0]
     shared = chosen[chosen < fork]
     chosen, rejected = chosen[chosen >= max(fork, 1)], rejected[rejected >= max(fork, 1)]
@@ -118,7 +141,11 @@ def _targets(pair: PreferencePair, fork: int) -> _Targets:
 
 
 def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPairs:
-    """Pack pairs into one sequence; `share_prefix=False` repeats the prefix in both halves (the tests' oracle)."""
+    """Pack pairs into one sequence.
+
+    Args:
+        share_prefix: False repeats the prefix in both halves; tests compare the two.
+    """
     tokens: list[NDArray[Any]] = []
     positions: list[NDArray[Any]] = []
     target_positions: list[NDArray[Any]] = []
@@ -131,19 +158,20 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
         positions += [np.arange(fork + chosen), np.arange(fork, fork + rejected)]
         targets = _targets(pair, fork)
         in_prefix, in_chosen, in_rejected = targets.positions
-        # The rejected half lies `chosen` tokens further on, but its first target is predicted by the prefix's end.
-        moved = np.where(in_rejected >= fork, in_rejected + chosen, in_rejected)
-        target_positions += [start + in_prefix, start + in_chosen, start + moved]
+        # In the pack the chosen part lies between prefix and rejected part. The first rejected target has a position
+        # below `fork` and is not shifted: the prefix's last token predicts it.
+        shifted = np.where(in_rejected >= fork, in_rejected + chosen, in_rejected)
+        target_positions += [start + in_prefix, start + in_chosen, start + shifted]
         target_ids += targets.ids
-        segments.append((fork, chosen, rejected))
+        segments.append(Segment(prefix=fork, chosen=chosen, rejected=rejected))
         counts.append([len(part) for part in targets.ids])
         start += fork + chosen + rejected
     return PackedPairs(
-        token_ids=_concatenated(tokens),
-        position_ids=_concatenated(positions),
-        target_positions=_concatenated(target_positions),
-        target_ids=_concatenated(target_ids),
-        target_counts=_counted(counts, target_ids),
+        token_ids=_concatenate(tokens),
+        position_ids=_concatenate(positions),
+        target_positions=_concatenate(target_positions),
+        target_ids=_concatenate(target_ids),
+        target_counts=_count_tensor(counts, target_ids),
         segments=tuple(segments),
         row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
         lines=tuple(pair.line for pair in pairs),
@@ -151,7 +179,8 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
 
 
 def join(packs: Sequence[PackedPairs]) -> PackedPairs:
-    """Several packs as one, their targets in the same order: for a forward that has nothing to keep for backward."""
+    """Concatenate packs into one; targets keep their order. For a forward without a backward, which needs less memory
+    and can take more tokens."""
     starts = np.cumsum([0, *(len(one.token_ids) for one in packs)])
     return PackedPairs(
         token_ids=torch.cat([one.token_ids for one in packs]),
@@ -166,7 +195,7 @@ def join(packs: Sequence[PackedPairs]) -> PackedPairs:
 
 
 def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
-    """Lay pairs out as 2N rows padded to the longest."""
+    """Make 2N rows of N pairs, padded to the longest row."""
     rows = [row for pair in pairs for row in (pair.chosen[:-1], pair.rejected[:-1])]
     longest = max(len(row) for row in rows)
     token_ids = np.full((len(rows), longest), pad_id, np.int64)
@@ -187,19 +216,20 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     return PaddedPairs(
         token_ids=torch.from_numpy(token_ids),
         attention_mask=torch.from_numpy(attention_mask),
-        target_positions=_concatenated(target_positions),
-        target_ids=_concatenated(target_ids),
-        target_counts=_counted(counts, target_ids),
+        target_positions=_concatenate(target_positions),
+        target_ids=_concatenate(target_ids),
+        target_counts=_count_tensor(counts, target_ids),
         row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
         lines=tuple(pair.line for pair in pairs),
     )
 
 
-def _counted(counts: Sequence[Sequence[int]], target_ids: Sequence[NDArray[Any]]) -> Tensor:
-    """(N, 3) int64. Sums over rows trust it: on a GPU a look would cost a wait."""
+def _count_tensor(counts: Sequence[Sequence[int]], target_ids: Sequence[NDArray[Any]]) -> Tensor:
+    """(N, 3) int64."""
+    # Row sums rely on these counts and do not check them: on a GPU a check would have to wait for the device.
     assert sum(map(sum, counts)) == sum(map(len, target_ids))
     return torch.tensor(counts)
 
 
-def _concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
+def _concatenate(parts: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.pack import join, pack, pad, to_device
+from minimind.data.packs import join, pack, pad
 from minimind.data.table import PreferencePair
 
 
@@ -138,7 +138,7 @@ def test_every_tensor_is_int64_as_embeddings_and_gathers_want_it(layout):
 @pytest.mark.parametrize("layout", [pack, pad])
 def test_to_device_moves_every_tensor_and_keeps_the_rest(layout):
     batch = layout([A, B])
-    moved = to_device(batch, torch.device("meta"))
+    moved = batch.to_device(torch.device("meta"))
     assert type(moved) is type(batch)
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor):

@@ -7,18 +7,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 
-BASE = PairStream(num_pairs=24, epochs=2, micro_batch_size=2, accumulation_steps=3, world_size=2, shuffle=True, seed=1)
+BASE = PairSampler(num_pairs=24, epochs=2, micro_batch_size=2, accumulation_steps=3, world_size=2, shuffle=True, seed=1)
 
 
-def step_pairs(stream: PairStream, step: int) -> list[int]:
+def step_pairs(stream: PairSampler, step: int) -> list[int]:
     """Pairs of one global step in the order of the stream: micro-batch by micro-batch, rank by rank."""
     ranks = [stream.micro_batches(step, rank) for rank in range(stream.world_size)]
     return [pair for micro in range(stream.accumulation_steps) for rank in ranks for pair in rank[micro]]
 
 
-def all_pairs(stream: PairStream) -> list[int]:
+def all_pairs(stream: PairSampler) -> list[int]:
     return [pair for step in range(1, stream.total_steps + 1) for pair in step_pairs(stream, step)]
 
 
@@ -62,7 +62,7 @@ def test_the_order_does_not_depend_on_how_a_global_batch_is_dealt(micro_batch_si
 
 def test_a_step_that_spans_two_epochs():
     """10 pairs, global batches of 4: step 3 takes the last two of the first epoch and two of the second."""
-    stream = PairStream(
+    stream = PairSampler(
         num_pairs=10, epochs=2, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
     )
     assert stream.micro_batches(3, rank=0) == [[8, 9, 0, 1]]
@@ -112,7 +112,7 @@ def test_a_single_hand_is_the_batch_in_its_order():
     assert dealt.micro_batches(2, 0) == stream.micro_batches(2, 0)
 
 
-def by_tokens(tokens: np.ndarray, budget: int, **fields: object) -> PairStream:
+def by_tokens(tokens: np.ndarray, budget: int, **fields: object) -> PairSampler:
     """A stream whose pairs cost as many as they have tokens."""
     return dataclasses.replace(BASE, costs=tokens.astype(float), tokens=tokens, token_budget=budget, **fields)
 
@@ -170,7 +170,7 @@ def test_a_token_budget_needs_nothing_but_the_step():
 def test_place_in_the_stream_is_the_same_for_any_ranks_and_no_other_stream():
     def place(step, **changes):
         given = {"num_pairs": 10, "epochs": 3, "micro_batch_size": 2, "accumulation_steps": 1, "world_size": 2}
-        return PairStream(**{**given, "shuffle": True, "seed": 1, **changes}).place_after(step)
+        return PairSampler(**{**given, "shuffle": True, "seed": 1, **changes}).position_after(step)
 
     assert place(3)["pairs"] == 12
     assert place(3) == place(3, world_size=1, accumulation_steps=2) == place(3, micro_batch_size=4, world_size=1)

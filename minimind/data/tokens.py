@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minimind.data.rows import BadRow, RowError, parse_row, read_lines
+from minimind.data.rows import BadRow
+from minimind.data.shapes import parse_row
+from minimind.data.sources import RowError, read_lines
 from minimind.data.template import ChatEncoder
 
 _ROWS_PER_TASK = 256
