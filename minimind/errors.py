@@ -54,8 +54,10 @@ class LaunchError(MiniMindError):
 class TrainingError(MiniMindError):
     """Training must stop: policy and reference differ before the first step, or a gradient is not finite.
 
-    Attributes:
+    Args:
         finite: for each micro-batch of this rank in the failed step, whether its log-probs and loss were finite.
     """
 
-    finite: Sequence[bool] = ()
+    def __init__(self, message: str = "", *, agreed: bool = False, finite: Sequence[bool] = ()) -> None:
+        super().__init__(message, agreed=agreed)
+        self.finite = finite

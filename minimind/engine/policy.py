@@ -2,9 +2,9 @@
 
     batch -> score -> (K,) log-probs with a gradient -> (objective) -> backward -> step
 
-DeepSpeed owns accumulation, clipping, precision, the optimizer and the schedule's stepping. What it does to 16-bit
-gradients under ZeRO 1 and 2 takes fewer passes here, see shortcuts.py; else nothing is done to gradients but by
-DeepSpeed. It is told which micro-batch is a step's last, since their number may vary.
+DeepSpeed owns accumulation, clipping, precision, the optimizer and the schedule's stepping. Its ZeRO-1/2 optimizer is
+patched to make fewer passes over 16-bit gradients (patches/optimizer.py); nothing else here touches gradients. The
+policy tells DeepSpeed which micro-batch is the last of a global step, because their number may vary from step to step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minimind.engine.ds_zero import fit_bucket
 from minimind.engine.patches.optimizer import take_shortcuts
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 
@@ -39,7 +39,8 @@ class Policy:
         resolved: the policy's DeepSpeed configuration.
         learning_rate_factor: global step (from 1) -> factor of the learning rate.
         world: the ranks.
-        attention: what attends over packs, a name of `packed_attention.BACKENDS`.
+        attention: attention backend over packs, a name of `packed_attention.BACKENDS`.
+        on_progress: called after each tensor while weights are read, set or gathered.
     """
 
     def __init__(
@@ -49,24 +50,27 @@ class Policy:
         learning_rate_factor: Callable[[int], float],
         world: World,
         attention: str = NATIVE,
+        on_progress: Callable[[], object] = lambda: None,
     ) -> None:
         config = resolved.settings.config
-        scorer = build_scorer(source, resolved.values, getattr(torch, config.optimisation.dtype), world, attention)
+        dtype = getattr(torch, config.optimisation.dtype)
+        scorer = build_scorer(source, resolved.values, dtype, world, attention, on_progress)
         if config.engine.gradient_checkpointing:
-            # transformers has renamed it. Reentrant checkpointing would lose the gradient of the auxiliary loss.
+            # Newer transformers have renamed the method. Reentrant checkpointing loses the auxiliary loss's gradient.
             old = scorer.model.gradient_checkpointing_enable
             getattr(scorer.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
         trained = [p for p in scorer.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=trained,
-            # A ZeRO-3 parameter is empty here; DeepSpeed keeps its size.
+            # A ZeRO-3 parameter has no elements here; DeepSpeed keeps its full size in ds_numel.
             config=fit_bucket(resolved.values, sum(getattr(p, "ds_numel", p.numel()) for p in trained)),
-            # LambdaLR counts from 0 and is asked once more after each step; global steps count from 1.
+            # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
         self.stage = resolved.stage
         self.world = world
+        self._on_progress = on_progress
         self.dtype = config.optimisation.dtype
         self._names = list(source.shapes())
         restore_buffers(self.engine.module.model)
@@ -78,33 +82,34 @@ class Policy:
             self._compile_blocks()
 
     def _set_master_weights(self, source: WeightSource) -> None:
-        """Give the optimizer's float32 weights the source's own values: DeepSpeed made them of the rounded 16-bit ones.
+        """Set the optimizer's float32 weights to the source's values. DeepSpeed made them from rounded 16-bit weights.
 
-        Updates at a small learning rate are smaller than what the rounding took away.
+        At a small learning rate an update is smaller than that rounding error.
         """
         for name, parameter in self.engine.module.model.named_parameters():
-            self.world.watch.tick()
-            # Left where it is mapped, in its own dtype: DeepSpeed copies this rank's part to where it belongs.
+            self._on_progress()
+            # A memory-mapped tensor in the file's dtype. DeepSpeed copies only this rank's part of it.
             value = source.read(name)
             if self.stage < 3:
                 safe_set_full_fp32_param(parameter, value)
                 continue
-            # DeepSpeed's setter of whole tensors fails where ranks do not divide them.
+            # DeepSpeed's setter of whole tensors fails if the number of ranks does not divide their size.
             share = own_share(value, self.world)
             padding = -(-value.numel() // self.world.size) - share.numel()
             safe_set_local_fp32_param(parameter, functional.pad(share, (0, padding)) if padding else share)
 
     def _compile_blocks(self) -> None:
-        """Compile each transformer block on its own. Blocks are alike, so one compile serves all; lengths change with
-        every pack, so they are symbolic.
+        """Compile each transformer block separately.
+
+        Blocks have the same code, so one compilation serves all. Lengths are symbolic, because every pack has another.
 
         Raises:
-            ConfigError: the model does not say what its blocks are.
+            ConfigError: the model class does not name its blocks.
         """
         model = self.engine.module.model
         blocks = transformer_blocks(model)
         if not blocks:
-            raise ConfigError(f"--use_compile 1: {type(model).__name__} does not say what its blocks are; use 0")
+            raise ConfigError(f"--use_compile 1: {type(model).__name__} does not name its blocks; use 0")
         for block in blocks:
             block.compile(dynamic=True)
 
@@ -123,20 +128,25 @@ class Policy:
         return self.engine(batch)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of one micro-batch's share of a step's loss; `last`: the step has no more of them."""
+        """Accumulate the gradient of one micro-batch's share of a global step's loss.
+
+        Args:
+            loss: scalar; the shares of a step's micro-batches add up to the step's loss.
+            last: this is the step's last micro-batch.
+        """
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """End a micro-batch; after a step's last the optimizer steps, and `grad_norm` is that step's.
+        """End a micro-batch. After the last one of a global step the optimizer steps and `grad_norm` is set.
 
         Raises:
-            TrainingError: on every rank, before any weight changes, if the gradient is not finite. In float16 that is
-                DeepSpeed's loss scaling at work, and left alone.
+            TrainingError: on every rank, before any weight changes, if the gradient is not finite. Not in float16,
+                where DeepSpeed skips such a step and lowers the loss scale.
         """
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary and self.stage == 0:
-            # DeepSpeed keeps no norm at stage 0 in float32, and checks none; the gradients are whole and reduced here.
+            # At stage 0 in float32 DeepSpeed computes and checks no norm. Gradients are complete and reduced here.
             grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(grads)
             if self.dtype != "float16" and not self.grad_norm.isfinite():
@@ -156,24 +166,24 @@ class Policy:
         self.engine.eval()
 
     def full_state(self) -> dict[str, Tensor]:
-        """The weights in float32 on rank 0's CPU, under the model's own names; empty elsewhere. All ranks must call.
+        """The float32 weights on rank 0's CPU, by the model's own names; empty on other ranks. All ranks must call.
 
-        Taken from the optimizer's master weights: small updates are there and not in bf16 weights.
+        They are the optimizer's float32 weights, because bf16 weights do not contain small updates.
         """
         model = self.engine.module.model
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         state = {}
         for name in self._names:
-            self.world.watch.tick()
+            self._on_progress()
             tensor = parameters[name] if name in parameters else buffers[name]
-            # Without an optimizer that shards (stage 0, float32) the parameter is its own master.
+            # At stage 0 in float32 there is no separate float32 copy: the parameter itself is the weight.
             full = safe_get_full_fp32_param(tensor) if name in parameters else None
             if self.world.is_main:
                 state[name] = (tensor if full is None else full).detach().to("cpu", torch.float32, copy=True)
         return state
 
     def close(self) -> None:
-        """Let monitors that upload in the background finish."""
+        """Wait for monitors that upload in the background."""
         if not self.world.is_main:
             return
         if self.monitor.wandb_monitor is not None:
@@ -185,6 +195,4 @@ class Policy:
 
 
 def _not_finite() -> TrainingError:
-    error = TrainingError("the gradient is not finite")
-    error.agreed = True
-    return error
+    return TrainingError("the gradient is not finite", agreed=True)

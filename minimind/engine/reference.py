@@ -1,16 +1,16 @@
-"""The reference: what a step is told of the frozen model that the policy is held to.
+"""The reference: the frozen model that the policy is compared with.
 
-    micro-batches -> row_sums -> (N, 2) float32 each, no gradient
+    micro-batches of a global step -> score -> ReferenceScores of each, without gradient
 
-`Reference` computes them: in eval mode, without an optimizer, always a ZeRO-3 inference shard. `CachedReference`
-(reference_cache.py) looks them up.
+`LiveReference` computes the scores with a ZeRO-3 inference shard, in eval mode and without an optimizer.
+`CachedReference` (reference_cache.py) reads them from disk. A loss that needs no reference builds neither.
 """
 
 from __future__ import annotations
 
 import abc
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import deepspeed
 import torch
@@ -23,41 +23,59 @@ from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import swaps_to_nvme, weights_at_hand
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
-from minimind.objective.dpo import row_sums
-from minimind.ranks.process import World
+from minimind.objective.rows import ReferenceScores, row_sums
+from minimind.ranks.world import World
 from minimind.weights.empty import restore_buffers
 from minimind.weights.sources import WeightSource
 
-# Tokens of one forward at most, counted before packing: without a gradient a forward's memory is a few layers' worth.
+# Upper limit of tokens in one forward, counted before packing. Without a gradient a forward holds the activations of a
+# few layers only, so it can take several micro-batches of the policy.
 _FORWARD_TOKENS = 2**16
 
 
-class RowReference(abc.ABC):
-    """Where a step has the reference's row log-probs from."""
+class Reference(abc.ABC):
+    """Source of the reference's log-probs."""
 
     @abc.abstractmethod
-    def row_sums(self, batches: Sequence[PairBatch]) -> list[Tensor]:
-        """Summed log-probs of the rows of a global step's micro-batches, (N, 2) float32 each: chosen, rejected."""
+    def score(self, batches: Sequence[PairBatch], per_token: bool = False) -> list[ReferenceScores]:
+        """Scores of a global step's micro-batches; `per_token` asks for the log-prob of each target too."""
 
     @abc.abstractmethod
-    def mismatch(self, worst: float, line: int) -> str:
-        """What to tell a user if before the first update the policy's log-probs are not these.
+    def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
+        """Error message for a policy whose log-probs differ from these before the first update.
 
         Args:
-            worst: by how much, in a row's mean log-prob.
-            line: of the pair.
+            worst: largest difference, in a row's mean log-prob.
+            line: line of that pair in the preference file.
+            start_value: value of the loss while policy and reference are the same model.
         """
 
 
-class Reference(RowReference):
-    """The frozen model in an engine of its own; `attention` as the policy's."""
+class LiveReference(Reference):
+    """The frozen model in a DeepSpeed engine of its own.
 
-    def __init__(self, source: WeightSource, resolved: ResolvedConfig, world: World, attention: str = NATIVE) -> None:
+    Args:
+        source: its weights, the policy's start weights.
+        resolved: the reference's DeepSpeed configuration.
+        world: the ranks.
+        attention: attention backend, a name of `packed_attention.BACKENDS`; the same as the policy's.
+        on_progress: called after each tensor while weights are read.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        resolved: ResolvedConfig,
+        world: World,
+        attention: str = NATIVE,
+        on_progress: Callable[[], object] = lambda: None,
+    ) -> None:
         config = resolved.settings.config
         optimisation = config.optimisation
-        scorer = build_scorer(source, resolved.values, getattr(torch, optimisation.dtype), world, attention)
+        dtype = getattr(torch, optimisation.dtype)
+        scorer = build_scorer(source, resolved.values, dtype, world, attention, on_progress)
         scorer.requires_grad_(False)
-        for module in _gathered_as_one(scorer, resolved, world):
+        for module in _gather_units(scorer, resolved, world):
             set_z3_leaf_module(module, True)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
         self.engine.eval()
@@ -71,15 +89,16 @@ class Reference(RowReference):
         self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
 
     @torch.no_grad()
-    def score(self, batch: PairBatch) -> Tensor:
+    def log_probs(self, batch: PairBatch) -> Tensor:
         """Log-probs of a batch's targets, (K,) float32."""
         log_probs, _ = self.engine(batch)
         return log_probs
 
-    def row_sums(self, batches: Sequence[PairBatch]) -> list[Tensor]:
-        """As few forwards as memory allows: under ZeRO-3 each gathers the whole model.
+    def score(self, batches: Sequence[PairBatch], per_token: bool = False) -> list[ReferenceScores]:
+        """Scores of a global step's micro-batches, in as few forwards as memory allows.
 
-        How many micro-batches go together depends on sizes that all ranks share: they must gather equally often.
+        Under ZeRO-3 each forward gathers the whole model. The number of micro-batches in one forward is computed from
+        settings that all ranks share, because all ranks must gather equally often.
         """
         scored: list[Tensor] = []
         for start in range(0, len(batches), self.batches_per_forward):
@@ -87,30 +106,33 @@ class Reference(RowReference):
             packs = [batch for batch in group if isinstance(batch, PackedPairs)]
             if len(packs) == len(group) > 1:
                 sizes = [len(batch.target_ids) for batch in packs]
-                scored += self.score(join(packs)).split(sizes)
+                scored += self.log_probs(join(packs)).split(sizes)
             else:
-                scored += [self.score(batch) for batch in group]
-        return [row_sums(part, batch.target_counts) for part, batch in zip(scored, batches, strict=True)]
+                scored += [self.log_probs(batch) for batch in group]
+        return [
+            ReferenceScores(sums=row_sums(part, batch.target_counts), per_token=part if per_token else None)
+            for part, batch in zip(scored, batches, strict=True)
+        ]
 
-    def mismatch(self, worst: float, line: int) -> str:
+    def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
+        start = "" if start_value is None else f", and the loss would not start at {start_value:.4f}"
         return (
-            f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob (the pair at "
-            f"line {line}), so the loss would not start at ln 2: they are not the same model, or its log-probs are not "
-            "finite. Check the weights."
+            f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob (pair at "
+            f"line {line}){start}. They are not the same model, or its log-probs are not finite. Check the weights."
         )
 
     def close(self) -> None:
-        """Give its memory back; nothing can be scored after it."""
+        """Free the engine's memory. The reference cannot score after this."""
         self.engine.destroy()
         del self.engine
         gc.collect()
 
 
-def _gathered_as_one(scorer: PairScorer, resolved: ResolvedConfig, world: World) -> Sequence[nn.Module]:
-    """The modules whose weights DeepSpeed gathers together, running its hooks once for each.
+def _gather_units(scorer: PairScorer, resolved: ResolvedConfig, world: World) -> Sequence[nn.Module]:
+    """Modules whose weights DeepSpeed gathers with one message each, instead of one for each matrix.
 
-    Blocks instead of each of their matrices: larger messages. A rank that is alone has all weights where they are
-    needed: there is nothing to gather piece by piece. From NVMe DeepSpeed reads a few tensors at a time.
+    Usually the transformer blocks: larger messages, and the hooks run once per block. A rank without peers holds all
+    weights, so the whole model is one unit. From NVMe DeepSpeed can read only a few tensors at a time: no units.
     """
     if swaps_to_nvme(resolved.values):
         return []

@@ -1,13 +1,13 @@
-"""The reference's row log-probs, scored once and kept on disk under a key made of content: `--reference cached`.
+"""Cache of the reference's row log-probs: each pair is scored once and kept on disk (`--reference cached`).
 
-    ReferenceCache reads what is there -> fill: the reference's shard scores what is missing -> CachedReference
+    ReferenceCache reads known pairs -> fill: a live reference scores the missing ones -> CachedReference
 
-    cache_dir/reference-KEY/about.json    what the numbers are of
-                           /rows.bin      a record for every pair, put in place at once
-                           /part-*.bin    records as they are scored; one for each run, and gone when rows.bin is there
+    cache_dir/reference-KEY/about.json    what the numbers depend on
+                           /rows.bin      one record per pair, written at once when all pairs are known
+                           /part-*.bin    records as they are scored, one file per run, deleted when rows.bin exists
 
-The key is a hash of all that the numbers depend on and of nothing else: weights, model, tokens, dtype, layout. Records
-hold sums over rows, so that they serve mean and sum alike. Rank 0 alone touches the files; the others are told.
+The key is a hash of everything that the numbers depend on, and of nothing else: weights, model, tokens, dtype, layout.
+Records hold sums over rows, which serve sums and means alike. Rank 0 alone reads and writes the files.
 """
 
 from __future__ import annotations
@@ -19,67 +19,68 @@ import hashlib
 import json
 import os
 import uuid
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from minimind.data.loader import Layout
 from minimind.data.packs import PairBatch
 from minimind.data.table import PairTable
-from minimind.engine.reference import Reference, RowReference
+from minimind.engine.reference import LiveReference, Reference
+from minimind.engine.reference_records import Records, find_lines, read_records, seal_records
 from minimind.errors import DataError, TrainingError
-from minimind.ranks.process import World, agree, from_main, gather
+from minimind.objective.rows import ReferenceScores
+from minimind.ranks.collectives import agree, from_main, gather
+from minimind.ranks.world import World
 
-# Counts up when what is scored, or how it is written, changes.
+# Increased when the scored numbers or the file format change.
 _FORMAT = 1
-# One pair: its line, the summed log-probs and the targets of its chosen and rejected rows, and a checksum of all that.
-RECORD = np.dtype([("line", "<i8"), ("sums", "<f4", 2), ("counts", "<i4", 2), ("checksum", "<u4")])
-
-Records = NDArray[np.void]
+# Largest number of lines in a message.
+_LISTED = 10
 
 
-class CachedReference(RowReference):
-    """The reference as a table of numbers.
+class CachedReference(Reference):
+    """The reference as a table of row sums.
 
     Args:
-        lines: (n,) int64, ascending: where the pairs stand in their file.
+        lines: (n,) int64, ascending: lines of the pairs in their file.
         sums: (n, 2) float32, summed log-probs of their chosen and rejected rows.
-        device: where a step wants them.
-        folder: where they were read, for messages.
+        device: device of the returned tensors.
+        folder: folder of the cache, for messages.
     """
 
     def __init__(self, lines: NDArray[np.int64], sums: NDArray[np.float32], device: torch.device, folder: Path) -> None:
         self.lines, self.sums, self.device, self.folder = lines, torch.from_numpy(sums), device, folder
 
-    def row_sums(self, batches: Sequence[PairBatch]) -> list[Tensor]:
-        sums = []
+    def score(self, batches: Sequence[PairBatch], per_token: bool = False) -> list[ReferenceScores]:
+        """Scores of a global step's micro-batches; log-probs of single tokens are not in the cache."""
+        assert not per_token, "the cache holds sums over rows"
+        scores = []
         for batch in batches:
-            places, found = _places(self.lines, np.array(batch.lines))
+            indices, found = find_lines(self.lines, np.array(batch.lines))
             assert found.all(), "a pair of another table"
-            sums.append(self.sums[places].to(self.device, non_blocking=True))
-        return sums
+            scores.append(ReferenceScores(sums=self.sums[indices].to(self.device, non_blocking=True)))
+        return scores
 
-    def mismatch(self, worst: float, line: int) -> str:
+    def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
         return (
-            f"{self.folder}: the reference's log-probs kept for the pair at line {line} are {worst:.3g} off those that "
-            "the start weights give now, in a row's mean log-prob. Delete the folder, and they are computed anew, or "
-            "train with --reference live."
+            f"{self.folder}: the cached reference log-probs of the pair at line {line} differ by {worst:.3g} from "
+            "those that the start weights give now, in a row's mean log-prob. Delete the folder to compute them again, "
+            "or train with --reference live."
         )
 
 
 class ReferenceCache:
-    """What is kept of the reference for one preference file.
+    """Known log-probs of the reference for one preference file.
 
     Args:
-        cache_dir: `reference-KEY` lies there.
-        table: the pairs. All that could be tokenised are kept, whichever the run's policy for bad rows selects.
-        about: what the numbers depend on besides the pairs; anything that JSON can write.
+        cache_dir: the cache's folder is `reference-KEY` in this folder.
+        table: the pairs. All tokenised pairs are cached, whichever the run's policy for bad rows selects.
+        about: what the numbers depend on besides the pairs, as JSON values.
         world: the ranks.
 
     Raises:
@@ -99,47 +100,47 @@ class ReferenceCache:
 
     @property
     def num_known(self) -> int:
-        """How many pairs need no scoring."""
+        """Number of pairs that need no scoring."""
         return int(self.known.sum())
 
-    def fill(self, reference: Reference, layout: Layout) -> Iterator[int]:
-        """Score what is missing on all ranks, and keep it as it comes; gives the number of known pairs as it grows.
+    def fill(
+        self, reference: LiveReference, layout: Layout, on_progress: Callable[[], object] = lambda: None
+    ) -> Iterator[int]:
+        """Score the missing pairs on all ranks, and write them as they come; yields the growing number of known pairs.
 
         Raises:
-            TrainingError: on every rank, if a log-prob is not finite; its line is named.
+            TrainingError: on every rank, if a log-prob is not finite; names its line.
             DataError: on every rank, if the numbers cannot be written.
         """
         name = f"part-{uuid.uuid4().hex[:12]}.bin"
         agree(self.world, self._describe, runs=self.world.is_main)
-        for hands in self._rounds(reference.pairs_per_forward):
-            mine = hands[self.world.rank]
-            # Under ZeRO-3 all ranks must run every forward; one without a pair left scores some pair for nothing.
+        for shares in self._rounds(reference.pairs_per_forward):
+            mine = shares[self.world.rank]
+            # Under ZeRO-3 all ranks must run every forward. A rank without a missing pair scores pair 0 and drops it.
             batch = layout([self.table[int(index)] for index in (mine if len(mine) else [0])])
-            (sums,) = reference.row_sums([batch.to_device(self.world.device)])
-            scored = gather(self.world, sums[: len(mine)].cpu().numpy())
-            indices, values = np.concatenate(hands), np.concatenate(scored)
+            (scores,) = reference.score([to_device(batch, self.world.device)])
+            scored = gather(self.world, scores.sums[: len(mine)].cpu().numpy())
+            indices, values = np.concatenate(shares), np.concatenate(scored)
             self._check_finite(indices, values)
             self.sums[indices], self.known[indices] = values, True
             agree(self.world, functools.partial(self._append, name, indices), runs=self.world.is_main)
-            self.world.watch.tick()
+            on_progress()
             yield self.num_known
         agree(self.world, self._finish, runs=self.world.is_main)
-        # Another run may have been first: what lies there now is what every run from now on trains with.
+        # Another run may have finished first. All runs must train with the numbers that are on disk now.
         self._load()
         if self.num_known < len(self):
-            error = DataError(f"{self.folder}: what was written there cannot be read back; see --cache_dir")
-            error.agreed = True
-            raise error
+            raise DataError(f"{self.folder}: the written file cannot be read back; see --cache_dir", agreed=True)
 
     def reference(self) -> CachedReference:
-        """The numbers as a step wants them; all must be known."""
+        """The reference for training; all pairs must be known."""
         assert self.known.all()
         return CachedReference(self.table.lines, self.sums, self.world.device, self.folder)
 
     def _rounds(self, pairs_per_forward: int) -> Iterator[list[NDArray[np.int64]]]:
-        """Indices of missing pairs, a list of one array per rank for each forward.
+        """Indices of missing pairs: for each forward a list of one array per rank.
 
-        The dearest are dealt first, to one hand after the other: all hands cost about the same.
+        Pairs are sorted by cost and dealt in turn, so that all forwards cost about the same.
         """
         missing = np.flatnonzero(~self.known)
         missing = missing[np.argsort(-self.table.costs[missing], kind="stable")]
@@ -151,36 +152,35 @@ class ReferenceCache:
     def _check_finite(self, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         bad = indices[~np.isfinite(values).all(1)]
         if len(bad):
-            lines = ", ".join(str(line) for line in sorted(self.table.lines[bad])[:10])
-            error = TrainingError(
+            lines = ", ".join(str(line) for line in sorted(self.table.lines[bad])[:_LISTED])
+            raise TrainingError(
                 f"the reference's log-probs are not finite for {len(bad)} pairs of {self.table.path}, first at lines "
-                f"{lines}. Check the start weights, or take another --dtype."
+                f"{lines}. Check the start weights, or use another --dtype.",
+                agreed=True,
             )
-            error.agreed = True
-            raise error
 
     def _load(self) -> None:
-        """Read what is kept, on rank 0, and tell it to all."""
+        """Read the files on rank 0 and send their numbers to all ranks."""
         self.sums, self.known = from_main(self.world, self._read)
 
     def _read(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         sums, known = np.zeros((len(self), 2), np.float32), np.zeros(len(self), np.bool_)
         try:
+            # rows.bin comes last, so that its numbers win over those of parts.
             for path in [*sorted(self.folder.glob("part-*.bin")), self.folder / "rows.bin"]:
-                # A part that another run has just made rows.bin of is gone.
+                # Another run deletes its part when it has written rows.bin.
                 with contextlib.suppress(FileNotFoundError):
                     records = read_records(path, self.key)
-                    places, ours = _places(self.table.lines, records["line"])
-                    ours &= (self._counts[places] == records["counts"]).all(1)
-                    sums[places[ours]], known[places[ours]] = records["sums"][ours], True
+                    indices, found = find_lines(self.table.lines, records["line"])
+                    found &= (self._counts[indices] == records["counts"]).all(1)
+                    sums[indices[found]], known[indices[found]] = records["sums"][found], True
         except OSError as error:
             raise DataError(f"{self.folder}: cannot be read ({error}); see --cache_dir") from error
         return sums, known
 
     @functools.cached_property
     def _counts(self) -> NDArray[np.int64]:
-        """Targets of each pair's chosen and rejected row, (n, 2): masked tokens, but for a row's first, which nothing
-        predicts."""
+        """Number of targets of each pair's chosen and rejected row, (n, 2). A row's first token is no target."""
         starts = self.table.offsets[:-1]
         counts = np.add.reduceat(self.table.mask, starts, dtype=np.int64) - self.table.mask[starts]
         return counts.astype(np.int64).reshape(-1, 2)
@@ -199,8 +199,8 @@ class ReferenceCache:
             raise self._unwritable(error) from error
 
     def _finish(self) -> None:
-        """Put all records in place at once. Those of a run that was faster stay: a run that trains with them may be
-        stopped, and must go on with the very same numbers."""
+        """Write rows.bin, unless another run has. A run that trains with that run's numbers may be stopped, and must
+        find the very same numbers when it resumes."""
         try:
             if len(read_records(self.folder / "rows.bin", self.key)) < len(self):
                 raise FileNotFoundError
@@ -211,7 +211,7 @@ class ReferenceCache:
                 path.unlink()
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all."""
+        """Write a file completely or not at all."""
         partial = self.folder / f"{name}.{uuid.uuid4().hex[:12]}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -226,30 +226,3 @@ class ReferenceCache:
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(f"{self.folder}: the reference's log-probs cannot be written ({error}); see --cache_dir")
-
-
-def _places(lines: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where wanted lines stand among ascending ones, and whether they do."""
-    places = np.searchsorted(lines, wanted).clip(max=len(lines) - 1)
-    return places, lines[places] == wanted
-
-
-def seal_records(lines: NDArray[Any], sums: NDArray[Any], counts: NDArray[Any], key: str) -> Records:
-    """Records with their checksums, in which the cache's key is counted: another cache's records are no records."""
-    records = np.zeros(len(lines), RECORD)
-    records["line"], records["sums"], records["counts"] = lines, sums, counts
-    records["checksum"] = _checksums(records, key)
-    return records
-
-
-def read_records(path: Path, key: str) -> Records:
-    """The whole and undamaged records of a file; a kill in the middle of a write leaves a torn one at its end."""
-    content = path.read_bytes()
-    records = np.frombuffer(content, RECORD, len(content) // RECORD.itemsize)
-    return records[records["checksum"] == _checksums(records, key)]
-
-
-def _checksums(records: Records, key: str) -> NDArray[np.uint32]:
-    start, content, size = zlib.crc32(key.encode()), records.tobytes(), RECORD.itemsize
-    ends = range(size, len(content) + 1, size)
-    return np.array([zlib.crc32(content[end - size : end - 4], start) for end in ends], np.uint32)

@@ -1,9 +1,9 @@
-"""The module that both engines wrap: a batch of pairs -> K target log-probs.
+"""The module that the engines of policy and reference wrap: computes the log-probs of a batch's targets.
 
-    PackedPairs -> backbone over the pack -> hidden states of K positions -> head in blocks -> (K,) float32
-    PaddedPairs -> the model's own forward -> logits -> (K,) float32      for models that cannot take packs
+    PackedPairs -> backbone over the pack -> hidden states of K positions -> output head in blocks -> (K,) float32
+    PaddedPairs -> the model's own forward -> logits -> (K,) float32      for models that cannot compute packs
 
-Everything happens inside one `forward`, because ZeRO-3 gathers weights only there.
+All computation is inside one `forward`, because ZeRO-3 gathers weights only there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PairScorer(nn.Module):
 
     Args:
         model: the model.
-        attention: what attends over packs, a name of `packed_attention.BACKENDS`.
+        attention: attention backend over packs, a name of `packed_attention.BACKENDS`.
     """
 
     def __init__(self, model: PreTrainedModel, attention: str = NATIVE) -> None:

@@ -1,4 +1,4 @@
-"""MiniMind's learning-rate schedule."""
+"""MiniMind's learning-rate schedule: a cosine from the full rate to a tenth of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """What the learning rate of a global step is multiplied with: a cosine from 1 down to a tenth.
+    """Factor of the learning rate at a global step.
 
-    Step s (from 1) of S has `0.1 + 0.45 * (1 + cos(pi * s / S))`, as in MiniMind. With `warmup_steps` W the first W
-    steps are also scaled by s / W.
+    Args:
+        step: from 1 to total_steps (S).
+        total_steps: global steps of the run.
+        warmup_steps: during the first W steps the factor is also multiplied by step / W; 0: no warm-up.
+
+    Returns: `0.1 + 0.45 * (1 + cos(pi * step / S))`, as in MiniMind's trainer: 1 at step 0, 0.1 at step S.
     """
     factor = 0.1 + 0.45 * (1 + math.cos(math.pi * step / total_steps))
     return factor * min(1.0, step / warmup_steps) if warmup_steps else factor

@@ -1,4 +1,4 @@
-"""What a person sees: a progress line in a terminal, plain lines elsewhere, and the run's own messages.
+"""Output for a person: a progress line in a terminal, plain lines elsewhere, and messages.
 
 Only rank 0 prints.
 """
@@ -9,11 +9,11 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
-# Most important first: a narrow terminal cuts the end off.
+# The most important part comes first, because a narrow terminal cuts off the end.
 _BAR = "step {n_fmt}/{total_fmt} {bar:16} {desc}{postfix}"
 
 
@@ -38,23 +38,19 @@ class Console:
             print(text, flush=True)
 
     def start(self, first: int, total: int) -> None:
-        """Begin to show progress: `first` of `total` steps are done already."""
+        """Show progress from now on; `first` of `total` steps are done already."""
         self._started, self._first, self._total = time.monotonic(), first, total
         if self.enabled and _is_terminal():
             self._bar = tqdm(total=total, initial=first, file=sys.stdout, bar_format=_BAR, dynamic_ncols=True)
 
     def advance(self, step: int) -> None:
-        """A step is done."""
+        """Show that a step is done."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def log(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """A logged step: its metrics, and how long the rest will take."""
-        line = (
-            f"epoch {epoch:.2f}  loss {metrics['loss']:.4f}  accuracy {metrics['rewards/accuracies']:.2f}  "
-            f"margin {metrics['rewards/margins']:+.4f}  {metrics['tokens_per_second']:,.0f} tok/s  "
-            f"{self._left(step)} left"
-        )
+    def log(self, step: int, parts: Sequence[str]) -> None:
+        """Show a logged step: its values as text, and an estimate of the remaining time."""
+        line = "  ".join((*parts, f"{self._remaining(step)} left"))
         if self._bar is not None:
             self._bar.set_description_str(line)
         elif self.enabled:
@@ -62,19 +58,19 @@ class Console:
             print(f"step {step:>{width}}/{self._total}  {line}", flush=True)
 
     def stop(self) -> None:
-        """No more progress."""
+        """Remove the progress line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def _left(self, step: int) -> str:
+    def _remaining(self, step: int) -> str:
         elapsed = time.monotonic() - self._started
         seconds = elapsed / max(1, step - self._first) * (self._total - step)
         return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _is_terminal() -> bool:
-    """Whether lines can be rewritten; a terminal without a size (some containers have one) would show nothing."""
+    """Whether a line can be rewritten. Some containers have a terminal without a size, which would show nothing."""
     try:
         return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
     except (OSError, ValueError):

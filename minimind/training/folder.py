@@ -1,4 +1,4 @@
-"""The run's folder: what is written there before training, and what becomes of an earlier run's records."""
+"""The run's folder: files written before training, records of an earlier run, and appending to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from minimind.checkpoints.manifest import write_atomically
 from minimind.errors import ConfigError
-from minimind.training.setup.prepare import Prepared, weights_name
+from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.start_weights import weights_name
 from minimind.version import __version__
 
-# What the run keeps its records in; those of an earlier run are moved aside, never mixed with or written over.
+# Files and folders of a run's records. Those of an earlier run are moved aside, never mixed or overwritten.
 _RECORDS = (
     "metrics.jsonl",
     "run.json",
@@ -28,12 +29,16 @@ _RECORDS = (
 
 
 def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming: bool) -> None:
-    """Make the run's folder, put an earlier run's records aside, and write down what this run is."""
+    """Make the run's folder, move an earlier run's records aside, and write the settings of this run.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     folder = Path(prepared.settings.config.run.save_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not resuming:
-            _put_aside(folder, weights_name(prepared.settings.config))
+            _move_aside(folder, weights_name(prepared.settings.config))
         _write_json(folder / "run.json", _describe(prepared, identity))
         _write_json(folder / "ds_config.json", prepared.policy_config.values)
         _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
@@ -41,8 +46,8 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
         raise ConfigError(f"--save_dir {folder}: cannot be written ({error})") from error
 
 
-def _put_aside(folder: Path, weights: str) -> None:
-    """Move what an earlier run left, its weights among it, into a folder of its own."""
+def _move_aside(folder: Path, weights: str) -> None:
+    """Move the records and weights of an earlier run into a new folder earlier/N."""
     names = (*_RECORDS, weights, f"{weights}.pth", *(path.name for path in folder.glob("nonfinite_*.jsonl")))
     present = [folder / name for name in names if (folder / name).exists()]
     if present:
@@ -75,26 +80,27 @@ def _write_json(path: Path, values: object) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a whole line, or nothing.
+    """Append a complete line, or nothing.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the line could not be written.
     """
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
     except OSError:
+        # A full disk may have taken a part of the line.
         with contextlib.suppress(OSError):
             os.truncate(path, size)
         raise
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
-    """Forget logged steps after a checkpoint: they are about to be run, and logged, again.
+    """Remove the metrics of steps after a checkpoint: the resumed run takes and logs these steps again.
 
     Raises:
-        ConfigError: the file cannot be written; it stays as it was.
+        ConfigError: the file cannot be written; it is unchanged.
     """
     path = folder / "metrics.jsonl"
     try:

@@ -1,9 +1,9 @@
-"""Metrics: sums over pairs that stay on the device until a logged step, then means over all pairs of all ranks.
+"""Metrics: sums over a job's items that stay on the device until a logged step, then means over all items of all ranks.
 
-    PairOutcomes of each micro-batch -> MetricSums.add -> (logged step) reduce -> {name: mean}
-    a save between logged steps: StepMetrics.unlogged -> manifest -> StepMetrics of the run that goes on
+    BatchOutcome of each micro-batch -> MetricSums.add -> (logged step) reduce -> {name: mean}
+    a save between logged steps: StepMetrics.unlogged -> manifest -> StepMetrics of the resumed run
 
-Names are those that TRL's users know. A rate is per second of training steps, saves and evaluations left out.
+The metrics' names are TRL's. A rate is per second of training steps; saves and evaluations are not counted.
 """
 
 from __future__ import annotations
@@ -16,51 +16,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimind.objective.dpo import PairOutcomes
-from minimind.ranks.process import World, all_reduce, gather
-
-# The order of the sums; the first counts pairs.
-_MEANS = (
-    "loss",
-    "dpo_loss",
-    "aux_loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-)
+from minimind.ranks.collectives import all_reduce, gather
+from minimind.ranks.world import World
+from minimind.training.jobs.job import BatchOutcome, Job
 
 
 class MetricSums:
-    """Sums over pairs since the last logged step."""
+    """Sums over items since the last logged step.
 
-    def __init__(self, world: World) -> None:
+    Args:
+        world: the ranks.
+        job: names the metrics.
+    """
+
+    def __init__(self, world: World, job: Job) -> None:
         self.world = world
+        self._item = job.item
+        # The order of this list is the order of the sums, which manifests of checkpoints keep without names.
+        self.names = ("loss", f"{job.name}_loss", "aux_loss", *job.metrics)
         self.reset()
 
     def reset(self) -> None:
-        """Start anew."""
-        # float64: a run's worth of float32 sums would lose digits of the mean.
-        self.sums = torch.zeros(2 + len(_MEANS), dtype=torch.float64, device=self.world.device)
+        """Set all sums to 0."""
+        # Tokens, items, then one sum per name. In float32 the sums of a long interval would lose digits of the mean.
+        self.sums = torch.zeros(2 + len(self.names), dtype=torch.float64, device=self.world.device)
 
-    def add(self, outcomes: PairOutcomes, aux_loss: Tensor, row_tokens: int, weights: Tensor | None = None) -> None:
-        """Add N pairs; `weights` (N,) of 0 leaves a pair out. `row_tokens` counts both rows of each pair."""
-        losses = outcomes.losses.detach()
+    def add(self, outcome: BatchOutcome, aux_loss: Tensor, row_tokens: int, weights: Tensor | None = None) -> None:
+        """Add a micro-batch of N items.
+
+        Args:
+            outcome: its losses and metrics.
+            aux_loss: scalar, the model's auxiliary loss.
+            row_tokens: tokens of all its rows.
+            weights: (N,) float64; 0 excludes an item.
+        """
+        losses, aux_loss = outcome.losses.detach(), aux_loss.detach()
+        values = {name: outcome.metrics[name] for name in self.names[3:]}
         columns = torch.stack(
-            (
-                torch.ones_like(losses),
-                losses + aux_loss.detach(),
-                losses,
-                aux_loss.detach().expand_as(losses),
-                outcomes.chosen_rewards,
-                outcomes.rejected_rewards,
-                outcomes.accuracies,
-                outcomes.margins,
-                outcomes.chosen_log_probs,
-                outcomes.rejected_log_probs,
-            )
+            (torch.ones_like(losses), losses + aux_loss, losses, aux_loss.expand_as(losses), *values.values())
         ).double()
         if weights is not None:
             columns = columns * weights
@@ -68,75 +61,86 @@ class MetricSums:
         self.sums[0] += row_tokens
 
     def reduce(self, seconds: float) -> dict[str, float]:
-        """Means over all pairs of all ranks, and rates over the seconds given; all ranks must call."""
+        """Means over all items of all ranks, and rates over the given seconds; all ranks must call."""
         totals = all_reduce(self.sums.clone()).tolist()
-        tokens, pairs = totals[:2]
-        metrics = {name: total / pairs for name, total in zip(_MEANS, totals[2:], strict=True)}
+        tokens, items = totals[:2]
+        metrics = {name: total / items for name, total in zip(self.names, totals[2:], strict=True)}
         metrics["tokens_per_second"] = tokens / seconds
-        metrics["pairs_per_second"] = pairs / seconds
+        metrics[f"{self._item}_per_second"] = items / seconds
         metrics["peak_memory_gib"] = peak_memory_gib(self.world)
         return metrics
 
 
 class StepMetrics:
-    """Training steps since the last logged one: sums over pairs, gradient norms, and the time that the steps took.
+    """Training steps since the last logged one: sums over items, gradient norms, and the time that the steps took.
+
+    The clock stands until `resume`.
 
     Args:
         world: the ranks.
-        unlogged: what `unlogged` said when the checkpoint was written that the run goes on from; else empty.
+        job: names the metrics.
+        unlogged: result of `unlogged` from the checkpoint that the run resumes; empty for a fresh run.
     """
 
-    def __init__(self, world: World, unlogged: Mapping[str, Any]) -> None:
-        self.sums = MetricSums(world)
+    def __init__(self, world: World, job: Job, unlogged: Mapping[str, Any]) -> None:
+        self.sums = MetricSums(world, job)
         self.reset()
+        self._running = False  # the loop starts the clock when it starts to train
         if not unlogged:
             return
         parts = torch.tensor(unlogged["sums"], dtype=torch.float64, device=world.device)
         if len(parts) == world.size:
             self.sums.sums += parts[world.rank]
-        elif world.is_main:  # other ranks than then: what counts is the sum over all
+        elif world.is_main:
+            # The number of ranks has changed. Only the total over ranks matters, so one rank takes it.
             self.sums.sums += parts.sum(0)
         self._norms += torch.tensor(unlogged["norms"], dtype=torch.float64, device=world.device)
         self._seconds = unlogged["seconds"]
 
     def reset(self) -> None:
-        """Start anew, the clock running."""
+        """Set everything to 0 and restart the clock."""
         self.sums.reset()
-        # Sum and count; a step that float16's loss scaling skipped has no norm.
+        # Sum and count of norms. A step that float16's loss scaling skipped has no norm and is not counted.
         self._norms = torch.zeros(2, dtype=torch.float64, device=self.sums.world.device)
         self._seconds, self._since = 0.0, time.monotonic()
+        self._running = True
 
     def add_norm(self, norm: Tensor) -> None:
         """Add a step's gradient norm, a scalar that stays on the device."""
         self._norms += torch.stack((norm.nan_to_num(0.0, 0.0, 0.0), norm.isfinite().to(norm.dtype)))
 
     def pause(self) -> None:
-        """Stop the clock, once the device has done what it was given."""
-        self._norms.tolist()
-        self._seconds += time.monotonic() - self._since
+        """Stop the clock after the device has finished its queued work; no effect while the clock is stopped."""
+        if self._running:
+            self._norms.tolist()  # reading a result waits for the device
+            self._seconds += time.monotonic() - self._since
+            self._running = False
 
-    def go_on(self) -> None:
-        """Start the clock again."""
-        self._since = time.monotonic()
+    def resume(self) -> None:
+        """Start the clock again; no effect while it runs."""
+        if not self._running:
+            self._since = time.monotonic()
+            self._running = True
 
     def reduce(self) -> dict[str, float]:
-        """Means over all pairs of all ranks, and rates over the time up to the pause; all ranks must call."""
+        """Means over all items of all ranks, and rates over the time up to the pause; all ranks must call."""
         total, count = self._norms.tolist()
         return {**self.sums.reduce(self._seconds), "grad_norm": total / max(1.0, count)}
 
     def unlogged(self) -> dict[str, Any]:
-        """What is not logged yet, as JSON has it; all ranks must call.
+        """The steps since the last logged one, as JSON values; all ranks must call.
 
-        Each rank's own sums: on as many ranks the means then come out as if the run had not stopped, bit for bit.
+        Each rank's own sums are kept: on the same number of ranks the resumed run makes the same additions in the same
+        order, so its means equal those of an uninterrupted run bit for bit.
         """
         sums = gather(self.sums.world, self.sums.sums.tolist())
         return {"sums": sums, "norms": self._norms.tolist(), "seconds": self._seconds}
 
 
 def peak_memory_gib(world: World) -> float:
-    """Largest memory that any rank has held: the GPU's allocations, or on a CPU the process's resident memory."""
+    """Largest memory that any rank has held, in GiB: a GPU's allocations, on a CPU the process's resident memory."""
     if world.on_cpu:
-        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux
     else:
         mine = torch.cuda.max_memory_allocated(world.device) / 2**30
     return float(all_reduce(torch.tensor(mine, device=world.device), "max"))

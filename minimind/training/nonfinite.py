@@ -1,6 +1,7 @@
-"""What is left of a step that was not finite: its pairs, in a file beside the run's other records.
+"""Report of a step whose gradient is not finite: which micro-batches were affected, and their pairs in a file.
 
-micro-batches of all ranks -> blame -> what a user is told;  -> write_pairs -> nonfinite_step00000012.jsonl
+error of train_step + micro-batches of all ranks -> NonFiniteReport.error_at -> an error that names step and lines
+                                                                             -> nonfinite_step00000012.jsonl
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-# More lines than these are left to the file.
+from minimind.data.pack import PairBatch
+from minimind.errors import TrainingError
+from minimind.ranks.collectives import from_main, gather
+from minimind.ranks.world import World
+
+# Largest number of lines in a message; the file has all of them.
 _LISTED = 10
 
 
@@ -20,29 +26,60 @@ class MicroBatch:
     """One micro-batch of a rank.
 
     Attributes:
-        lines: of its pairs in the data file, from 1.
-        finite: whether its log-probs and losses were.
+        lines: lines of its pairs in the data file, from 1.
+        finite: whether its log-probs and losses were finite.
     """
 
     lines: Sequence[int]
     finite: bool
 
 
-def blame(ranks: Sequence[Sequence[MicroBatch]], data: Path) -> str:
-    """The lines of the micro-batches that were not finite; of all if none can be singled out.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NonFiniteReport:
+    """Makes the error of a step whose gradient is not finite.
+
+    Attributes:
+        folder: the run's folder; the file is written there.
+        data: the preference file.
+        world: the ranks.
+        latest: the file that names the newest checkpoint; None if the run writes none.
+    """
+
+    folder: Path
+    data: Path
+    world: World
+    latest: Path | None
+
+    def error_at(self, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
+        """The error with the step and its suspicious pairs; writes the step's pairs of all ranks. All ranks call it."""
+        mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
+        ranks = gather(self.world, mine)
+        written = from_main(self.world, lambda: write_pairs(self.folder, step, self.data, ranks))
+        newest = "there is no checkpoint"
+        if self.latest is not None and self.latest.is_file():
+            newest = f"the newest checkpoint is {self.latest.read_text()}"
+        return TrainingError(
+            f"step {step}: {error}. The update was not made; {newest}. {describe_nonfinite(ranks, self.data)}. The "
+            f"step's pairs {written}.",
+            agreed=error.agreed,
+        )
+
+
+def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: Path) -> str:
+    """Names the lines of the micro-batches that were not finite, or all lines if every micro-batch was finite.
 
     Args:
-        ranks: of every rank, the step's micro-batches.
+        ranks: the step's micro-batches of every rank.
         data: the preference file.
     """
     batches = list(itertools.chain.from_iterable(ranks))
-    guilty = [batch for batch in batches if not batch.finite]
-    lines = sorted(line for batch in guilty or batches for line in batch.lines)
+    affected = [batch for batch in batches if not batch.finite]
+    lines = sorted(line for batch in affected or batches for line in batch.lines)
     more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
     listed = f"at lines {', '.join(map(str, lines[:_LISTED]))}{more} of {data}"
-    if guilty:
-        return f"Losses or log-probs were not finite in {len(guilty)} of {len(batches)} micro-batches: pairs {listed}"
-    return f"The losses of all micro-batches were finite, so that any may have brought it about: pairs {listed}"
+    if affected:
+        return f"Losses or log-probs were not finite in {len(affected)} of {len(batches)} micro-batches: pairs {listed}"
+    return f"The losses of all micro-batches were finite, so any of them can be the cause: pairs {listed}"
 
 
 def write_pairs(folder: Path, step: int, data: Path, ranks: Sequence[Sequence[MicroBatch]]) -> str:
@@ -50,27 +87,27 @@ def write_pairs(folder: Path, step: int, data: Path, ranks: Sequence[Sequence[Mi
     finite, and the row.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         data: the preference file.
-        ranks: of every rank, the step's micro-batches.
+        ranks: the step's micro-batches of every rank.
 
     Returns:
-        Where they stand, or why they could not be written: that must not hide what happened.
+        Where they are, or why they could not be written. A failure here must not hide the error that is reported.
     """
     path = folder / f"nonfinite_step{step:08d}.jsonl"
-    places = [
+    entries = [
         {"line": line, "rank": rank, "micro_batch": number, "finite": batch.finite}
         for rank, batches in enumerate(ranks)
         for number, batch in enumerate(batches, start=1)
         for line in batch.lines
     ]
-    wanted = {place["line"] for place in places}
+    wanted = {entry["line"] for entry in entries}
     try:
         with data.open("rb") as file:
             numbered = itertools.islice(enumerate(file, start=1), max(wanted))
             rows = {number: row for number, row in numbered if number in wanted}
-        found = ({**place, "row": json.loads(rows[place["line"]])} for place in places)
+        found = ({**entry, "row": json.loads(rows[entry["line"]])} for entry in entries)
         path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found), encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         return f"could not be written to {path} ({error})"
-    return f"stand in {path}, by rank and micro-batch"
+    return f"are in {path}, by rank and micro-batch"

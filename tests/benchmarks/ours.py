@@ -19,19 +19,19 @@ from typing import Any
 import torch
 
 from minimind.engine.policy import Policy
-from minimind.engine.reference import Reference
+from minimind.engine.reference import LiveReference
 from minimind.engine.reference_cache import CachedReference
 from minimind.native import products
-from minimind.ranks import process
-from minimind.training import loop, references, run
+from minimind.training import loop, run
 from minimind.training.console import Console
+from minimind.training.setup import assemble, engines, references
 from tests.benchmarks.common import DEVICE, Task, memory_of, now, read_task, used_gib
 from tests.benchmarks.rank import STARTED
 
 # Parts of a step: what is timed, and its name.
 PARTS = (
-    (Reference, "row_sums", "reference"),
-    (CachedReference, "row_sums", "reference"),
+    (LiveReference, "score", "reference"),
+    (CachedReference, "score", "reference"),
     (Policy, "score", "policy forward"),
     (Policy, "backward", "backward"),
     (Policy, "step", "optimizer"),
@@ -154,11 +154,12 @@ class Watch:
 
     def write(self, path: Path, trained: loop.Run) -> None:
         """Leave it all to the driver; the engines are still whole."""
-        engines = [engine for part in (trained.policy, trained.reference) if (engine := getattr(part, "engine", None))]
+        parts = (trained.policy, trained.job.reference)
+        held = [engine for part in parts if (engine := getattr(part, "engine", None))]
         # DeepSpeed's optimizer, and within it torch's; at stage 0 in float32 there is only the latter.
         optimizer = trained.policy.engine.optimizer
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        memory = memory_of(self.peak_gib, self.start_gib, [engine.module for engine in engines], optimizer)
+        memory = memory_of(self.peak_gib, self.start_gib, [engine.module for engine in held], optimizer)
         path.write_text(
             json.dumps(
                 {
@@ -201,16 +202,16 @@ def kinds_of(events: Iterable[Any], optimizer: float, total: float) -> dict[str,
 def main() -> None:
     task, watch = read_task(), Watch()
     watch.mark("imports")
-    watch.mark_after(process, "start", "process group")
+    watch.mark_after(run, "start_rank", "process group")
     watch.mark_after(run, "prepare", "flags and files")
-    watch.mark_after(run, "load_pairs", "pairs")
-    watch.mark_after(run, "Policy", "policy")
-    watch.mark_after(run, "open_references", "reference")
+    watch.mark_after(run, "load_data", "pairs")
+    watch.mark_after(engines, "Policy", "policy")
+    watch.mark_after(engines, "open_references", "reference")
     watch.mark_after(loop, "train_step", "first step")
     if task.options.get("timers"):
         for owner, name, part in PARTS:
             watch.time_calls(owner, name, part)
-        loop.train_batches = watch.time_data(loop.train_batches)
+        assemble.train_batches = watch.time_data(assemble.train_batches)
     if task.options.get("profiled"):
         loop.train_step = watch.profile(loop.train_step, task)
     references._fill = watch.time_fill(references._fill)

@@ -95,8 +95,8 @@ def test_damage_is_named_and_the_one_before_is_used_if_asked(run, data, tmp_path
     assert "Traceback" not in done.output
 
     done = train(*flags(data, folder, *again, "--on_bad_checkpoint", "previous"), config="zero3", ranks=2).succeeded()
-    assert f"step00000004 is damaged and put aside as step00000004.damaged: {name}" in done.output
-    assert "going on after step 3\n" in done.output
+    assert f"step00000004 is damaged and renamed to step00000004.damaged: {name}" in done.output
+    assert "resuming after step 3\n" in done.output
     assert checkpoints(folder) == ["latest", "step00000003", "step00000004", "step00000004.damaged"]
     assert metrics(folder)[-1]["loss"] == metrics(run)[-1]["loss"]
     one, other = (torch.load(at / "dpo_96.pth", weights_only=True) for at in (run, folder))
@@ -127,7 +127,7 @@ def test_a_rank_that_cannot_write_costs_that_save_only(data, tmp_path, monkeypat
     done = launch(script, "--deepspeed", "ds_configs/zero2.json", *flags(data, tmp_path), ranks=2).succeeded()
     assert "NOT SAVED: step 2: " in done.output
     assert "zero_pp_rank_1_mp_rank_00_optim_states.pt: cannot be written" in done.output
-    assert "(only on rank 1). The newest whole checkpoint is step00000001. Training goes on" in done.output
+    assert "(only on rank 1). The newest complete checkpoint is step00000001. Training continues" in done.output
     assert checkpoints(tmp_path) == ["latest", "step00000001", "step00000003", "step00000004"]
     assert [entry["step"] for entry in metrics(tmp_path, "save_failed")] == [2]
     assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4]
@@ -161,14 +161,14 @@ def test_a_full_disk_costs_a_save_and_the_last_is_an_error(data, small_disk, mon
     assert "MiB are free there" in done.output
     assert "saved step 3 under" in done.output
     assert done.output.count("CheckpointError: NOT SAVED: step 4: ") == 1
-    assert "The newest whole checkpoint is step00000003. Make room, and --from_resume 1 runs what" in done.output
+    assert "The newest complete checkpoint is step00000003. Free disk space; then" in done.output
     assert checkpoints(folder) == ["filler", "latest", "step00000003"]
     assert [entry["step"] for entry in metrics(folder)] == [1, 2, 3, 4]
 
     # Room is made: the lost step is run again.
     (folder / "checkpoints/filler").unlink()
     again = train(*flags(data, folder, "--keep_checkpoints", 1, "--from_resume", 1), ranks=2).succeeded()
-    assert "going on after step 3" in again.output
+    assert "resuming after step 3" in again.output
     assert checkpoints(folder) == ["latest", "step00000004"]
 
     # And too little room is said before anything is built.
@@ -177,7 +177,7 @@ def test_a_full_disk_costs_a_save_and_the_last_is_an_error(data, small_disk, mon
         shutil.rmtree(path)
     refused = train(*flags(data, folder, "--keep_checkpoints", 2))
     assert refused.status != 0
-    assert f"ConfigError: --save_dir {folder}: 3 checkpoints and the weights do not fit: 15 MiB a" in refused.output
+    assert f"ConfigError: --save_dir {folder}: 3 checkpoints and the weights do not fit: 15 MiB per" in refused.output
 
 
 def test_a_read_only_folder_is_said_at_start(data, small_disk):

@@ -74,7 +74,7 @@ def go_on(data, runs, step):
 def test_curve_is_that_of_the_run_that_stayed(step, data, runs):
     done = go_on(data, runs, step)
     ranks, config, batch_size, accumulation = CHAIN[step - 1]
-    assert f"going on after step {step}, cut anew: " in done.output
+    assert f"resuming after step {step}, resharded: " in done.output
     assert f"-> {ranks} ranks, ZeRO-{config[-1]}" in done.output
     for name, value in (("batch_size", batch_size), ("accumulation_steps", accumulation)):
         assert [name, str(value), "(checkpoint)"] in [line.split() for line in done.output.splitlines()]

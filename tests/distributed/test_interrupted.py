@@ -76,7 +76,7 @@ def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve
         os.killpg(until(run, tmp_path, stopped + 3).process.pid, signal.SIGUSR1)
         done = run.ended()
     assert done.status == PREEMPTED
-    assert f"going on after step {stopped}" in done.output
+    assert f"resuming after step {stopped}" in done.output
     assert "SIGUSR1: stopped after step" in done.output
     stopped = logged(tmp_path)
     assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minimind import demo
-from minimind.engine.reference_cache import RECORD, read_records, seal_records
+from minimind.engine.reference_records import RECORD, read_records, seal_records
 from tests.distributed.launching import launch, metrics, train
 
 # A test takes two launches at most, of 200 s at most; one of them may be the first one's fixture.
@@ -94,7 +94,7 @@ def test_a_resumed_cached_run_is_the_one_that_never_stopped(folder, cached):
         shutil.rmtree(folder / "resumed/checkpoints" / tag)
     (folder / "resumed/checkpoints/latest").write_text(steps[0])
     done = run(folder, "resumed", "--reference", "cached", "--from_resume", 1).succeeded()
-    assert "going on after step 1" in done.output
+    assert "resuming after step 1" in done.output
     assert f"reference of train.jsonl: {COUNT} of {COUNT} pairs" in done.output
     assert "scored" not in done.output
     one, other = metrics(folder / "cached"), metrics(folder / "resumed")

@@ -54,7 +54,7 @@ def test_resume_is_bit_exact(config, more, small_data, tmp_path):
 
     going_on = flags(small_data, resumed, "--from_resume", 1, *more)
     done = train(*going_on, config=config, ranks=2, timeout=280).succeeded()
-    assert "going on after step 2\n" in done.output  # and nothing is cut anew
+    assert "resuming after step 2\n" in done.output  # and nothing is resharded
     one, other = metrics(whole), metrics(resumed)
     assert [entry["step"] for entry in other] == [1, 3, 6]
     assert [[e[name] for name in EXACT] for e in one] == [[e[name] for name in EXACT] for e in other]
@@ -99,4 +99,4 @@ def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
 
 def test_resume_without_a_checkpoint_starts_and_says_so(small_data, tmp_path):
     done = train(*flags(small_data, tmp_path, "--max_steps", 1, "--from_resume", 1)).succeeded()
-    assert "nothing to go on from" in done.output
+    assert "no checkpoint in" in done.output

@@ -157,7 +157,7 @@ def test_missing_start_weights_name_both_places(write_rows):
 
 def test_pth_needs_a_tokenizer(write_rows):
     error = problem("--data_path", write_rows(GOOD), "--from_weight", demo.WEIGHT_PATH)
-    assert "brings no tokenizer" in str(error)
+    assert "contains no tokenizer" in str(error)
     assert "--tokenizer_path" in str(error)
 
 
@@ -221,7 +221,7 @@ def test_weights_are_not_written_over_where_they_are_read(write_rows, tmp_path):
     path = tmp_path / "dpo_96.pth"
     path.write_bytes(demo.WEIGHT_PATH.read_bytes())
     flags = ("--from_weight", path, "--tokenizer_path", demo.TOKENIZER_PATH, "--save_dir", tmp_path)
-    assert "is what this run would write over" in str(problem("--data_path", write_rows(GOOD), *flags))
+    assert "would be overwritten by this run" in str(problem("--data_path", write_rows(GOOD), *flags))
 
 
 # ---- DeepSpeed files ----

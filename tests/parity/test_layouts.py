@@ -25,7 +25,8 @@ from minimind import DPODataset, MiniMindConfig, MiniMindForCausalLM, dpo_loss, 
 from minimind.data.packs import PackedPairs, PairBatch, pack, pad
 from minimind.data.table import PreferencePair, load_table
 from minimind.engine.scorer import PairScorer
-from minimind.objective.dpo import pair_outcomes, row_log_probs
+from minimind.objective.losses import PairScores, SigmoidLoss
+from minimind.objective.rows import row_log_probs
 from tests.conftest import conversation, pair
 
 ATOL = 1e-6
@@ -116,7 +117,8 @@ def run(policy: PreTrainedModel, reference: PreTrainedModel, batch: PairBatch, a
     log_probs, aux_loss = PairScorer(policy.train(), attention)(batch)
     rows = row_log_probs(log_probs, batch.target_counts, average_log_prob=True)
     reference_rows = row_log_probs(reference_log_probs, batch.target_counts, average_log_prob=True)
-    losses = pair_outcomes(rows, reference_rows, BETA).losses
+    scores = (PairScores(rows=one, target_counts=batch.target_counts) for one in (rows, reference_rows))
+    losses = SigmoidLoss(beta=BETA)(*scores).losses
     (losses.mean() + aux_loss).backward()
     gradients = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
     return Result(rows=rows.detach(), losses=losses.detach(), aux_loss=aux_loss.detach(), gradients=gradients)
@@ -301,12 +303,12 @@ def test_a_pack_equals_minimind_own_route(name, average, max_length, tokenizer, 
     with torch.no_grad():
         reference_log_probs, _ = PairScorer(reference)(batch)
     log_probs, _ = PairScorer(policy)(batch)
-    outcomes = pair_outcomes(
-        row_log_probs(log_probs, batch.target_counts, average),
-        row_log_probs(reference_log_probs, batch.target_counts, average),
-        BETA,
+    counts = batch.target_counts
+    scores = (
+        PairScores(rows=row_log_probs(one, counts, average), target_counts=counts)
+        for one in (log_probs, reference_log_probs)
     )
-    loss = outcomes.losses.mean()
+    loss = SigmoidLoss(beta=BETA)(*scores).losses.mean()
     loss.backward()
     # Sums over a row's tokens are some twenty times its mean, and so is their rounding.
     atol = ATOL if average else 20 * ATOL

@@ -1,6 +1,6 @@
-"""What attends over packs in this run: asked for, as before a checkpoint, or the fastest that a GPU has.
+"""Choice of the attention backend over packs: as --attention says, as before a checkpoint, or the fastest on a GPU.
 
---attention, device, dtype, model, a pack of the data -> settle_attention -> settings that name one backend
+--attention, device, dtype, model, a pack of the data -> choose_attention_backend -> settings that name one backend
 """
 
 from __future__ import annotations
@@ -11,79 +11,83 @@ import torch
 from transformers import PretrainedConfig
 
 from minimind.config import CHECKPOINT, DEFAULT, MEASURED
-from minimind.data.packs import pack
-from minimind.data.sampler import PairSampler
-from minimind.data.table import PairTable
+from minimind.data.pack import pack
 from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
 from minimind.model.family import family_of, packing_obstacle
 from minimind.model.packed_attention import SDPA
 from minimind.native import AUTO
 from minimind.plan.sizes import given_size
-from minimind.ranks import process
-from minimind.ranks.process import World
+from minimind.ranks.collectives import agree, from_main
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.training_data import TrainingData
 
-# Tokens that are measured with at most: beside the kernels SDPA has to run in float32.
+# Largest pack that is measured. SDPA runs in float32 beside the measured kernels, which needs memory.
 _MEASURED_TOKENS = 2**14
 
 
-def settle_attention(
-    prepared: Prepared, world: World, stream: PairSampler, table: PairTable, console: Console
+def choose_attention_backend(
+    prepared: Prepared, world: World, watch: Watch, data: TrainingData, console: Console
 ) -> Prepared:
-    """The same run with `--attention auto` resolved to one backend for all ranks, which the console is told of. Rank 0
-    tries and measures, the others try what it has chosen.
+    """The same run with `--attention auto` resolved to one backend for all ranks; the console says which and why.
+
+    Rank 0 tries and measures. The other ranks only verify its choice.
 
     Raises:
-        ConfigError: on all ranks, if the backend that was asked for does not give SDPA's numbers here.
+        ConfigError: on all ranks, if the requested backend does not give SDPA's numbers here.
     """
     settings, model = prepared.settings, prepared.source.config
-    asked = settings.config.engine.attention
+    requested = settings.config.engine.attention
     if packing_obstacle(model, settings.config.data.max_seq_len) is not None:
-        name, origin = SDPA, DEFAULT  # for rows that will be padded, which the run is yet to say
+        # Rows will be padded, and the model's own attention runs. The reason is printed when the layout is chosen.
+        name, origin = SDPA, DEFAULT
     else:
         before = prepared.checkpoint.manifest.attention if prepared.checkpoint is not None else ""
-        shape = dataclasses.replace(
-            attention_shape(model, getattr(torch, settings.config.optimisation.dtype), world.device),
-            kernels=settings.config.engine.kernels == AUTO,
-        )
-        world.watch.enter("choosing attention")
-        if not world.on_cpu and asked != SDPA:
-            console.say("  trying what can attend over packs; where it is compiled that may take a minute")
-        choice = process.from_main(world, lambda: _choose(shape, asked, before, _measured_pack(stream, table)))
-        if world.size > 1 and not world.on_cpu:
-            # Their GPUs, compilers and packages may be others; and what must be compiled is, before the first step.
-            process.agree(
-                world, lambda: _require(shape, choice.name, _measured_pack(stream, table)), runs=not world.is_main
-            )
-        if not world.on_cpu:
-            torch.cuda.empty_cache()  # the engines are yet to come
+        watch.enter("choosing attention")
+        if not world.on_cpu and requested != SDPA:
+            console.say("  trying attention backends; compiling one may take a minute")
+        choice = _agree_on_backend(prepared, world, data, before)
         for line in choice.lines:
             console.say(f"  {line}")
         name, origin = choice.name, DEFAULT if world.on_cpu else MEASURED
         if name == before:
             origin = CHECKPOINT
-    if asked != "auto":
+    if requested != "auto":
         return prepared
     return dataclasses.replace(prepared, settings=settings.with_values({"attention": name}, origin))
 
 
-def _choose(shape: AttentionShape, asked: str, before: str, segments: Segments) -> Choice:
-    """The backend that was asked for; for auto the one before the checkpoint, if it agrees, so that the run that goes
-    on is the one that never stopped; else the fastest."""
-    if asked != "auto":
-        _require(shape, asked, segments)
-        was = f"; before the checkpoint it was {before}" if before not in ("", asked) else ""
-        return Choice(name=asked, lines=(f"attention over packs: {asked}, as --attention says{was}",))
-    told: tuple[str, ...] = ()
+def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, before: str) -> Choice:
+    config = prepared.settings.config
+    dtype = getattr(torch, config.optimisation.dtype)
+    shape = attention_shape(prepared.source.config, dtype, world.device)
+    choice = from_main(world, lambda: _choose(shape, config.engine.attention, before, _measured_pack(data)))
+    if world.size > 1 and not world.on_cpu:
+        # GPUs, compilers and packages of other ranks may differ. This also compiles the backend before the first step.
+        agree(world, lambda: _require(shape, choice.name, _measured_pack(data)), runs=not world.is_main)
+    if not world.on_cpu:
+        torch.cuda.empty_cache()  # leave the memory to the engines, which are built next
+    return choice
+
+
+def _choose(shape: AttentionShape, requested: str, before: str, segments: Segments) -> Choice:
+    """The requested backend. For auto: the checkpoint's backend if it agrees with SDPA here, so that a resumed run
+    computes the same numbers as an uninterrupted one; else the fastest backend that agrees."""
+    if requested != "auto":
+        _require(shape, requested, segments)
+        note = f"; before the checkpoint it was {before}" if before not in ("", requested) else ""
+        return Choice(name=requested, lines=(f"attention over packs: {requested}, from --attention{note}",))
+    lines: tuple[str, ...] = ()
     if before:
         problem = verify(shape, before, segments)
         if problem is None:
             return Choice(name=before, lines=(f"attention over packs: {before}, as before the checkpoint",))
-        told = (f"attention over packs was {before} before the checkpoint, and cannot be here: {problem}",)
+        lines = (f"attention over packs was {before} before the checkpoint, which is not possible here: {problem}",)
     choice = choose_backend(shape, segments)
-    return Choice(name=choice.name, lines=(*told, *choice.lines))
+    return Choice(name=choice.name, lines=(*lines, *choice.lines))
 
 
 def _require(shape: AttentionShape, name: str, segments: Segments) -> None:
@@ -92,9 +96,9 @@ def _require(shape: AttentionShape, name: str, segments: Segments) -> None:
         raise ConfigError(f"--attention {name}: {problem}; use auto or sdpa")
 
 
-def _measured_pack(stream: PairSampler, table: PairTable) -> Segments:
-    """The first micro-batch, or as much of it as is measured; of one longer pair its proportions."""
-    segments = pack([table[index] for index in stream.micro_batches(1, 0)[0]]).segments
+def _measured_pack(data: TrainingData) -> Segments:
+    """Segments of the first micro-batch, cut to the measured size; a longer first pair keeps its proportions."""
+    segments = pack([data.table[index] for index in data.stream.micro_batches(1, 0)[0]]).segments
     tokens = sum(segments[0])
     if tokens > _MEASURED_TOKENS:
         prefix, chosen, rejected = (part * _MEASURED_TOKENS // tokens for part in segments[0])
@@ -106,10 +110,10 @@ def _measured_pack(stream: PairSampler, table: PairTable) -> Segments:
 
 
 def attention_shape(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> AttentionShape:
-    """What a model asks of attention, by its configuration; where its layers differ, the largest of them."""
+    """Sizes of a model's attention, from its configuration; where layers differ, the largest."""
     model = config.get_text_config()
     heads = given_size(model, "num_attention_heads") or 1
-    # Multi-head latent attention calls the rotated part of a head its head_dim.
+    # In multi-head latent attention `head_dim` is only the part of a head that is rotated.
     head_dim = given_size(model, "qk_head_dim") or given_size(model, "head_dim")
     return AttentionShape(
         heads=heads,

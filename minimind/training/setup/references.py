@@ -1,13 +1,13 @@
-"""What a run asks for the reference's log-probs: an engine of its own, or numbers that one has left on disk.
+"""The run's references: one per table of pairs, live or cached, each checked against the policy's start weights.
 
-policy with its start weights + tables -> open_references -> one RowReference for each table, checked against the policy
+policy with start weights + tables -> open_references -> Reference for each table; None if the loss needs none
 """
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from minimind.data.loader import Layout
 from minimind.data.packs import PackedPairs
 from minimind.data.table import PairTable
 from minimind.engine.policy import Policy
-from minimind.engine.reference import Reference, RowReference
+from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_cache import ReferenceCache
+from minimind.objective.losses import Need, PreferenceLoss
+from minimind.ranks.watch import Watch
 from minimind.training.console import Console
-from minimind.training.jobs.dpo import check_start
 from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.start_check import check_start
 
 # Pairs of each file that every rank compares before the first step.
 _CHECKED = 2
-# Seconds between two lines of progress.
+# Seconds between two progress messages.
 _PROGRESS = 10.0
 
 
@@ -34,60 +36,72 @@ def open_references(
     policy: Policy,
     tables: Sequence[PairTable],
     layout: Layout,
-    about: dict[str, Any],
+    loss: PreferenceLoss,
+    described: Mapping[str, Any],
     console: Console,
-) -> list[RowReference]:
-    """One reference for each table. The policy must still have its start weights: it is what they are checked against.
+    watch: Watch,
+) -> Sequence[Reference | None]:
+    """One reference for each table. The policy must still have its start weights, because they are compared with it.
 
     Args:
-        about: what the reference's log-probs depend on, besides pairs, dtype and layout.
+        described: what the reference's log-probs depend on, besides pairs, dtype and layout.
 
     Raises:
-        TrainingError: on every rank, if policy and reference are not the same model, or what is kept of the reference
-            is not what it gives now.
+        TrainingError: on every rank, if policy and reference are not the same model, or cached log-probs differ from
+            those that the model gives now.
     """
-    config, references = prepared.settings.config, list[RowReference]()
+    if Need.REFERENCE not in loss.needs:
+        return [None] * len(tables)
+    config = prepared.settings.config
+    references: list[Reference]
     if config.engine.reference == "live":
-        references += [_reference(prepared, policy)] * len(tables)
+        references = [_live_reference(prepared, policy, watch.tick)] * len(tables)
     else:
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded"
-        about = {**about, "dtype": config.optimisation.dtype, "layout": kind}
-        assert config.data.cache_dir is not None  # resolved by prepare
+        about = {**described, "dtype": config.optimisation.dtype, "layout": kind}
+        assert config.data.cache_dir is not None
         caches = [ReferenceCache(Path(config.data.cache_dir), table, about, policy.world) for table in tables]
-        _fill(caches, prepared, policy, layout, console)
-        references += [cache.reference() for cache in caches]
+        _fill(caches, prepared, policy, layout, console, watch)
+        references = [cache.reference() for cache in caches]
     for table, reference in zip(tables, references, strict=True):
+        # Pairs from all over the file, different ones on each rank.
         ranks = policy.world.size
         spread = np.linspace(0, len(table) - 1, _CHECKED * ranks).astype(int)[policy.world.rank :: ranks]
-        check_start(policy, reference, layout([table[int(index)] for index in spread]), config.optimisation.dtype)
+        batch = layout([table[int(index)] for index in spread])
+        check_start(policy, reference, batch, config.optimisation.dtype, loss)
     return references
 
 
 def _fill(
-    caches: Sequence[ReferenceCache], prepared: Prepared, policy: Policy, layout: Layout, console: Console
+    caches: Sequence[ReferenceCache],
+    prepared: Prepared,
+    policy: Policy,
+    layout: Layout,
+    console: Console,
+    watch: Watch,
 ) -> None:
-    """Score what no cache knows; an engine is built for it only then, and is gone afterwards."""
-    reference: Reference | None = None
+    """Score the pairs that no cache contains. An engine is built only if there are any, and freed afterwards."""
+    reference: LiveReference | None = None
     for cache in caches:
-        there, total = cache.num_known, len(cache)
-        console.say(f"  reference of {cache.table.path.name}: {there} of {total} pairs are in {cache.folder}")
-        if there == total:
+        known, total = cache.num_known, len(cache)
+        console.say(f"  reference of {cache.table.path.name}: {known} of {total} pairs are in {cache.folder}")
+        if known == total:
             continue
-        policy.world.watch.enter("scoring the reference")
+        watch.enter("scoring the reference")
         if reference is None:
-            reference = _reference(prepared, policy)
+            reference = _live_reference(prepared, policy, watch.tick)
         started = shown = time.monotonic()
-        for done in cache.fill(reference, layout):
+        for done in cache.fill(reference, layout, watch.tick):
             now = time.monotonic()
             if now - shown >= _PROGRESS or done == total:
-                left = datetime.timedelta(seconds=round((now - started) / (done - there) * (total - done)))
-                rate = (done - there) / (now - started)
+                left = datetime.timedelta(seconds=round((now - started) / (done - known) * (total - done)))
+                rate = (done - known) / (now - started)
                 console.say(f"    {done}/{total} pairs scored, {rate:.1f} pairs/s, {left} left")
                 shown = now
     if reference is not None:
         reference.close()
 
 
-def _reference(prepared: Prepared, policy: Policy) -> Reference:
+def _live_reference(prepared: Prepared, policy: Policy, on_progress: Callable[[], object]) -> LiveReference:
     attention = prepared.settings.config.engine.attention
-    return Reference(prepared.source, prepared.reference_config, policy.world, attention)
+    return LiveReference(prepared.source, prepared.reference_config, policy.world, attention, on_progress)

@@ -15,7 +15,7 @@ from deepspeed.utils import z3_leaf_module
 from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_reference
-from minimind.engine.reference import Reference
+from minimind.engine.reference import LiveReference
 from minimind.engine.scorer import PairScorer
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
@@ -49,13 +49,13 @@ def main() -> None:
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=2, vocab_size=6400)
     source, batches = RandomSource(config, seed=7), [pack([random_pair(seed, 30)]) for seed in (1, 2)]
     resolved = resolve_reference(REPO / "ds_configs" / sys.argv[-1], settings, world.size, world.on_cpu)
-    reference = Reference(source, resolved, world)
+    reference = LiveReference(source, resolved, world)
     plain = MiniMindForCausalLM(config)
     fill(plain, source)
     for batch in batches:
         with torch.no_grad():
             expected, _ = PairScorer(plain).eval()(batch)
-        torch.testing.assert_close(reference.score(batch), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(reference.log_probs(batch), expected, rtol=0, atol=1e-5)
     print(f"gathers: {calls}, gathered as one: {z3_leaf_module(reference.engine.module)}")
     process.end(0)
 

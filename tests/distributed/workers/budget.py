@@ -18,14 +18,18 @@ from minimind.data.packs import PairBatch, pack
 from minimind.data.sampler import PairSampler
 from minimind.engine.ds_config import resolve_policy
 from minimind.engine.policy import Policy
-from minimind.engine.reference import RowReference
+from minimind.engine.reference import Reference
 from minimind.engine.scorer import PairScorer
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
+from minimind.objective.losses import SigmoidLoss
+from minimind.objective.rows import ReferenceScores
 from minimind.ranks import process
-from minimind.training.jobs.dpo import Objective, train_step
+from minimind.ranks.watch import Watch
+from minimind.training.jobs.dpo import DPOJob
 from minimind.training.metrics import MetricSums
+from minimind.training.step import train_step
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,19 +37,22 @@ from engines import REPO, random_pair
 
 PAIRS = {line: random_pair(line, length) for line, length in enumerate(range(6, 38, 2), start=1)}
 CLIP = 0.01
-OBJECTIVE = Objective(beta=0.1, average_log_prob=True)
 # Gradient and norm, each relative: rounding, and at stage 0 torch's float32 norm.
 TOLERANCE = {"float32": (2e-6, 2e-6), "bfloat16": (3e-2, 1e-2)}
 
 
-class Shifted(RowReference):
+class Shifted(Reference):
     """A reference that no policy is at the start, so that losses and gradients of pairs differ."""
 
-    def row_sums(self, batches):
-        return [torch.tensor([[-9.0 * line, -8.0 * line] for line in batch.lines]) for batch in batches]
+    def score(self, batches, per_token=False):
+        rows = ([[-9.0 * line, -8.0 * line] for line in batch.lines] for batch in batches)
+        return [ReferenceScores(sums=torch.tensor(sums)) for sums in rows]
 
-    def mismatch(self, worst: float, line: int) -> str:
-        raise NotImplementedError
+    def mismatch(self, worst, line, start_value):
+        raise AssertionError("nothing compares this reference with the policy")
+
+
+JOB = DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=True, reference=Shifted())
 
 
 def stream_of(world: process.World) -> PairSampler:
@@ -68,8 +75,8 @@ def plain_gradient(config: MiniMindConfig, state: dict[str, torch.Tensor], batch
     for name, parameter in model.named_parameters():
         parameter.data.copy_(state[name])
     log_probs, _ = PairScorer(model.train())(batch)
-    (rows,) = Shifted().row_sums([batch])
-    OBJECTIVE.outcomes(batch, log_probs, rows.double()).losses.mean().backward()
+    (scores,) = JOB.targets([batch])
+    JOB.outcome(batch, log_probs, ReferenceScores(sums=scores.sums.double())).losses.mean().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -89,7 +96,7 @@ def check(world: process.World, stage: int, dtype: str) -> None:
     for step in (1, 2):
         batches = packs(stream, step, world.rank)
         assert len(batches) == {1: 2, 2: 4}[step], [len(batch.token_ids) for batch in batches]
-        train_step(policy, Shifted(), OBJECTIVE, batches, MetricSums(world))
+        train_step(policy, JOB, batches, MetricSums(world, JOB), Watch())
         after = policy.full_state()
         if world.is_main:
             lines = [line for rank in range(world.size) for one in packs(stream, step, rank) for line in one.lines]

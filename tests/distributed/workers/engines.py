@@ -17,12 +17,13 @@ from minimind.data.packs import pack
 from minimind.data.table import PreferencePair
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
-from minimind.engine.reference import Reference
+from minimind.engine.reference import LiveReference
 from minimind.engine.scorer import PairScorer
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
-from minimind.objective.dpo import pair_outcomes, row_log_probs
+from minimind.objective.losses import PairScores, SigmoidLoss
+from minimind.objective.rows import row_log_probs
 from minimind.ranks import process
 from minimind.weights.io import fill
 from minimind.weights.sources import RandomSource
@@ -44,8 +45,12 @@ def random_pair(seed: int, length: int) -> PreferencePair:
 def loss(scorer, batch, reference_log_probs):
     """DPO loss of a batch, auxiliary loss included, as a training step has it."""
     log_probs, aux_loss = scorer(batch)
-    rows = [row_log_probs(part, batch.target_counts, True) for part in (log_probs, reference_log_probs)]
-    return pair_outcomes(*rows, beta=0.1).losses.mean() + aux_loss
+    counts = batch.target_counts
+    scores = (
+        PairScores(rows=row_log_probs(part, counts, True), target_counts=counts)
+        for part in (log_probs, reference_log_probs)
+    )
+    return SigmoidLoss(beta=0.1)(*scores).losses.mean() + aux_loss
 
 
 def experts_used(scorer: PairScorer, batch) -> torch.Tensor:
@@ -75,7 +80,7 @@ def main() -> None:
     assert (used[1] == 0).any(), used
 
     reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size, world.on_cpu)
-    reference = Reference(source, reference_config, world)
+    reference = LiveReference(source, reference_config, world)
     check_reference(reference, plain_model)
     policy_config = resolve_policy(REPO / f"ds_configs/zero{stage}.json", settings, world.size, world.on_cpu)
     policy_config.values["tensorboard"]["enabled"] = False
@@ -89,7 +94,7 @@ def main() -> None:
     shifts = [torch.linspace(-1, 1, len(batch.target_ids)) for batch in batches]
     with torch.no_grad():
         expected_reference = [plain(batch)[0] for batch in batches]
-    mine = reference.score(batches[world.rank])
+    mine = reference.log_probs(batches[world.rank])
     torch.testing.assert_close(mine, expected_reference[world.rank], rtol=0, atol=1e-5)
     policy.backward(loss(policy.engine, batches[world.rank], mine + shifts[world.rank]), last=True)
 
@@ -107,7 +112,7 @@ def main() -> None:
     process.end(0)
 
 
-def check_reference(reference: Reference, whole: MiniMindForCausalLM) -> None:
+def check_reference(reference: LiveReference, whole: MiniMindForCausalLM) -> None:
     """Frozen, in eval mode, without an optimizer, and on each rank about its size over the number of ranks."""
     parameters = list(reference.engine.module.parameters())
     assert not reference.engine.module.training

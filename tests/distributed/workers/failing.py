@@ -13,12 +13,13 @@ from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
-from minimind.engine.reference import Reference
+from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
 from minimind.errors import DataError
 from minimind.model.configuration import MiniMindConfig
+from minimind.objective.losses import SigmoidLoss
 from minimind.ranks import process
-from minimind.training.jobs.dpo import check_start
+from minimind.training.setup.start_check import check_start
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -49,9 +50,9 @@ def other_reference(world: process.World) -> None:
     policy_config.values["tensorboard"]["enabled"] = False
     reference_config = resolve_reference(REPO / "ds_configs/reference.json", settings, world.size, world.on_cpu)
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=1, vocab_size=640)
-    reference = Reference(RandomSource(config, seed=1), reference_config, world)
+    reference = LiveReference(RandomSource(config, seed=1), reference_config, world)
     policy = Policy(RandomSource(config, seed=2), policy_config, lambda step: 1.0, world)
-    check_start(policy, reference, pack([random_pair(3, 20)]), "float32")
+    check_start(policy, reference, pack([random_pair(3, 20)]), "float32", SigmoidLoss())
 
 
 def killed_at_the_end(world: process.World) -> None:

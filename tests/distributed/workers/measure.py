@@ -22,16 +22,19 @@ from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
-from minimind.engine.reference import Reference
+from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
+from minimind.objective.losses import SigmoidLoss
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import rank_memory
 from minimind.plan.sizes import ModelSizes
 from minimind.plan.traffic import step_traffic
 from minimind.ranks import process
-from minimind.training.jobs.dpo import Objective, train_step
+from minimind.ranks.watch import Watch
+from minimind.training.jobs.dpo import DPOJob
 from minimind.training.metrics import MetricSums
+from minimind.training.step import train_step
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -85,14 +88,16 @@ def measure(case: dict, world: process.World) -> dict:
         values["zero_optimization"].update({k: v for k, v in case["zero"].items() if "persistence" in k})
 
     moments = {"start": held()}
-    reference = Reference(source, reference_config, world)
+    reference = LiveReference(source, reference_config, world)
     moments["reference"] = held()
     policy = Policy(source, policy_config, lambda step: 1.0, world)
     policy.train()
     batches = [pack([random_pair(10 * world.rank + index, 60)]) for index in range(case["micro_batches"])]
 
+    job = DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=True, reference=reference)
+
     def train() -> None:
-        train_step(policy, reference, Objective(beta=0.1, average_log_prob=True), batches, MetricSums(world))
+        train_step(policy, job, batches, MetricSums(world, job), Watch())
 
     train()
     if case["asks"] == "held":

@@ -23,7 +23,7 @@ from minimind.data.packs import pack
 from minimind.engine import policy as policy_module
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
-from minimind.engine.reference import Reference
+from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
 from minimind.errors import TrainingError
 from minimind.model.configuration import MiniMindConfig
@@ -109,9 +109,9 @@ def run(source: WeightSource, variant: str, dtype: str, folder: Path, world: Wor
 def reference_rows(source: WeightSource, name: str, dtype: str, world: World) -> torch.Tensor:
     settings = parse_settings(["--dtype", dtype, "--batch_size", "1"])
     resolved = resolve_reference(REPO / f"ds_configs/{name}.json", settings, world.size, world.on_cpu)
-    reference = Reference(source, resolved, world)
+    reference = LiveReference(source, resolved, world)
     assert reference.engine.optimizer.offload_device == ("cpu" if name == "reference_offload" else None)
-    return torch.cat(reference.row_sums([pack([random_pair(seed, 40)]) for seed in (1, 2)]))
+    return torch.cat([scores.sums for scores in reference.score([pack([random_pair(seed, 40)]) for seed in (1, 2)])])
 
 
 def main() -> None:

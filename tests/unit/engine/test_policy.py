@@ -1,4 +1,4 @@
-"""What of the policy needs no engine: start weights of which a rank touches its own share only."""
+"""Parts of the policy that need no engine: a rank reads only its own share of the start weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minimind.engine import policy
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 
-# 10 elements on 3 ranks: shares of 4, the last padded with 2; 1 element on 3 ranks: two shares are pads alone.
+# 10 elements on 3 ranks: shares of 4, the last one padded by 2. 1 element on 3 ranks: two shares are only padding.
 VALUES = {"weight": torch.arange(10.0).view(2, 5).bfloat16(), "bias": torch.tensor([7.0])}
 SHARES = {
     0: {"weight": [0, 1, 2, 3], "bias": [7]},
@@ -22,7 +22,7 @@ SHARES = {
 
 
 class LargestMade(TorchDispatchMode):
-    """Elements of the largest tensor that is made, not merely viewed."""
+    """Number of elements of the largest new tensor; views of the given tensors do not count."""
 
     def __init__(self, given) -> None:
         super().__init__()
@@ -37,12 +37,13 @@ class LargestMade(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("rank", SHARES)
-def test_float32_weights_of_a_shard_are_made_of_the_rank_s_share_alone(rank, monkeypatch):
+def test_a_shard_is_made_from_the_share_of_its_rank(rank, monkeypatch):
     got = {}
     monkeypatch.setattr(policy, "safe_set_local_fp32_param", lambda name, value: got.update({name: value.tolist()}))
     one = policy.Policy.__new__(policy.Policy)
+    one._on_progress = lambda: None
     one.stage, one.world = 3, World(rank=rank, local_rank=rank, size=3, device=torch.device("cpu"))
-    # A parameter is known by its name here.
+    # The name stands for the parameter here.
     model = SimpleNamespace(named_parameters=lambda: [(name, name) for name in VALUES])
     one.engine = SimpleNamespace(module=SimpleNamespace(model=model))
     with LargestMade(VALUES.values()) as mode:

@@ -19,9 +19,11 @@ import torch
 
 from minimind.data.packs import pack
 from minimind.data.table import PairTable, load_table
-from minimind.engine.reference_cache import RECORD, ReferenceCache, read_records, seal_records
+from minimind.engine.reference_cache import ReferenceCache
+from minimind.engine.reference_records import RECORD, read_records, seal_records
 from minimind.errors import DataError, TrainingError
-from minimind.ranks.process import World
+from minimind.objective.rows import ReferenceScores
+from minimind.ranks.world import World
 from tests.conftest import REPO, pair
 
 COUNT = 11
@@ -36,9 +38,10 @@ class StandIn:
         self.pairs_per_forward, self.shift = pairs_per_forward, shift
         self.lines: list[int] = []
 
-    def row_sums(self, batches):
+    def score(self, batches, per_token=False):
         self.lines += [line for batch in batches for line in batch.lines]
-        return [torch.tensor([[-line, -line - 0.5] for line in batch.lines]) + self.shift for batch in batches]
+        rows = ([[-line, -line - 0.5] for line in batch.lines] for batch in batches)
+        return [ReferenceScores(sums=torch.tensor(sums) + self.shift) for sums in rows]
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +89,14 @@ def test_a_step_finds_its_pairs_by_their_lines(opened, table):
     cache = opened()
     filled(cache)
     reference = cache.reference()
-    one, other = reference.row_sums([pack([table[7], table[2]]), pack([table[10]])])
+    one, other = (scores.sums for scores in reference.score([pack([table[7], table[2]]), pack([table[10]])]))
     assert one.dtype == torch.float32
     assert one.tolist() == [[-8.0, -8.5], [-3.0, -3.5]]
     assert other.tolist() == [[-11.0, -11.5]]
     with pytest.raises(AssertionError, match="another table"):
-        reference.row_sums([dataclasses.replace(pack([table[0]]), lines=(99,))])
-    assert "line 8" in reference.mismatch(0.25, 8)
-    assert str(cache.folder) in reference.mismatch(0.25, 8)
+        reference.score([dataclasses.replace(pack([table[0]]), lines=(99,))])
+    assert "line 8" in reference.mismatch(0.25, 8, None)
+    assert str(cache.folder) in reference.mismatch(0.25, 8, None)
 
 
 def test_counts_are_the_targets_of_each_row(opened, table):

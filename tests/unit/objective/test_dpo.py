@@ -1,4 +1,4 @@
-"""The DPO loss, its rewards and row log-probs, against values derived by hand."""
+"""MiniMind's form of the DPO loss, against values derived by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minimind import dpo_loss
-from minimind.objective.dpo import pair_outcomes, row_log_probs
+from minimind.objective.losses import PairScores, SigmoidLoss
+from minimind.objective.rows import row_log_probs
 
 LN2 = math.log(2)
 
@@ -50,7 +51,7 @@ def test_gradient_of_one_pair_by_hand(average):
     torch.testing.assert_close(policy.grad, expected, rtol=0, atol=1e-6)
 
 
-def test_loss_of_two_pairs_is_the_mean_of_theirs():
+def test_loss_of_two_pairs_is_the_mean_of_their_losses():
     """Rows are two chosen, then two rejected; the second pair is the first with its halves exchanged."""
     order = [0, 1, 1, 0]
     loss = dpo_loss(REFERENCE[order], POLICY[order], MASK[order], BETA, average_log_prob=False)
@@ -91,90 +92,8 @@ def test_a_row_of_one_target_is_its_own_mean():
         assert loss.item() == pytest.approx(minus_log_sigmoid(1.8), abs=1e-6)
 
 
-# Two pairs. The first: one target in the prefix, two of chosen, one of rejected; the second: one of chosen
-# alone.
-LOG_PROBS = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
-COUNTS = torch.tensor([[1, 2, 1], [0, 1, 0]])
-
-
-def test_row_sums_by_hand():
-    # -1 - 2 - 3 and -1 - 4 (the prefix counts for both); -5 and nothing
-    assert row_log_probs(LOG_PROBS, COUNTS, average_log_prob=False).tolist() == [[-6.0, -5.0], [-5.0, 0.0]]
-
-
-def test_counts_are_not_looked_at():
-    """A GPU would be waited for; that they make up all targets is what pack and pad see to."""
-    assert row_log_probs(LOG_PROBS, COUNTS[:1], average_log_prob=False).tolist() == [[-6.0, -5.0]]
-
-
-def test_row_means_by_hand():
-    # -6 / 3 and -5 / 2; -5 / 1 and 0 for no target
-    assert row_log_probs(LOG_PROBS, COUNTS, average_log_prob=True).tolist() == [[-2.0, -2.5], [-5.0, 0.0]]
-
-
-def test_gradient_of_rows_reaches_shared_targets_from_both_halves():
-    log_probs = LOG_PROBS.clone().requires_grad_()
-    rows = row_log_probs(log_probs, COUNTS, average_log_prob=True)
-    (rows * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
-    # prefix: 1/3 + 10/2; chosen: 1/3 each; rejected: 10/2; second pair's chosen: 100/1
-    torch.testing.assert_close(log_probs.grad, torch.tensor([1 / 3 + 5, 1 / 3, 1 / 3, 5, 100]))
-
-
 @pytest.mark.parametrize("average", [True, False], ids=["mean", "sum"])
-def test_a_batch_without_any_target_has_rows_of_zero(average):
-    log_probs = torch.zeros(0, requires_grad=True)
-    rows = row_log_probs(log_probs, torch.zeros(2, 3, dtype=torch.int64), average)
-    assert torch.equal(rows, torch.zeros(2, 2))
-    pair_outcomes(rows, rows.detach(), BETA).losses.sum().backward()
-    assert log_probs.grad.shape == (0,)
-
-
-def test_outcomes_by_hand():
-    policy = torch.tensor([[-3.0, -6.0], [-1.0, -1.0], [-4.0, -2.0]])
-    reference = torch.tensor([[-4.0, -5.0], [-2.0, -2.0], [-4.0, -4.0]])
-    # rewards 0.5 * (1, -1), 0.5 * (1, 1), 0.5 * (0, 2): margins 1, 0, -1
-    outcomes = pair_outcomes(policy, reference, beta=0.5)
-    assert outcomes.chosen_rewards.tolist() == [0.5, 0.5, 0.0]
-    assert outcomes.rejected_rewards.tolist() == [-0.5, 0.5, 1.0]
-    assert outcomes.margins.tolist() == [1.0, 0.0, -1.0]
-    assert outcomes.chosen_log_probs.tolist() == [-3.0, -1.0, -4.0]
-    assert outcomes.rejected_log_probs.tolist() == [-6.0, -1.0, -2.0]
-    expected = [minus_log_sigmoid(1.0), LN2, minus_log_sigmoid(-1.0)]
-    assert outcomes.losses.tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_tie_counts_half():
-    policy = torch.tensor([[-1.0, -2.0], [-2.0, -2.0], [-3.0, -2.0]])
-    reference = torch.full((3, 2), -2.0)
-    assert pair_outcomes(policy, reference, beta=0.1).accuracies.tolist() == [1.0, 0.5, 0.0]
-
-
-def test_only_the_losses_carry_a_gradient():
-    policy = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    outcomes = pair_outcomes(policy, torch.tensor([[-1.5, -2.0]]), beta=0.1)
-    assert outcomes.losses.requires_grad
-    others = (
-        outcomes.chosen_rewards,
-        outcomes.rejected_rewards,
-        outcomes.chosen_log_probs,
-        outcomes.rejected_log_probs,
-        outcomes.margins,
-        outcomes.accuracies,
-    )
-    assert not any(tensor.requires_grad for tensor in others)
-
-
-def test_extreme_margins_neither_overflow_nor_lose_the_gradient():
-    """-log sigmoid(-x) is x for a large x, with a slope of -1; for a large margin it is 0, with none."""
-    policy = torch.tensor([[-1000.0, 0.0], [0.0, -1000.0]], requires_grad=True)
-    losses = pair_outcomes(policy, torch.zeros(2, 2), beta=1.0).losses
-    losses.sum().backward()
-    assert losses.tolist() == [1000.0, 0.0]
-    assert policy.grad.tolist() == [[-1.0, 1.0], [0.0, 0.0]]
-
-
-@pytest.mark.parametrize("average", [True, False], ids=["mean", "sum"])
-def test_the_training_path_equals_minimind_form(average):
+def test_sigmoid_loss_of_counted_targets_equals_minimind_form(average):
     """The same random pairs as padded rows with a mask, and as targets with counts."""
     generator = torch.Generator().manual_seed(1)
     counts = torch.tensor([[2, 3, 1], [0, 4, 2], [3, 0, 5]])
@@ -190,5 +109,5 @@ def test_the_training_path_equals_minimind_form(average):
             padded["reference"][row, : len(targets)] = reference[list(targets)]
         start = end
     expected = dpo_loss(padded["reference"], padded["policy"], mask, BETA, average)
-    rows = (row_log_probs(values, counts, average) for values in (policy, reference))
-    torch.testing.assert_close(pair_outcomes(*rows, BETA).losses.mean(), expected, rtol=0, atol=1e-6)
+    scores = (PairScores(rows=row_log_probs(x, counts, average), target_counts=counts) for x in (policy, reference))
+    torch.testing.assert_close(SigmoidLoss(beta=BETA)(*scores).losses.mean(), expected, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The run's folder: earlier records are put aside, later metrics dropped, nothing else touched."""
+"""The run's folder: earlier records are moved aside, metrics after a checkpoint are removed, other files stay."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from minimind.config import parse_settings
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.training.folder import append_line, drop_metrics_after, open_run_folder
 from minimind.training.setup.prepare import prepare
 from tests.conftest import REPO
 
 
-def test_records_of_an_earlier_run_are_put_aside_and_weights_stay(tmp_path):
+def test_records_of_an_earlier_run_are_moved_aside(tmp_path):
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     flags = ["--deepspeed", str(REPO / "ds_configs/zero2.json"), "--save_dir", str(tmp_path)]
     prepared = prepare(parse_settings(flags), world)
@@ -36,7 +36,7 @@ def test_records_of_an_earlier_run_are_put_aside_and_weights_stay(tmp_path):
     assert not (tmp_path / "earlier/3").exists()
 
 
-def test_metrics_after_the_checkpoint_are_dropped_and_torn_lines_too(tmp_path):
+def test_metrics_after_the_checkpoint_and_incomplete_lines_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
     path.write_text("\n".join([*lines, '{"step": 2, "lo']))
@@ -44,7 +44,7 @@ def test_metrics_after_the_checkpoint_are_dropped_and_torn_lines_too(tmp_path):
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
 
 
-def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+def test_a_line_is_appended_completely_or_not_at_all(tmp_path):
     path = tmp_path / "metrics.jsonl"
     append_line(path, "a")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""A run whose states swap to NVMe: weights instead of checkpoints, and nothing is promised that cannot be kept."""
+"""The loop: which events it raises, when it logs, how it stops, and what it seeds."""
 
 from __future__ import annotations
 
@@ -7,60 +7,117 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.config import DPOConfig, RunConfig
-from minimind.errors import CheckpointError, TrainingError, WeightsError
-from minimind.ranks.process import World
+from minimind.errors import TrainingError
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from minimind.training import loop
+from minimind.training.events import End, Events, Listener, Log, Start, Step
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
+class Recorder(Listener):
+    name = "recorder"
+
+    def __init__(self):
+        self.heard = []
+
+    def _hear(self, event):
+        self.heard.append(event)
+
+    on_start = on_step = on_log = on_end = _hear
+
+
 @pytest.fixture
-def run(tmp_path):
-    """After two of five steps, without checkpoints; `said` and `exports` are what it has told and written."""
-    said, exports = [], []
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    world.watch.timeout = 60.0
+def run(monkeypatch):
+    """A run of five steps; `seeds` has a random number drawn in each step."""
+    watch = Watch()
+    watch.timeout = 60.0
+    seeds: list[int] = []
+    monkeypatch.setattr(loop, "train_step", lambda *_: seeds.append(int(torch.randint(10**9, ()))))
+    recorder, events = Recorder(), Events()
+    events.add(recorder)
+    clock = []
+    metrics = SimpleNamespace(
+        sums=None,
+        resume=lambda: clock.append("resume"),
+        pause=lambda: clock.append("pause"),
+        reset=lambda: clock.append("reset"),
+        reduce=lambda: {"loss": 0.5},
+        add_norm=lambda norm: None,
+    )
     return SimpleNamespace(
-        config=DPOConfig(run=RunConfig(save_dir=str(tmp_path))),
-        world=world,
+        world=World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
+        watch=watch,
         policy=SimpleNamespace(train=lambda: None, learning_rate=0.1, grad_norm=torch.tensor(1.0)),
-        reference=None,
-        objective=None,
-        table=None,
-        stream=SimpleNamespace(position_after=lambda step: {}, epoch_of=lambda step: 0.5),
-        layout=None,
+        job=None,
+        batches=lambda start: iter([[]] * (5 - start)),
         total_steps=5,
-        unlogged={},
-        checkpoints=None,
-        export=lambda: exports.append("weights"),
-        console=SimpleNamespace(
-            say=said.append, start=lambda *_: None, advance=lambda step: None, stop=lambda: None, log=lambda *_: None
-        ),
-        said=said,
-        exports=exports,
+        log_interval=2,
+        seed=42,
+        metrics=metrics,
+        events=events,
+        nonfinite=SimpleNamespace(error_at=lambda step, batches, error: TrainingError(f"step {step}: {error}")),
+        heard=recorder.heard,
+        seeds=seeds,
+        clock=clock,
     )
 
 
-def test_a_stop_leaves_the_weights_and_says_that_the_run_is_over(run, monkeypatch):
-    monkeypatch.setattr(loop, "train_batches", lambda *_, start, end, **__: ([] for _ in range(start, end + 1)))
-    monkeypatch.setattr(loop, "train_step", lambda *_: None)
-    run.world.watch.stop_reason = "SIGUSR1"
-    with pytest.raises(TrainingError, match=r"SIGUSR1: stopped after step 3\. .* no going on: start anew") as caught:
-        loop.train(run, 2)
-    assert caught.value.agreed
-    assert run.exports == ["weights"]
-    assert not any("--from_resume" in line for line in run.said)
+def test_events_of_a_whole_run(run):
+    assert loop.train(run, 0)
+    log = {"loss": 0.5, "learning_rate": 0.1}
+    assert run.heard == [
+        Start(step=0, total_steps=5),
+        Log(step=1, metrics=log),  # the first step is always logged
+        Step(step=1, last=False),
+        Log(step=2, metrics=log),
+        Step(step=2, last=False),
+        Step(step=3, last=False),
+        Log(step=4, metrics=log),
+        Step(step=4, last=False),
+        Log(step=5, metrics=log),  # the last one too
+        Step(step=5, last=True),
+        End(step=5, finished=True),
+    ]
+    assert run.clock == ["resume", *["pause", "reset"] * 4]
 
 
-def test_weights_that_cannot_be_written_at_the_end_are_an_error_without_a_way_back(run):
-    since = SimpleNamespace(unlogged=dict)
-    loop.save(run, 4, since, last=False)
-    assert run.exports == ["weights"]
+def test_a_resumed_run_begins_after_its_checkpoint(run):
+    assert loop.train(run, 3)
+    assert run.heard[0] == Start(step=3, total_steps=5)
+    assert [event.step for event in run.heard if isinstance(event, Step)] == [4, 5]
 
-    def fail():
-        raise WeightsError("the disk is full")
 
-    run.export = fail
-    with pytest.raises(CheckpointError, match=r"the disk is full.*no whole checkpoint\. Make room, and start anew"):
-        loop.save(run, 5, since, last=True)
+def test_a_signal_stops_after_the_step(run):
+    run.watch.stop_reason = "SIGUSR1"
+    assert not loop.train(run, 2)
+    assert run.heard[-2:] == [
+        Step(step=3, last=False, stopping=True),
+        End(step=3, finished=False, reason="SIGUSR1"),
+    ]
+
+
+def test_a_signal_in_the_last_step_does_not_stop_the_run(run):
+    run.watch.stop_reason = "SIGUSR1"
+    assert loop.train(run, 4)
+    assert run.heard[-1] == End(step=5, finished=True)
+
+
+def test_a_resumed_run_draws_the_same_random_numbers(run):
+    loop.train(run, 0)
+    whole = list(run.seeds)
+    run.seeds.clear()
+    torch.manual_seed(0)
+    loop.train(run, 2)
+    assert run.seeds == whole[2:]
+    assert len(set(whole)) == 5
+
+
+def test_a_step_that_is_not_finite_is_reported_with_its_number(run, monkeypatch):
+    def fail(*_):
+        raise TrainingError("the gradient is not finite")
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    with pytest.raises(TrainingError, match="step 4: the gradient is not finite"):
+        loop.train(run, 3)

@@ -1,4 +1,4 @@
-"""A metric is the mean over all pairs since the last logged step, whatever micro-batches they came in."""
+"""A metric is the mean over all pairs since the last logged step, however they were split into micro-batches."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.objective.dpo import pair_outcomes
-from minimind.ranks.process import World
+from minimind.objective.losses import REWARD_METRICS, PairScores, SigmoidLoss
+from minimind.ranks.world import World
 from minimind.training import metrics
+from minimind.training.jobs.job import BatchOutcome
 from minimind.training.metrics import MetricSums, StepMetrics
 
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
-def outcomes(*margins: float):
-    """Pairs whose margins are given: beta 1, reference 0, a chosen row's log-prob the margin, the other 0."""
-    policy = torch.tensor([[margin, 0.0] for margin in margins])
-    return pair_outcomes(policy, torch.zeros_like(policy), beta=1.0)
+JOB = SimpleNamespace(name="dpo", item="pairs", metrics=REWARD_METRICS)
+
+
+def outcome(*margins: float) -> BatchOutcome:
+    """Pairs with the given margins: beta 1, reference 0, a chosen row's log-prob is the margin, a rejected row's 0."""
+    rows = torch.tensor([[margin, 0.0] for margin in margins])
+    counts = torch.ones(len(rows), 3, dtype=torch.int64)
+    policy, reference = (PairScores(rows=x, target_counts=counts) for x in (rows, torch.zeros_like(rows)))
+    result = SigmoidLoss(beta=1.0)(policy, reference)
+    return BatchOutcome(losses=result.losses, metrics=result.metrics)
 
 
 def test_means_are_over_pairs_not_over_micro_batches(one_rank):
-    sums = MetricSums(WORLD)
-    sums.add(outcomes(1.0, 2.0, -3.0), torch.tensor(0.25), row_tokens=30)
-    sums.add(outcomes(0.0), torch.tensor(0.25), row_tokens=10)
+    sums = MetricSums(WORLD, JOB)
+    sums.add(outcome(1.0, 2.0, -3.0), torch.tensor(0.25), row_tokens=30)
+    sums.add(outcome(0.0), torch.tensor(0.25), row_tokens=10)
     means = sums.reduce(seconds=2.0)
     # (1 + 2 - 3 + 0) / 4; two wins, one loss, one tie.
     assert means["rewards/margins"] == pytest.approx(0.0)
@@ -41,17 +48,17 @@ def test_means_are_over_pairs_not_over_micro_batches(one_rank):
     assert means["peak_memory_gib"] > 0
 
 
-def test_weight_0_leaves_a_pair_out(one_rank):
-    sums = MetricSums(WORLD)
-    sums.add(outcomes(1.0, 5.0), torch.tensor(0.0), row_tokens=10, weights=torch.tensor([1.0, 0.0]))
+def test_weight_0_excludes_a_pair(one_rank):
+    sums = MetricSums(WORLD, JOB)
+    sums.add(outcome(1.0, 5.0), torch.tensor(0.0), row_tokens=10, weights=torch.tensor([1.0, 0.0]))
     assert sums.reduce(seconds=1.0)["rewards/margins"] == pytest.approx(1.0)
 
 
-def test_reset_starts_anew(one_rank):
-    sums = MetricSums(WORLD)
-    sums.add(outcomes(4.0), torch.tensor(0.0), row_tokens=10)
+def test_reset_sets_all_sums_to_zero(one_rank):
+    sums = MetricSums(WORLD, JOB)
+    sums.add(outcome(4.0), torch.tensor(0.0), row_tokens=10)
     sums.reset()
-    sums.add(outcomes(1.0), torch.tensor(0.0), row_tokens=10)
+    sums.add(outcome(1.0), torch.tensor(0.0), row_tokens=10)
     assert sums.reduce(seconds=1.0)["rewards/margins"] == pytest.approx(1.0)
 
 
@@ -64,32 +71,33 @@ def clock(monkeypatch):
 
 
 def take_steps(since, clock, *margins):
-    """Steps of one pair, 4 tokens and 2 seconds each, with a gradient norm like the margin."""
+    """Steps of one pair, 4 tokens and 2 seconds each, with a gradient norm equal to the margin."""
+    since.resume()
     for margin in margins:
         clock.seconds += 2.0
-        since.sums.add(outcomes(margin), torch.tensor(0.1), row_tokens=4)
+        since.sums.add(outcome(margin), torch.tensor(0.1), row_tokens=4)
         since.add_norm(torch.tensor(margin))
 
 
-def test_a_run_that_goes_on_between_logged_steps_logs_what_the_other_does(one_rank, clock):
+def test_a_run_resumed_between_logged_steps_logs_the_same_as_an_uninterrupted_run(one_rank, clock):
     margins = (0.1, 0.7, -0.3, 1e-7, 0.2)
-    whole = StepMetrics(WORLD, {})
+    whole = StepMetrics(WORLD, JOB, {})
     take_steps(whole, clock, *margins)
     whole.pause()
     expected = whole.reduce()
     assert expected["grad_norm"] == pytest.approx(sum(margins) / 5)
     assert expected["pairs_per_second"] == pytest.approx(0.5)
 
-    stopped = StepMetrics(WORLD, {})
+    stopped = StepMetrics(WORLD, JOB, {})
     take_steps(stopped, clock, *margins[:3])
     stopped.pause()
-    kept = json.loads(json.dumps(stopped.unlogged()))
-    clock.seconds += 1000.0  # it is away for a while
-    resumed = StepMetrics(WORLD, kept)
+    saved = json.loads(json.dumps(stopped.unlogged()))
+    clock.seconds += 1000.0  # time until the run is resumed
+    resumed = StepMetrics(WORLD, JOB, saved)
     take_steps(resumed, clock, *margins[3:])
     resumed.pause()
-    told = resumed.reduce()
-    assert {**told, "peak_memory_gib": 0} == {**expected, "peak_memory_gib": 0}
+    logged = resumed.reduce()
+    assert {**logged, "peak_memory_gib": 0} == {**expected, "peak_memory_gib": 0}
 
     resumed.reset()
     take_steps(resumed, clock, 2.0)
@@ -97,21 +105,22 @@ def test_a_run_that_goes_on_between_logged_steps_logs_what_the_other_does(one_ra
     assert resumed.reduce()["grad_norm"] == pytest.approx(2.0)
 
 
-def test_the_clock_stands_still_while_others_work(one_rank, clock):
-    since = StepMetrics(WORLD, {})
+def test_paused_time_is_not_counted(one_rank, clock):
+    since = StepMetrics(WORLD, JOB, {})
     take_steps(since, clock, 1.0)
     since.pause()
     clock.seconds += 60.0
-    since.go_on()
+    since.resume()
     take_steps(since, clock, 1.0)
     since.pause()
     assert since.reduce()["pairs_per_second"] == pytest.approx(0.5)
 
 
-def test_steps_that_loss_scaling_skipped_have_no_norm(one_rank, clock):
-    since = StepMetrics(WORLD, {})
+def test_steps_skipped_by_loss_scaling_have_no_norm(one_rank, clock):
+    since = StepMetrics(WORLD, JOB, {})
+    since.resume()
     for norm in (1.0, math.inf, math.nan, 3.0):
-        since.sums.add(outcomes(1.0), torch.tensor(0.0), row_tokens=1)
+        since.sums.add(outcome(1.0), torch.tensor(0.0), row_tokens=1)
         since.add_norm(torch.tensor(norm))
     clock.seconds += 1.0
     since.pause()
@@ -119,11 +128,33 @@ def test_steps_that_loss_scaling_skipped_have_no_norm(one_rank, clock):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_what_the_ranks_had_not_logged_is_neither_lost_nor_counted_twice(ranks):
-    width = len(MetricSums(WORLD).sums)
-    kept = {"sums": [[float(i) for i in range(width)], [10.0] * width], "norms": [3.0, 2.0], "seconds": 5.0}
+def test_unlogged_sums_are_counted_once_on_any_number_of_ranks(ranks):
+    width = len(MetricSums(WORLD, JOB).sums)
+    saved = {"sums": [[float(i) for i in range(width)], [10.0] * width], "norms": [3.0, 2.0], "seconds": 5.0}
     worlds = [dataclasses.replace(WORLD, rank=rank, size=ranks) for rank in range(ranks)]
-    shares = [StepMetrics(world, kept).sums.sums.tolist() for world in worlds]
+    shares = [StepMetrics(world, JOB, saved).sums.sums.tolist() for world in worlds]
     assert [sum(column) for column in zip(*shares, strict=True)] == [10.0 + i for i in range(width)]
-    if ranks == 2:  # each its own, so that every addition is the one that the uninterrupted run makes
-        assert shares == kept["sums"]
+    if ranks == 2:  # each rank keeps its own sums, so all additions equal those of the uninterrupted run
+        assert shares == saved["sums"]
+
+
+def test_the_clock_stands_until_training_starts(one_rank, clock):
+    since = StepMetrics(WORLD, JOB, {})
+    clock.seconds += 500.0  # an evaluation at the start
+    take_steps(since, clock, 1.0)
+    since.pause()
+    assert since.reduce()["pairs_per_second"] == pytest.approx(0.5)
+
+
+def test_names_and_order_are_those_of_earlier_manifests():
+    assert MetricSums(WORLD, JOB).names == (
+        "loss",
+        "dpo_loss",
+        "aux_loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+    )

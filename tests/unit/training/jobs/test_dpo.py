@@ -1,69 +1,106 @@
-"""A step that was not finite tells which of its micro-batches were not."""
+"""The DPO job: what it asks of the reference, and what it gives to the loss."""
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
+from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 
-from minimind.data.packs import pack
-from minimind.data.table import PreferencePair
-from minimind.errors import TrainingError
-from minimind.ranks.process import World
-from minimind.training.jobs.dpo import Objective, train_step
-from minimind.training.metrics import MetricSums
+from minimind.objective.losses import Need, PairLosses, PreferenceLoss, SigmoidLoss
+from minimind.objective.rows import ReferenceScores
+from minimind.training.jobs.dpo import DPOJob
 
-WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-
-
-def pair(line):
-    tokens, mask = np.arange(3, 9, dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
-    other = tokens.copy()
-    other[3:] += 10
-    return PreferencePair(chosen=tokens, rejected=other, chosen_mask=mask, rejected_mask=mask, prefix=3, line=line)
+# Two pairs: one target in the prefix, one of chosen, one of rejected; none, two of chosen, one of rejected.
+COUNTS = torch.tensor([[1, 1, 1], [0, 2, 1]])
+LOG_PROBS = torch.tensor([-1.0, -3.0, -5.0, -2.0, -4.0, -7.0])
+BATCH = SimpleNamespace(target_counts=COUNTS, num_pairs=2)
+# Sums by hand: -1 - 3, -1 - 5; -2 - 4, -7. Means: -2, -3; -3, -7.
+SUMS = [[-4.0, -6.0], [-6.0, -7.0]]
+MEANS = [[-2.0, -3.0], [-3.0, -7.0]]
 
 
-class Policy:
-    """Scores every target with -1, but for what the test puts there; its last step fails as DeepSpeed's check does."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorder(PreferenceLoss):
+    """Keeps its inputs."""
 
-    def __init__(self, broken, aux_loss) -> None:
-        self.world, self.broken, self.aux_loss, self.seen = WORLD, broken, aux_loss, 0
+    name: ClassVar[str] = "recorder"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.PER_TOKEN})
+    metrics: ClassVar[tuple[str, ...]] = ("seen",)
+    seen: list = dataclasses.field(default_factory=list)
 
-    def score(self, batch):
-        self.seen += 1
-        log_probs = torch.full((len(batch.target_ids),), -1.0)
-        if self.seen in self.broken:
-            log_probs[-1] = self.broken[self.seen]
-        return log_probs, torch.tensor(self.aux_loss if self.seen == 4 else 0.0)
+    def start_value(self):
+        return None
 
-    def backward(self, loss, last):
-        self.last = last
-
-    def step(self):
-        if self.last:
-            raise TrainingError("the gradient is not finite")
+    def __call__(self, policy, reference):
+        self.seen.append((policy, reference))
+        return PairLosses(losses=policy.rows[:, 0], metrics={"seen": policy.rows[:, 0]})
 
 
-@pytest.mark.parametrize(
-    ("broken", "aux_loss", "finite"),
-    [
-        ({2: -torch.inf}, 0.0, [True, False, True, True]),
-        ({1: torch.nan, 3: torch.inf}, 0.0, [False, True, False, True]),
-        ({}, torch.nan, [True, True, True, False]),
-        ({}, 0.0, [True, True, True, True]),  # finite losses whose gradient overflowed
-    ],
-)
-def test_micro_batches_that_were_not_finite_are_told_apart(broken, aux_loss, finite):
-    batches = [pack([pair(line), pair(line + 1)]) for line in (1, 3, 5, 7)]
-    reference = SimpleNamespace(row_sums=lambda packs: [torch.full((batch.num_pairs, 2), -3.0) for batch in packs])
-    with pytest.raises(TrainingError) as caught:
-        train_step(
-            Policy(broken, aux_loss),
-            reference,
-            Objective(beta=0.1, average_log_prob=False),
-            batches,
-            MetricSums(WORLD),
-        )
-    assert caught.value.finite == finite
+class Reference:
+    def __init__(self):
+        self.asked = []
+
+    def score(self, batches, per_token=False):
+        self.asked.append(per_token)
+        return [
+            ReferenceScores(sums=torch.tensor(SUMS) * 2, per_token=LOG_PROBS * 2 if per_token else None)
+            for _ in batches
+        ]
+
+
+@pytest.mark.parametrize(("average", "rows"), [(False, SUMS), (True, MEANS)])
+def test_rows_are_sums_or_means_for_policy_and_reference_alike(average, rows):
+    loss, reference = Recorder(), Reference()
+    job = DPOJob(loss=loss, average_log_prob=average, reference=reference)
+    (target,) = job.targets([BATCH])
+    outcome = job.outcome(BATCH, LOG_PROBS, target)
+    ((policy_scores, reference_scores),) = loss.seen
+    assert policy_scores.rows.tolist() == rows
+    assert reference_scores.rows.tolist() == [[2 * value for value in row] for row in rows]
+    assert outcome.metrics["seen"].tolist() == [row[0] for row in rows]
+
+
+def test_per_token_log_probs_are_given_to_losses_that_need_them():
+    loss, reference = Recorder(), Reference()
+    job = DPOJob(loss=loss, average_log_prob=False, reference=reference)
+    job.outcome(BATCH, LOG_PROBS, job.targets([BATCH])[0])
+    assert reference.asked == [True]
+    ((policy_scores, reference_scores),) = loss.seen
+    assert policy_scores.per_token.tolist() == LOG_PROBS.tolist()
+    assert reference_scores.per_token.tolist() == (LOG_PROBS * 2).tolist()
+
+
+def test_other_losses_do_not_ask_for_them():
+    reference = Reference()
+    job = DPOJob(loss=SigmoidLoss(), average_log_prob=False, reference=reference)
+    job.targets([BATCH, BATCH])
+    assert reference.asked == [False]
+
+
+def test_a_loss_without_a_reference_gets_none():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Alone(Recorder):
+        needs: ClassVar[frozenset[Need]] = frozenset()
+
+    loss = Alone()
+    job = DPOJob(loss=loss, average_log_prob=False, reference=None)
+    assert list(job.targets([BATCH, BATCH])) == [None, None]
+    job.outcome(BATCH, LOG_PROBS, None)
+    assert loss.seen[0][1] is None
+
+
+def test_the_console_shows_only_metrics_that_the_loss_has():
+    assert [
+        column.label for column in DPOJob(loss=SigmoidLoss(), average_log_prob=True, reference=Reference()).columns
+    ] == [
+        "accuracy",
+        "margin",
+    ]
+    assert DPOJob(loss=Recorder(), average_log_prob=True, reference=Reference()).columns == ()
+
+
+def test_the_weight_of_a_batch_is_its_number_of_pairs():
+    assert DPOJob(loss=SigmoidLoss(), average_log_prob=True, reference=Reference()).size(BATCH) == 2

@@ -1,4 +1,4 @@
-"""What a run says and takes: what was asked for, what there was before a checkpoint, or what there is."""
+"""The attention backend of a run: requested, kept from a checkpoint, or the fastest, and what the run prints."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from minimind.data.sampler import PairSampler
 from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice
 from minimind.model.configuration import MiniMindConfig
-from minimind.ranks.process import World
-from minimind.training.run import _choose_layout
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from minimind.training.setup import attention
-from minimind.training.setup.attention import attention_shape, settle_attention
+from minimind.training.setup.attention import attention_shape, choose_attention_backend
 from minimind.training.setup.prepare import Prepared
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
-def settled(monkeypatch):
-    """The attention of a run and its origin, and what it said."""
-    monkeypatch.setattr(attention, "_measured_pack", lambda stream, table: ((4, 3, 2),))
-    monkeypatch.setattr(attention.process, "from_main", lambda world, action: action())
+def choose(monkeypatch):
+    """Name and origin of the backend that a run chooses, and what it prints."""
+    monkeypatch.setattr(attention, "_measured_pack", lambda data: ((4, 3, 2),))
+    monkeypatch.setattr(attention, "from_main", lambda world, action: action())
 
-    def settle(*flags, before=None, device=CPU, model=None, size=1):
+    def run(*flags, before=None, device=CPU, model=None, size=1):
         manifest = Manifest(step=1, stream={}, identity={}, batch={}, layout={}, files={}, attention=before or "")
         prepared = Prepared(
             settings=parse_settings(flags),
@@ -43,12 +43,12 @@ def settled(monkeypatch):
             reference_config=None,
         )
         world, lines = World(rank=0, local_rank=0, size=size, device=device), []
-        done = settle_attention(prepared, world, None, None, SimpleNamespace(say=lines.append)).settings
+        done = choose_attention_backend(prepared, world, Watch(), None, SimpleNamespace(say=lines.append)).settings
         if device == GPU and lines and "--attention" not in flags:
-            assert lines.pop(0) == "  trying what can attend over packs; where it is compiled that may take a minute"
+            assert lines.pop(0) == "  trying attention backends; compiling one may take a minute"
         return done.config.engine.attention, done.origins["attention"], "\n".join(lines)
 
-    return settle
+    return run
 
 
 @pytest.fixture
@@ -61,76 +61,67 @@ def gpu(monkeypatch):
     return bad
 
 
-def test_on_a_cpu_there_is_nothing_to_choose(settled):
-    assert settled() == ("native", "default", "  attention over packs: the CPU's own kernel")
-    told = "  attention over packs: torch's SDPA, segment by segment"
-    assert settled("--dtype", "float32") == ("sdpa", "default", told)
-    assert settled("--kernels", "torch") == ("sdpa", "default", told)
+def test_a_cpu_has_one_backend_for_each_dtype(choose):
+    assert choose() == ("native", "default", "  attention over packs: the CPU's own kernel")
+    printed = "  attention over packs: torch's SDPA, segment by segment"
+    assert choose("--dtype", "float32") == ("sdpa", "default", printed)
 
 
-def test_a_checkpoint_of_the_cpus_kernel_is_resumed_without_it_under_kernels_torch(settled):
-    assert settled("--kernels", "torch", before="native") == (
-        "sdpa",
-        "default",
-        "  attention over packs was native before the checkpoint, and cannot be here: --kernels torch does not use it\n"
-        "  attention over packs: torch's SDPA, segment by segment",
-    )
+def test_a_gpu_takes_the_fastest(choose, gpu):
+    printed = "  attention over packs: flex (measured)\n    varlen is left out: why"
+    assert choose(device=GPU) == ("flex", "measured", printed)
 
 
-def test_on_a_gpu_it_is_measured(settled, gpu):
-    told = "  attention over packs: flex (measured)\n    varlen is left out: why"
-    assert settled(device=GPU) == ("flex", "measured", told)
+def test_a_requested_backend_is_taken(choose, gpu):
+    printed = "  attention over packs: sdpa, from --attention"
+    assert choose("--attention", "sdpa") == ("sdpa", "flag", printed)
+    printed += "; before the checkpoint it was varlen"
+    assert choose("--attention", "sdpa", before="varlen", device=GPU) == ("sdpa", "flag", printed)
 
 
-def test_what_is_asked_for_is_taken(settled, gpu):
-    told = "  attention over packs: sdpa, as --attention says"
-    assert settled("--attention", "sdpa") == ("sdpa", "flag", told)
-    told += "; before the checkpoint it was varlen"
-    assert settled("--attention", "sdpa", before="varlen", device=GPU) == ("sdpa", "flag", told)
-
-
-def test_what_is_asked_for_and_does_not_agree_is_an_error(settled, gpu):
+def test_a_requested_backend_that_does_not_agree_is_an_error(choose, gpu):
     gpu["flex"] = "RuntimeError: no Triton"
     with pytest.raises(ConfigError, match=r"^--attention flex: RuntimeError: no Triton; use auto or sdpa$"):
-        settled("--attention", "flex", device=GPU)
+        choose("--attention", "flex", device=GPU)
 
 
-def test_a_run_that_goes_on_keeps_what_it_had(settled, gpu):
-    assert settled(before="varlen", device=GPU) == (
+def test_a_resumed_run_keeps_its_backend(choose, gpu):
+    assert choose(before="varlen", device=GPU) == (
         "varlen",
         "checkpoint",
         "  attention over packs: varlen, as before the checkpoint",
     )
 
 
-def test_what_it_had_and_does_not_agree_here_is_chosen_anew(settled, gpu):
+def test_backend_from_checkpoint_is_remeasured_when_it_fails_here(choose, gpu):
     gpu["varlen"] = "flash attention is not there"
-    name, origin, told = settled(before="varlen", device=GPU)
+    name, origin, printed = choose(before="varlen", device=GPU)
     assert (name, origin) == ("flex", "measured")
-    assert told.splitlines()[:2] == [
-        "  attention over packs was varlen before the checkpoint, and cannot be here: flash attention is not there",
+    assert printed.splitlines()[:2] == [
+        "  attention over packs was varlen before the checkpoint, which is not possible here: flash attention is not "
+        "there",
         "  attention over packs: flex (measured)",
     ]
 
 
-def test_from_a_gpu_to_a_cpu(settled):
-    name, origin, told = settled(before="flex")
+def test_a_run_resumed_on_a_cpu_takes_the_cpu_backend(choose):
+    name, origin, printed = choose(before="flex")
     assert (name, origin) == ("native", "default")
-    assert told.splitlines() == [
-        "  attention over packs was flex before the checkpoint, and cannot be here: torch trains through "
+    assert printed.splitlines() == [
+        "  attention over packs was flex before the checkpoint, which is not possible here: torch trains through "
         "FlexAttention on a GPU only",
         "  attention over packs: the CPU's own kernel",
     ]
 
 
-def test_a_manifest_that_does_not_say_is_a_fresh_start(settled, gpu):
-    assert settled(before="", device=GPU)[:2] == ("flex", "measured")
+def test_a_manifest_without_a_backend_does_not_bind_the_run(choose, gpu):
+    assert choose(before="", device=GPU)[:2] == ("flex", "measured")
 
 
-def test_rows_that_will_be_padded_are_not_measured(settled, monkeypatch):
+def test_nothing_is_measured_if_rows_will_be_padded(choose, monkeypatch):
     monkeypatch.setattr(attention, "choose_backend", lambda *_: pytest.fail("measured"))
     model = MistralConfig(sliding_window=16, num_hidden_layers=1)
-    assert settled(device=GPU, model=model) == ("sdpa", "default", "")
+    assert choose(device=GPU, model=model) == ("sdpa", "default", "")
 
 
 @pytest.mark.parametrize(
@@ -143,57 +134,40 @@ def test_rows_that_will_be_padded_are_not_measured(settled, monkeypatch):
         (GPT2Config(n_embd=48, n_head=4, attn_pdrop=0.3), 4, 4, 12, 0.3),
     ],
 )
-def test_what_a_model_asks_for_is_in_its_configuration(model, heads, kv_heads, head_dim, dropout):
+def test_attention_sizes_come_from_the_configuration(model, heads, kv_heads, head_dim, dropout):
     assert attention_shape(model, torch.bfloat16, CPU) == AttentionShape(
         heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=torch.bfloat16, device=CPU, dropout=dropout
     )
 
 
-def test_latent_attention_has_other_channels_for_values():
-    """What such a model calls head_dim is the rotated part of its keys."""
+def test_latent_attention_has_another_size_for_values():
+    """The head_dim of such a model is only the rotated part of its keys."""
     shape = attention_shape(
         DeepseekV3Config(qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=24), torch.bfloat16, CPU
     )
     assert (shape.head_dim, shape.value_dim) == (48, 24)
 
 
-def test_it_is_measured_with_the_first_micro_batch_in_whole_pairs(monkeypatch):
-    stream = PairSampler(
+def test_the_first_micro_batch_is_measured_in_whole_pairs(monkeypatch):
+    stream = PairStream(
         num_pairs=4, epochs=1, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
     )
     segments = ((9, 1, 2), (3, 4, 5), (2, 2, 2), (1, 1, 1))
+    data = SimpleNamespace(stream=stream, table=segments)
     monkeypatch.setattr(attention, "pack", lambda pairs: SimpleNamespace(segments=tuple(pairs)))
-    assert attention._measured_pack(stream, segments) == segments
+    assert attention._measured_pack(data) == segments
     monkeypatch.setattr(attention, "_MEASURED_TOKENS", 25)
-    assert attention._measured_pack(stream, segments) == segments[:2]
+    assert attention._measured_pack(data) == segments[:2]
     monkeypatch.setattr(attention, "_MEASURED_TOKENS", 8)
-    assert attention._measured_pack(stream, segments) == ((6, 0, 1),)
+    assert attention._measured_pack(data) == ((6, 0, 1),)
 
 
-def test_the_other_ranks_try_what_the_first_has_chosen(settled, gpu, monkeypatch):
+def test_other_ranks_verify_the_choice_of_rank_0(choose, gpu, monkeypatch):
     tried = []
-    monkeypatch.setattr(attention.process, "agree", lambda world, action, runs: tried.append((runs, action())))
+    monkeypatch.setattr(attention, "agree", lambda world, action, runs: tried.append((runs, action())))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert settled(device=GPU, size=4)[0] == "flex"
+    assert choose(device=GPU, size=4)[0] == "flex"
     assert tried == [(False, None)]
     gpu["flex"] = "no Triton"
     with pytest.raises(ConfigError, match="--attention flex: no Triton"):
-        settled(device=GPU, size=4)
-
-
-@pytest.mark.parametrize(
-    ("flags", "error"), [(("--attention", "flex"), True), (("--attention", "sdpa"), False), ((), False)]
-)
-def test_padded_rows_cannot_have_what_is_for_packs(flags, error):
-    tokenizer = SimpleNamespace(pad_token_id=0)
-    model = MistralConfig(sliding_window=16, num_hidden_layers=1)
-    prepared = SimpleNamespace(
-        settings=parse_settings(flags), tokenizer=tokenizer, source=SimpleNamespace(config=model)
-    )
-    said = []
-    if error:
-        with pytest.raises(ConfigError, match=r"^--attention flex is for packs, and rows must be padded .*window"):
-            _choose_layout(prepared, None, None, None)
-    else:
-        _choose_layout(prepared, None, None, SimpleNamespace(say=said.append))
-        assert said == ["  rows are padded, not packed: it attends over a sliding window of 16 tokens"]
+        choose(device=GPU, size=4)

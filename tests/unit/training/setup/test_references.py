@@ -1,4 +1,4 @@
-"""The reference's engine is built when something must be scored, once for all files, and not otherwise."""
+"""The reference's engine is built only if pairs must be scored, and once for all files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.data.table import load_table
 from minimind.engine.reference_cache import ReferenceCache
+from minimind.ranks.watch import Watch
 from minimind.training.console import Console
 from minimind.training.setup import references
 from tests.conftest import pair
@@ -42,28 +43,35 @@ class Engine(StandIn):
         Engine.closed += 1
 
 
-def test_an_engine_is_built_only_for_what_no_cache_knows(one_rank, tables, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(references, "Reference", Engine)
+def test_an_engine_is_built_only_for_pairs_that_no_cache_contains(one_rank, tables, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(references, "LiveReference", Engine)
     prepared = SimpleNamespace(source=None, reference_config=None, settings=parse_settings([]))
     policy = SimpleNamespace(world=WORLD)
 
     def fill() -> str:
         caches = [ReferenceCache(tmp_path / "cache", table, ABOUT, WORLD) for table in tables]
-        references._fill(caches, prepared, policy, pack, Console(enabled=True))
+        references._fill(caches, prepared, policy, pack, Console(enabled=True), Watch())
         assert all(cache.num_known == len(cache) for cache in caches)
         return capsys.readouterr().out
 
-    said = fill()
-    assert "reference of train.jsonl: 0 of 9 pairs" in said
-    assert "9/9 pairs scored" in said
-    assert "4/4 pairs scored" in said
+    printed = fill()
+    assert "reference of train.jsonl: 0 of 9 pairs" in printed
+    assert "9/9 pairs scored" in printed
+    assert "4/4 pairs scored" in printed
     assert (Engine.built, Engine.closed) == (1, 1)
-    said = fill()
-    assert "reference of train.jsonl: 9 of 9 pairs" in said
-    assert "scored" not in said
+    printed = fill()
+    assert "reference of train.jsonl: 9 of 9 pairs" in printed
+    assert "scored" not in printed
     assert (Engine.built, Engine.closed) == (1, 1)
-    # One of the two is lost.
+    # One of the two caches is deleted.
     (path := next((tmp_path / "cache").glob("reference-*/rows.bin"))).unlink()
     assert "0 of" in fill()
     assert path.is_file()
     assert (Engine.built, Engine.closed) == (2, 2)
+
+
+def test_a_loss_without_a_reference_builds_no_engine(monkeypatch):
+    monkeypatch.setattr(references, "LiveReference", lambda *_: pytest.fail("an engine was built"))
+    loss = SimpleNamespace(needs=frozenset())
+    found = references.open_references(None, None, [1, 2], pack, loss, {}, None, None)
+    assert list(found) == [None, None]

@@ -1,4 +1,4 @@
-"""What may differ when a run goes on, and what may not."""
+"""Settings that may differ when a run resumes, and settings that may not."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
-from minimind.training.setup.resume import check_same_run, describe, moved
+from minimind.training.setup.resume import check_same_run, describe, describe_reshard
 
-# Of MiniMind's optimizer, as a file for a CPU and one for offloading have it.
+# MiniMind's optimizer in a DeepSpeed file for a CPU, and in one for offloading.
 TORCH = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999], "torch_adam": True, "fused": True}}
 OFFLOAD = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999]}}
 
@@ -33,7 +33,8 @@ def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None):
         source=SimpleNamespace(config=model or MiniMindConfig()),
     )
     table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
-    return describe(prepared, table, "weights'", stream(ranks), 6)
+    data = SimpleNamespace(table=table, stream=stream(ranks), total_steps=6)
+    return describe(prepared, data, "weights'")
 
 
 def checkpoint(described, place):
@@ -41,13 +42,13 @@ def checkpoint(described, place):
     return Checkpoint(path=Path("checkpoints/step00000003"), manifest=manifest, damaged={})
 
 
-def test_ranks_stage_and_the_optimizers_means_may_differ():
-    saved = checkpoint(json.loads(json.dumps(description())), stream().position_after(3))
+def test_ranks_stage_and_optimizer_implementation_may_differ():
+    saved = checkpoint(json.loads(json.dumps(description())), stream().place_after(3))
     now = description(ranks=4, stage=3, optimizer=OFFLOAD)
     check_same_run(saved, now, stream(ranks=4))
-    assert moved(saved, now) == ", cut anew: 2 ranks, ZeRO-2 -> 4 ranks, ZeRO-3"
-    assert moved(saved, description(optimizer=OFFLOAD)) == ", cut anew for other ZeRO settings"
-    assert moved(saved, description()) == ""
+    assert describe_reshard(saved, now) == ", resharded: 2 ranks, ZeRO-2 -> 4 ranks, ZeRO-3"
+    assert describe_reshard(saved, description(optimizer=OFFLOAD)) == ", resharded for other ZeRO settings"
+    assert describe_reshard(saved, description()) == ""
 
 
 @pytest.mark.parametrize(
@@ -59,27 +60,27 @@ def test_ranks_stage_and_the_optimizers_means_may_differ():
         ({"model": MiniMindConfig(num_hidden_layers=3)}, "model.num_hidden_layers was 8, is 3"),
     ],
 )
-def test_what_is_trained_may_not(changed, said):
-    saved = checkpoint(description(), stream().position_after(3))
+def test_data_model_objective_and_optimizer_may_not_differ(changed, said):
+    saved = checkpoint(description(), stream().place_after(3))
     with pytest.raises(CheckpointError, match="belongs to a run with other settings") as caught:
         check_same_run(saved, description(**changed), stream())
     assert said in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 3  # and nothing else differs
+    assert len(str(caught.value).splitlines()) == 3  # no other difference is listed
 
 
-def test_states_that_swap_to_nvme_neither_go_on_nor_are_gone_on_from():
+def test_runs_with_nvme_states_cannot_be_resumed_nor_resume():
     nvme = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/drive"}}
     here, there = description(), description()
     there["layout"]["zero_optimization"] = nvme
     with pytest.raises(CheckpointError, match=r"written while states swapped to NVMe, .* start anew in another --save"):
-        check_same_run(checkpoint(there, stream().position_after(3)), here, stream())
-    with pytest.raises(CheckpointError, match=r"cannot be gone on from .*/zero3_offload\.json, or start anew"):
-        check_same_run(checkpoint(here, stream().position_after(3)), there, stream())
+        check_same_run(checkpoint(there, stream().place_after(3)), here, stream())
+    with pytest.raises(CheckpointError, match=r"not restore all NVMe state; .*/zero3_offload\.json, or start anew"):
+        check_same_run(checkpoint(here, stream().place_after(3)), there, stream())
 
 
-def test_a_stream_that_deals_other_pairs_is_refused():
-    """As another version of numpy might, with the same seed."""
-    saved = checkpoint(description(), stream(seed=1).position_after(3))
+def test_a_stream_with_another_order_of_pairs_is_refused():
+    """Another version of numpy may give another order for the same seed."""
+    saved = checkpoint(description(), stream(seed=1).place_after(3))
     with pytest.raises(CheckpointError, match="pairs would be repeated or skipped: after step 3"):
         check_same_run(saved, description(), stream())
 
@@ -99,3 +100,19 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tokens):
     earlier = {**now, "identity": {**EARLIER_IDENTITY, "micro_batch_tokens": tokens, **rest}}
     check_same_run(checkpoint(earlier, stream().position_after(3)), now, stream())
     assert json.dumps(now["identity"], sort_keys=True) == json.dumps(earlier["identity"], sort_keys=True)
+
+
+def test_a_manifest_without_a_loss_means_the_sigmoid_loss():
+    """Earlier versions had only this loss, and did not write it."""
+    saved = description()
+    del saved["identity"]["loss"]
+    old = checkpoint(saved, stream().place_after(3))
+    check_same_run(old, description(), stream())
+    other = description()
+    other["identity"]["loss"] = "ipo"
+    with pytest.raises(CheckpointError, match="loss was 'sigmoid', is 'ipo'"):
+        check_same_run(old, other, stream())
+
+
+def test_settings_that_were_not_given_are_written_as_before():
+    assert description()["identity"]["micro_batch_tokens"] == 0

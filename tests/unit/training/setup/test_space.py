@@ -1,4 +1,4 @@
-"""How much a run will write, by hand: 1,000 parameters at a time. tests/distributed compares with real checkpoints."""
+"""Bytes that a run will write, by hand for 1,000 parameters. tests/distributed compares them with real checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prepared(folder, flags="", stage=2, parameters=1000, optimizer="AdamW", devi
 
 @pytest.fixture
 def free(monkeypatch):
-    """Say how many bytes are free."""
+    """Set the number of free bytes."""
 
     def say(amount):
         monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=amount))
@@ -42,8 +42,8 @@ def free(monkeypatch):
     [
         ("--dtype bfloat16", 2, "AdamW", 14_000),  # 2 weights + 4 masters + 8 moments
         ("--dtype float32", 1, "AdamW", 16_000),
-        ("--dtype bfloat16", 3, "Adam", 12_000),  # weights only as masters
-        ("--dtype float32", 0, "AdamW", 12_000),  # weights are the masters
+        ("--dtype bfloat16", 3, "Adam", 12_000),  # stage 3 writes no 16-bit weights
+        ("--dtype float32", 0, "AdamW", 12_000),  # the weights are the only copy
         ("--dtype float32", 0, "Lion", 8_000),
     ],
 )
@@ -60,33 +60,33 @@ def test_bytes_of_the_weights(tmp_path):
     ("flags", "needed"),
     [
         ("", 22_000),
-        ("--keep_checkpoints 1", 36_000),  # the one that is kept and the one that is written
+        ("--keep_checkpoints 1", 36_000),  # the kept one and the new one
         ("--keep_checkpoints 3", 64_000),
-        ("--keep_checkpoints 9", 64_000),  # no more than are written: 4 in 40 steps
-        ("--keep_checkpoints 1 --save_interval 0", 22_000),  # only the last
+        ("--keep_checkpoints 9", 64_000),  # at most the 4 that are written in 40 steps
+        ("--keep_checkpoints 1 --save_interval 0", 22_000),  # only the last one is written
     ],
 )
-def test_what_does_not_fit_is_refused_at_start(tmp_path, free, flags, needed):
+def test_files_that_do_not_fit_are_refused_at_the_start(tmp_path, free, flags, needed):
     run = prepared(tmp_path, f"--save_interval 10 {flags}")
     free(needed - 1)
-    with pytest.raises(ConfigError, match=r"do not fit: .* a checkpoint"):
+    with pytest.raises(ConfigError, match=r"do not fit: .* per checkpoint"):
         space.check_space(run, 0, 40)
     free(needed)
     space.check_space(run, 0, 40)
 
 
-def test_keeping_all_is_warned_of(tmp_path, free):
+def test_checkpoints_that_will_not_all_fit_are_a_warning(tmp_path, free):
     run = prepared(tmp_path, "--save_interval 10")
     free(4 * 14_000 + 8_000)
     assert space.check_space(run, 0, 40) == ""
     free(4 * 14_000 + 7_999)
     assert "NOT ALL CHECKPOINTS WILL FIT: 4 will be written" in space.check_space(run, 0, 40)
-    # 35 steps make one more than 30, and going on leaves fewer.
+    # 35 steps give one more checkpoint than 30; a resumed run writes fewer.
     assert "4 will be" in space.check_space(run, 0, 35)
     assert space.check_space(run, 10, 40) == ""
 
 
-def test_what_is_there_already_counts_when_going_on(tmp_path, free):
+def test_existing_files_count_when_a_run_resumes(tmp_path, free):
     run = prepared(tmp_path, "--save_interval 10 --keep_checkpoints 2")
     folder = tmp_path / "not yet" / "there"
     for step in (10, 20):
@@ -97,7 +97,7 @@ def test_what_is_there_already_counts_when_going_on(tmp_path, free):
     free(21_999)
     with pytest.raises(ConfigError):
         space.check_space(run, 20, 40)
-    # The weights too: only their copy is to come.
+    # Existing weights take their space already; only their copy is new.
     (folder / "dpo_512").mkdir()
     (folder / "dpo_512.pth").touch()
     free(18_000)
@@ -105,16 +105,16 @@ def test_what_is_there_already_counts_when_going_on(tmp_path, free):
     free(17_999)
     with pytest.raises(ConfigError, match=r"1 checkpoint and the weights do not fit: .* a copy of the weights"):
         space.check_space(run, 20, 40)
-    # Those of an earlier run are put aside and stay beside.
+    # A fresh run moves existing files aside and keeps them.
     free(64_000 - 14_000 - 1)
     with pytest.raises(ConfigError, match="the weights and their copy"):
         space.check_space(run, 0, 40)
 
 
-def test_states_on_nvme_are_not_saved_and_need_no_room(tmp_path, free):
+def test_states_on_nvme_are_not_saved_and_need_no_space(tmp_path, free):
     run = prepared(tmp_path, "--save_interval 10", stage=3, device="nvme")
     free(8_000)
     assert space.check_space(run, 0, 40) == ""
     free(7_999)
-    with pytest.raises(ConfigError, match=r"there: the weights do not fit: 0 MiB the weights and their copy; 0"):
+    with pytest.raises(ConfigError, match=r"there: the weights do not fit: 0 MiB for the weights and their c"):
         space.check_space(run, 0, 40)

@@ -1,0 +1,160 @@
+"""Events of a run, and the listeners that react to them.
+
+    loop: Start -> (Step, [Log])* -> End              raised by loop.train, in this order
+    listeners: Evaluated, Saved                       raised by the evaluation and by saving
+
+A listener is a small object with a method per event. Evaluation, saving, metrics files and the console are listeners,
+so a new one (samples, best checkpoint, early stop) needs no edit of the loop. Listeners hear each event in their list
+order, on all ranks. A listener's state is saved in every checkpoint's manifest and restored on resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """Training is about to begin.
+
+    Attributes:
+        step: global steps already done; 0 for a fresh run.
+        total_steps: the last global step of the run.
+    """
+
+    step: int
+    total_steps: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """A global step is done.
+
+    Attributes:
+        step: from 1.
+        last: it is the run's last step.
+        stopping: a signal asked for a stop; `End` follows, and periodic work is skipped.
+    """
+
+    step: int
+    last: bool
+    stopping: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """Metrics of the steps since the last logged one.
+
+    Attributes:
+        metrics: name -> mean over all items of all ranks, or rate.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Held-out data was evaluated.
+
+    Attributes:
+        metrics: `eval/name` -> mean over all held-out items.
+        items: number of held-out items.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    items: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A save has been attempted.
+
+    Attributes:
+        checkpoint: the new checkpoint; None if none was written.
+        failures: why files were not written; empty if all were.
+    """
+
+    step: int
+    checkpoint: Path | None
+    failures: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class End:
+    """Training is over.
+
+    Attributes:
+        step: the last global step that was done.
+        finished: False if a signal asked for a stop before the run's last step.
+        reason: the signal or other cause of the stop; empty if finished.
+    """
+
+    step: int
+    finished: bool
+    reason: str = ""
+
+
+Event = Start | Step | Log | Evaluated | Saved | End
+
+
+class Listener:
+    """Base of all listeners: reacts to nothing and has no state.
+
+    Attributes:
+        name: key of its state in manifests; must be unique among a run's listeners.
+    """
+
+    name = ""
+
+    def on_start(self, event: Start) -> None: ...
+
+    def on_step(self, event: Step) -> None: ...
+
+    def on_log(self, event: Log) -> None: ...
+
+    def on_evaluated(self, event: Evaluated) -> None: ...
+
+    def on_saved(self, event: Saved) -> None: ...
+
+    def on_end(self, event: End) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        """State to restore on resume, as JSON values; empty if there is none. The same on all ranks."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state from the checkpoint that the run resumes."""
+
+
+class Events:
+    """Delivers events to listeners."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def add(self, *listeners: Listener) -> None:
+        """Append listeners; they hear events in this order."""
+        self._listeners += listeners
+        names = [listener.name for listener in self._listeners]
+        assert len(set(names)) == len(names), f"two listeners share a name: {names}"
+
+    def emit(self, event: Event) -> None:
+        """Call every listener's method for this event."""
+        for listener in self._listeners:
+            handler: Callable[[Any], None] = getattr(listener, f"on_{type(event).__name__.lower()}")
+            handler(event)
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """State of every listener that has one, by name."""
+        return {listener.name: state for listener in self._listeners if (state := listener.state())}
+
+    def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give each listener its state; states of listeners that this run does not have are ignored."""
+        for listener in self._listeners:
+            if listener.name in states:
+                listener.restore(states[listener.name])

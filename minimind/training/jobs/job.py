@@ -1,0 +1,86 @@
+"""Job contract: what one step of training computes. The loop knows this class and no objective.
+
+    global step's batches -> Job.targets -> one per batch (DPO: reference scores)
+    batch, log-probs of its targets, its target -> Job.outcome -> BatchOutcome: losses with gradient, metrics by name
+
+A job is a batch layout, a loss and its metrics. DPO is in dpo.py; SFT and pretraining will stand beside it.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from minimind.data.pack import PairBatch
+
+Target = TypeVar("Target")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """A metric on the console.
+
+    Attributes:
+        metric: its name in the logged metrics.
+        label: its name on the console.
+        format: format specification of a logged step's value.
+        eval_format: format specification of an evaluation's value, which is a mean over more items.
+    """
+
+    metric: str
+    label: str
+    format: str
+    eval_format: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchOutcome:
+    """Loss and metrics of one micro-batch with N items (DPO: pairs).
+
+    Attributes:
+        losses: (N,) float32, with gradient, without the model's auxiliary loss.
+        metrics: name -> (N,) float32, without gradient; the job's `metrics`.
+    """
+
+    losses: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+class Job(abc.ABC, Generic[Target]):
+    """One kind of training.
+
+    Attributes:
+        name: short name, e.g. dpo; its loss without the auxiliary loss is logged as `<name>_loss`.
+        item: what the loss is a mean over, in the plural, for rates and messages, e.g. pairs.
+        metrics: names of the metrics in `BatchOutcome`, in the order in which they are logged.
+        columns: metrics that the console shows beside the loss.
+    """
+
+    name: str
+    item: str
+    metrics: tuple[str, ...]
+    columns: tuple[Column, ...] = ()
+
+    @abc.abstractmethod
+    def targets(self, batches: Sequence[PairBatch]) -> Sequence[Target]:
+        """What the loss of each micro-batch of a global step needs besides the policy's log-probs.
+
+        Called once per step, before the policy's forwards, so that a reference can score all micro-batches together.
+        """
+
+    @abc.abstractmethod
+    def outcome(self, batch: PairBatch, log_probs: Tensor, target: Target) -> BatchOutcome:
+        """Loss and metrics of a micro-batch.
+
+        Args:
+            log_probs: (K,) float32, the policy's log-probs of the batch's targets.
+            target: of this batch, from `targets`.
+        """
+
+    @abc.abstractmethod
+    def size(self, batch: PairBatch) -> int:
+        """Number of items of a micro-batch: its weight in the mean loss of a global step."""

@@ -1,0 +1,85 @@
+"""Evaluation: metrics over held-out data at the start, every interval and at the end.
+
+Start, Step -> evaluate all held-out items once over all ranks -> Evaluated
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from minimind.data.loader import Layout, eval_batches
+from minimind.data.table import PairTable
+from minimind.engine.policy import Policy
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.events import Evaluated, Event, Listener, Start, Step
+from minimind.training.jobs.job import Job
+from minimind.training.metrics import MetricSums, StepMetrics
+from minimind.training.step import eval_step
+
+
+class Evaluation(Listener):
+    """Evaluates the policy on held-out data.
+
+    Args:
+        table: the held-out pairs.
+        layout: how pairs become a batch.
+        batch_size: pairs in a batch.
+        interval: global steps between evaluations; 0: only at the start and at the end.
+        job: computes the metrics, with the reference of these pairs.
+        steps: training metrics, whose clock stops during an evaluation.
+        emit: raises an event.
+    """
+
+    name = "evaluation"
+
+    def __init__(
+        self,
+        *,
+        table: PairTable,
+        layout: Layout,
+        batch_size: int,
+        interval: int,
+        job: Job,
+        policy: Policy,
+        world: World,
+        watch: Watch,
+        steps: StepMetrics,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._table, self._layout, self._batch_size, self._interval = table, layout, batch_size, interval
+        self._job, self._policy, self._world, self._watch = job, policy, world, watch
+        self._steps, self._emit = steps, emit
+
+    def on_start(self, event: Start) -> None:
+        # A resumed run has this evaluation in its metrics already.
+        if event.step == 0:
+            self.evaluate(0)
+
+    def on_step(self, event: Step) -> None:
+        if event.stopping:
+            return  # a stop must not wait for an evaluation
+        if event.last or (self._interval and event.step % self._interval == 0):
+            self._steps.pause()
+            self.evaluate(event.step)
+            self._steps.resume()
+
+    def evaluate(self, step: int) -> None:
+        """Compute the metrics over all held-out items, each counted once, and raise `Evaluated`."""
+        self._watch.enter("evaluating")
+        sums, started = MetricSums(self._world, self._job), time.monotonic()
+        self._policy.eval()
+        batches = eval_batches(
+            self._table,
+            self._layout,
+            batch_size=self._batch_size,
+            rank=self._world.rank,
+            world_size=self._world.size,
+        )
+        for batch, weights in batches:
+            eval_step(self._policy, self._job, batch, weights, sums)
+            self._watch.tick()
+        self._policy.train()
+        metrics = {f"eval/{name}": value for name, value in sums.reduce(time.monotonic() - started).items()}
+        self._emit(Evaluated(step=step, metrics=metrics, items=len(self._table)))

@@ -1,0 +1,57 @@
+"""Metrics on disk: metrics.jsonl in the run's folder, and DeepSpeed's monitor (TensorBoard and others).
+
+Log, Evaluated, Saved -> one JSON line and one monitor event per metric, with the global step on the x-axis
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minimind.training.console import Console
+from minimind.training.events import Evaluated, Listener, Log, Saved
+from minimind.training.folder import append_line
+
+
+class MetricsFile(Listener):
+    """Writes metrics; only rank 0's does.
+
+    Args:
+        folder: the run's folder.
+        monitor: DeepSpeed's monitor.
+        epoch_of: global step -> epochs done.
+        console: says when metrics could not be written.
+        enabled: whether this rank writes.
+    """
+
+    name = "metrics_file"
+
+    def __init__(
+        self, *, folder: Path, monitor: Any, epoch_of: Callable[[int], float], console: Console, enabled: bool
+    ) -> None:
+        self._path, self._monitor, self._epoch_of = folder / "metrics.jsonl", monitor, epoch_of
+        self._console, self._enabled = console, enabled
+
+    def on_log(self, event: Log) -> None:
+        self._write(event.step, event.metrics)
+
+    def on_evaluated(self, event: Evaluated) -> None:
+        self._write(event.step, event.metrics)
+
+    def on_saved(self, event: Saved) -> None:
+        if event.failures:
+            self._write(event.step, {"save_failed": 1.0})
+
+    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self._enabled:
+            return
+        entry = {"step": step, "epoch": round(self._epoch_of(step), 6), **metrics}
+        try:
+            append_line(self._path, json.dumps(entry))
+            if self._monitor.enabled:
+                self._monitor.write_events([(name, value, step) for name, value in metrics.items()])
+        except OSError as error:
+            # A full disk costs metrics, not the run.
+            self._console.say(f"NOT LOGGED: step {step}: {error}")

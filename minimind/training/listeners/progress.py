@@ -1,0 +1,48 @@
+"""Progress on the console: the progress line, logged metrics, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minimind.training.console import Console
+from minimind.training.events import End, Evaluated, Listener, Log, Start, Step
+from minimind.training.jobs.job import Job
+
+
+class Progress(Listener):
+    """Shows a run's progress.
+
+    Args:
+        console: where it is shown.
+        epoch_of: global step -> epochs done.
+        job: says which metrics are shown.
+    """
+
+    name = "progress"
+
+    def __init__(self, *, console: Console, epoch_of: Callable[[int], float], job: Job) -> None:
+        self._console, self._epoch_of, self._job = console, epoch_of, job
+
+    def on_start(self, event: Start) -> None:
+        self._console.start(event.step, event.total_steps)
+
+    def on_step(self, event: Step) -> None:
+        self._console.advance(event.step)
+
+    def on_log(self, event: Log) -> None:
+        metrics = event.metrics
+        columns = (f"{column.label} {metrics[column.metric]:{column.format}}" for column in self._job.columns)
+        speed = f"{metrics['tokens_per_second']:,.0f} tok/s"
+        epoch = f"epoch {self._epoch_of(event.step):.2f}"
+        self._console.log(event.step, (epoch, f"loss {metrics['loss']:.4f}", *columns, speed))
+
+    def on_evaluated(self, event: Evaluated) -> None:
+        metrics = event.metrics
+        columns = (
+            f"{column.label} {metrics[f'eval/{column.metric}']:{column.eval_format}}" for column in self._job.columns
+        )
+        values = ", ".join((f"loss {metrics['eval/loss']:.4f}", *columns))
+        self._console.say(f"evaluation at step {event.step}: {values} ({event.items} held-out {self._job.item})")
+
+    def on_end(self, event: End) -> None:
+        self._console.stop()

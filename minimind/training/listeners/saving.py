@@ -1,0 +1,133 @@
+"""Saving: a checkpoint to resume from, and the weights to use.
+
+Step (every interval, last), End (stopped early) -> checkpoint, exported weights -> Saved
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minimind.checkpoints.store import Checkpoints
+from minimind.data.stream import PairStream
+from minimind.engine.policy import Policy
+from minimind.errors import CheckpointError, TrainingError, WeightsError
+from minimind.ranks.collectives import from_main
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.console import Console
+from minimind.training.events import End, Events, Listener, Saved, Start, Step
+from minimind.training.metrics import StepMetrics
+
+
+class Saving(Listener):
+    """Writes checkpoints and weights. A full disk is reported, and training continues, except at the last save.
+
+    Args:
+        checkpoints: writes checkpoints; None where states swap to NVMe, because such a run cannot be resumed.
+        export: writes the weights; all ranks call it.
+        folder: the run's folder, for messages.
+        interval: global steps between saves; 0: only at the end.
+        policy: the model that is saved.
+        stream: its place is saved with the checkpoint.
+        steps: unlogged training metrics are saved too; the clock stops during a save.
+        events: the listeners' states are saved; `Saved` is raised.
+    """
+
+    name = "saving"
+
+    def __init__(
+        self,
+        *,
+        checkpoints: Checkpoints | None,
+        export: Callable[[], None],
+        folder: Path,
+        interval: int,
+        policy: Policy,
+        stream: PairStream,
+        steps: StepMetrics,
+        events: Events,
+        console: Console,
+        world: World,
+        watch: Watch,
+    ) -> None:
+        self._checkpoints, self._export, self._folder, self._interval = checkpoints, export, folder, interval
+        self._policy, self._stream, self._steps, self._events = policy, stream, steps, events
+        self._console, self._world, self._watch = console, world, watch
+
+    def on_start(self, event: Start) -> None:
+        if event.step == event.total_steps:
+            # The interrupted run may have ended between its last checkpoint and its weights.
+            self._write_weights()
+
+    def on_step(self, event: Step) -> None:
+        if event.stopping:
+            return  # saved by on_end, without the weights
+        if event.last or (self._interval and event.step % self._interval == 0):
+            self._steps.pause()
+            self.save(event.step, last=event.last)
+            self._steps.resume()
+
+    def on_end(self, event: End) -> None:
+        if event.finished:
+            return
+        self._steps.pause()
+        # Time may be short after a signal: only what is needed to resume is written.
+        self.save(event.step, last=True, weights=self._checkpoints is None)
+        stopped = f"{event.reason}: stopped after step {event.step}"
+        if self._checkpoints is None:
+            raise TrainingError(
+                f"{stopped}. States that swap to NVMe are not saved, so the run cannot be resumed: start anew. The "
+                f"weights after this step are in {self._folder}.",
+                agreed=True,
+            )
+        self._console.say(f"{stopped}. A checkpoint is saved; resume with --from_resume 1")
+
+    def save(self, step: int, *, last: bool, weights: bool = True) -> None:
+        """Write a checkpoint and the weights, and raise `Saved`.
+
+        Raises:
+            CheckpointError: on all ranks, if it was the last save and a file could not be written.
+        """
+        self._watch.enter("saving")
+        failures: list[str] = []
+        checkpoint: Path | None = None
+        try:
+            checkpoint = self._write_checkpoint(step)
+        except CheckpointError as error:  # raised on all ranks alike
+            failures.append(str(error))
+        if weights:
+            try:
+                self._write_weights()
+            except WeightsError as error:  # raised on all ranks alike
+                failures.append(str(error))
+        if failures:
+            self._report(step, failures, last=last)
+        else:
+            self._console.say(f"saved step {step} under {self._folder}")
+        self._events.emit(Saved(step=step, checkpoint=checkpoint, failures=failures))
+
+    def _write_checkpoint(self, step: int) -> Path | None:
+        if self._checkpoints is None:
+            return None
+        return self._checkpoints.save(
+            self._policy,
+            step,
+            self._stream.place_after(step),
+            self._steps.unlogged(),
+            listeners=self._events.states(),
+        )
+
+    def _write_weights(self) -> None:
+        self._watch.enter("exporting")
+        self._export()
+
+    def _report(self, step: int, failures: list[str], *, last: bool) -> None:
+        """Say what could not be written; after the last save there is no next try, so raise it."""
+        newest = from_main(self._world, self._checkpoints.newest) if self._checkpoints is not None else None
+        whole = f"The newest complete checkpoint is {newest}." if newest else "There is no complete checkpoint."
+        message = f"NOT SAVED: step {step}: {'; '.join(failures)}. {whole}"
+        if last:
+            remedy = "--from_resume 1 repeats the lost steps" if self._checkpoints is not None else "start anew"
+            raise CheckpointError(f"{message} Free disk space; then {remedy}.", agreed=True)
+        self._console.say(f"{message} Training continues; the next save tries again.")

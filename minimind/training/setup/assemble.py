@@ -1,0 +1,136 @@
+"""Puts a run together: job, listeners and everything else that the loop needs.
+
+Prepared, TrainingData, OpenedRun, Engines -> assemble_run -> Run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from minimind import demo
+from minimind.data.loader import train_batches
+from minimind.data.pack import PairBatch
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.console import Console
+from minimind.training.events import Events, Listener
+from minimind.training.export import export_weights
+from minimind.training.jobs.dpo import DPOJob
+from minimind.training.listeners.evaluation import Evaluation
+from minimind.training.listeners.metrics_file import MetricsFile
+from minimind.training.listeners.progress import Progress
+from minimind.training.listeners.samples import Samples
+from minimind.training.listeners.saving import Saving
+from minimind.training.loop import Run
+from minimind.training.metrics import StepMetrics
+from minimind.training.nonfinite import NonFiniteReport
+from minimind.training.setup.engines import Engines
+from minimind.training.setup.open_run import OpenedRun
+from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.start_weights import weights_name
+from minimind.training.setup.training_data import TrainingData
+
+
+def assemble_run(
+    prepared: Prepared,
+    data: TrainingData,
+    opened: OpenedRun,
+    engines: Engines,
+    world: World,
+    watch: Watch,
+    console: Console,
+) -> Run:
+    """The run, with its listeners in the order in which they hear events."""
+    config, checkpoint = prepared.settings.config, prepared.checkpoint
+    average = config.objective.average_log_prob
+    jobs = [
+        DPOJob(loss=engines.loss, average_log_prob=average, reference=reference) for reference in engines.references
+    ]
+    unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}
+    metrics = StepMetrics(world, jobs[0], unlogged)
+    events = Events()
+    folder = Path(config.run.save_dir)
+    run = Run(
+        world=world,
+        watch=watch,
+        policy=engines.policy,
+        job=jobs[0],
+        batches=lambda start: _batches(data, engines, world, start),
+        total_steps=data.total_steps,
+        log_interval=config.run.log_interval,
+        seed=config.data.seed,
+        metrics=metrics,
+        events=events,
+        nonfinite=NonFiniteReport(
+            folder=folder,
+            data=data.table.path,
+            world=world,
+            latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
+        ),
+    )
+    events.add(*_listeners(prepared, data, opened, engines, run, jobs, console))
+    return run
+
+
+def _batches(data: TrainingData, engines: Engines, world: World, start: int) -> Iterator[Sequence[PairBatch]]:
+    """This rank's micro-batches of every global step after `start`."""
+    return train_batches(
+        data.table,
+        data.stream,
+        engines.layout,
+        rank=world.rank,
+        start=start + 1,
+        end=data.total_steps,
+        pin=world.device.type == "cuda",
+    )
+
+
+def _listeners(
+    prepared: Prepared,
+    data: TrainingData,
+    opened: OpenedRun,
+    engines: Engines,
+    run: Run,
+    jobs: Sequence[DPOJob],
+    console: Console,
+) -> Iterator[Listener]:
+    """Metrics are written before they are shown; an evaluation comes before the save at the same step."""
+    config, policy, epoch_of = prepared.settings.config, engines.policy, data.stream.epoch_of
+    folder, world, watch = Path(config.run.save_dir), run.world, run.watch
+    yield MetricsFile(folder=folder, monitor=policy.monitor, epoch_of=epoch_of, console=console, enabled=world.is_main)
+    if data.eval_table is not None:
+        yield Evaluation(
+            table=data.eval_table,
+            layout=engines.layout,
+            batch_size=config.optimisation.batch_size,
+            interval=config.run.eval_interval,
+            job=jobs[-1],
+            policy=policy,
+            world=world,
+            watch=watch,
+            steps=run.metrics,
+            emit=run.events.emit,
+        )
+    yield Saving(
+        checkpoints=opened.checkpoints,
+        export=lambda: export_weights(prepared, policy, watch.tick),
+        folder=folder,
+        interval=config.run.save_interval,
+        policy=policy,
+        stream=data.stream,
+        steps=run.metrics,
+        events=run.events,
+        console=console,
+        world=world,
+        watch=watch,
+    )
+    yield Progress(console=console, epoch_of=epoch_of, job=run.job)
+    if prepared.is_demo and world.is_main:
+        yield Samples(
+            prompts=demo.SAMPLE_PROMPTS,
+            source=prepared.source,
+            tokenizer=prepared.tokenizer,
+            trained=folder / weights_name(config),
+            console=console,
+        )

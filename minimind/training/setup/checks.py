@@ -1,0 +1,166 @@
+"""Checks of a run's settings against its files, before anything is loaded.
+
+    Draft -> every function of CHECKS -> errors, which `prepare` raises together
+
+A check is one function of a draft that yields user errors. Add it to CHECKS, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from minimind.config import Settings
+from minimind.errors import ConfigError, DataError, MiniMindError
+from minimind.model.backends import obstacle
+from minimind.objective.losses import Need, build_loss, loss_names
+from minimind.ranks.world import World
+from minimind.training.setup.start_weights import MODEL_SETTINGS, weights_name
+from minimind.weights.sources import WeightSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A run's settings and what could be opened of its files.
+
+    Attributes:
+        is_demo: the bundled demo runs.
+        source: start weights; None if they could not be opened.
+        tokenizer: None if it could not be loaded.
+        engine_resolved: the policy's DeepSpeed file was read, so settings that it fixes are known.
+    """
+
+    settings: Settings
+    world: World
+    is_demo: bool
+    source: WeightSource | None
+    tokenizer: PreTrainedTokenizerBase | None
+    engine_resolved: bool
+
+
+Check = Callable[[Draft], Iterator[MiniMindError]]
+
+
+def data_files_exist(draft: Draft) -> Iterator[MiniMindError]:
+    """Preference files are files."""
+    for flag in ("data_path", "eval_data_path"):
+        path = getattr(draft.settings.config.data, flag)
+        if path and not Path(path).is_file():
+            what = "is a folder; give a file" if Path(path).is_dir() else "no such file"
+            yield DataError(f"--{flag} {path}: {what}")
+
+
+def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
+    """A flag that only works together with another one is not given alone."""
+    settings, config = draft.settings, draft.settings.config
+    if settings.explicit("eval_interval") and not config.data.eval_data_path:
+        yield ConfigError("--eval_interval needs held-out pairs: --eval_data_path")
+    if settings.explicit("on_bad_checkpoint") and not config.run.from_resume:
+        yield ConfigError("--on_bad_checkpoint needs --from_resume 1")
+
+
+def demo_keeps_its_weights(draft: Draft) -> Iterator[MiniMindError]:
+    """The demo's pairs are not trained on with other weights under the demo's tokenizer."""
+    settings, given = draft.settings, draft.settings.config.model.from_weight
+    foreign = settings.explicit("from_weight") and given != "none" and not settings.explicit("tokenizer_path")
+    if draft.is_demo and foreign:
+        yield ConfigError(
+            f"--from_weight {given} without --data_path: the demo's pairs are made for the demo's weights; "
+            "give your pairs with --data_path, or leave --from_weight out"
+        )
+
+
+def weights_are_complete(draft: Draft) -> Iterator[MiniMindError]:
+    """The weight file holds the tensors of its model."""
+    if draft.source is None:
+        return
+    try:
+        draft.source.check_fit()
+    except MiniMindError as error:
+        yield error
+
+
+def sizes_are_those_of_the_weights(draft: Draft) -> Iterator[MiniMindError]:
+    """Flags of model sizes agree with the weights, and rows are not longer than the model's positions."""
+    if draft.source is None:
+        return
+    settings, model = draft.settings, draft.source.config
+    for name in MODEL_SETTINGS:
+        given, value = getattr(settings.config.model, name), getattr(model, name, None)
+        # A 0 on the command line means "not given", except for a switch.
+        if settings.explicit(name) and given != value and (given or name == "use_moe"):
+            found = f"has {_shown(value)}" if value is not None else "has no such setting"
+            yield ConfigError(f"--{name} is {_shown(given)}, but {draft.source.origin} {found}; drop the flag")
+    longest, wanted = getattr(model, "max_position_embeddings", None), settings.config.data.max_seq_len
+    if longest is not None and wanted > longest:
+        yield ConfigError(f"--max_seq_len is {wanted}, but the model has {longest} positions")
+
+
+def tokenizer_fits_the_model(draft: Draft) -> Iterator[MiniMindError]:
+    """Every token id of the tokenizer is in the model's vocabulary."""
+    if draft.source is None or draft.tokenizer is None:
+        return
+    largest = max(draft.tokenizer.get_vocab().values()) + 1
+    if largest > draft.source.config.vocab_size:
+        yield ConfigError(
+            f"the tokenizer at {draft.tokenizer.name_or_path} has {largest} tokens, {draft.source.origin} only "
+            f"{draft.source.config.vocab_size}; they do not belong together"
+        )
+
+
+def attention_is_available(draft: Draft) -> Iterator[MiniMindError]:
+    """The attention backend that a flag names can exist on this device; it is tried later."""
+    config = draft.settings.config
+    if not draft.engine_resolved or config.engine.attention == "auto":
+        return
+    dtype = getattr(torch, config.optimisation.dtype)
+    if problem := obstacle(config.engine.attention, draft.world.device, dtype):
+        yield ConfigError(f"--attention {config.engine.attention}: {problem}; use auto or sdpa")
+
+
+def loss_is_known(draft: Draft) -> Iterator[MiniMindError]:
+    """The loss is registered, and the reference can give what it needs."""
+    config = draft.settings.config
+    if config.objective.loss not in loss_names():
+        yield ConfigError(f"--loss {config.objective.loss}: no such loss; known are {', '.join(loss_names())}")
+        return
+    needs = build_loss(config.objective.loss, draft.settings.values).needs
+    if Need.PER_TOKEN in needs and Need.REFERENCE in needs and config.engine.reference == "cached":
+        yield ConfigError(
+            f"--loss {config.objective.loss} needs the reference's log-prob of each token, and --reference cached "
+            "keeps sums over rows; use --reference live"
+        )
+
+
+def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
+    """The run does not write its weights over those that it starts from."""
+    if draft.source is None:
+        return
+    config = draft.settings.config
+    target = (Path(config.run.save_dir) / weights_name(config)).absolute()
+    if Path(draft.source.origin).absolute() in (target, target.with_name(f"{target.name}.pth")):
+        yield ConfigError(
+            f"--from_weight {draft.source.origin} would be overwritten by this run; give another --save_weight or "
+            "--save_dir"
+        )
+
+
+CHECKS: Sequence[Check] = (
+    data_files_exist,
+    flags_have_their_partner,
+    demo_keeps_its_weights,
+    weights_are_complete,
+    sizes_are_those_of_the_weights,
+    tokenizer_fits_the_model,
+    attention_is_available,
+    loss_is_known,
+    start_weights_are_not_overwritten,
+)
+
+
+def _shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

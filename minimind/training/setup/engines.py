@@ -1,0 +1,74 @@
+"""Builds the engines: the policy, the batch layout that it computes exactly, and the references.
+
+Prepared + TrainingData -> build_engines -> Engines
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from minimind import native
+from minimind.data.loader import Layout
+from minimind.engine.policy import Policy
+from minimind.engine.reference import Reference
+from minimind.objective.losses import PreferenceLoss, build_loss
+from minimind.objective.schedule import learning_rate_factor
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.console import Console
+from minimind.training.setup.batch_layout import choose_layout
+from minimind.training.setup.open_run import OpenedRun
+from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.references import open_references
+from minimind.training.setup.resume import model_identity
+from minimind.training.setup.training_data import TrainingData
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engines:
+    """What computes a run's numbers.
+
+    Attributes:
+        loss: the preference loss.
+        references: one for each of the data's tables; None for a loss that needs no reference.
+    """
+
+    policy: Policy
+    layout: Layout
+    loss: PreferenceLoss
+    references: Sequence[Reference | None]
+
+
+def build_engines(
+    prepared: Prepared, data: TrainingData, opened: OpenedRun, world: World, watch: Watch, console: Console
+) -> Engines:
+    """Build the policy with its start weights, and the references, and compare them.
+
+    Raises:
+        TrainingError: on every rank, if policy and reference differ.
+    """
+    config = prepared.settings.config
+    watch.enter("building")
+    if world.on_cpu:
+        native.prepare(kernels=config.optimisation.dtype == "bfloat16")
+    policy = Policy(
+        prepared.source,
+        prepared.policy_config,
+        functools.partial(
+            learning_rate_factor,
+            total_steps=data.total_steps,
+            warmup_steps=config.optimisation.warmup_steps,
+        ),
+        world,
+        config.engine.attention,
+        watch.tick,
+    )
+    if world.on_cpu:
+        native.keep_memory()
+    layout = choose_layout(prepared, policy, data.table, console)
+    loss = build_loss(config.objective.loss, prepared.settings.values)
+    described = {"weights": opened.fingerprint, **model_identity(prepared)}
+    references = open_references(prepared, policy, data.tables, layout, loss, described, console, watch)
+    return Engines(policy=policy, layout=layout, loss=loss, references=references)

@@ -1,0 +1,71 @@
+"""Start weights: where they are, and the model sizes that they fix.
+
+--from_weight -> open_start_weights -> WeightSource -> with_model_sizes -> settings with the weights' own sizes
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minimind.config import WEIGHTS, DPOConfig, Settings
+from minimind.errors import ConfigError, WeightsError
+from minimind.model.configuration import MiniMindConfig
+from minimind.weights.sources import RandomSource, WeightSource, open_weights
+
+# Settings of the model that a MiniMind .pth does not contain. Flags can give them.
+NOT_IN_PTH = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
+# Settings of the model that weights fix.
+MODEL_SETTINGS = ("hidden_size", "num_hidden_layers", "use_moe", "generation", *NOT_IN_PTH)
+
+
+def open_start_weights(config: DPOConfig) -> WeightSource:
+    """The start weights that --from_weight names.
+
+    Raises:
+        WeightsError: no such file or folder, or it cannot be read.
+        ConfigError: fresh weights are asked for, of a model that cannot exist.
+    """
+    model = config.model
+    given: dict[str, Any] = {name: value for name in NOT_IN_PTH if (value := getattr(model, name))}
+    if model.from_weight == "none":
+        try:
+            fresh = MiniMindConfig(
+                generation=model.generation or 2,
+                hidden_size=model.hidden_size,
+                num_hidden_layers=model.num_hidden_layers,
+                use_moe=model.use_moe,
+                **given,
+            )
+        except ValueError as error:
+            raise ConfigError(f"--from_weight none: {error}") from error
+        return RandomSource(fresh, config.data.seed)
+    path = weights_path(config)
+    if not path.exists():
+        raise WeightsError(
+            f"--from_weight {model.from_weight}: no such file or folder, and MiniMind's short name would be {path}, "
+            "which does not exist; give a .pth, a Hugging Face folder or none"
+        )
+    return open_weights(path, given)
+
+
+def weights_path(config: DPOConfig) -> Path:
+    """Path that --from_weight means: itself if it exists, else MiniMind's short name of a file in save_dir."""
+    path = Path(config.model.from_weight)
+    return path if path.exists() else Path(config.run.save_dir) / f"{_file_name(config, config.model.from_weight)}.pth"
+
+
+def weights_name(config: DPOConfig) -> str:
+    """Name of the weights that the run writes, in MiniMind's form: name, hidden size, _moe for a mixture."""
+    return _file_name(config, config.run.save_weight)
+
+
+def _file_name(config: DPOConfig, name: str) -> str:
+    return f"{name}_{config.model.hidden_size}{'_moe' if config.model.use_moe else ''}"
+
+
+def with_model_sizes(settings: Settings, source: WeightSource) -> Settings:
+    """Settings with the sizes of the weights' model. Flags stay; a check compares them with the weights."""
+    found = {name: getattr(source.config, name, None) for name in MODEL_SETTINGS}
+    origin = "default" if settings.config.model.from_weight == "none" else WEIGHTS
+    return settings.with_defaults({name: value for name, value in found.items() if value is not None}, origin)

@@ -1,0 +1,36 @@
+"""The run's tokenizer: from --tokenizer_path, else the start weights' folder, else the demo's for fresh weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from minimind import demo
+from minimind.config import DPOConfig
+from minimind.errors import ConfigError, DataError
+from minimind.weights.sources import WeightSource
+
+
+def load_tokenizer(config: DPOConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
+    """The tokenizer; `source` is None if the start weights cannot be opened.
+
+    Raises:
+        ConfigError: no folder is known, or it does not exist.
+        DataError: the folder holds no usable tokenizer.
+    """
+    path: str | Path | None = config.data.tokenizer_path or (source.tokenizer_path if source is not None else None)
+    if not path and config.model.from_weight == "none":
+        path = demo.TOKENIZER_PATH
+    if not path:
+        raise ConfigError(
+            f"{config.model.from_weight} contains no tokenizer; give its folder with --tokenizer_path (MiniMind's is "
+            "`model/`)"
+        )
+    if not Path(path).is_dir():
+        raise ConfigError(f"--tokenizer_path {path}: no such folder")
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # transformers raises exceptions of many classes for a broken folder.
+        raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error

@@ -1,0 +1,95 @@
+"""The run's data: tokenised pairs, the order in which they are trained on, and the number of global steps.
+
+preference files -> load_pairs -> PairTable -> PairStream -> TrainingData
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from minimind.config import DPOConfig
+from minimind.data.stream import PairStream
+from minimind.data.table import PairTable, load_table
+from minimind.errors import ConfigError
+from minimind.ranks.collectives import from_main, main_first
+from minimind.ranks.world import World
+from minimind.training.setup.prepare import Prepared, cache_dir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Data of a run.
+
+    Attributes:
+        table: the pairs that are trained on.
+        eval_table: held-out pairs; None without --eval_data_path.
+        stream: order of the pairs, by global step, rank and micro-batch.
+        total_steps: global steps of the run.
+    """
+
+    table: PairTable
+    eval_table: PairTable | None
+    stream: PairStream
+    total_steps: int
+
+    @property
+    def tables(self) -> list[PairTable]:
+        """All tables: training pairs first."""
+        return [self.table] if self.eval_table is None else [self.table, self.eval_table]
+
+
+def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None]) -> TrainingData:
+    """Tokenise the preference files, or read their cache, and lay out the order of pairs; all ranks call it.
+
+    Raises:
+        DataError: a file, or under `--on_bad_row error` a row, cannot be used.
+        ConfigError: the pairs do not fill one global batch.
+    """
+    config = prepared.settings.config
+    assert config.data.data_path is not None
+    table = _load_pairs(prepared, world, config.data.data_path, on_progress)
+    eval_path = config.data.eval_data_path
+    eval_table = _load_pairs(prepared, world, eval_path, on_progress) if eval_path else None
+    stream = PairStream(
+        num_pairs=len(table),
+        epochs=config.optimisation.epochs,
+        micro_batch_size=config.optimisation.batch_size,
+        accumulation_steps=config.optimisation.accumulation_steps,
+        world_size=world.size,
+        shuffle=config.data.shuffle,
+        seed=config.data.seed,
+        costs=table.costs,
+        tokens=table.packed_tokens,
+        token_budget=config.optimisation.micro_batch_tokens,
+    )
+    total_steps = from_main(world, lambda: _total_steps(stream, config))
+    return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
+
+
+def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callable[[], None]) -> PairTable:
+    """One preference file under the run's policy for bad rows. One rank per machine tokenises, the others read."""
+    config = prepared.settings.config.data
+    return main_first(
+        world,
+        lambda: load_table(
+            Path(path),
+            prepared.tokenizer,
+            max_length=config.max_seq_len,
+            empty_think_ratio=config.empty_think_ratio,
+            num_workers=config.num_workers,
+            cache_dir=cache_dir(prepared.settings.config),
+            on_progress=on_progress,
+        ).with_bad_rows(config.on_bad_row),
+    )
+
+
+def _total_steps(stream: PairStream, config: DPOConfig) -> int:
+    total = stream.total_steps
+    if not total:
+        raise ConfigError(
+            f"{stream.num_pairs} pairs x {stream.epochs} epochs do not fill one global batch of "
+            f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
+        )
+    return min(total, config.optimisation.max_steps or total)

@@ -1,0 +1,54 @@
+"""The job contract can be met by something that is not DPO: a loss per row, as SFT has it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.jobs.job import BatchOutcome, Job
+from minimind.training.metrics import MetricSums
+from minimind.training.step import train_step
+
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+class Likelihood(Job[None]):
+    """Negative log-likelihood of every target."""
+
+    name, item, metrics = "sft", "targets", ("perplexity",)
+
+    def targets(self, batches):
+        return [None] * len(batches)
+
+    def outcome(self, batch, log_probs, target):
+        return BatchOutcome(losses=-log_probs, metrics={"perplexity": (-log_probs).exp().detach()})
+
+    def size(self, batch):
+        return len(batch.target_ids)
+
+
+def test_step_and_metrics_work_for_another_job(one_rank, monkeypatch):
+    monkeypatch.setattr("minimind.training.step.to_device", lambda batch, device: batch)
+    losses = []
+    policy = SimpleNamespace(
+        world=WORLD,
+        score=lambda batch: (batch.log_probs, torch.zeros(())),
+        backward=lambda loss, last: losses.append(float(loss)),
+        step=lambda: None,
+    )
+    # Negative log-likelihoods 1; 2, 3, 6: means 1 and 11/3, weighted 1/4 and 3/4: in all the mean over four targets.
+    batches = [
+        SimpleNamespace(log_probs=-torch.tensor(values), target_ids=values, row_tokens=10)
+        for values in ([1.0], [2.0, 3.0, 6.0])
+    ]
+    job = Likelihood()
+    sums = MetricSums(WORLD, job)
+    train_step(policy, job, batches, sums, Watch())
+    assert sum(losses) == 3.0
+    metrics = sums.reduce(seconds=2.0)
+    assert metrics["sft_loss"] == metrics["loss"] == 3.0
+    assert metrics["targets_per_second"] == 2.0
+    assert abs(metrics["perplexity"] - float(torch.tensor([1.0, 2.0, 3.0, 6.0]).exp().mean())) < 1e-4

@@ -1,0 +1,104 @@
+"""Evaluation: when held-out pairs are evaluated, and that each counts once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.events import Evaluated, Events, Listener, Start, Step
+from minimind.training.jobs.job import BatchOutcome
+from minimind.training.listeners import evaluation
+from minimind.training.listeners.evaluation import Evaluation
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+TABLE = [1.0, 2.0, 6.0]
+
+
+class Recorder(Listener):
+    name = "recorder"
+
+    def __init__(self):
+        self.heard = []
+
+    def on_evaluated(self, event):
+        self.heard.append(event)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A run over three held-out pairs, whose losses are the table's values."""
+    monkeypatch.setattr("minimind.training.step.to_device", lambda batch, device: batch)
+
+    def make(interval):
+        world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+        events, recorder, calls = Events(), Recorder(), []
+        policy = SimpleNamespace(
+            world=world,
+            eval=lambda: calls.append("eval"),
+            train=lambda: calls.append("train"),
+            score=lambda batch: (batch.values, torch.zeros(())),
+        )
+        job = SimpleNamespace(
+            name="dpo",
+            item="pairs",
+            metrics=(),
+            targets=lambda batches: [None],
+            outcome=lambda batch, log_probs, target: BatchOutcome(losses=log_probs, metrics={}),
+        )
+        listener = Evaluation(
+            table=TABLE,
+            layout=lambda values: SimpleNamespace(values=torch.tensor(values), row_tokens=4),
+            batch_size=2,
+            interval=interval,
+            job=job,
+            policy=policy,
+            world=world,
+            watch=Watch(),
+            steps=SimpleNamespace(pause=lambda: calls.append("pause"), resume=lambda: calls.append("resume")),
+            emit=events.emit,
+        )
+        events.add(listener, recorder)
+        return SimpleNamespace(events=events, heard=recorder.heard, calls=calls)
+
+    return make
+
+
+def test_the_metrics_are_means_over_all_held_out_pairs(made):
+    run = made(interval=0)
+    run.events.emit(Start(step=0, total_steps=4))
+    (event,) = run.heard
+    assert isinstance(event, Evaluated)
+    assert (event.step, event.items) == (0, 3)
+    assert event.metrics["eval/loss"] == 3.0
+    assert run.calls == ["eval", "train"]
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(0, [4]), (2, [2, 4]), (3, [3, 4])])
+def test_every_interval_and_at_the_end(made, interval, steps):
+    run = made(interval)
+    for step in (1, 2, 3, 4):
+        run.events.emit(Step(step=step, last=step == 4))
+    assert [event.step for event in run.heard] == steps
+    assert run.calls == ["pause", "eval", "train", "resume"] * len(steps)
+
+
+def test_a_resumed_run_does_not_repeat_the_evaluation_at_the_start(made):
+    run = made(interval=0)
+    run.events.emit(Start(step=2, total_steps=4))
+    assert run.heard == []
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(made):
+    run = made(interval=2)
+    run.events.emit(Step(step=2, last=False, stopping=True))
+    assert run.heard == []
+
+
+def test_the_step_function_is_the_one_of_training():
+    from minimind.training.step import eval_step
+
+    assert evaluation.eval_step is eval_step

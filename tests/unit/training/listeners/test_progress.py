@@ -1,0 +1,35 @@
+"""Progress: lines of logged steps and evaluations, with the columns of the job."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from minimind.training.console import Console
+from minimind.training.events import End, Evaluated, Log, Start, Step
+from minimind.training.jobs.job import Column
+from minimind.training.listeners.progress import Progress
+
+MARGIN = Column(metric="rewards/margins", label="margin", format="+.2f", eval_format="+.4f")
+
+
+@pytest.fixture
+def progress():
+    job = SimpleNamespace(columns=(MARGIN,), item="pairs")
+    return Progress(console=Console(enabled=True), epoch_of=lambda step: step / 10, job=job)
+
+
+def test_a_logged_step(progress, capsys):
+    progress.on_start(Start(step=0, total_steps=20))
+    progress.on_step(Step(step=5, last=False))
+    progress.on_log(Log(step=5, metrics={"loss": 0.65123, "rewards/margins": 0.129, "tokens_per_second": 12345.6}))
+    progress.on_end(End(step=5, finished=False))
+    line = capsys.readouterr().out
+    assert line.startswith("step  5/20  epoch 0.50  loss 0.6512  margin +0.13  12,346 tok/s  ")
+    assert line.endswith(" left\n")
+
+
+def test_an_evaluation(progress, capsys):
+    progress.on_evaluated(Evaluated(step=7, metrics={"eval/loss": 0.5, "eval/rewards/margins": -0.2}, items=100))
+    assert capsys.readouterr().out == "evaluation at step 7: loss 0.5000, margin -0.2000 (100 held-out pairs)\n"

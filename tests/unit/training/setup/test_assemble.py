@@ -1,0 +1,75 @@
+"""Putting a run together: its listeners, their order, and the jobs of training and evaluation."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minimind.config import parse_settings
+from minimind.objective.losses import SigmoidLoss
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.console import Console
+from minimind.training.setup.assemble import assemble_run
+
+
+@pytest.fixture
+def assemble(tmp_path):
+    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None):
+        world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
+        manifest = SimpleNamespace(unlogged=unlogged or {})
+        prepared = SimpleNamespace(
+            settings=parse_settings(["--save_dir", str(tmp_path), *flags]),
+            is_demo=is_demo,
+            checkpoint=SimpleNamespace(manifest=manifest) if unlogged else None,
+            source=None,
+            tokenizer=None,
+        )
+        data = SimpleNamespace(
+            table=SimpleNamespace(path=tmp_path / "pairs.jsonl"),
+            eval_table=eval_table,
+            stream=SimpleNamespace(epoch_of=lambda step: step / 10),
+            total_steps=7,
+        )
+        opened = SimpleNamespace(checkpoints=SimpleNamespace(folder=tmp_path / "checkpoints"))
+        references = ["training", "held out"] if eval_table else ["training"]
+        engines = SimpleNamespace(
+            policy=SimpleNamespace(monitor=None), layout=None, loss=SigmoidLoss(), references=references
+        )
+        return assemble_run(prepared, data, opened, engines, world, Watch(), Console(enabled=False))
+
+    return run
+
+
+def names(run):
+    return [listener.name for listener in run.events._listeners]
+
+
+def test_listeners_of_a_plain_run(assemble):
+    assert names(assemble()) == ["metrics_file", "saving", "progress"]
+
+
+def test_an_evaluation_comes_before_the_save_of_its_step(assemble):
+    run = assemble(eval_table=[1, 2])
+    assert names(run) == ["metrics_file", "evaluation", "saving", "progress"]
+    evaluation = run.events._listeners[1]
+    assert (run.job.reference, evaluation._job.reference) == ("training", "held out")
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
+def test_rank_0_of_the_demo_shows_samples(assemble, rank, shown):
+    assert (names(assemble(is_demo=True, rank=rank))[-1] == "samples") == shown
+
+
+def test_settings_reach_the_loop(assemble, tmp_path):
+    run = assemble("--log_interval", "3", "--seed", "5")
+    assert (run.total_steps, run.log_interval, run.seed) == (7, 3, 5)
+    assert run.nonfinite.latest == tmp_path / "checkpoints" / "latest"
+
+
+def test_unlogged_metrics_of_the_checkpoint_are_taken_over(assemble):
+    sums = [[float(rank)] * 11 for rank in (1, 2)]
+    run = assemble(unlogged={"sums": sums, "norms": [3.0, 1.0], "seconds": 4.0}, rank=1)
+    assert run.metrics.sums.sums.tolist() == sums[1]

@@ -1,0 +1,142 @@
+"""Checks of settings against files: each yields its error, and nothing for a run that is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from minimind.config import parse_settings
+from minimind.errors import ConfigError, DataError, WeightsError
+from minimind.model.configuration import MiniMindConfig
+from minimind.objective import losses
+from minimind.objective.losses import Need, SigmoidLoss
+from minimind.ranks.world import World
+from minimind.training.setup import checks
+from minimind.training.setup.checks import CHECKS, Draft
+
+
+def draft(*flags, **changes) -> Draft:
+    """A run that is right, with these flags."""
+    source = SimpleNamespace(
+        config=MiniMindConfig(hidden_size=64, num_hidden_layers=2, vocab_size=100),
+        origin="start.pth",
+        check_fit=lambda: None,
+    )
+    values = {
+        "settings": parse_settings(flags),
+        "world": World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
+        "is_demo": False,
+        "source": source,
+        "tokenizer": SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 99}, name_or_path="folder"),
+        "engine_resolved": True,
+    }
+    return Draft(**{**values, **changes})
+
+
+def problems(one: Draft) -> list[str]:
+    return [f"{type(error).__name__}: {error}" for check in CHECKS for error in check(one)]
+
+
+def test_a_right_run_has_no_problems():
+    assert problems(draft()) == []
+
+
+def test_a_run_whose_files_could_not_be_opened_has_no_further_problems():
+    assert problems(draft(source=None, tokenizer=None, engine_resolved=False)) == []
+
+
+@pytest.mark.parametrize("flag", ["data_path", "eval_data_path"])
+def test_data_must_be_a_file(tmp_path, flag):
+    (error,) = checks.data_files_exist(draft(f"--{flag}", str(tmp_path)))
+    assert isinstance(error, DataError)
+    assert str(error) == f"--{flag} {tmp_path}: is a folder; give a file"
+    (error,) = checks.data_files_exist(draft(f"--{flag}", str(tmp_path / "x")))
+    assert str(error).endswith("no such file")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--eval_interval", "3"), "--eval_interval needs held-out pairs: --eval_data_path"),
+        (("--on_bad_checkpoint", "previous"), "--on_bad_checkpoint needs --from_resume 1"),
+    ],
+)
+def test_flags_that_need_another(flags, message):
+    assert problems(draft(*flags)) == [f"ConfigError: {message}"]
+    assert problems(draft(*flags, "--eval_data_path", __file__, "--from_resume", "1")) == []
+
+
+def test_the_demo_refuses_other_weights_under_its_tokenizer():
+    one = draft("--from_weight", "mine.pth", is_demo=True)
+    (error,) = checks.demo_keeps_its_weights(one)
+    assert "the demo's pairs are made for the demo's weights" in str(error)
+    assert list(checks.demo_keeps_its_weights(dataclasses.replace(one, is_demo=False))) == []
+    assert list(checks.demo_keeps_its_weights(draft("--from_weight", "none", is_demo=True))) == []
+
+
+def test_incomplete_weights_are_reported_with_their_own_class():
+    def fail():
+        raise WeightsError("start.pth lacks lm_head.weight")
+
+    one = draft()
+    one.source.check_fit = fail
+    assert problems(one) == ["WeightsError: start.pth lacks lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--hidden_size", "64"), []),
+        (("--hidden_size", "32"), ["--hidden_size is 32, but start.pth has 64; drop the flag"]),
+        (("--use_moe", "1"), ["--use_moe is 1, but start.pth has 0; drop the flag"]),
+        (("--num_attention_heads", "0"), []),  # 0: not given
+        (("--max_seq_len", "99999999"), ["--max_seq_len is 99999999, but the model has 32768 positions"]),
+    ],
+)
+def test_sizes_agree_with_the_weights(flags, expected):
+    assert [str(error) for error in checks.sizes_are_those_of_the_weights(draft(*flags))] == expected
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model():
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 100}, name_or_path="folder")
+    assert problems(draft(tokenizer=tokenizer)) == [
+        "ConfigError: the tokenizer at folder has 101 tokens, start.pth only 100; they do not belong together"
+    ]
+
+
+def test_an_attention_backend_that_cannot_exist_here():
+    (error,) = checks.attention_is_available(draft("--attention", "flex"))
+    assert str(error).startswith("--attention flex: ")
+    assert list(checks.attention_is_available(draft("--attention", "flex", engine_resolved=False))) == []
+
+
+def test_an_unknown_loss_lists_the_known_ones():
+    (message,) = problems(draft("--loss", "dpo"))
+    assert message.startswith("ConfigError: --loss dpo: no such loss; known are ")
+    assert "sigmoid" in message
+
+
+def test_a_loss_over_tokens_cannot_use_a_cached_reference(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class PerToken(SigmoidLoss):
+        name: ClassVar[str] = "per_token"
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.PER_TOKEN})
+
+    monkeypatch.setattr(losses, "_LOSSES", {"per_token": PerToken})
+    assert problems(draft("--loss", "per_token")) == []
+    (message,) = problems(draft("--loss", "per_token", "--reference", "cached"))
+    assert "use --reference live" in message
+
+
+def test_start_weights_are_not_overwritten(tmp_path):
+    one = draft("--save_dir", str(tmp_path), "--save_weight", "mine", "--hidden_size", "64")
+    assert problems(one) == []
+    for name in ("mine_64.pth", "mine_64"):
+        one.source.origin = str(tmp_path / name)
+        (error,) = checks.start_weights_are_not_overwritten(one)
+        assert isinstance(error, ConfigError)
+        assert "would be overwritten by this run" in str(error)

@@ -1,0 +1,89 @@
+"""Preparation of a run: stages, paths, and problems of all stages in one error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimind import demo
+from minimind.config import parse_settings
+from minimind.errors import ConfigError
+from minimind.ranks.world import World
+from minimind.training.setup import prepare as module
+from minimind.training.setup.prepare import cache_dir, input_paths, prepare, reference_path
+from tests.conftest import REPO
+
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+ZERO2 = ("--deepspeed", str(REPO / "ds_configs/zero2.json"))
+
+
+def test_the_demo_is_prepared_from_nothing_but_a_deepspeed_file(tmp_path):
+    prepared = prepare(parse_settings([*ZERO2, "--save_dir", str(tmp_path)]), WORLD)
+    config, origins = prepared.settings.config, prepared.settings.origins
+    assert prepared.is_demo
+    assert (config.data.data_path, origins["data_path"]) == (str(demo.TRAIN_PATH), "demo")
+    assert (config.model.hidden_size, origins["hidden_size"]) == (96, "weights")
+    assert (prepared.policy_config.stage, prepared.reference_config.stage) == (2, 3)
+    # Every path that the run uses is in its settings, so that run.json is complete.
+    assert config.engine.reference_config == str(REPO / "ds_configs/reference.json")
+    assert Path(config.data.cache_dir).name == "minimind"
+
+
+def test_the_last_settings_are_those_of_the_deepspeed_file(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": false}, "gradient_clipping": 0.5}')
+    settings = prepare(parse_settings(["--deepspeed", str(path), "--save_dir", str(tmp_path)]), WORLD).settings
+    assert (settings.config.optimisation.grad_clip, settings.origins["grad_clip"]) == (0.5, "DeepSpeed file")
+    assert settings.config.optimisation.dtype == "float32"
+
+
+def test_problems_of_all_stages_are_one_error(tmp_path):
+    flags = ["--data_path", str(tmp_path / "none.jsonl"), "--from_weight", "nowhere", "--eval_interval", "3"]
+    with pytest.raises(ConfigError) as caught:
+        prepare(parse_settings(flags), WORLD)
+    message = str(caught.value)
+    assert message.startswith("5 problems:")
+    for part in (
+        "none.jsonl: no such file",
+        "--from_weight nowhere: no such file or folder",
+        "nowhere contains no tokenizer",
+        "--deepspeed FILE is missing",
+        "--eval_interval needs held-out pairs",
+    ):
+        assert part in message
+
+
+def test_a_single_problem_is_raised_as_it_is():
+    with pytest.raises(ConfigError, match=r"^--deepspeed FILE is missing"):
+        prepare(parse_settings([]), WORLD)
+
+
+def test_input_paths_name_the_flag_of_each_file(tmp_path):
+    flags = ["--data_path", "a.jsonl", "--from_weight", "b.pth", "--save_dir", str(tmp_path), *ZERO2]
+    assert input_paths(parse_settings(flags).config) == {
+        "--data_path": Path("a.jsonl"),
+        "--from_weight": tmp_path / "b.pth_512.pth",
+        "--deepspeed": Path(ZERO2[1]),
+        "--reference_config": REPO / "ds_configs/reference.json",
+    }
+
+
+def test_fresh_and_demo_weights_are_no_input():
+    assert "--from_weight" not in input_paths(parse_settings(["--from_weight", "none", "--data_path", "a"]).config)
+    assert "--from_weight" not in input_paths(parse_settings([]).config)
+
+
+def test_cache_dir_follows_the_flag_then_the_environment(monkeypatch, tmp_path):
+    assert cache_dir(parse_settings(["--cache_dir", "here"]).config) == Path("here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir(parse_settings([]).config) == tmp_path / "minimind"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir(parse_settings([]).config) == Path.home() / ".cache" / "minimind"
+
+
+def test_the_reference_s_file_follows_the_flag():
+    assert reference_path(parse_settings(["--reference_config", "mine.json"]).config) == Path("mine.json")
+    assert reference_path(parse_settings([]).config).is_file()
+    assert module.reference_path is reference_path

@@ -1,0 +1,80 @@
+"""The comparison of policy and reference before the first update, and of one pair in two layouts."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minimind.errors import TrainingError
+from minimind.objective.losses import SigmoidLoss
+from minimind.objective.rows import ReferenceScores
+from minimind.ranks.world import World
+from minimind.training.setup import start_check
+from minimind.training.setup.start_check import START_TOLERANCE, check_start, layouts_agree
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+# Two pairs with 4 targets in each row of the first, 1 in each row of the second.
+BATCH = SimpleNamespace(target_counts=torch.tensor([[0, 4, 4], [0, 1, 1]]), lines=(7, 9))
+LOG_PROBS = torch.tensor([-1.0] * 10)
+
+
+@pytest.fixture(autouse=True)
+def stay(monkeypatch):
+    monkeypatch.setattr(start_check, "to_device", lambda batch, device: batch)
+
+
+def policy(log_probs=LOG_PROBS):
+    """Remembers the order of its calls."""
+    calls = []
+    return SimpleNamespace(
+        world=WORLD,
+        dtype="float32",
+        calls=calls,
+        eval=lambda: calls.append("eval"),
+        train=lambda: calls.append("train"),
+        score=lambda batch: calls.append("score") or (getattr(batch, "log_probs", log_probs), torch.zeros(())),
+    )
+
+
+def reference(*sums):
+    return SimpleNamespace(
+        score=lambda batches: [ReferenceScores(sums=torch.tensor(sums))],
+        mismatch=lambda worst, line, start: f"{worst:.3f} at line {line}, start {start:.4f}",
+    )
+
+
+def test_equal_models_pass_in_eval_mode():
+    one = policy()
+    check_start(one, reference([-4.0, -4.0], [-1.0, -1.0]), BATCH, "float32", SigmoidLoss())
+    assert one.calls == ["eval", "score", "train"]
+
+
+@pytest.mark.parametrize(("difference", "passes"), [(0.9, True), (1.1, False)])
+def test_the_tolerance_of_a_sum_grows_with_the_square_root_of_its_targets(difference, passes):
+    """A row of 4 targets may differ by twice the tolerance."""
+    limit = 2 * START_TOLERANCE["float32"]
+    check = (policy(), reference([-4.0 - difference * limit, -4.0], [-1.0, -1.0]), BATCH, "float32", SigmoidLoss())
+    if passes:
+        check_start(*check)
+    else:
+        with pytest.raises(TrainingError) as caught:
+            check_start(*check)
+        # The mean over 4 targets differs by a quarter of the sum's difference.
+        assert str(caught.value) == f"{difference * limit / 4:.3f} at line 7, start {math.log(2):.4f}"
+        assert caught.value.agreed
+
+
+def test_a_log_prob_that_is_not_a_number_is_a_mismatch():
+    with pytest.raises(TrainingError, match="inf at line 9"):
+        check_start(policy(), reference([-4.0, -4.0], [math.nan, -1.0]), BATCH, "bfloat16", SigmoidLoss())
+
+
+@pytest.mark.parametrize(("other", "agree"), [(-1.0, True), (-1.001, False), (math.nan, False)])
+def test_layouts_are_compared_by_mean_log_probs(other, agree):
+    packed = SimpleNamespace(target_counts=BATCH.target_counts, log_probs=LOG_PROBS)
+    padded = SimpleNamespace(target_counts=BATCH.target_counts, log_probs=torch.tensor([-1.0] * 9 + [other]))
+    assert layouts_agree(policy(), packed, padded) is agree

@@ -1,0 +1,44 @@
+"""The tokenizer of a run: which folder is taken, and folders that cannot be used."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from minimind import demo
+from minimind.config import parse_settings
+from minimind.errors import ConfigError, DataError
+from minimind.training.setup.tokenizers import load_tokenizer
+
+
+def load(*flags, source=None):
+    return load_tokenizer(parse_settings(flags).config, source)
+
+
+def test_the_flag_wins_over_the_weights_folder(tmp_path):
+    source = SimpleNamespace(tokenizer_path=tmp_path)
+    assert len(load("--tokenizer_path", str(demo.TOKENIZER_PATH), source=source)) > 100
+
+
+def test_the_weights_folder_is_the_default():
+    assert len(load(source=SimpleNamespace(tokenizer_path=demo.TOKENIZER_PATH))) > 100
+
+
+def test_fresh_weights_take_the_demo_s():
+    assert len(load("--from_weight", "none", source=SimpleNamespace(tokenizer_path=None))) > 100
+
+
+def test_without_any_folder_the_flag_is_asked_for():
+    with pytest.raises(ConfigError, match="contains no tokenizer; give its folder with --tokenizer_path"):
+        load(source=SimpleNamespace(tokenizer_path=None))
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        load("--tokenizer_path", str(tmp_path / "x"))
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(DataError, match="not a usable tokenizer folder"):
+        load("--tokenizer_path", str(tmp_path))

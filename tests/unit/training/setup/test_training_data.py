@@ -1,0 +1,61 @@
+"""The data of a run: both files, the number of steps, and pairs that do not fill a batch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minimind.config import parse_settings
+from minimind.errors import ConfigError, DataError
+from minimind.ranks.world import World
+from minimind.training.setup.training_data import load_data
+from tests.conftest import pair
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    def run(path, *flags):
+        settings = parse_settings(["--data_path", str(path), "--cache_dir", str(tmp_path / "cache"), *flags])
+        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer), WORLD, lambda: None)
+
+    return run
+
+
+@pytest.fixture
+def file(write_rows):
+    return write_rows(*(pair(f"Number {i}?", "Yes.", "No!") for i in range(10)))
+
+
+def test_steps_are_whole_global_batches(load, file):
+    data = load(file, "--batch_size", "2", "--accumulation_steps", "2", "--num_workers", "0")
+    assert (len(data.table), data.total_steps, data.stream.left_over) == (10, 2, 2)
+    assert data.eval_table is None
+    assert data.tables == [data.table]
+
+
+def test_max_steps_ends_the_run_early_and_never_late(load, file):
+    assert load(file, "--batch_size", "2", "--max_steps", "3").total_steps == 3
+    assert load(file, "--batch_size", "2", "--max_steps", "30").total_steps == 5
+
+
+def test_held_out_pairs_are_a_second_table(load, file, write_rows):
+    other = write_rows(pair("Held out?", "Yes.", "No!"), name="eval.jsonl")
+    data = load(file, "--eval_data_path", str(other))
+    assert [len(table) for table in data.tables] == [10, 1]
+
+
+def test_pairs_that_do_not_fill_a_batch_are_an_error(load, file):
+    with pytest.raises(ConfigError, match="10 pairs x 1 epochs do not fill one global batch of 16"):
+        load(file, "--batch_size", "16")
+
+
+def test_bad_rows_follow_the_flag(load, write_rows):
+    path = write_rows(pair("Good?", "Yes.", "No!"), {"chosen": []}, pair("Also?", "Yes.", "No!"))
+    with pytest.raises(DataError, match="line 2"):
+        load(path, "--batch_size", "1")
+    assert load(path, "--batch_size", "1", "--on_bad_row", "skip").total_steps == 2

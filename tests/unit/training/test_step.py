@@ -1,0 +1,105 @@
+"""A global step: the loss is the mean over its pairs, and a step that is not finite names its micro-batches."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from minimind.data.pack import pack
+from minimind.data.table import PreferencePair
+from minimind.errors import TrainingError
+from minimind.objective.losses import SigmoidLoss
+from minimind.objective.rows import ReferenceScores
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.jobs.dpo import DPOJob
+from minimind.training.metrics import MetricSums
+from minimind.training.step import eval_step, train_step
+
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+def pair(line):
+    tokens, mask = np.arange(3, 9, dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
+    other = tokens.copy()
+    other[3:] += 10
+    return PreferencePair(chosen=tokens, rejected=other, chosen_mask=mask, rejected_mask=mask, prefix=3, line=line)
+
+
+class Policy:
+    """Gives every target the log-prob -1, except the last target of the micro-batches in `broken`.
+
+    The last step fails as DeepSpeed's check of the gradient does if `fails`.
+    """
+
+    def __init__(self, broken=None, aux_loss=0.0, fails=False) -> None:
+        self.world, self.broken, self.aux_loss, self.fails = WORLD, broken or {}, aux_loss, fails
+        self.seen, self.backwards = 0, []
+
+    def score(self, batch):
+        self.seen += 1
+        log_probs = torch.full((len(batch.target_ids),), -1.0)
+        if self.seen in self.broken:
+            log_probs[-1] = self.broken[self.seen]
+        return log_probs, torch.tensor(self.aux_loss if self.seen == 4 else 0.0)
+
+    def backward(self, loss, last):
+        self.backwards.append((float(loss), last))
+
+    def step(self):
+        if self.fails and self.backwards[-1][1]:
+            raise TrainingError("the gradient is not finite")
+
+
+def job(reference_sum=-3.0):
+    """DPO with sums of log-probs; the reference gives every row the same sum."""
+    reference = SimpleNamespace(
+        score=lambda batches, per_token: [
+            ReferenceScores(sums=torch.full((batch.num_pairs, 2), reference_sum)) for batch in batches
+        ]
+    )
+    return DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=False, reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("broken", "aux_loss", "finite"),
+    [
+        ({2: -torch.inf}, 0.0, [True, False, True, True]),
+        ({1: torch.nan, 3: torch.inf}, 0.0, [False, True, False, True]),
+        ({}, torch.nan, [True, True, True, False]),
+        ({}, 0.0, [True, True, True, True]),  # finite losses whose gradient overflowed
+    ],
+)
+def test_an_error_says_which_micro_batches_were_finite(broken, aux_loss, finite):
+    batches = [pack([pair(line), pair(line + 1)]) for line in (1, 3, 5, 7)]
+    policy = Policy(broken, aux_loss, fails=True)
+    with pytest.raises(TrainingError) as caught:
+        train_step(policy, job(), batches, MetricSums(WORLD, job()), Watch())
+    assert caught.value.finite == finite
+
+
+def test_micro_batches_are_weighted_by_their_pairs():
+    """1 and 3 pairs of equal loss ln 2: shares 1/4 and 3/4; only the last micro-batch ends the step."""
+    policy = Policy()
+    batches = [pack([pair(1)]), pack([pair(2), pair(3), pair(4)])]
+    train_step(policy, job(), batches, MetricSums(WORLD, job()), Watch())
+    (first, first_last), (second, second_last) = policy.backwards
+    assert first == pytest.approx(math.log(2) / 4, abs=1e-6)
+    assert second == pytest.approx(math.log(2) * 3 / 4, abs=1e-6)
+    assert (first_last, second_last) == (False, True)
+
+
+def test_an_evaluation_counts_only_pairs_with_weight(one_rank):
+    """Targets of a row: 3, each -1. Reference sums -3, so every reward is 0 and every loss ln 2."""
+    sums = MetricSums(WORLD, job())
+    eval_step(Policy(), job(), pack([pair(1), pair(2)]), [1.0, 1.0], sums)
+    eval_step(Policy({1: -50.0}), job(), pack([pair(1)]), [0.0], sums)
+    metrics = sums.reduce(seconds=1.0)
+    assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["logps/chosen"] == pytest.approx(-3.0)
+    assert metrics["pairs_per_second"] == 2.0
+    assert metrics["tokens_per_second"] == 24.0  # 2 pairs x 2 rows x 6 tokens
