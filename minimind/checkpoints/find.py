@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minimind.checkpoints.manifest import MANIFEST, Manifest, find_damage
 from minimind.errors import CheckpointError
-from minimind.ranks.process import World, from_main, gather
+from minimind.ranks.collectives import from_main, gather
+from minimind.ranks.world import World
 
 # Names the checkpoint to resume from; a file beside the checkpoint folders.
 LATEST = "latest"
@@ -46,13 +47,16 @@ def is_checkpoint_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def find_checkpoint(folder: Path, world: World, on_bad: str) -> Checkpoint | None:
+def find_checkpoint(
+    folder: Path, world: World, on_bad: str, on_progress: Callable[[], object] = lambda: None
+) -> Checkpoint | None:
     """The checkpoint to resume from; None if there is none. All ranks must call.
 
     Args:
         folder: the folder of all checkpoints.
         world: the ranks.
         on_bad: what to do if the newest is damaged. error: stop; previous: take the newest intact one.
+        on_progress: called after each block of a file that is read.
 
     Raises:
         CheckpointError: on all ranks, if the newest is damaged under `error`, or if none is intact.
@@ -60,7 +64,7 @@ def find_checkpoint(folder: Path, world: World, on_bad: str) -> Checkpoint | Non
     damaged: dict[str, str] = {}
     found = None
     for name in from_main(world, lambda: resume_candidates(folder)):
-        manifest, problem = _verify(folder / name, world)
+        manifest, problem = _verify(folder / name, world, on_progress)
         if manifest is not None:
             found = Checkpoint(path=folder / name, manifest=manifest, damaged=damaged)
             break
@@ -72,9 +76,7 @@ def find_checkpoint(folder: Path, world: World, on_bad: str) -> Checkpoint | Non
             if found
             else "No checkpoint is intact: start a new run without --from_resume, or in another --save_dir."
         )
-        error = CheckpointError(f"{folder}: a checkpoint is damaged\n{listed}\n{advice}")
-        error.agreed = True
-        raise error
+        raise CheckpointError(f"{folder}: a checkpoint is damaged\n{listed}\n{advice}", agreed=True)
     return found
 
 
@@ -103,7 +105,7 @@ def resume_candidates(folder: Path) -> list[str]:
     return [newest, *(name for name in reversed(names) if name < newest)]
 
 
-def _verify(path: Path, world: World) -> tuple[Manifest | None, str]:
+def _verify(path: Path, world: World, on_progress: Callable[[], object]) -> tuple[Manifest | None, str]:
     """An intact checkpoint's manifest, or None and what is wrong. All ranks must call."""
 
     def read() -> Manifest | str:
@@ -116,7 +118,6 @@ def _verify(path: Path, world: World) -> tuple[Manifest | None, str]:
     if isinstance(manifest, str):
         return None, manifest
     mine = sorted(manifest.files)[world.rank :: world.size]
-    tick = world.watch.tick
-    found = [problem for name in mine if (problem := find_damage(path / name, manifest.files[name], tick))]
+    found = [problem for name in mine if (problem := find_damage(path / name, manifest.files[name], on_progress))]
     problems = [problem for part in gather(world, found) for problem in part]
     return (None, "; ".join(problems)) if problems else (manifest, "")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minimind.errors import CheckpointError
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 
 # The float32 weights, beside the optimizer's own keys (exp_avg, ...).
 MASTER = "fp32"
@@ -53,14 +53,14 @@ class SavedStates:
     Args:
         folder: the checkpoint.
         names: the model's parameters, in the model's order.
-        tick: called for each state that is read and each file that is opened.
+        on_progress: called for each state that is read and each file that is opened.
 
     Raises:
         CheckpointError: files that are not laid out as DeepSpeed does, or not of this model.
     """
 
-    def __init__(self, folder: Path, names: list[str], tick: Callable[[], object] = lambda: None) -> None:
-        self.folder, self._tick = folder, tick
+    def __init__(self, folder: Path, names: list[str], on_progress: Callable[[], object] = lambda: None) -> None:
+        self.folder, self._on_progress = folder, on_progress
         self.scalars: dict[str, Any] = {}
         self.hyperparameters: dict[str, Any] = {}
         self.scaler: dict[str, Any] = {}
@@ -84,7 +84,7 @@ class SavedStates:
 
     def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of a parameter's flattened state, (stop - start,) float32."""
-        self._tick()
+        self._on_progress()
         out, missing = torch.empty(stop - start), stop - start
         for piece in self._pieces[name]:
             low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
@@ -97,7 +97,7 @@ class SavedStates:
 
     def _add_shard(self, saved: Mapping[str, Any], rank: int, ranks: int) -> None:
         """One rank's file, of stages 1 to 3: flat rows, and where in them the parameters lie."""
-        self._tick()
+        self._on_progress()
         stage3 = _KEYS[True][0] in saved
         masters, optimizer = (saved[key] for key in _KEYS[stage3])
         self._add_optimizer(optimizer)
@@ -133,14 +133,14 @@ class SavedStates:
             self.scalars = {key: value for key, value in state.items() if key not in _shaped(state)}
 
 
-def load_resharded(engine: Any, folder: Path, world: World) -> None:
+def load_resharded(engine: Any, folder: Path, world: World, on_progress: Callable[[], object] = lambda: None) -> None:
     """Load a checkpoint of any stage and number of ranks into an engine of any other.
 
     Raises:
         CheckpointError: the files do not fit the model, or the optimizer's states cannot be cut.
     """
     parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-    saved = SavedStates(folder, list(parameters), world.watch.tick)
+    saved = SavedStates(folder, list(parameters), on_progress)
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     base = optimizer.optimizer if stage else optimizer
     if not isinstance(base, torch.optim.Optimizer):

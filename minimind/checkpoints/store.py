@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from minimind.checkpoints.reshard import load_resharded
 from minimind.engine.patches.checkpoint_io import FailedWrite, collect_write_failures, defer_load_epilogue
 from minimind.engine.policy import Policy
 from minimind.errors import CheckpointError
-from minimind.ranks.process import World, agree, from_main, gather
+from minimind.ranks.collectives import agree, from_main, gather
+from minimind.ranks.world import World
 
 
 class Checkpoints:
@@ -41,13 +42,22 @@ class Checkpoints:
         world: the ranks.
         described: the manifest's description of the run: its identity, batch, layout and attention.
         keep: how many of the newest are kept; None: all.
+        on_progress: called after each file that is written, and after each block or tensor that is read.
     """
 
-    def __init__(self, folder: Path, world: World, described: Mapping[str, Any], keep: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        described: Mapping[str, Any],
+        keep: int | None,
+        on_progress: Callable[[], object] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.world = world
         self.described = described
         self.keep = keep
+        self._on_progress = on_progress
 
     def save(
         self,
@@ -75,7 +85,7 @@ class Checkpoints:
         path = self.folder / checkpoint_name(step)
         try:
             from_main(self.world, lambda: _make_empty(path))
-            with collect_write_failures(policy.engine, self.world.watch.tick) as failures:
+            with collect_write_failures(policy.engine, self._on_progress) as failures:
                 policy.engine.save_checkpoint(
                     str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False
                 )
@@ -111,7 +121,7 @@ class Checkpoints:
         path = checkpoint.path
         try:
             if checkpoint.manifest.layout != self.described["layout"]:
-                load_resharded(engine, path, self.world)
+                load_resharded(engine, path, self.world, self._on_progress)
             elif engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
                 raise CheckpointError(f"{path}: contains nothing that DeepSpeed can load")
         except CheckpointError:
@@ -126,7 +136,7 @@ class Checkpoints:
             raise CheckpointError(_write_problem(failures[0].path, failures[0].error))
         with _as_checkpoint_error(path):
             own = own_files(path, self.world.rank)
-            return {str(file.relative_to(path)): fingerprint_file(file, self.world.watch.tick) for file in own}
+            return {str(file.relative_to(path)): fingerprint_file(file, self._on_progress) for file in own}
 
     def _complete(self, path: Path, manifest: Manifest) -> None:
         """Write the manifest, then `latest`, each only after what it refers to has reached the disk."""

@@ -6,6 +6,7 @@ its own share of each tensor out of the weight file, which is mapped into memory
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -16,15 +17,23 @@ from transformers import PreTrainedModel
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.weights.empty import plain_model, uninitialized_model
 from minimind.weights.sources import WeightSource, tensors
 
 
 def build_scorer(
-    source: WeightSource, ds_config: dict[str, Any], dtype: torch.dtype, world: World, attention: str = NATIVE
+    source: WeightSource,
+    ds_config: dict[str, Any],
+    dtype: torch.dtype,
+    world: World,
+    attention: str = NATIVE,
+    on_progress: Callable[[], object] = lambda: None,
 ) -> PairScorer:
-    """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3."""
+    """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3.
+
+    `on_progress` is called after each tensor or module that is filled.
+    """
     zero = ds_config["zero_optimization"]
     if zero["stage"] < 3:
         # A copy of its own for each tensor: what a file maps or another model shares must not be trained.
@@ -36,9 +45,9 @@ def build_scorer(
     second = zero.get("zero_hpz_partition_size", 1) > 1
     rounded = any(zero.get(f"zero_quantized_{which}weights", False) for which in ("", "nontrainable_"))
     if second or rounded or swaps_to_nvme(ds_config):
-        _fill_gathered(model, source, world)
+        _fill_gathered(model, source, world, on_progress)
     else:
-        _fill_shards(model, source, world)
+        _fill_shards(model, source, world, on_progress)
     for name, buffer in model.named_buffers():
         if name in source.shapes():
             buffer.copy_(source.read(name))
@@ -64,17 +73,19 @@ def own_share(tensor: Tensor, world: World) -> Tensor:
 
 
 @torch.no_grad()
-def _fill_shards(model: nn.Module, source: WeightSource, world: World) -> None:
+def _fill_shards(model: nn.Module, source: WeightSource, world: World, on_progress: Callable[[], object]) -> None:
     """Every rank copies its share of each tensor; nothing is gathered or sent."""
     for name, parameter in model.named_parameters():
         shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
         share = own_share(source.read(name), world)
         shard.narrow(0, 0, share.numel()).copy_(share)
-        world.watch.tick()
+        on_progress()
 
 
 @torch.no_grad()
-def _fill_gathered(model: nn.Module, source: WeightSource, world: World) -> None:
+def _fill_gathered(
+    model: nn.Module, source: WeightSource, world: World, on_progress: Callable[[], object] = lambda: None
+) -> None:
     """Module by module: gathered, filled by rank 0, and cut again by DeepSpeed, which knows where the parts belong."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     filled: set[nn.Parameter] = set()
@@ -87,4 +98,4 @@ def _fill_gathered(model: nn.Module, source: WeightSource, world: World) -> None
                 for parameter in own:
                     parameter.copy_(source.read(names[parameter]))
         filled.update(own)
-        world.watch.tick()
+        on_progress()

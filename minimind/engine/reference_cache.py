@@ -82,13 +82,22 @@ class ReferenceCache:
         table: the pairs. All tokenised pairs are cached, whichever the run's policy for bad rows selects.
         about: what the numbers depend on besides the pairs, as JSON values.
         world: the ranks.
+        on_progress: called after each forward of `fill`.
 
     Raises:
         DataError: on every rank, if the folder cannot be read.
     """
 
-    def __init__(self, cache_dir: Path, table: PairTable, about: Mapping[str, Any], world: World) -> None:
+    def __init__(
+        self,
+        cache_dir: Path,
+        table: PairTable,
+        about: Mapping[str, Any],
+        world: World,
+        on_progress: Callable[[], object] = lambda: None,
+    ) -> None:
         self.world = world
+        self._on_progress = on_progress
         self.table = dataclasses.replace(table, selected=np.arange(len(table.lines)))
         self.about = {"format": _FORMAT, "pairs": table.key, **about}
         self.key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:24]

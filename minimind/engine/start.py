@@ -1,6 +1,6 @@
-"""Starts a rank: joins the other ranks, then DeepSpeed's process group.
+"""Starts a rank: joins the other ranks, then the process groups of torch and DeepSpeed.
 
-launcher environment -> rank_variables -> join -> Watch -> torch process group -> deepspeed.init_distributed -> World
+launcher's environment -> rank_variables -> join -> Watch -> torch's process group -> DeepSpeed -> RankContext
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import deepspeed
@@ -20,75 +21,125 @@ from deepspeed.accelerator import get_accelerator
 
 from minimind.engine.patches.shared_memory import share_memory
 from minimind.errors import ConfigError
+from minimind.ranks.collectives import EXTRA_TIMEOUT
 from minimind.ranks.launchers import check_devices, connect, join, launcher_pids, rank_variables
-from minimind.ranks.process import BEYOND_TIMEOUT, World
+from minimind.ranks.process import RankContext
 from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 
-# A compile of DeepSpeed's op takes well under a minute; a lock this old belongs to one that was killed.
+# DeepSpeed compiles an op in well under a minute. An older lock was left by a compile that was killed.
 _STALE_LOCK_SECONDS = 300
 # DeepSpeed's ops that a run may compile.
 _COMPILED_OPS = ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "async_io")
+# Matrix product shapes that the CPU's library remembers: those of a few steps.
+_CACHED_PRIMITIVES = 128
 
 
-def start_rank(timeout: float = 1800.0) -> World:
-    """Join the process group that the launcher's environment describes; a bare `python` run is a group of one.
+def start_rank(timeout: float = 1800.0) -> RankContext:
+    """Join the process group that the launcher's environment describes; plain `python` is a group of one rank.
 
     Args:
-        timeout: seconds in which all ranks must be there, and without progress of any of them after which the run ends.
+        timeout: seconds in which all ranks must start. Later the run ends after as many seconds in which no rank makes
+            progress.
 
     Raises:
-        ConfigError: a lock that a killed compile left would make every rank wait for ever.
-        LaunchError: the environment is half of a launch, ranks are missing, or their devices do not go together.
+        ConfigError: a killed compile has left a lock that every rank would wait for.
+        LaunchError: the environment is incomplete, ranks are missing, or their devices do not match.
     """
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed still calls a collective by a name that torch has deprecated; no user can do anything about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    transformers.utils.logging.disable_progress_bar()
+    _silence_warnings()
+    # Without RANK the process is alone, and its parent, a shell for instance, may end before the run does.
     launchers = launcher_pids() if "RANK" in os.environ else []
     os.environ.update(rank_variables(os.environ))
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     device = accelerator.device_name()
-    _check_compiled_op(speaks=os.environ["RANK"] == "0" and device == "cpu")
+    if device == "cpu":
+        limit_primitive_cache()
+    check_compile_locks(compiled_ops_folder(os.environ), agreed=local_rank != 0)
+    if os.environ["RANK"] == "0" and device == "cpu":
+        _announce_first_compile(compiled_ops_folder(os.environ))
     rank, store, peers = join(timeout, device, 0 if device == "cpu" else accelerator.device_count())
     watch = Watch()
     watch.begin(store, connect(timeout), peers, rank, launchers, timeout)
-    watch.meet()  # all have read what they compare: rank 0 may take the store with it
+    # If the devices do not match every rank ends at once, rank 0 with the store. All must have read the peers by then.
+    watch.meet()
     check_devices(peers)
     if device != "cpu":
         accelerator.set_device(local_rank)
-    limit = datetime.timedelta(seconds=timeout + BEYOND_TIMEOUT)
-    backend = accelerator.communication_backend_name()
-    group_store = dist.PrefixStore("group", store)
-    dist.init_process_group(backend, store=group_store, rank=rank, world_size=len(peers), timeout=limit)
-    deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
+    _join_process_groups(store, rank, len(peers), timeout)
     world = World(
         rank=rank,
         local_rank=local_rank,
         size=len(peers),
         device=torch.device(accelerator.current_device_name()),
         hosts=tuple(peers[other].host for other in range(len(peers))),
-        watch=watch,
+        meet=watch.meet,
     )
     dist.barrier()
     if world.on_cpu:
         share_memory(world.rank, world.size)
-    return world
+    return RankContext(world=world, watch=watch)
 
 
-def _check_compiled_op(speaks: bool) -> None:
-    """Refuse a lock that would be waited for in silence for ever, and say so when a first compile will take a while."""
+def limit_primitive_cache() -> None:
+    """Limit the CPU matrix library's cache of product shapes; must run before the first product.
+
+    Packs differ in length. Every step brings about twenty new shapes, each half a megabyte of code and tables, and an
+    unlimited cache grows to half a gigabyte of shapes that never come again. Shapes that repeat within a step still hit
+    the cache. A limit that the user has set stays.
+    """
+    # The first is read by oneDNN itself, the second by torch's own cache in front of it.
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_CACHED_PRIMITIVES))
+
+
+def compiled_ops_folder(environ: Mapping[str, str]) -> Path:
+    """The folder in which torch keeps compiled extensions, DeepSpeed's ops among them."""
+    # Imported only here: the module loads setuptools.
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in (lock for op in _COMPILED_OPS for lock in root.glob(f"**/{op}/lock")):
-        age = time.time() - lock.stat().st_mtime
-        if age > _STALE_LOCK_SECONDS:
-            error = ConfigError(
-                f"{lock}: lock of a compile that never ended ({age / 60:.0f} minutes old); every run would wait for "
-                "it for ever. Delete the file."
-            )
-            error.agreed = os.environ.get("LOCAL_RANK", "0") != "0"
-            raise error
-    if speaks and not any(root.rglob("deepspeed_shm_comm.so")):
+    return Path(environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+def check_compile_locks(folder: Path, *, agreed: bool) -> None:
+    """Refuse a lock that a killed compile has left: every run would wait for it without a message.
+
+    Args:
+        folder: torch's folder of compiled extensions.
+        agreed: another rank of this machine raises the same error.
+
+    Raises:
+        ConfigError: names the lock.
+    """
+    for op in _COMPILED_OPS:
+        for lock in folder.glob(f"**/{op}/lock"):
+            age = time.time() - lock.stat().st_mtime
+            if age > _STALE_LOCK_SECONDS:
+                raise ConfigError(
+                    f"{lock}: lock of a compile that never ended ({age / 60:.0f} minutes old); every run would wait "
+                    "for it for ever. Delete the file.",
+                    agreed=agreed,
+                )
+
+
+def _announce_first_compile(folder: Path) -> None:
+    if not any(folder.rglob("deepspeed_shm_comm.so")):
         print("First run on this machine: DeepSpeed compiles its CPU communication, about half a minute", flush=True)
+
+
+def _silence_warnings() -> None:
+    """Hide messages that a user can do nothing about."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls a collective by a name that torch has deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _join_process_groups(store: dist.Store, rank: int, size: int, timeout: float) -> None:
+    """Create torch's process group on our store, and let DeepSpeed use it."""
+    limit = datetime.timedelta(seconds=timeout + EXTRA_TIMEOUT)
+    backend = get_accelerator().communication_backend_name()
+    # Torch's keys get a prefix of their own, apart from the watch's.
+    group_store = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
+    deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from minimind.errors import LaunchError
-from minimind.ranks.status import Peer, name_places, name_ranks
+from minimind.ranks.status import Peer, name_ranks, name_ranks_by_host
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What a process that watches over ranks is called; any other parent (a shell, a terminal) may end before a run does.
@@ -102,12 +102,11 @@ def join(timeout: float, device: str, devices: int) -> tuple[int, dist.Store, di
         store.wait(["complete"], datetime.timedelta(seconds=timeout))
     except dist.DistStoreError as error:
         there = [other for other in range(size) if store.check([f"peer/{other}"])]
-        missing = LaunchError(
+        raise LaunchError(
             f"{name_ranks(set(range(size)) - set(there))} of {size} did not start within {timeout:.0f} s (--timeout); "
-            "is the launcher running on every node, with the same sizes, address and port?"
-        )
-        missing.agreed = rank != there[0]
-        raise missing from error
+            "is the launcher running on every node, with the same sizes, address and port?",
+            agreed=rank != there[0],
+        ) from error
     letters = store.multi_get([f"peer/{other}" for other in range(size)])
     return rank, store, {other: Peer.from_json(text) for other, text in enumerate(letters)}
 
@@ -125,22 +124,20 @@ def check_devices(peers: Mapping[int, Peer]) -> None:
         by_device.setdefault(peer.device, []).append(rank)
     problem = ""
     if len(by_device) > 1:
-        listed = "; ".join(f"{device} on {name_places(ranks, hosts)}" for device, ranks in by_device.items())
+        listed = "; ".join(f"{device} on {name_ranks_by_host(ranks, hosts)}" for device, ranks in by_device.items())
         problem = f"the ranks compute on different devices: {listed}. Does `nvidia-smi` show the GPUs on every machine?"
     elif "cpu" not in by_device:
         short = [rank for rank, peer in sorted(peers.items()) if peer.local_rank >= peer.devices]
         if short:
             one = peers[short[0]]
             problem = (
-                f"there is no {one.device} device for {name_places(short, hosts)}: {one} is number "
+                f"there is no {one.device} device for {name_ranks_by_host(short, hosts)}: {one} is number "
                 f"{one.local_rank + 1} on its machine, and sees {one.devices}. Start as many ranks as there are "
                 "devices, and let each see all of them (CUDA_VISIBLE_DEVICES; Slurm: --gpus-per-node, not "
                 "--gpus-per-task)."
             )
     if problem:
-        error = LaunchError(problem)
-        error.agreed = True
-        raise error
+        raise LaunchError(problem, agreed=True)
 
 
 def connect(timeout: float, serves: bool = False) -> dist.Store:

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from minimind.errors import ConfigError, LaunchError
-from minimind.ranks.process import World, agree, all_reduce, from_main, gather, name_places
+from minimind.ranks.collectives import agree, all_reduce, from_main, gather
+from minimind.ranks.world import World
 from minimind.version import __version__
 
 _WHOLE_BYTES = 2**23
@@ -57,9 +58,7 @@ def check_alike(world: World, settings: Mapping[str, object], files: Mapping[str
         problems = _check_shared(world, save_dir)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        error = LaunchError(f"the ranks cannot train together:\n{listed}")
-        error.agreed = True
-        raise error
+        raise LaunchError(f"the ranks cannot train together:\n{listed}", agreed=True)
 
 
 def check_sum(world: World) -> None:
@@ -125,8 +124,8 @@ def _file_difference(world: World, name: str, said: Mapping[int, tuple[str, str]
     there = [rank for rank in said if rank not in missing]
     if missing and there:
         return (
-            f"{name} {said[missing[0]][0]}: is there for {name_places(world, there)}, not for "
-            f"{name_places(world, missing)}; copy it to every machine, or give a path that all of them share"
+            f"{name} {said[missing[0]][0]}: is there for {world.name(there)}, not for "
+            f"{world.name(missing)}; copy it to every machine, or give a path that all of them share"
         )
     return _difference(world, name, [content for _, content in said.values()], list(said))
 
@@ -138,7 +137,7 @@ def _difference(world: World, name: str, values: Sequence[str], of: Sequence[int
         ranks.setdefault(value, []).append(rank)
     if len(ranks) == 1:
         return ""
-    return f"{name}: " + ", ".join(f"{value} on {name_places(world, some)}" for value, some in ranks.items())
+    return f"{name}: " + ", ".join(f"{value} on {world.name(some)}" for value, some in ranks.items())
 
 
 def _check_shared(world: World, folder: Path) -> list[str]:
@@ -155,7 +154,7 @@ def _check_shared(world: World, folder: Path) -> list[str]:
     if not ranks:
         return []
     return [
-        f"--save_dir {folder}: what {name_places(world, [0])} writes there is not seen by {name_places(world, ranks)}; "
+        f"--save_dir {folder}: what {world.name([0])} writes there is not seen by {world.name(ranks)}; "
         "give a folder on a file system that all machines share"
     ]
 

@@ -116,7 +116,7 @@ def name_ranks(ranks: Iterable[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {shown}"
 
 
-def name_places(ranks: Iterable[int], hosts: Sequence[str]) -> str:
+def name_ranks_by_host(ranks: Iterable[int], hosts: Sequence[str]) -> str:
     """Ranks, and their machines where there are several; `hosts` are those of all ranks."""
     if len(set(hosts)) == 1:
         return name_ranks(ranks)

@@ -19,15 +19,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
 
+from minimind.ranks.exits import PREEMPTED, describe_exit, read_exit_status
 from minimind.ranks.status import Ledger, Peer, Place, behind, locate, name_ranks
-
-# Exit status of a run that was told to stop and can be gone on from: EX_TEMPFAIL of sysexits.h.
-PREEMPTED = 75
 
 # Signals that ask for a stop; the same one again, later than this after the first, ends the process at once. One
 # request may arrive twice: the launcher hands on what its whole process group was sent. Another signal is no
@@ -198,10 +195,10 @@ class Watch:
         os.close(descriptor)
         rank = self._watched.pop(descriptor)
         if rank is not None:
-            status = _status_of(self._peers[rank].pid)
+            status = read_exit_status(self._peers[rank].pid)
             if status == PREEMPTED and not self._can_save:
                 self._ask_to_stop(f"{name_ranks([rank])} was told to stop")
-            self._gone[rank] = (now, _ending(status))
+            self._gone[rank] = (now, describe_exit(status))
         elif self.stop_reason is None:
             self._ask_to_stop("the launcher is gone")
 
@@ -332,18 +329,3 @@ def _look_seconds(ranks: int) -> float:
 def notice_seconds(ranks: int) -> float:
     """How long it may take at most until a watch has noticed, and said, that a rank of another machine is gone."""
     return _LOOK_SECONDS + _SILENT_SECONDS + 3 * _look_seconds(ranks)
-
-
-def _status_of(pid: int) -> int | None:
-    """The exit status of a process, minus the signal's number if one killed it; None once its parent has asked."""
-    try:
-        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        return os.waitstatus_to_exitcode(int(fields[49]))
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _ending(status: int | None) -> str:
-    if status is None:
-        return "it was killed, or ended by itself; the launcher says more"
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"it ended with status {status}"

@@ -33,7 +33,8 @@ def seconds(collective: Callable[[], object]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     millions = float(sys.argv[-1]) if sys.argv[-1].replace(".", "").isdecimal() else 30
-    world = start_rank()
+    context = start_rank()
+    world = context.world
     shared = getattr(comm.cdb.all_gather_function, "__self__", None)
     if shared is None:
         sys.exit("memory is not shared here: several ranks of one machine and AVX-512 are needed")
@@ -55,7 +56,7 @@ def main() -> None:
                 f"{by_gloo:.0f} ms, {by_gloo / by_memory:.1f}x",
                 flush=True,
             )
-    process.end(0, world)
+    process.end(0, context)
 
 
 if __name__ == "__main__":

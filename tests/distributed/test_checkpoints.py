@@ -14,7 +14,7 @@ import torch
 from minimind import demo
 from minimind.checkpoints.manifest import Manifest, fingerprint_file
 from minimind.config import parse_settings
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.training.setup.prepare import prepare
 from minimind.training.setup.space import checkpoint_bytes, weight_bytes
 from tests.distributed.launching import REPO, launch, metrics, train

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minimind import demo
-from minimind.ranks.process import PREEMPTED
+from minimind.ranks.exits import PREEMPTED
 from tests.distributed.launching import metrics, train
 from tests.distributed.running import Running
 

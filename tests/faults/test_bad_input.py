@@ -14,7 +14,7 @@ from minimind.data.table import load_table
 from minimind.errors import ConfigError, DataError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.training.setup.prepare import prepare
 from minimind.weights.empty import plain_model, tensor_shapes
 from minimind.weights.io import save_weights

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from minimind.ranks.watch import PREEMPTED
+from minimind.ranks.exits import PREEMPTED
 from tests.conftest import REPO
 
 

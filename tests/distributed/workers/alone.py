@@ -43,7 +43,7 @@ def main() -> None:
     # Before DeepSpeed takes hold of them.
     for name in ("all_gather", "all_gather_into_tensor"):
         setattr(dist, name, counted(name, calls))
-    world = start_rank()
+    world = start_rank().world
     settings = parse_settings(["--dtype", "float32"])
     # An embedding too large to be left whole, as DeepSpeed leaves small tensors.
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=2, vocab_size=6400)

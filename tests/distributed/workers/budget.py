@@ -55,7 +55,7 @@ class Shifted(Reference):
 JOB = DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=True, reference=Shifted())
 
 
-def stream_of(world: process.World) -> PairSampler:
+def stream_of(world: World) -> PairStream:
     """8 pairs a step; at most 60 tokens, which the longest pair exceeds, in a micro-batch."""
     tokens = np.array([len(pack([pair]).token_ids) for pair in PAIRS.values()])
     assert tokens.max() > 50
@@ -80,7 +80,7 @@ def plain_gradient(config: MiniMindConfig, state: dict[str, torch.Tensor], batch
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def check(world: process.World, stage: int, dtype: str) -> None:
+def check(world: World, stage: int, dtype: str) -> None:
     """Two steps of one engine."""
     flags = ["--dtype", dtype, "--batch_size", "2", "--accumulation_steps", "2", "--grad_clip", str(CLIP)]
     resolved = resolve_policy(REPO / f"ds_configs/zero{stage}.json", parse_settings(flags), world.size, world.on_cpu)
@@ -119,8 +119,7 @@ def check(world: process.World, stage: int, dtype: str) -> None:
 
 if __name__ == "__main__":
     with process.user_errors():
-        joined = start_rank()
-        native.prepare(heap=False)
+        joined = start_rank().world
         for stage in (0, 1, 2, 3):
             for dtype in ("float32", "bfloat16") if stage else ("float32",):
                 check(joined, stage, dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimind.engine import process, shared_memory
 from minimind.engine.start import start_rank
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 
 # Elements of a rank's part: of few bytes, which go the old way; odd; more than one round of the sum and of its buffer.
 SIZES = (10, 100_003, 9_000_001)
@@ -98,7 +98,8 @@ def main() -> None:
     shared_memory._Shared._sum = watched
     # As many rounds of the sum as a tensor of some gigabytes has.
     shared_memory._MOST = 2**23
-    world = start_rank()
+    context = start_rank()
+    world = context.world
     for dtype in BITS:
         for size in SIZES:
             check_gather(world, size, dtype)
@@ -107,7 +108,7 @@ def main() -> None:
     assert through_memory in ([], [world.size * size for _ in BITS for size in SIZES[1:] for _ in range(4)])
     check_the_rest(world)
     print(f"rank {world.rank}: {len(through_memory)} collectives through memory")
-    process.end(0, world)
+    process.end(0, context)
 
 
 if __name__ == "__main__":

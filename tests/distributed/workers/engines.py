@@ -64,7 +64,7 @@ def experts_used(scorer: PairScorer, batch) -> torch.Tensor:
 
 def main() -> None:
     stage = int(sys.argv[-1])
-    world = start_rank()
+    world = start_rank().world
     settings = parse_settings(["--dtype", "float32", "--batch_size", "1", "--grad_clip", "0"])
     config = MiniMindConfig(
         generation=3, hidden_size=64, num_hidden_layers=2, vocab_size=640, use_moe=True, num_experts_per_tok=1

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from minimind.config import parse_settings
-from minimind.data.packs import pack
+from minimind.data.pack import pack
+from minimind.engine import start
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
@@ -26,25 +27,26 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engines import REPO, random_pair
 
 
-def user_error(world: process.World) -> None:
+def user_error(context: RankContext) -> None:
     """A file that one rank does not have."""
 
     def read() -> None:
-        if world.rank == 1:
+        if context.world.rank == 1:
             raise DataError("rank 1 has no file")
 
-    process.agree(world, read)
+    collectives.agree(context.world, read)
 
 
-def crash(world: process.World) -> None:
+def crash(context: RankContext) -> None:
     """A defect on one rank, while the other waits."""
-    if world.rank == 1:
+    if context.world.rank == 1:
         print(1 // 0)
-    process.barrier()
+    collectives.barrier()
 
 
-def other_reference(world: process.World) -> None:
+def other_reference(context: RankContext) -> None:
     """Policy and reference start from different weights."""
+    world = context.world
     settings = parse_settings(["--dtype", "float32"])
     policy_config = resolve_policy(REPO / "ds_configs/zero2.json", settings, world.size, world.on_cpu)
     policy_config.values["tensorboard"]["enabled"] = False
@@ -55,15 +57,15 @@ def other_reference(world: process.World) -> None:
     check_start(policy, reference, pack([random_pair(3, 20)]), "float32", SigmoidLoss())
 
 
-def killed_at_the_end(world: process.World) -> None:
+def killed_at_the_end(context: RankContext) -> None:
     """Rank 0 dies over what it still does alone when the others have nothing left to do."""
-    if world.is_main:
+    if context.world.is_main:
         time.sleep(2)
         os.kill(os.getpid(), signal.SIGKILL)
-    process.end(0, world)
+    process.end(0, context)
 
 
-def other_device(world: process.World) -> None:
+def other_device(context: RankContext) -> None:
     raise AssertionError("the ranks have come together")
 
 
@@ -73,8 +75,8 @@ if __name__ == "__main__":
         if how == "other_device" and os.environ["RANK"] == "1":
             # As on a machine whose driver works, unlike that of the other.
             gpu = SimpleNamespace(device_name=lambda: "cuda", device_count=lambda: 8)
-            process.get_accelerator = lambda: gpu
-        joined = start_rank()
+            start.get_accelerator = lambda: gpu
+        joined = start.start_rank()
         ways = (user_error, crash, other_reference, killed_at_the_end, other_device)
         {way.__name__: way for way in ways}[how](joined)
     process.end(0)

@@ -10,42 +10,44 @@ import time
 import torch
 
 from minimind.engine.start import start_rank
-from minimind.ranks import process
+from minimind.ranks import collectives, process
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 
 LIMIT = 6
 
 
-def slow(world: process.World) -> None:
+def slow(world: World, watch: Watch) -> None:
     """One rank takes longer than the limit, and says that it gets on; then the other hangs."""
-    world.watch.enter("tokenising")
+    watch.enter("tokenising")
 
     def tokenise() -> str:
         for _ in range(16 if world.is_main else 0):
             time.sleep(0.5)
-            world.watch.tick()
+            watch.tick()
         return "tokens"
 
-    process.main_first(world, tokenise)
+    collectives.main_first(world, tokenise)
     if world.is_main:
         print("eight seconds of tokenising are no hang", flush=True)
-    world.watch.enter("policy forward", 7)
+    watch.enter("policy forward", 7)
     if world.rank == 1:
         time.sleep(600)
-    world.watch.enter("backward")
-    process.barrier()
+    watch.enter("backward")
+    collectives.barrier()
 
 
-def stopped(world: process.World) -> None:
+def stopped(world: World, watch: Watch) -> None:
     """Rank 0, whose store the others ask, stands still: its threads too."""
-    world.watch.enter("saving", 7)
+    watch.enter("saving", 7)
     if world.is_main:
         os.kill(os.getpid(), signal.SIGSTOP)
-    process.barrier()
+    collectives.barrier()
 
 
-def summing(world: process.World) -> None:
+def summing(world: World, watch: Watch) -> None:
     """Rank 1 does not come to a sum in shared memory, where the other spins without a pause or a limit."""
-    world.watch.enter("backward", 7)
+    watch.enter("backward", 7)
     if world.rank == 1:
         time.sleep(600)
     torch.ops.deepspeed.inference_all_reduce_(torch.ones(2**20))
@@ -55,4 +57,4 @@ if __name__ == "__main__":
     with process.user_errors():
         joined = start_rank()
         joined.watch.timeout = LIMIT
-        {"slow": slow, "stopped": stopped, "summing": summing}[sys.argv[-1]](joined)
+        {"slow": slow, "stopped": stopped, "summing": summing}[sys.argv[-1]](joined.world, joined.watch)

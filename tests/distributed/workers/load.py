@@ -24,7 +24,8 @@ from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
-from minimind.ranks import process
+from minimind.ranks import collectives, process
+from minimind.ranks.world import World
 from minimind.weights.sources import RandomSource, open_weights
 
 REPO = Path(__file__).resolve().parents[3]
@@ -71,7 +72,7 @@ def settle() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def check_both_fills(ds_config: dict[str, Any], world: process.World) -> None:
+def check_both_fills(ds_config: dict[str, Any], world: World) -> None:
     """Module by module, for what is more than shards (no CPU can run that), gives the shards that ranks read alone."""
     source = RandomSource(MiniMindConfig(hidden_size=64), seed=1)
     scorer = build_scorer(source, ds_config, torch.bfloat16, world)
@@ -87,7 +88,7 @@ def check_both_fills(ds_config: dict[str, Any], world: process.World) -> None:
 
 def main() -> None:
     path, answer_path = map(Path, sys.argv[-2:])
-    world = start_rank()
+    world = start_rank().world
     settings = parse_settings(["--dtype", "bfloat16", "--batch_size", "1"])
     source = open_weights(path, {})
     configs = [
@@ -105,7 +106,7 @@ def main() -> None:
         policy = Policy(source, configs[1], lambda step: 1.0, world)
     elements = sum(parameter.ds_numel for parameter in policy.engine.module.parameters())
     answer = {"size": 2 * elements, "shards": held, "builds": builds.answer, "engine": engine.answer}
-    answers = process.gather(world, answer)
+    answers = collectives.gather(world, answer)
     if world.is_main:
         answer_path.write_text(json.dumps(answers))
     process.end(0)

@@ -74,7 +74,7 @@ def sent(ranks: int) -> float:
     return sum(whole[name] * size * count for name, size, count in calls) * (ranks - 1) / ranks
 
 
-def measure(case: dict, world: process.World) -> dict:
+def measure(case: dict, world: World) -> dict:
     """Build both engines, train, and report."""
     flags = ["--dtype", case["dtype"], "--batch_size", "1", "--accumulation_steps", str(case["micro_batches"])]
     settings = parse_settings([*flags, "--max_seq_len", "64"])
@@ -143,10 +143,10 @@ def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dic
 
 
 def main() -> None:
-    world, folder = start_rank(), Path(sys.argv[-1])
+    world, folder = start_rank().world, Path(sys.argv[-1])
     gc.freeze()  # a million objects of imported modules, none of them a tensor of ours: looking at them takes seconds
     cases = json.loads((folder / "cases.json").read_text())
-    answers = [answer for case in cases for answer in process.gather(world, measure(case, world))]
+    answers = [answer for case in cases for answer in collectives.gather(world, measure(case, world))]
     if world.is_main:
         (folder / "answers.json").write_text(json.dumps(answers))
     process.end(0)

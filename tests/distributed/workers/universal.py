@@ -27,7 +27,7 @@ REPO = Path(__file__).resolve().parents[3]
 
 def main() -> None:
     folder, tag = Path(sys.argv[-2]), sys.argv[-1]
-    world = start_rank()
+    world = start_rank().world
     resolved = resolve_policy(
         REPO / "ds_configs/zero3.json", parse_settings(["--dtype", "float32"]), world.size, world.on_cpu
     )

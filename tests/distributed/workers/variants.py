@@ -28,7 +28,7 @@ from minimind.engine.start import start_rank
 from minimind.errors import TrainingError
 from minimind.model.configuration import MiniMindConfig
 from minimind.ranks import process
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
 # Each global step has two micro-batches, or three, as a token budget makes them; clipping is always at work.
@@ -116,7 +116,7 @@ def reference_rows(source: WeightSource, name: str, dtype: str, world: World) ->
 
 def main() -> None:
     folder, weights, dtype, *variants = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    world = start_rank()
+    world = start_rank().world
     if weights == "moe":
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 640}
         config = MiniMindConfig(generation=3, use_moe=True, num_experts_per_tok=1, **sizes)

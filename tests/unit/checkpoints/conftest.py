@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minimind.checkpoints.store import Checkpoints
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from tests.unit.checkpoints.fake_engine import DESCRIBED
 
 

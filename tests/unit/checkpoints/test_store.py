@@ -13,8 +13,8 @@ import minimind.checkpoints.store as module
 from minimind.checkpoints.find import find_checkpoint
 from minimind.checkpoints.store import Checkpoints
 from minimind.errors import CheckpointError
-from minimind.ranks.process import World
 from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from tests.unit.checkpoints.fake_engine import DESCRIBED, FILES, FakeEngine, save
 
 pytestmark = pytest.mark.usefixtures("one_rank")

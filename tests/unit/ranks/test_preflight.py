@@ -10,7 +10,7 @@ import torch
 from minimind.errors import LaunchError
 from minimind.ranks import preflight
 from minimind.ranks.preflight import check_alike, content_hash
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 
 
 def test_hash_is_of_content_not_of_place(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minimind.ranks import process
-from minimind.ranks.process import World
 from minimind.ranks.watch import notice_seconds
+from minimind.ranks.world import World
 
 
 class Ended(BaseException):
