@@ -27,6 +27,7 @@ from minimind.objective.losses import SigmoidLoss
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks import process
 from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.metrics import MetricSums
 from minimind.training.step import train_step

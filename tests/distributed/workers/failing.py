@@ -15,11 +15,11 @@ from minimind.engine import start
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
-from minimind.engine.start import start_rank
 from minimind.errors import DataError
 from minimind.model.configuration import MiniMindConfig
 from minimind.objective.losses import SigmoidLoss
-from minimind.ranks import process
+from minimind.ranks import collectives, process
+from minimind.ranks.process import RankContext
 from minimind.training.setup.start_check import check_start
 from minimind.weights.sources import RandomSource
 

@@ -30,8 +30,9 @@ from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import rank_memory
 from minimind.plan.sizes import ModelSizes
 from minimind.plan.traffic import step_traffic
-from minimind.ranks import process
+from minimind.ranks import collectives, process
 from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.metrics import MetricSums
 from minimind.training.step import train_step

@@ -12,7 +12,7 @@ from minimind.config import parse_settings
 from minimind.model.configuration import MiniMindConfig
 from minimind.plan import check
 from minimind.plan.options import DS_CONFIGS, read_zero
-from minimind.ranks.process import World
+from minimind.ranks.world import World
 from minimind.training.startup_report import report_settings
 from minimind.weights.empty import empty_model, tensor_shapes
 
