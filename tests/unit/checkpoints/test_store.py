@@ -7,14 +7,11 @@ import errno
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import minimind.checkpoints.store as module
 from minimind.checkpoints.find import find_checkpoint
 from minimind.checkpoints.store import Checkpoints
 from minimind.errors import CheckpointError
-from minimind.ranks.watch import Watch
-from minimind.ranks.world import World
 from tests.unit.checkpoints.fake_engine import DESCRIBED, FILES, FakeEngine, save
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -40,19 +37,12 @@ def test_state_of_listeners_is_empty_unless_given_and_read_back(checkpoints, wor
     assert find_checkpoint(checkpoints.folder, world, "error").manifest.listeners == state
 
 
-def test_progress_is_reported_for_each_file(tmp_path):
-    class Counting(Watch):
-        ticks = 0
-
-        def tick(self):
-            self.ticks += 1
-
-    watch = Counting()
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), watch=watch)
-    save(Checkpoints(tmp_path, world, DESCRIBED, keep=None), 1)
-    assert watch.ticks == 2 * len(FILES)  # written, hashed
-    find_checkpoint(tmp_path, world, "error")
-    assert watch.ticks == 3 * len(FILES)
+def test_progress_is_reported_for_each_file(tmp_path, world):
+    calls = []
+    save(Checkpoints(tmp_path, world, DESCRIBED, keep=None, on_progress=lambda: calls.append(1)), 1)
+    assert len(calls) == 2 * len(FILES)  # written, hashed
+    find_checkpoint(tmp_path, world, "error", lambda: calls.append(1))
+    assert len(calls) == 3 * len(FILES)
 
 
 @pytest.mark.parametrize(

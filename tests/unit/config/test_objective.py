@@ -12,6 +12,7 @@ from minimind.errors import ConfigError
 
 def test_defaults_are_minimind_s():
     assert dataclasses.asdict(ObjectiveConfig()) == {
+        "loss": "sigmoid",
         "beta": 0.1,
         "average_log_prob": True,
     }
