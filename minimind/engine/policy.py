@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from minimind.data.packs import PairBatch
+from minimind.data.packs import Batch
 from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
@@ -123,7 +123,7 @@ class Policy:
         """The learning rate of the next optimizer step."""
         return self.engine.get_lr()[0]
 
-    def score(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss."""
         return self.engine(batch)
 

@@ -127,7 +127,7 @@ class ReferenceCache:
             mine = shares[self.world.rank]
             # Under ZeRO-3 all ranks must run every forward. A rank without a missing pair scores pair 0 and drops it.
             batch = layout([self.table[int(index)] for index in (mine if len(mine) else [0])])
-            (scores,) = reference.score([to_device(batch, self.world.device)])
+            (scores,) = reference.score([batch.to_device(self.world.device)])
             scored = gather(self.world, scores.sums[: len(mine)].cpu().numpy())
             indices, values = np.concatenate(shares), np.concatenate(scored)
             self._check_finite(indices, values)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minimind.data.packs import PackedPairs, PaddedPairs, PairBatch
+from minimind.data.packs import Batch, PackedPairs, PaddedPairs
 from minimind.model.family import family_of
 from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackLayout
 from minimind.objective.log_probs import target_log_probs
@@ -31,7 +31,7 @@ class PairScorer(nn.Module):
         self.model = model
         self.attention = attention
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32."""
         if isinstance(batch, PackedPairs):
             return self._packed(batch)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from minimind.data.pack import PairBatch
+from minimind.data.packs import Batch
 from minimind.engine.policy import Policy
 from minimind.errors import TrainingError
 from minimind.ranks.collectives import StopVote
@@ -40,7 +40,7 @@ class Run:
     watch: Watch
     policy: Policy
     job: Job
-    batches: Callable[[int], Iterator[Sequence[PairBatch]]]
+    batches: Callable[[int], Iterator[Sequence[Batch]]]
     total_steps: int
     log_interval: int
     seed: int
@@ -85,7 +85,7 @@ def train(run: Run, start: int) -> bool:
     return True
 
 
-def _take_step(run: Run, step: int, batches: Sequence[PairBatch]) -> None:
+def _take_step(run: Run, step: int, batches: Sequence[Batch]) -> None:
     """Train on one global step's micro-batches of this rank."""
     # Dropout draws from a seed of the step's own, so a resumed run needs no saved generator state.
     torch.manual_seed(hash((run.seed, step, run.world.rank)))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minimind.data.pack import PairBatch
+from minimind.data.packs import Batch
 from minimind.errors import TrainingError
 from minimind.ranks.collectives import from_main, gather
 from minimind.ranks.world import World
@@ -50,7 +50,7 @@ class NonFiniteReport:
     world: World
     latest: Path | None
 
-    def error_at(self, step: int, batches: Sequence[PairBatch], error: TrainingError) -> TrainingError:
+    def error_at(self, step: int, batches: Sequence[Batch], error: TrainingError) -> TrainingError:
         """The error with the step and its suspicious pairs; writes the step's pairs of all ranks. All ranks call it."""
         mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
         ranks = gather(self.world, mine)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minimind.data.pack import PairBatch, to_device
+from minimind.data.packs import Batch
 from minimind.engine.policy import Policy
 from minimind.errors import TrainingError
 from minimind.ranks.watch import Watch
@@ -20,14 +20,14 @@ from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums
 
 
-def train_step(policy: Policy, job: Job, batches: Sequence[PairBatch], sums: MetricSums, watch: Watch) -> None:
+def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricSums, watch: Watch) -> None:
     """Train on one rank's micro-batches of a global step, and add their metrics to `sums`.
 
     Raises:
         TrainingError: on every rank, before any weight changes, if the gradient is not finite. Its attribute `finite`
             says for each of this rank's micro-batches whether its log-probs and losses were finite.
     """
-    batches = [to_device(batch, policy.world.device) for batch in batches]
+    batches = [batch.to_device(policy.world.device) for batch in batches]
     watch.enter("reference")
     targets = job.targets(batches)
     total = sum(job.size(batch) for batch in batches)
@@ -51,9 +51,9 @@ def train_step(policy: Policy, job: Job, batches: Sequence[PairBatch], sums: Met
 
 
 @torch.no_grad()
-def eval_step(policy: Policy, job: Job, batch: PairBatch, weights: Sequence[float], sums: MetricSums) -> None:
+def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], sums: MetricSums) -> None:
     """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each item that counts, else a 0."""
-    batch = to_device(batch, policy.world.device)
+    batch = batch.to_device(policy.world.device)
     (target,) = job.targets([batch])
     log_probs, aux_loss = policy.score(batch)
     outcome = job.outcome(batch, log_probs, target)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minimind.data.pack import PairBatch
+from minimind.data.packs import PairBatch
 from minimind.engine.reference import Reference
 from minimind.objective.losses import Need, PairScores, PreferenceLoss
 from minimind.objective.rows import ReferenceScores, row_means, row_sums
@@ -21,7 +21,7 @@ _COLUMNS = (
 )
 
 
-class DPOJob(Job[ReferenceScores | None]):
+class DPOJob(Job[PairBatch, ReferenceScores | None]):
     """Direct Preference Optimization with any registered preference loss.
 
     Args:

@@ -15,8 +15,9 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from minimind.data.pack import PairBatch
+from minimind.data.packs import Batch
 
+BatchKind = TypeVar("BatchKind", bound=Batch)
 Target = TypeVar("Target")
 
 
@@ -50,7 +51,7 @@ class BatchOutcome:
     metrics: Mapping[str, Tensor]
 
 
-class Job(abc.ABC, Generic[Target]):
+class Job(abc.ABC, Generic[BatchKind, Target]):
     """One kind of training.
 
     Attributes:
@@ -66,14 +67,14 @@ class Job(abc.ABC, Generic[Target]):
     columns: tuple[Column, ...] = ()
 
     @abc.abstractmethod
-    def targets(self, batches: Sequence[PairBatch]) -> Sequence[Target]:
+    def targets(self, batches: Sequence[BatchKind]) -> Sequence[Target]:
         """What the loss of each micro-batch of a global step needs besides the policy's log-probs.
 
         Called once per step, before the policy's forwards, so that a reference can score all micro-batches together.
         """
 
     @abc.abstractmethod
-    def outcome(self, batch: PairBatch, log_probs: Tensor, target: Target) -> BatchOutcome:
+    def outcome(self, batch: BatchKind, log_probs: Tensor, target: Target) -> BatchOutcome:
         """Loss and metrics of a micro-batch.
 
         Args:
@@ -82,5 +83,5 @@ class Job(abc.ABC, Generic[Target]):
         """
 
     @abc.abstractmethod
-    def size(self, batch: PairBatch) -> int:
+    def size(self, batch: BatchKind) -> int:
         """Number of items of a micro-batch: its weight in the mean loss of a global step."""

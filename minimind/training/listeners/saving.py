@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minimind.checkpoints.store import Checkpoints
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.engine.policy import Policy
 from minimind.errors import CheckpointError, TrainingError, WeightsError
 from minimind.ranks.collectives import from_main
@@ -44,7 +44,7 @@ class Saving(Listener):
         folder: Path,
         interval: int,
         policy: Policy,
-        stream: PairStream,
+        stream: PairSampler,
         steps: StepMetrics,
         events: Events,
         console: Console,
@@ -113,7 +113,7 @@ class Saving(Listener):
         return self._checkpoints.save(
             self._policy,
             step,
-            self._stream.place_after(step),
+            self._stream.position_after(step),
             self._steps.unlogged(),
             listeners=self._events.states(),
         )

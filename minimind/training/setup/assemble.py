@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minimind import demo
 from minimind.data.loader import train_batches
-from minimind.data.pack import PairBatch
+from minimind.data.packs import Batch
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -73,7 +73,7 @@ def assemble_run(
     return run
 
 
-def _batches(data: TrainingData, engines: Engines, world: World, start: int) -> Iterator[Sequence[PairBatch]]:
+def _batches(data: TrainingData, engines: Engines, world: World, start: int) -> Iterator[Sequence[Batch]]:
     """This rank's micro-batches of every global step after `start`."""
     return train_batches(
         data.table,

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from minimind.config import CHECKPOINT, DEFAULT, MEASURED
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.errors import ConfigError
 from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
 from minimind.model.family import family_of, packing_obstacle
@@ -63,7 +63,9 @@ def choose_attention_backend(
 def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, before: str) -> Choice:
     config = prepared.settings.config
     dtype = getattr(torch, config.optimisation.dtype)
-    shape = attention_shape(prepared.source.config, dtype, world.device)
+    shape = dataclasses.replace(
+        attention_shape(prepared.source.config, dtype, world.device), kernels=config.engine.kernels == AUTO
+    )
     choice = from_main(world, lambda: _choose(shape, config.engine.attention, before, _measured_pack(data)))
     if world.size > 1 and not world.on_cpu:
         # GPUs, compilers and packages of other ranks may differ. This also compiles the backend before the first step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from minimind.data.loader import Layout
-from minimind.data.pack import pack, pad
+from minimind.data.packs import pack, pad
 from minimind.data.table import PairTable
 from minimind.engine.policy import Policy
 from minimind.errors import ConfigError

@@ -52,7 +52,10 @@ def build_engines(
     config = prepared.settings.config
     watch.enter("building")
     if world.on_cpu:
-        native.prepare(kernels=config.optimisation.dtype == "bfloat16")
+        native.prepare(
+            kernels=config.engine.kernels == native.AUTO and config.optimisation.dtype == "bfloat16",
+            heap=config.engine.keep_memory,
+        )
     policy = Policy(
         prepared.source,
         prepared.policy_config,
@@ -65,7 +68,7 @@ def build_engines(
         config.engine.attention,
         watch.tick,
     )
-    if world.on_cpu:
+    if world.on_cpu and config.engine.keep_memory:
         native.keep_memory()
     layout = choose_layout(prepared, policy, data.table, console)
     loss = build_loss(config.objective.loss, prepared.settings.values)

@@ -13,7 +13,7 @@ from typing import Any
 
 from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEFAULT
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
 from minimind.training.setup.prepare import Prepared

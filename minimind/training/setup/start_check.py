@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from minimind.data.pack import PackedPairs, PaddedPairs, PairBatch, to_device
+from minimind.data.packs import PackedPairs, PaddedPairs, PairBatch
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.errors import TrainingError
@@ -32,7 +32,7 @@ def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: s
     Raises:
         TrainingError: on every rank, if the rows of any rank differ.
     """
-    batch = to_device(batch, policy.world.device)
+    batch = batch.to_device(policy.world.device)
     policy.eval()
     log_probs, _ = policy.score(batch)
     policy.train()
@@ -59,7 +59,7 @@ def layouts_agree(policy: Policy, packed: PackedPairs, padded: PaddedPairs) -> b
     rows = []
     policy.eval()
     for batch in (packed, padded):
-        moved = to_device(batch, policy.world.device)
+        moved = batch.to_device(policy.world.device)
         rows.append(row_log_probs(policy.score(moved)[0], moved.target_counts, average_log_prob=True))
     policy.train()
     difference = all_reduce((rows[0] - rows[1]).abs().max(), "max")

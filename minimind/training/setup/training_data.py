@@ -1,6 +1,6 @@
 """The run's data: tokenised pairs, the order in which they are trained on, and the number of global steps.
 
-preference files -> load_pairs -> PairTable -> PairStream -> TrainingData
+preference files -> load_pairs -> PairTable -> PairSampler -> TrainingData
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minimind.config import DPOConfig
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable, load_table
 from minimind.errors import ConfigError
 from minimind.ranks.collectives import from_main, main_first
@@ -31,7 +31,7 @@ class TrainingData:
 
     table: PairTable
     eval_table: PairTable | None
-    stream: PairStream
+    stream: PairSampler
     total_steps: int
 
     @property
@@ -52,7 +52,7 @@ def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None])
     table = _load_pairs(prepared, world, config.data.data_path, on_progress)
     eval_path = config.data.eval_data_path
     eval_table = _load_pairs(prepared, world, eval_path, on_progress) if eval_path else None
-    stream = PairStream(
+    stream = PairSampler(
         num_pairs=len(table),
         epochs=config.optimisation.epochs,
         micro_batch_size=config.optimisation.batch_size,
@@ -85,7 +85,7 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
     )
 
 
-def _total_steps(stream: PairStream, config: DPOConfig) -> int:
+def _total_steps(stream: PairSampler, config: DPOConfig) -> int:
     total = stream.total_steps
     if not total:
         raise ConfigError(

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import PairBatch, pack
 from minimind.data.sampler import PairSampler
@@ -56,7 +55,7 @@ class Shifted(Reference):
 JOB = DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=True, reference=Shifted())
 
 
-def stream_of(world: World) -> PairStream:
+def stream_of(world: World) -> PairSampler:
     """8 pairs a step; at most 60 tokens, which the longest pair exceeds, in a micro-batch."""
     tokens = np.array([len(pack([pair]).token_ids) for pair in PAIRS.values()])
     assert tokens.max() > 50

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.engine import start
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy

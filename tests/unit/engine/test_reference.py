@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.pack import pack, pad
+from minimind.data.packs import pack, pad
 from minimind.data.table import PreferencePair
 from minimind.engine import reference as module
 from minimind.engine.reference import LiveReference

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.pack import pack, pad
+from minimind.data.packs import pack, pad
 from minimind.data.table import PreferencePair
 from minimind.engine.scorer import PairScorer
 from tests.unit.weights.conftest import llama, minimind

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.data.table import PreferencePair
 from minimind.errors import TrainingError
 from minimind.objective.losses import SigmoidLoss

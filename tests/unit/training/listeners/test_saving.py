@@ -58,7 +58,7 @@ def made(tmp_path):
             folder=tmp_path,
             interval=interval,
             policy=None,
-            stream=SimpleNamespace(place_after=lambda step: {"at": step}),
+            stream=SimpleNamespace(position_after=lambda step: {"at": step}),
             steps=SimpleNamespace(
                 pause=lambda: clock.append("pause"), resume=lambda: clock.append("resume"), unlogged=lambda: {"n": 1}
             ),

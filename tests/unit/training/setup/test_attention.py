@@ -149,7 +149,7 @@ def test_latent_attention_has_another_size_for_values():
 
 
 def test_the_first_micro_batch_is_measured_in_whole_pairs(monkeypatch):
-    stream = PairStream(
+    stream = PairSampler(
         num_pairs=4, epochs=1, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
     )
     segments = ((9, 1, 2), (3, 4, 5), (2, 2, 2), (1, 1, 1))

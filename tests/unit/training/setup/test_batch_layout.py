@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaConfig, MistralConfig
 
 from minimind.config import parse_settings
-from minimind.data.pack import pack
+from minimind.data.packs import pack
 from minimind.errors import ConfigError
 from minimind.model.configuration import MiniMindConfig
 from minimind.training.setup import batch_layout

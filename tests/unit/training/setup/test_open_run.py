@@ -11,7 +11,7 @@ import torch
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
-from minimind.data.stream import PairStream
+from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
 from minimind.ranks.watch import Watch
@@ -28,7 +28,7 @@ def opened(tmp_path):
     """Opens a run in tmp_path; `manifest` is that of the checkpoint that it resumes."""
 
     def run(*flags, zero=None, manifest=None, watch=None):
-        stream = PairStream(
+        stream = PairSampler(
             num_pairs=10, epochs=1, micro_batch_size=2, accumulation_steps=1, world_size=1, shuffle=True, seed=42
         )
         table = type("Table", (), {"key": "data", "__len__": lambda self: 10})()
@@ -58,7 +58,7 @@ def test_a_fresh_run_starts_at_step_0_in_a_new_folder(opened, tmp_path):
 
 def test_a_resumed_run_starts_after_its_checkpoint(opened):
     fresh, stream = opened()
-    manifest = Manifest(step=3, stream=stream.place_after(3), files={}, **fresh.described)
+    manifest = Manifest(step=3, stream=stream.position_after(3), files={}, **fresh.described)
     run, _ = opened(manifest=manifest)
     assert run.start == 3
 
@@ -66,7 +66,7 @@ def test_a_resumed_run_starts_after_its_checkpoint(opened):
 def test_a_checkpoint_of_another_run_is_refused_before_the_folder_is_touched(opened, tmp_path):
     fresh, stream = opened()
     written = (tmp_path / "run.json").read_bytes()
-    manifest = Manifest(step=3, stream=stream.place_after(3), files={}, **fresh.described)
+    manifest = Manifest(step=3, stream=stream.position_after(3), files={}, **fresh.described)
     with pytest.raises(CheckpointError, match=r"beta was 0\.1, is 0\.9"):
         opened("--beta", "0.9", manifest=manifest)
     assert (tmp_path / "run.json").read_bytes() == written

@@ -43,7 +43,7 @@ def checkpoint(described, place):
 
 
 def test_ranks_stage_and_optimizer_implementation_may_differ():
-    saved = checkpoint(json.loads(json.dumps(description())), stream().place_after(3))
+    saved = checkpoint(json.loads(json.dumps(description())), stream().position_after(3))
     now = description(ranks=4, stage=3, optimizer=OFFLOAD)
     check_same_run(saved, now, stream(ranks=4))
     assert describe_reshard(saved, now) == ", resharded: 2 ranks, ZeRO-2 -> 4 ranks, ZeRO-3"
@@ -61,7 +61,7 @@ def test_ranks_stage_and_optimizer_implementation_may_differ():
     ],
 )
 def test_data_model_objective_and_optimizer_may_not_differ(changed, said):
-    saved = checkpoint(description(), stream().place_after(3))
+    saved = checkpoint(description(), stream().position_after(3))
     with pytest.raises(CheckpointError, match="belongs to a run with other settings") as caught:
         check_same_run(saved, description(**changed), stream())
     assert said in str(caught.value)
@@ -73,14 +73,14 @@ def test_runs_with_nvme_states_cannot_be_resumed_nor_resume():
     here, there = description(), description()
     there["layout"]["zero_optimization"] = nvme
     with pytest.raises(CheckpointError, match=r"written while states swapped to NVMe, .* start anew in another --save"):
-        check_same_run(checkpoint(there, stream().place_after(3)), here, stream())
+        check_same_run(checkpoint(there, stream().position_after(3)), here, stream())
     with pytest.raises(CheckpointError, match=r"not restore all NVMe state; .*/zero3_offload\.json, or start anew"):
-        check_same_run(checkpoint(here, stream().place_after(3)), there, stream())
+        check_same_run(checkpoint(here, stream().position_after(3)), there, stream())
 
 
 def test_a_stream_with_another_order_of_pairs_is_refused():
     """Another version of numpy may give another order for the same seed."""
-    saved = checkpoint(description(), stream(seed=1).place_after(3))
+    saved = checkpoint(description(), stream(seed=1).position_after(3))
     with pytest.raises(CheckpointError, match="pairs would be repeated or skipped: after step 3"):
         check_same_run(saved, description(), stream())
 
@@ -106,7 +106,7 @@ def test_a_manifest_without_a_loss_means_the_sigmoid_loss():
     """Earlier versions had only this loss, and did not write it."""
     saved = description()
     del saved["identity"]["loss"]
-    old = checkpoint(saved, stream().place_after(3))
+    old = checkpoint(saved, stream().position_after(3))
     check_same_run(old, description(), stream())
     other = description()
     other["identity"]["loss"] = "ipo"

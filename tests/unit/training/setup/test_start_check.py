@@ -12,19 +12,21 @@ from minimind.errors import TrainingError
 from minimind.objective.losses import SigmoidLoss
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
-from minimind.training.setup import start_check
 from minimind.training.setup.start_check import START_TOLERANCE, check_start, layouts_agree
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 # Two pairs with 4 targets in each row of the first, 1 in each row of the second.
-BATCH = SimpleNamespace(target_counts=torch.tensor([[0, 4, 4], [0, 1, 1]]), lines=(7, 9))
+COUNTS = torch.tensor([[0, 4, 4], [0, 1, 1]])
 LOG_PROBS = torch.tensor([-1.0] * 10)
 
 
-@pytest.fixture(autouse=True)
-def stay(monkeypatch):
-    monkeypatch.setattr(start_check, "to_device", lambda batch, device: batch)
+class Batch(SimpleNamespace):
+    def to_device(self, device):
+        return self
+
+
+BATCH = Batch(target_counts=COUNTS, lines=(7, 9))
 
 
 def policy(log_probs=LOG_PROBS):
@@ -75,6 +77,6 @@ def test_a_log_prob_that_is_not_a_number_is_a_mismatch():
 
 @pytest.mark.parametrize(("other", "agree"), [(-1.0, True), (-1.001, False), (math.nan, False)])
 def test_layouts_are_compared_by_mean_log_probs(other, agree):
-    packed = SimpleNamespace(target_counts=BATCH.target_counts, log_probs=LOG_PROBS)
-    padded = SimpleNamespace(target_counts=BATCH.target_counts, log_probs=torch.tensor([-1.0] * 9 + [other]))
+    packed = Batch(target_counts=COUNTS, log_probs=LOG_PROBS)
+    padded = Batch(target_counts=COUNTS, log_probs=torch.tensor([-1.0] * 9 + [other]))
     assert layouts_agree(policy(), packed, padded) is agree
