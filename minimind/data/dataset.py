@@ -1,6 +1,8 @@
-"""MiniMind's own data set class, number for number: six padded tensors a pair. The tests' oracle, and a public name.
+"""MiniMind's data set class, reproduced exactly: a public name, and the reference that tests compare with.
 
-Training does not use it: it reads `PairTable`s (`table.py`) and makes packs (`packs.py`).
+    JSON-lines file -> checked rows -> six padded tensors per pair
+
+Training does not use it; it reads a `PairTable` (table.py) and builds packs (packs.py).
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ from minimind.errors import DataError
 
 
 class DPODataset(Dataset[dict[str, Tensor]]):
-    """Preference pairs as MiniMind's training script sees them.
+    """Preference pairs as the batches of MiniMind's training script contain them.
 
     Args:
-        path: JSON-lines file of `{"chosen": [...], "rejected": [...]}`.
-        tokenizer: with a chat template and a pad token.
-        max_length: tokens per row; longer rows are cut, shorter ones padded.
+        path: JSON-lines file with rows of a shape in `shapes.SHAPES`.
+        tokenizer: must have a chat template. Without a pad token, id 0 pads.
+        max_length: tokens per row; longer rows are truncated, shorter rows padded.
         empty_think_ratio: see `ChatEncoder`.
 
     Raises:
-        DataError: the file or one of its rows is bad, with its line.
+        DataError: the file cannot be read, or a row is invalid; the message names the line.
     """
 
     def __init__(
@@ -55,15 +57,22 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """x (inputs), y (x shifted by one) and mask (of y) for chosen and rejected, each (max_length - 1,) int64."""
+        """One pair: x (inputs), y (the next token of each input) and mask (1 where y counts), of chosen and rejected.
+
+        Returns:
+            x_chosen, y_chosen, mask_chosen, x_rejected, y_rejected, mask_rejected, each (max_length - 1,) int64.
+
+        Raises:
+            DataError: the chat template rejects the row.
+        """
         number, row = self.rows[index]
         out = {}
         for half, messages in (("chosen", row.chosen), ("rejected", row.rejected)):
             try:
                 encoded = self.encoder.encode(messages, number)
             except Exception as error:
-                # A template is a program, and may raise anything.
-                raise DataError(f"{self.path}, line {number}: the chat template refuses it ({error})") from error
+                # A chat template is a program and may raise any exception.
+                raise DataError(f"{self.path}, line {number}: the chat template rejects the row ({error})") from error
             padding = self.max_length - len(encoded.tokens)
             tokens = torch.tensor(encoded.tokens + [self.pad_id] * padding)
             out[f"x_{half}"], out[f"y_{half}"] = tokens[:-1], tokens[1:]

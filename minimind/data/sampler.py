@@ -1,7 +1,9 @@
-"""Which pairs a step trains on: a pure function of the step, so that going on needs no state but its number.
+"""Chooses the pairs of each step: a pure function of the step number, so a resumed run needs no sampler state.
 
-The epochs are one endless-looking stream of pairs, dealt in global batches; a global batch is dealt to micro-batches
-and ranks by cost. Any step's pairs can be named without walking there.
+    step, rank -> global batch (consecutive pairs of the shuffled epochs) -> the rank's micro-batches (pair indices)
+
+A global batch depends on the seed and its size, not on the number of ranks. Costs and token counts only decide how its
+pairs are distributed over ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -17,22 +19,23 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairSampler:
-    """The order of pairs in a run.
+    """The order of pairs in a run, and their distribution over ranks and micro-batches.
 
     Attributes:
-        num_pairs: pairs in the data set.
-        epochs: passes over it.
+        num_pairs: number of pairs in the data set.
+        epochs: number of passes over the data set.
         micro_batch_size: pairs per rank and micro-batch.
-        accumulation_steps: micro-batches per global step; without a token budget.
-        world_size: ranks.
-        shuffle: a new order for every epoch, drawn from seed and epoch; else file order.
-        seed: of the order.
-        costs: (num_pairs,) what each pair costs to train on. Given them, the pairs of a global batch are dealt so that
-            every micro-batch of every rank costs about the same; which global batch a pair is in stays as it is, and
-            with it the mean DPO loss and its gradient.
-        tokens: (num_pairs,) how long each pair's part of a pack is; needs costs, and goes with a token budget.
-        token_budget: tokens of a micro-batch at most, if any; a pair that is longer stands alone. Then a rank's pairs
-            of a step, still as many on every rank, are dealt into as few micro-batches as the fullest rank needs.
+        accumulation_steps: micro-batches per global step, if there is no token budget.
+        world_size: number of ranks.
+        shuffle: True draws a new order for each epoch from seed and epoch; False keeps the file order.
+        seed: seed of the shuffled order.
+        costs: (num_pairs,) estimated cost of training on each pair. If given, the pairs of a global batch are
+            distributed so that all micro-batches cost about the same. The global batch itself, and with it the mean
+            loss and its gradient, does not change.
+        tokens: (num_pairs,) number of tokens of each pair in a pack; required with a token budget.
+        token_budget: largest number of tokens of a micro-batch; requires costs. A longer pair gets a micro-batch of
+            its own. Every rank has the same number of pairs in a step and splits them into the same number of
+            micro-batches, as few as the rank with most tokens allows.
     """
 
     num_pairs: int
@@ -52,20 +55,23 @@ class PairSampler:
 
     @property
     def total_steps(self) -> int:
-        """Global steps in the whole run; only full global batches make one."""
+        """Number of global steps in the run. Only full global batches count."""
         return self.num_pairs * self.epochs // self.global_batch_size
 
     @property
     def left_over(self) -> int:
-        """Pairs at the very end of the stream that do not fill a global batch."""
+        """Number of pairs at the end of the last epoch that do not fill a global batch and are not trained on."""
         return self.num_pairs * self.epochs % self.global_batch_size
 
     def epoch_of(self, step: int) -> float:
-        """How many epochs are done after global step `step` (from 1)."""
+        """Number of epochs completed after global step `step` (from 1)."""
         return step * self.global_batch_size / self.num_pairs
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
-        """Pair indices of global step `step` (from 1) for one rank: one list per micro-batch, as many on each rank."""
+        """Pair indices of one rank in global step `step` (from 1): one list per micro-batch.
+
+        All ranks have the same number of micro-batches, because under ZeRO-3 they run every forward together.
+        """
         batch = self._batch(step)
         size, ranks = self.micro_batch_size, self.world_size
         if self.costs is None:
@@ -73,55 +79,71 @@ class PairSampler:
             return [batch[start : start + size] for start in starts]
         if self.token_budget is not None:
             assert self.tokens is not None
-            hands = _deal(batch, self.costs, ranks, self.accumulation_steps * size)
-            return _deal_by_tokens(hands, self.costs, self.tokens, self.token_budget)[rank]
-        dealt = _deal(batch, self.costs, self.accumulation_steps * ranks, size)
-        return dealt[rank::ranks]
+            shares = _distribute(batch, self.costs, ranks, self.accumulation_steps * size)
+            return _split_by_tokens(shares, self.costs, self.tokens, self.token_budget)[rank]
+        groups = _distribute(batch, self.costs, self.accumulation_steps * ranks, size)
+        return groups[rank::ranks]
 
     def position_after(self, step: int) -> dict[str, int | str]:
-        """Where the stream stands after global step `step` (from 1): how many pairs it has dealt, and a digest of the
-        last step's. Streams that agree in both deal the same pairs a step, however many ranks share them."""
+        """Position after global step `step` (from 1), for the checkpoint's manifest.
+
+        Returns:
+            pairs: number of pairs used so far.
+            last: digest of the step's global batch. Two samplers with equal positions draw the same global batches,
+                whatever their numbers of ranks.
+        """
         last = ",".join(map(str, self._batch(step)))
         digest = hashlib.sha256(last.encode()).hexdigest()[:16]
         return {"pairs": step * self.global_batch_size, "last": digest}
 
     def _batch(self, step: int) -> list[int]:
         start = (step - 1) * self.global_batch_size
-        return [self._pair(position) for position in range(start, start + self.global_batch_size)]
+        return [self._pair_at(position) for position in range(start, start + self.global_batch_size)]
 
-    def _pair(self, position: int) -> int:
+    def _pair_at(self, position: int) -> int:
+        """Index of the pair at a position counted over all epochs."""
         epoch, index = divmod(position, self.num_pairs)
         return int(_epoch_order(self.num_pairs, self.seed, epoch)[index]) if self.shuffle else index
 
 
+# Two entries, because a global batch may contain the end of one epoch and the start of the next.
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(num_pairs)
 
 
-def _deal(pairs: list[int], costs: NDArray[Any], hands: int, size: int) -> list[list[int]]:
-    """Deal pairs into hands of at most this size and about equal cost: the dearest first, each to the cheapest hand
-    with room.
+def _distribute(pairs: list[int], costs: NDArray[Any], num_groups: int, size: int) -> list[list[int]]:
+    """Distribute pairs over groups of about equal cost.
 
-    Within a hand the pairs keep their order, so that one hand is simply the batch.
+    Greedy: the most expensive pair first, each to the cheapest group with room.
+
+    Args:
+        size: largest number of pairs in a group.
     """
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    totals = [0.0] * hands
+    groups: list[list[int]] = [[] for _ in range(num_groups)]
+    totals = [0.0] * num_groups
     for place in sorted(range(len(pairs)), key=lambda place: (-costs[pairs[place]], place)):
-        hand = min((h for h in range(hands) if len(dealt[h]) < size), key=lambda h: (totals[h], h))
-        dealt[hand].append(place)
-        totals[hand] += float(costs[pairs[place]])
-    return [[pairs[place] for place in sorted(hand)] for hand in dealt]
+        group = min((g for g in range(num_groups) if len(groups[g]) < size), key=lambda g: (totals[g], g))
+        groups[group].append(place)
+        totals[group] += float(costs[pairs[place]])
+    # Sorted, so that a single group equals the batch: one micro-batch per step then needs no reordering.
+    return [[pairs[place] for place in sorted(group)] for group in groups]
 
 
-def _deal_by_tokens(
-    hands: list[list[int]], costs: NDArray[np.float64], tokens: NDArray[np.int64], budget: int
+def _split_by_tokens(
+    shares: list[list[int]], costs: NDArray[np.float64], tokens: NDArray[np.int64], budget: int
 ) -> list[list[list[int]]]:
-    """Split every rank's hand into micro-batches within the budget: as many for all ranks, since they run every forward
-    together, as few as the fullest hand allows, and the dearest first, so that those that run together cost alike."""
-    fewest = max(int(np.minimum(tokens[hand], budget).sum()) for hand in hands)
-    for number in range(max(1, -(-fewest // budget)), len(hands[0]) + 1):
-        split = [_deal(hand, tokens, number, len(hand)) for hand in hands]
+    """Split each rank's share into micro-batches within the token budget: the same number for all ranks, as few as
+    possible.
+
+    Args:
+        shares: the pairs of each rank, of equal number.
+    """
+    # A pair over the budget counts as a full micro-batch. The sum gives a lower bound; more are tried until all fit.
+    most_tokens = max(int(np.minimum(tokens[share], budget).sum()) for share in shares)
+    for number in range(max(1, -(-most_tokens // budget)), len(shares[0]) + 1):
+        split = [_distribute(share, tokens, number, len(share)) for share in shares]
         if all(len(part) == 1 or tokens[part].sum() <= budget for parts in split for part in parts):
             break
+    # Ranks wait for each other in every micro-batch, so those with the same index should cost about the same.
     return [sorted(parts, key=lambda part: -costs[part].sum()) for parts in split]

@@ -1,9 +1,9 @@
-"""A tokenised data set: made once, in parallel, kept on disk under a key made of content, read through memory maps.
+"""The tokenised data set: written to a cache on disk once, then read through memory maps.
 
-    JSON lines -> (worker processes) checked, tokenised pairs -> one folder of flat arrays -> PairTable
+    preference file -> tokenize (tokens.py) -> cache_dir/pairs-KEY/ (flat arrays) -> PairTable -> PreferencePair
 
-The key is a hash of the file's bytes, the tokenizer with its template, the length, and this format's version; where
-the file lies or what it is called does not matter.
+The key is a hash of the file's bytes, the tokenizer with its chat template, the length limit and the format version.
+The path of the file is not part of it. Letters: n pairs of the file, of which `selected` are trained on.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from minimind.data.template import ChatEncoder
 from minimind.data.tokens import Chunk, tokenize
 from minimind.errors import DataError
 
+# Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
 _FORMAT = 1
-# At about this length attention costs as much as everything else in a block; it only weighs pairs against each other.
+# Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
+# of pairs, so a rough value is enough.
 _ATTENTION_TOKENS = 8192
+_BAD_ROWS_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +41,9 @@ class PreferencePair:
 
     Attributes:
         chosen, rejected: token ids, each (length,) int32.
-        chosen_mask, rejected_mask: 1 where a token counts, (length,) uint8.
-        prefix: number of leading tokens that both share.
-        line: where the pair stands in its file, from 1.
+        chosen_mask, rejected_mask: 1 for the assistant's tokens, (length,) uint8.
+        prefix: number of leading tokens that both rows share.
+        line: line number in the file, from 1.
     """
 
     chosen: NDArray[np.int32]
@@ -58,11 +61,11 @@ class PairTable:
     Attributes:
         path: the JSON-lines file.
         key: hash of everything that the arrays depend on.
-        tokens, mask: all rows one after the other, chosen before rejected.
-        offsets: (2n + 1,) int64, where each row starts.
-        prefixes, lines: (n,) int64.
-        bad: rows that are not among the n, or are so although too little is left of them.
-        selected: which of the n are used, in file order.
+        tokens, mask: the 2n rows concatenated, chosen before rejected; int32 and uint8.
+        offsets: (2n + 1,) int64, start of each row, and the total length.
+        prefixes, lines: (n,) int64, as in `PreferencePair`.
+        bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
+        selected: indices of the pairs in use, ascending.
     """
 
     path: Path
@@ -90,44 +93,50 @@ class PairTable:
             line=int(self.lines[row]),
         )
 
-    def with_bad_rows(self, on_bad_row: str) -> PairTable:
-        """The table under one of the three policies for bad rows.
+    def handle_bad_rows(self, on_bad_row: str) -> PairTable:
+        """The table under a policy for bad rows.
 
-        `error` raises if there is any; `skip` leaves them out; `keep` also leaves out what could not be read, but
-        keeps rows that truncation left without an answer: they have a loss of ln 2 and no gradient, as in MiniMind.
+        Args:
+            on_bad_row: "error" raises an error that lists the bad rows; "skip" omits them; "keep" omits invalid rows
+                but keeps rows without an answer after truncation: as in MiniMind, their loss is constant (ln 2 for the
+                DPO loss) and their gradient 0.
 
         Raises:
-            DataError: bad rows under `error`, or no row left.
+            DataError: there are bad rows under "error", or no row is left.
         """
         if self.bad and on_bad_row == "error":
-            shown = "\n".join(f"  line {row.line}: {row.reason}" for row in self.bad[:10])
-            more = f"\n  ... and {len(self.bad) - 10} more" if len(self.bad) > 10 else ""
+            shown = "\n".join(f"  line {row.line}: {row.reason}" for row in self.bad[:_BAD_ROWS_SHOWN])
+            more = f"\n  ... and {len(self.bad) - _BAD_ROWS_SHOWN} more" if len(self.bad) > _BAD_ROWS_SHOWN else ""
             raise DataError(
                 f"{self.path}: {len(self.bad)} of {self.total_rows} rows cannot be trained on:\n{shown}{more}\n"
-                "Mend them, raise --max_seq_len, or leave them out with --on_bad_row skip."
+                "Correct the rows, increase --max_seq_len, or omit the rows with --on_bad_row skip."
             )
         selected = np.arange(len(self.lines))
         if on_bad_row == "skip":
             selected = np.flatnonzero(~np.isin(self.lines, [row.line for row in self.bad]))
         if not len(selected):
-            raise DataError(f"{self.path}: none of its {self.total_rows} rows can be trained on")
+            raise DataError(f"{self.path}: none of the {self.total_rows} rows can be trained on")
         return dataclasses.replace(self, selected=selected)
 
     @property
     def costs(self) -> NDArray[np.float64]:
-        """What each pair costs to train on, about, (len,) float64: the tokens of its pack, and attention's share."""
+        """Estimated cost of training on each selected pair, (len,) float64, in tokens: linear layers cost in proportion
+        to the packed tokens, attention to the square of a row's length."""
         lengths = np.diff(self.offsets).reshape(-1, 2)[self.selected].astype(np.float64)
         return self.packed_tokens + (lengths**2).sum(1) / _ATTENTION_TOKENS
 
     @property
     def packed_tokens(self) -> NDArray[np.int64]:
-        """How long each pair's part of a pack is, (len,) int64: what the rows share stands there once, and their last
-        tokens not at all."""
+        """Number of tokens of each selected pair in a pack, (len,) int64.
+
+        As in `packs.pack`: the shared prefix counts once, and a row's last token is no input.
+        """
         inputs = np.diff(self.offsets).reshape(-1, 2)[self.selected] - 1
         return inputs.sum(1) - np.minimum(self.prefixes[self.selected], inputs.min(1))
 
     @property
     def total_rows(self) -> int:
+        """Number of rows of the file that are not blank."""
         return len(self.lines) + sum(not row.tokenized for row in self.bad)
 
 
@@ -141,36 +150,43 @@ def load_table(
     cache_dir: Path,
     on_progress: Callable[[], None] = lambda: None,
 ) -> PairTable:
-    """Read a preference file through the cache; tokenise it if it is not there, with a call of `on_progress` now and
-    then.
+    """Load a preference file from the cache, or tokenise it and write the cache.
+
+    Args:
+        max_length, empty_think_ratio: see `ChatEncoder`.
+        num_workers: largest number of worker processes.
+        on_progress: called for each tokenised chunk of rows.
 
     Raises:
-        DataError: the file is missing or empty, or the tokenizer cannot be used. Bad rows raise nothing here.
+        DataError: the file is missing or empty, the tokenizer cannot be used, or the cache cannot be written. Bad rows
+            raise no error here; see `PairTable.handle_bad_rows`.
     """
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such preference file"
-        raise DataError(f"{path}: {what}; give one JSON object a line (--data_path)")
+        problem = "is a folder, not a file" if path.is_dir() else "no such preference file"
+        raise DataError(f"{path}: {problem}; --data_path needs a file with one JSON object per line")
     encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
     key = _key(path, encoder)
     folder = cache_dir / f"pairs-{key}"
     table = _open(path, key, folder)
     if table is None:
-        _write(folder, _reported(tokenize(path, encoder, num_workers), on_progress))
+        _write(folder, _with_progress(tokenize(path, encoder, num_workers), on_progress))
         table = _open(path, key, folder)
     if table is None:
-        raise DataError(f"{folder}: the tokenised data cannot be read back; see --cache_dir")
+        raise DataError(f"{folder}: cannot read the tokenised data after writing it; try another --cache_dir")
     return table
 
 
-def _reported(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> Iterator[Chunk]:
+def _with_progress(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> Iterator[Chunk]:
     for chunk in chunks:
         on_progress()
         yield chunk
 
 
 def _key(path: Path, encoder: ChatEncoder) -> str:
+    """Hash of everything that the arrays depend on."""
     digest = hashlib.sha256()
     tokenizer = encoder.tokenizer
+    # A fast tokenizer can serialise its whole pipeline (normaliser, merges, ...), a slow one only its vocabulary.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     settings = [_FORMAT, encoder.max_length, encoder.empty_think_ratio, encoder.start, encoder.end]
@@ -182,7 +198,7 @@ def _key(path: Path, encoder: ChatEncoder) -> str:
 
 
 def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
-    """Write the arrays beside their place, then rename: a killed run leaves nothing that looks finished."""
+    """Write the arrays to a temporary folder, then rename it, so that a killed run leaves no incomplete cache."""
     partial = folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -207,19 +223,19 @@ def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
         try:
             os.replace(partial, folder)
         except OSError:
-            # Something is there: another run was faster, with the same arrays, or a damaged one is in the way.
+            # The folder exists: either another run has written the same arrays meanwhile, or it is damaged.
             if _open(Path(), "", folder) is None:
                 shutil.rmtree(folder)
                 os.replace(partial, folder)
     except OSError as error:
-        raise DataError(f"{folder}: the tokenised data cannot be written ({error}); see --cache_dir") from error
+        raise DataError(f"{folder}: cannot write the tokenised data ({error}); try another --cache_dir") from error
     finally:
         if partial != folder:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def _open(path: Path, key: str, folder: Path) -> PairTable | None:
-    """The table in a folder, or None if there is none or it is not whole."""
+    """The table in a cache folder, or None if it is missing or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         lines, prefixes = np.load(folder / "lines.npy"), np.load(folder / "prefixes.npy")
@@ -234,21 +250,22 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
             bad=tuple(BadRow(**row) for row in meta["bad"]),
             selected=np.arange(len(lines)),
         )
-        return table if _is_whole(table) else None
-    except Exception:  # noqa: BLE001 - damaged headers make numpy raise almost anything; the cache is made again
+        return table if _is_consistent(table) else None
+    except Exception:  # noqa: BLE001 - numpy raises many exceptions on damaged headers; the caller rebuilds the cache
         return None
 
 
-def _is_whole(table: PairTable) -> bool:
-    """Whether a table's arrays fit each other, so that no pair can reach outside of them."""
+def _is_consistent(table: PairTable) -> bool:
+    """Whether the sizes of the arrays agree and all offsets and prefixes are in range."""
     if len(table.offsets) != 2 * len(table.lines) + 1 or len(table.prefixes) != len(table.lines):
         return False
     lengths = np.diff(table.offsets)
-    in_order = table.offsets[0] == 0 and bool((lengths >= 0).all())
-    shared = bool(((table.prefixes >= 0) & (table.prefixes <= lengths.reshape(-1, 2).min(1))).all())
-    return in_order and shared and len(table.tokens) == len(table.mask) == table.offsets[-1]
+    offsets_valid = table.offsets[0] == 0 and bool((lengths >= 0).all())
+    prefixes_valid = bool(((table.prefixes >= 0) & (table.prefixes <= lengths.reshape(-1, 2).min(1))).all())
+    return offsets_valid and prefixes_valid and len(table.tokens) == len(table.mask) == table.offsets[-1]
 
 
 def _map(path: Path, dtype: type) -> NDArray[Any]:
-    """A file of numbers as an array that is read when touched; an empty file cannot be mapped."""
+    """A file as a memory-mapped array."""
+    # mmap rejects empty files.
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

@@ -1,7 +1,9 @@
-"""Messages -> tokens and a mask of the assistant's tokens, by the tokenizer's own chat template.
+"""Converts messages to tokens with the tokenizer's chat template, and masks the assistant's tokens.
 
-MiniMind's rule: between `<bos>assistant\\n` and `<eos>\\n`, the end included, every token counts. For a tokenizer with
-other markers the same rule runs on the markers that its template is seen to write.
+    messages -> chat template -> text -> tokens, truncated -> mask between the markers of assistant turns
+
+MiniMind's rule: every token after `<bos>assistant\\n` up to and including `<eos>\\n` counts. For a tokenizer with other
+markers, the same rule is applied to the markers that its template writes in a sample conversation.
 """
 
 from __future__ import annotations
@@ -19,30 +21,34 @@ EMPTY_THINK = "<think>\n\n</think>\n\n"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizedRow:
-    """One half of a pair: token ids and, for each, 1 if it counts as the assistant's, else 0."""
+    """One half of a pair: token ids, and a mask that is 1 for the assistant's tokens and 0 for others."""
 
     tokens: list[int]
     mask: list[int]
 
 
 class ChatEncoder:
-    """A tokenizer with its template, as MiniMind's data set uses it.
+    """Encodes conversations as MiniMind's data set does.
 
     Args:
-        tokenizer: with a chat template.
-        max_length: tokens kept of a row; the rest is cut off at the end.
-        empty_think_ratio: share of pairs whose empty `<think>` block stays. MiniMind-3's template writes such a block
-            into every answer, and its data set drops most of them at random; here the draw is made from the row
-            number, so it is the same in every run, and both halves share it. 1 keeps all.
+        tokenizer: must have a chat template.
+        max_length: largest number of tokens of a row; longer rows are truncated at the end.
+        empty_think_ratio: share of the pairs that keep their empty `<think>` block. MiniMind-3's template writes such a
+            block into every answer, and its data set removes most of them at random. Here the random number depends on
+            the line number only, so it is the same in every run and for both halves of a pair. 1 keeps all.
+
+    Attributes:
+        start, end: tokens of the markers that open and close an assistant turn.
 
     Raises:
-        DataError: no chat template, or one in which the assistant's turns cannot be told.
+        DataError: the tokenizer has no chat template, or the template does not mark the assistant's turns.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, empty_think_ratio: float = 1.0) -> None:
         if not tokenizer.chat_template:
             raise DataError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; give one with --tokenizer_path"
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; use a tokenizer that has one "
+                "(--tokenizer_path)"
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -52,11 +58,18 @@ class ChatEncoder:
         if not self.start or not self.end:
             raise DataError(
                 f"{tokenizer.name_or_path}: the chat template does not mark where an assistant turn starts "
-                f"({start!r}) and ends ({end!r}); use a template of the ChatML kind"
+                f"(found {start!r}) and ends (found {end!r}); use a template in the style of ChatML"
             )
 
     def encode(self, messages: list[dict[str, Any]], row_number: int) -> TokenizedRow:
-        """Tokens and mask of a conversation, cut at `max_length`."""
+        """Tokens and mask of a conversation, truncated to `max_length`.
+
+        Args:
+            row_number: line number of the pair in its file.
+
+        Raises:
+            Exception: any that the chat template raises.
+        """
         text = self._render(messages)
         if EMPTY_THINK in text and _draw(row_number) >= self.empty_think_ratio:
             text = text.replace(EMPTY_THINK, "")
@@ -64,7 +77,7 @@ class ChatEncoder:
         return TokenizedRow(tokens=tokens, mask=self.mask(tokens))
 
     def mask(self, tokens: list[int]) -> list[int]:
-        """1 for each token after a start marker up to and with the next end marker (or the row's end)."""
+        """1 for each token after a start marker up to and including the next end marker, or up to the row's end."""
         mask = [0] * len(tokens)
         position = 0
         while (start := _find(tokens, self.start, position)) is not None:
@@ -79,24 +92,28 @@ class ChatEncoder:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def _ids(self, text: str) -> list[int]:
-        # The template has written what special tokens there are; the tokenizer would put a second <bos> in front.
+        # The template has written the special tokens already; the tokenizer would add a second <bos>.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _markers(self) -> tuple[str, str]:
+        """Texts that open and close an assistant turn, found in rendered sample conversations; empty if none."""
         user, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}
         try:
             once, twice = self._render([user, answer]), self._render([user, answer, user, answer])
             opened = self._render([user], add_generation_prompt=True).removeprefix(self._render([user]))
         except Exception as error:
-            # Templates are programs, and may raise anything.
+            # A chat template is a program and may raise any exception.
             raise DataError(
                 f"{self.tokenizer.name_or_path}: the chat template cannot render a conversation ({error})"
             ) from error
         start, end = f"{self.tokenizer.bos_token}assistant\n", f"{self.tokenizer.eos_token}\n"
         if start in once and once.endswith(end):
             return start, end
+        # The generation prompt is the start marker only if the template also writes it before answers.
         if opened not in twice.partition("ANSWER")[0].rpartition("Q")[2]:
-            return "", ""  # what opens a turn for generation is not what opens it in a conversation
+            return "", ""
+        # The end marker is the text that follows an answer both at the end and before another question: at the end a
+        # template may add more, such as an end of text.
         after_once, after_first = once.partition("ANSWER")[2], twice.partition("ANSWER")[2]
         common = 0
         while common < min(len(after_once), len(after_first)) and after_once[common] == after_first[common]:
@@ -105,7 +122,7 @@ class ChatEncoder:
 
 
 def _find(tokens: list[int], wanted: list[int], start: int) -> int | None:
-    """First position at or after `start` where `wanted` lies in `tokens`."""
+    """First position at or after `start` where `tokens` contains `wanted`, or None."""
     first, length = wanted[0], len(wanted)
     while True:
         try:
@@ -118,6 +135,6 @@ def _find(tokens: list[int], wanted: list[int], start: int) -> int | None:
 
 
 def _draw(row_number: int) -> float:
-    """A number in [0, 1) that depends on the row's number alone."""
+    """A pseudo-random number in [0, 1) that depends on the row number only."""
     digest = hashlib.sha256(f"empty-think:{row_number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

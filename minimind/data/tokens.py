@@ -1,6 +1,8 @@
-"""Preference rows -> tokens, in worker processes for files that are worth it.
+"""Tokenises a preference file, in worker processes if the file is large.
 
-JSON lines -> (workers) checked, tokenised, masked -> Chunks of flat arrays, in file order
+    lines (sources.py) -> parse_row (shapes.py) -> encode (template.py) -> chunks of flat arrays, in file order
+
+A row that cannot be used becomes a `BadRow` of its chunk; it does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,13 +26,21 @@ from minimind.data.sources import RowError, read_lines
 from minimind.data.template import ChatEncoder
 
 _ROWS_PER_TASK = 256
-# Below this many rows, starting worker processes costs more than they save.
-_PARALLEL_FROM = 4 * _ROWS_PER_TASK
+# Below this number of rows, starting worker processes takes longer than they save.
+_MIN_ROWS_FOR_WORKERS = 4 * _ROWS_PER_TASK
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some rows, tokenised: what a worker sends back."""
+    """Tokenised rows of consecutive lines: the result of one worker task. n pairs, 2n rows.
+
+    Attributes:
+        tokens, mask: all rows concatenated, chosen before rejected.
+        lengths: tokens of each of the 2n rows.
+        prefixes: number of leading tokens that both rows of a pair share, n values.
+        lines: line number of each pair in the file, n values.
+        bad: rows that cannot be trained on; those with `tokenized` are also among the n pairs.
+    """
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.uint8]
@@ -40,41 +50,50 @@ class Chunk:
     bad: list[BadRow]
 
 
+# Set once per worker process: sending the tokenizer with every task would cost more than the task.
 _worker_encoder: ChatEncoder | None = None
 
 
 def _start_worker(encoder: ChatEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this worker when the rank it works for is killed; the pool itself would leave it waiting for ever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process dies: after a kill, a worker of the pool would wait forever for its next task."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _work(lines: list[tuple[int, bytes]]) -> Chunk:
+def _run_task(lines: list[tuple[int, bytes]]) -> Chunk:
     assert _worker_encoder is not None
     return _encode_lines(_worker_encoder, lines)
 
 
 def tokenize(path: Path, encoder: ChatEncoder, num_workers: int) -> Iterator[Chunk]:
-    """Chunks of a file's rows in their order, by at most `num_workers` processes and one per core."""
+    """Yield the chunks of a file, in file order.
+
+    Args:
+        num_workers: largest number of worker processes; the number of cores is another limit. Fewer than 2, or a
+            small file: this process does the work.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty.
+    """
     batches = _batched(read_lines(path), _ROWS_PER_TASK)
-    first = list(itertools.islice(batches, _PARALLEL_FROM // _ROWS_PER_TASK))
+    first = list(itertools.islice(batches, _MIN_ROWS_FOR_WORKERS // _ROWS_PER_TASK))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
-    if sum(map(len, first)) < _PARALLEL_FROM or workers < 2:
+    if sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2:
         for batch in itertools.chain(first, batches):
             yield _encode_lines(encoder, batch)
         return
-    # spawn: this process may already have threads (torch, gloo) that a fork would copy in mid-step.
+    # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder,)) as pool:
-        yield from pool.map(_work, itertools.chain(first, batches))
+        yield from pool.map(_run_task, itertools.chain(first, batches))
 
 
 def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
@@ -84,6 +103,7 @@ def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tup
 
 
 def _encode_lines(encoder: ChatEncoder, lines: list[tuple[int, bytes]]) -> Chunk:
+    """Parse and tokenise lines, given with their numbers."""
     tokens: list[int] = []
     mask: list[int] = []
     lengths: list[int] = []
@@ -97,14 +117,15 @@ def _encode_lines(encoder: ChatEncoder, lines: list[tuple[int, bytes]]) -> Chunk
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
-        except Exception as error:  # noqa: BLE001 - the template is a program; what it raises is the row's fault
-            reason = f"the chat template refuses it: {textwrap.shorten(str(error), 200)}"
+        except Exception as error:  # noqa: BLE001 - a chat template is a program and may raise any exception
+            reason = f"the chat template rejects the row: {textwrap.shorten(str(error), 200)}"
             bad.append(BadRow(line=number, reason=reason, tokenized=False))
             continue
+        # The first token of a row is never a target, so a mask on it alone leaves nothing to train on.
         empty = [half for half, r in (("chosen", chosen), ("rejected", rejected)) if not any(r.mask[1:])]
         if empty or chosen.tokens == rejected.tokens:
-            what = f"the {' and the '.join(empty)} answer" if empty else "the answers' difference"
-            reason = f"nothing is left of {what} within {encoder.max_length} tokens (--max_seq_len)"
+            lost = f"the {' and the '.join(empty)} answer" if empty else "the difference between the answers"
+            reason = f"truncation to {encoder.max_length} tokens (--max_seq_len) removes {lost}"
             bad.append(BadRow(line=number, reason=reason, tokenized=True))
         prefixes.append(_common_prefix(chosen.tokens, rejected.tokens))
         numbers.append(number)

@@ -125,7 +125,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
         empty_think_ratio=1.0,
         num_workers=2,
         cache_dir=folder / "cache",
-    ).with_bad_rows("skip")
+    ).handle_bad_rows("skip")
     each = arguments.batch_size
     count = arguments.steps * each
     if len(table) < count:

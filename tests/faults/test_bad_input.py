@@ -64,7 +64,7 @@ def data_problem(tokenizer, write_rows, tmp_path):
             path, tokenizer, max_length=max_length, empty_think_ratio=1.0, num_workers=0, cache_dir=tmp_path / "cache"
         )
         with pytest.raises(DataError) as caught:
-            table.with_bad_rows("error")
+            table.handle_bad_rows("error")
         assert str(path) in str(caught.value)
         assert "--on_bad_row skip" in str(caught.value)
         return str(caught.value), table
@@ -106,14 +106,14 @@ def test_different_prompts_in_a_pair(data_problem):
 
 def test_nothing_left_of_the_answer_after_truncation(data_problem):
     message, _ = data_problem(GOOD, pair("Why? " * 100, "Because.", "No."))
-    assert "line 2: nothing is left of the chosen and the rejected answer within 64 tokens (--max_seq_len)" in message
+    assert "line 2: truncation to 64 tokens (--max_seq_len) removes the chosen and the rejected answer" in message
 
 
 def test_all_bad_rows_are_listed_at_once_and_skip_counts_them(data_problem):
     message, table = data_problem("nonsense", GOOD, {"chosen": []}, pair("Why? " * 100, "Because.", "No."))
     assert "3 of 4 rows" in message
     assert re.findall(r"line (\d)", message) == ["1", "3", "4"]
-    skipped = table.with_bad_rows("skip")
+    skipped = table.handle_bad_rows("skip")
     assert [skipped[index].line for index in range(len(skipped))] == [2]
     assert len(skipped.bad) == 3
 

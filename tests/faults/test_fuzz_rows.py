@@ -108,7 +108,7 @@ def read_everywhere(content: bytes, tokenizer, folder) -> None:
         for policy in ("error", "skip", "keep"):
             message = ""
             try:
-                kept = table.with_bad_rows(policy)
+                kept = table.handle_bad_rows(policy)
                 assert all(len(kept[index].chosen) for index in range(len(kept)))
             except MiniMindError as error:
                 message = str(error)
@@ -152,5 +152,5 @@ def test_damaged_caches(data, tokenizer, tmp_path_factory):
     path = data.draw(st.sampled_from(sorted((folder / "cache").glob("*/*"))))
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     with only_our_errors():
-        table = load().with_bad_rows("keep")
+        table = load().handle_bad_rows("keep")
         pack([table[index] for index in range(len(table))])

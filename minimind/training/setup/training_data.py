@@ -81,7 +81,7 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
             num_workers=config.num_workers,
             cache_dir=cache_dir(prepared.settings.config),
             on_progress=on_progress,
-        ).with_bad_rows(config.on_bad_row),
+        ).handle_bad_rows(config.on_bad_row),
     )
 
 

@@ -1,5 +1,4 @@
-"""Batches ahead of time: the stream's batches in order, errors where they can be seen, evaluation without
-doubles."""
+"""Building batches ahead: the sampler's order, errors of the thread, and evaluation with every pair once."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
 
 
 @pytest.fixture(scope="module")
-def stream() -> PairSampler:
+def sampler() -> PairSampler:
     return PairSampler(
         num_pairs=COUNT,
         epochs=4,
@@ -39,91 +38,91 @@ def stream() -> PairSampler:
     )
 
 
-def layout_threads() -> list[threading.Thread]:
+def builder_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "batches"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_batches_are_the_stream_in_order(table, stream, rank):
-    assert stream.total_steps == 5
-    steps = list(train_batches(table, stream, pack, rank=rank, start=1, end=5))
+def test_batches_follow_the_order_of_the_sampler(table, sampler, rank):
+    assert sampler.total_steps == 5
+    steps = list(train_batches(table, sampler, pack, rank=rank, start=1, end=5))
     lines = [[list(batch.lines) for batch in batches] for batches in steps]
     # Line numbers count from 1, pairs from 0.
-    expected = [[[i + 1 for i in pairs] for pairs in stream.micro_batches(s, rank)] for s in range(1, 6)]
+    expected = [[[i + 1 for i in pairs] for pairs in sampler.micro_batches(s, rank)] for s in range(1, 6)]
     assert lines == expected
 
 
-def test_going_on_in_the_middle_gives_the_rest(table, stream):
-    whole = list(train_batches(table, stream, pack, rank=0, start=1, end=5))
-    rest = list(train_batches(table, stream, pack, rank=0, start=4, end=5))
+def test_start_in_the_middle_gives_the_remaining_steps(table, sampler):
+    whole = list(train_batches(table, sampler, pack, rank=0, start=1, end=5))
+    rest = list(train_batches(table, sampler, pack, rank=0, start=4, end=5))
     assert [[b.lines for b in step] for step in rest] == [[b.lines for b in step] for step in whole[3:]]
 
 
-def test_nothing_to_do_gives_nothing(table, stream):
-    assert list(train_batches(table, stream, pack, rank=0, start=6, end=5)) == []
+def test_start_after_the_end_gives_no_step(table, sampler):
+    assert list(train_batches(table, sampler, pack, rank=0, start=6, end=5)) == []
 
 
-def test_an_error_in_the_thread_reaches_the_caller_after_the_good_steps(table, stream):
+def test_error_in_the_thread_is_raised_at_its_step(table, sampler):
     calls = []
 
     def layout(pairs):
         calls.append(len(pairs))
         if len(calls) == 5:  # two micro-batches a step: the first of step 3
-            raise ValueError("this pair cannot be laid out")
+            raise ValueError("no batch of this pair")
         return pack(pairs)
 
-    batches = train_batches(table, stream, layout, rank=0, start=1, end=5)
+    batches = train_batches(table, sampler, layout, rank=0, start=1, end=5)
     assert len(next(batches)) == 2
     assert len(next(batches)) == 2
-    with pytest.raises(ValueError, match="this pair cannot be laid out"):
+    with pytest.raises(ValueError, match="no batch of this pair"):
         next(batches)
-    assert layout_threads() == []
+    assert builder_threads() == []
 
 
 @pytest.mark.parametrize("pin", [False, True])
-def test_batches_for_a_gpu_are_pinned_by_the_thread(table, stream, pin, monkeypatch):
-    """Without a GPU torch cannot pin: a stand-in takes note of who pins what."""
-    noted = []
+def test_thread_pins_batches_for_a_gpu(table, sampler, pin, monkeypatch):
+    """Without a GPU torch cannot pin memory, so a replacement of `pin_memory` records thread and tensor."""
+    recorded = []
 
     def pin_memory(tensor):
-        noted.append((threading.current_thread().name, tensor))
+        recorded.append((threading.current_thread().name, tensor))
         return tensor.clone()
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
-    ((first, second),) = train_batches(table, stream, pack, rank=0, start=1, end=1, pin=pin)
+    ((first, second),) = train_batches(table, sampler, pack, rank=0, start=1, end=1, pin=pin)
     # Token ids, positions, target positions, ids and counts, of two micro-batches.
-    assert len(noted) == (2 * 5 if pin else 0)
-    assert {thread for thread, _ in noted} == ({"batches"} if pin else set())
-    plain = next(train_batches(table, stream, pack, rank=0, start=1, end=1))
+    assert len(recorded) == (2 * 5 if pin else 0)
+    assert {thread for thread, _ in recorded} == ({"batches"} if pin else set())
+    plain = next(train_batches(table, sampler, pack, rank=0, start=1, end=1))
     for batch, expected in zip((first, second), plain, strict=True):
         assert torch.equal(batch.token_ids, expected.token_ids)
-        assert all(batch.token_ids is not tensor for _, tensor in noted)
+        assert all(batch.token_ids is not tensor for _, tensor in recorded)
         assert batch.lines == expected.lines
 
 
-def test_leaving_early_ends_the_thread(table, stream):
-    batches = train_batches(table, stream, pack, rank=0, start=1, end=5)
+def test_closing_the_iterator_ends_the_thread(table, sampler):
+    batches = train_batches(table, sampler, pack, rank=0, start=1, end=5)
     next(batches)
-    assert len(layout_threads()) == 1
+    assert len(builder_threads()) == 1
     batches.close()
-    assert layout_threads() == []
+    assert builder_threads() == []
 
 
-def test_few_steps_are_laid_out_ahead(table, stream):
-    """The thread waits: otherwise a whole run's batches would lie in memory."""
-    laid_out = []
+def test_two_steps_are_built_ahead(table, sampler):
+    """The thread waits for the consumer: otherwise memory would hold the batches of the whole run."""
+    built = []
 
     def layout(pairs):
-        laid_out.append(len(pairs))
+        built.append(len(pairs))
         return pack(pairs)
 
-    batches = train_batches(table, stream, layout, rank=0, start=1, end=5)
+    batches = train_batches(table, sampler, layout, rank=0, start=1, end=5)
     next(batches)
-    # Taken: 1 step; waiting: 2; one more in the thread's hands. Two micro-batches each.
-    (thread,) = layout_threads()
+    # 1 step is consumed, 2 are in the queue, and the thread holds one more. Each has two micro-batches.
+    (thread,) = builder_threads()
     thread.join(timeout=0.3)
     assert thread.is_alive()
-    assert len(laid_out) <= 2 * 4
+    assert len(built) <= 2 * 4
     batches.close()
 
 

@@ -1,4 +1,4 @@
-"""Packs and padded batches, worked out by hand: tokens, positions, segments and targets."""
+"""Packed and padded batches with expected values derived by hand: tokens, positions, segments, targets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.packs import join, pack, pad
+from minimind.data.packs import Batch, Segment, join, pack, pad
 from minimind.data.table import PreferencePair
 
 
 def preference(chosen: str, rejected: str, prefix: int, line: int) -> PreferencePair:
-    """A pair from words: a number is a token, `*` behind it says that it counts."""
+    """A pair from words: a number is a token, a `*` after it masks the token as a target."""
 
     def half(words: str):
         tokens = [int(word.rstrip("*")) for word in words.split()]
@@ -31,13 +31,14 @@ def preference(chosen: str, rejected: str, prefix: int, line: int) -> Preference
 
 
 # A has an earlier answer (7) in the prefix. Its inputs, each half without its last token:
-#     5 6 7 8 | 20 | 30 31           at places 0 to 6
-# Targets: 7 is predicted by place 1; 20 by the prefix's end, place 3, and 21 by 20 at place 4;
-#          30 by the prefix's end as well, 31 by 30 at place 5, 32 by 31 at place 6.
+#     5 6 7 8 | 20 | 30 31           at positions 0 to 6
+# Targets: position 1 predicts 7. The prefix's last token, at position 3, predicts 20, and 20 at position 4 predicts 21.
+#          The prefix's last token also predicts 30; 30 at position 5 predicts 31, and 31 at position 6 predicts 32.
 A = preference("5 6 7* 8 20* 21*", "5 6 7* 8 30* 31* 32*", prefix=4, line=1)
-# B's chosen half is a prefix of the rejected. Its last token, 13, is never an input of that half, so only 11
-# 12 are shared: 11 12 | | 13                   at places 7 to 9 behind A Targets: 12 by place 7; chosen's 13
-# by place 8; rejected's 13 by place 8, its 14 by place 9.
+# B's chosen half is a prefix of its rejected half. The last token of chosen, 13, is no input of chosen, so only 11 12
+# are shared:
+#     11 12 | | 13                   at positions 7 to 9, after A
+# Targets: position 7 predicts 12. Position 8 predicts 13 of chosen and 13 of rejected, position 9 predicts 14.
 B = preference("11 12* 13*", "11 12* 13* 14*", prefix=3, line=4)
 
 
@@ -54,8 +55,8 @@ def test_pack_by_hand():
     assert batch.num_pairs == 2
 
 
-def test_pack_without_sharing_by_hand():
-    """Each half whole: 5 6 7 8 20 | 5 6 7 8 30 31, then 11 12 | 11 12 13."""
+def test_pack_without_shared_prefix_by_hand():
+    """Both halves have the prefix: 5 6 7 8 20 | 5 6 7 8 30 31, then 11 12 | 11 12 13."""
     batch = pack([A, B], share_prefix=False)
     assert batch.token_ids.tolist() == [5, 6, 7, 8, 20, 5, 6, 7, 8, 30, 31, 11, 12, 11, 12, 13]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0, 1, 0, 1, 2]
@@ -66,7 +67,7 @@ def test_pack_without_sharing_by_hand():
 
 
 def test_pad_by_hand():
-    """Four rows of six, the longest; a target in the prefix is taken from the chosen row."""
+    """Four rows of length six, the longest; the chosen row predicts the targets in the prefix."""
     batch = pad([A, B], pad_id=99)
     assert batch.token_ids.tolist() == [
         [5, 6, 7, 8, 20, 99],
@@ -76,7 +77,7 @@ def test_pad_by_hand():
     ]
     assert batch.attention_mask.sum(1).tolist() == [5, 6, 2, 3]
     assert torch.equal(batch.attention_mask == 0, batch.token_ids == 99)
-    # A: 7 by place 1, 20 and 21 by 3 and 4; the second row starts at 6. B's rows start at 12 and 18.
+    # Position 1 of A's chosen row predicts 7; 3 and 4 predict 20 and 21. The other rows start at 6, 12 and 18.
     assert batch.target_positions.tolist() == [1, 3, 4, 9, 10, 11, 12, 13, 19, 20]
     assert batch.target_ids.tolist() == [7, 20, 21, 30, 31, 32, 12, 13, 13, 14]
     assert batch.target_counts.tolist() == [[1, 2, 3], [1, 1, 2]]
@@ -84,17 +85,17 @@ def test_pad_by_hand():
 
 
 def test_rejected_as_a_prefix_of_chosen():
-    """Mirrored B: 11 12 | 13 | and nothing of rejected's own."""
+    """B with the halves exchanged: 11 12 | 13 | and an empty rejected part."""
     batch = pack([preference("11 12* 13* 14*", "11 12* 13*", prefix=3, line=1)])
     assert batch.token_ids.tolist() == [11, 12, 13]
     assert batch.segments == ((2, 1, 0),)
-    # 12 by place 0; chosen's 13 by 1, 14 by 2; rejected's 13 by 1
+    # Position 0 predicts 12, 1 predicts 13 of chosen, 2 predicts 14; 1 also predicts 13 of rejected.
     assert batch.target_positions.tolist() == [0, 1, 2, 1]
     assert batch.target_ids.tolist() == [12, 13, 14, 13]
     assert batch.target_counts.tolist() == [[1, 2, 1]]
 
 
-def test_nothing_shared():
+def test_pair_without_a_common_prefix():
     batch = pack([preference("1 2* 3*", "4 5*", prefix=0, line=1)])
     assert batch.token_ids.tolist() == [1, 2, 4]
     assert batch.position_ids.tolist() == [0, 1, 0]
@@ -104,23 +105,22 @@ def test_nothing_shared():
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
-def test_a_row_first_token_is_never_a_target(layout):
-    """Nothing predicts it; MiniMind's mask of y leaves it out as well."""
+def test_first_token_of_a_row_is_no_target(layout):
+    """No token predicts it. MiniMind's mask, which is that of y, omits it as well."""
     batch = layout([preference("1* 2* 3*", "4* 5*", prefix=0, line=1)])
     assert batch.target_ids.tolist() == [2, 3, 5]
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
-def test_halves_that_truncation_made_equal(layout):
-    """Kept by --on_bad_row keep: 1 2 is shared, and the last token, 3, is a target of each half at the same
-    place."""
+def test_halves_that_truncation_makes_equal(layout):
+    """--on_bad_row keep trains on such pairs: 1 2 is shared, and 3 is a target of each half at the same position."""
     batch = layout([preference("1 2 3*", "1 2 3*", prefix=3, line=1)])
     assert batch.target_ids.tolist() == [3, 3]
     assert batch.target_counts.tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
-def test_a_batch_without_targets(layout):
+def test_batch_without_targets(layout):
     batch = layout([preference("1 2 3", "1 2 4", prefix=2, line=1)])
     assert batch.target_ids.shape == (0,)
     assert batch.target_ids.dtype == torch.int64
@@ -128,7 +128,7 @@ def test_a_batch_without_targets(layout):
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
-def test_every_tensor_is_int64_as_embeddings_and_gathers_want_it(layout):
+def test_every_tensor_is_int64(layout):
     batch = layout([A, B])
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 5
@@ -136,7 +136,7 @@ def test_every_tensor_is_int64_as_embeddings_and_gathers_want_it(layout):
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
-def test_to_device_moves_every_tensor_and_keeps_the_rest(layout):
+def test_to_device_moves_every_tensor_and_keeps_other_values(layout):
     batch = layout([A, B])
     moved = batch.to_device(torch.device("meta"))
     assert type(moved) is type(batch)
@@ -147,7 +147,42 @@ def test_to_device_moves_every_tensor_and_keeps_the_rest(layout):
             assert getattr(moved, name) == value
 
 
-def test_joined_packs_are_the_pack_of_all_pairs():
+def test_pin_memory_pins_every_tensor(monkeypatch):
+    """Without a GPU torch cannot pin memory, so a copy replaces it."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    batch = pack([A, B])
+    pinned = batch.pin_memory()
+    for name, value in vars(batch).items():
+        copied = getattr(pinned, name)
+        if isinstance(value, torch.Tensor):
+            assert copied is not value
+            assert torch.equal(copied, value)
+        else:
+            assert copied == value
+
+
+def test_batch_of_another_job_needs_no_pairs():
+    """Two single rows, 1 2 | 3 and 4 | 5: a job without pairs has the tokens, targets and lines of a batch only."""
+    batch = Batch(
+        token_ids=torch.tensor([1, 2, 4]),
+        target_positions=torch.tensor([1, 2]),
+        target_ids=torch.tensor([3, 5]),
+        row_tokens=5,
+        lines=(7, 9),
+    )
+    moved = batch.to_device(torch.device("meta"))
+    assert type(moved) is Batch
+    assert {tensor.device.type for tensor in (moved.token_ids, moved.target_positions, moved.target_ids)} == {"meta"}
+    assert (moved.row_tokens, moved.lines) == (5, (7, 9))
+
+
+def test_segments_have_named_parts():
+    first, second = pack([A, B]).segments
+    assert first == Segment(prefix=4, chosen=1, rejected=2)
+    assert second == Segment(prefix=2, chosen=0, rejected=1)
+
+
+def test_joined_packs_equal_the_pack_of_all_pairs():
     joined, whole = join([pack([A, B]), pack([A])]), pack([A, B, A])
     for field in dataclasses.fields(whole):
         mine, expected = getattr(joined, field.name), getattr(whole, field.name)

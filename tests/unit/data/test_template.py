@@ -1,5 +1,4 @@
-"""Chat templates: which tokens count as the assistant's, by markers that are the tokenizer's own or read off
-it."""
+"""Chat templates: the mask of the assistant's tokens, by MiniMind's markers or by those that a template writes."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ MISTRAL = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
-# As if the generation prompt took the place of an end of text, which only whole conversations have.
+# An end of text follows whole conversations only; with a generation prompt it is left out.
 ENDS_WHOLE_CONVERSATIONS = (
     "{% for m in messages %}{{ '<turn>' + m.role + '\n' + m.content + '<end>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
@@ -33,8 +32,7 @@ ENDS_WHOLE_CONVERSATIONS = (
 
 
 def with_template(tokenizer, template: str, *special: str):
-    """A copy of the tokenizer with another template and, if it needs them, tokens for the template's
-    marks."""
+    """A copy of the tokenizer with another template, and tokens for the template's markers."""
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
     if special:
@@ -43,7 +41,7 @@ def with_template(tokenizer, template: str, *special: str):
 
 
 def counted(encoder: ChatEncoder, messages: list) -> list[str]:
-    """The texts of the runs of counted tokens."""
+    """The decoded runs of masked tokens."""
     row = encoder.encode(messages, row_number=1)
     runs: list[list[int]] = []
     for index, (token, counts) in enumerate(zip(row.tokens, row.mask, strict=True)):
@@ -67,26 +65,25 @@ def test_markers_of_the_demo_tokenizer(encoder, tokenizer):
     assert encoder.end[0] == end
 
 
-# S is the start marker, E the end marker, other numbers are ordinary tokens. Expected: the counted positions
-# as 1.
+# Tokens and expected mask. S is the start marker, E the end marker, a number is an ordinary token. In the expected
+# mask, S is 0 for each token of a start marker, E is 1 for each token of an end marker, 0* is an end marker that does
+# not count, and 1* is a start marker that does.
 MASKS = {
     "one turn": ("9 9 S 5 6 E 9", "0 0 S 1 1 E 0"),
     "two turns": ("S 5 E 9 S 6 7 E", "S 1 E 0 S 1 1 E"),
     "an empty answer": ("S E 9", "S E 0"),
-    "cut before the end marker": ("9 S 5 6", "0 S 1 1"),
-    "cut right after the start marker": ("9 S", "0 S"),
+    "truncated before the end marker": ("9 S 5 6", "0 S 1 1"),
+    "truncated after the start marker": ("9 S", "0 S"),
     "no assistant": ("9 9 E 9", "0 0 0* 0"),
     "an end marker before the start": ("E S 5 E", "0* S 1 E"),
     "a start marker inside an answer is part of it": ("S 5 S 6 E 9", "S 1 1* 1 E 0"),
-    "answer follows answer": ("S 5 E S 6 E", "S 1 E S 1 E"),
-    "nothing": ("", ""),
+    "two answers in a row": ("S 5 E S 6 E", "S 1 E S 1 E"),
+    "no token": ("", ""),
 }
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_mask_by_hand(encoder, name):
-    """In the expectation S stands for start marker tokens (never counted), E for end marker tokens (counted),
-    0* for an end marker that is not counted and 1* for a start marker that is."""
     start, end = encoder.start, encoder.end
     spelled = {"S": start, "E": end}
     expected = {"S": [0] * len(start), "E": [1] * len(end), "0*": [0] * len(end), "1*": [1] * len(start)}
@@ -95,31 +92,31 @@ def test_mask_by_hand(encoder, name):
     assert encoder.mask(tokens) == mask
 
 
-def test_a_start_marker_cut_in_the_middle_counts_nothing(encoder):
+def test_truncated_start_marker_masks_nothing(encoder):
     assert len(encoder.start) > 1
     tokens = [1000, *encoder.start[:-1]]
     assert encoder.mask(tokens) == [0] * len(tokens)
 
 
-def test_an_end_marker_cut_in_the_middle_counts_as_part_of_the_answer(encoder):
+def test_truncated_end_marker_counts_as_part_of_the_answer(encoder):
     assert len(encoder.end) > 1
     tokens = [*encoder.start, 1000, *encoder.end[:-1]]
     assert encoder.mask(tokens) == [0] * len(encoder.start) + [1] * len(encoder.end)
 
 
-def test_a_marker_that_begins_twice_is_still_found(encoder):
-    """<bos><bos>assistant: the first <bos> starts no marker, the second does."""
+def test_marker_is_found_after_a_repeated_first_token(encoder):
+    """<bos><bos>assistant: the marker starts at the second <bos>."""
     tokens = [encoder.start[0], *encoder.start, 1000]
     assert encoder.mask(tokens) == [0] * (1 + len(encoder.start)) + [1]
 
 
-def test_encode_counts_answers_and_their_ends(encoder):
+def test_encode_masks_answers_with_their_end_markers(encoder):
     messages = [{"role": "system", "content": "Be kind."}, *conversation("Hi", "Hello!", "assistant", "Yes?")]
     assert counted(encoder, messages) == ["Hello!<|im_end|>\n", "Yes?<|im_end|>\n"]
 
 
 @pytest.mark.parametrize("length", [2, 9, 20])
-def test_encode_cuts_at_max_length(tokenizer, encoder, length):
+def test_encode_truncates_to_max_length(tokenizer, encoder, length):
     messages = conversation("Tell me about the sea.", "It is wide, blue and full of fish.")
     whole = encoder.encode(messages, 1)
     cut = ChatEncoder(tokenizer, max_length=length).encode(messages, 1)
@@ -156,8 +153,8 @@ def test_markers_that_are_plain_text_of_several_tokens(tokenizer):
 @pytest.mark.parametrize(
     "template", [MISTRAL, ENDS_WHOLE_CONVERSATIONS], ids=["no generation prompt", "an end of text"]
 )
-def test_a_template_in_which_turns_cannot_be_told_either_works_or_is_refused(tokenizer, template):
-    """Never an encoder that silently counts nothing: each row would be called too long for --max_seq_len."""
+def test_template_without_markers_works_or_is_rejected(tokenizer, template):
+    """An encoder that masks nothing would be wrong: every row would be reported as too long for --max_seq_len."""
     try:
         encoder = ChatEncoder(with_template(tokenizer, template), max_length=128)
         outcome = [run[:4] for run in counted(encoder, conversation("Hi", "Hello!", "What?", "Yes?"))]
@@ -166,14 +163,14 @@ def test_a_template_in_which_turns_cannot_be_told_either_works_or_is_refused(tok
     assert outcome == ["Hell", "Yes?"] or "does not mark where an assistant turn starts" in outcome
 
 
-def test_no_template_is_an_error_that_names_the_tokenizer(tokenizer):
+def test_missing_template_is_an_error_that_names_the_tokenizer(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(DataError, match=r"demo/tokenizer: the tokenizer has no chat template; give one with"):
+    with pytest.raises(DataError, match=r"demo/tokenizer: the tokenizer has no chat template; use a tokenizer that"):
         ChatEncoder(bare, max_length=128)
 
 
-def test_a_template_that_raises_is_an_error_that_tells_why(tokenizer):
+def test_exception_of_a_template_is_reported(tokenizer):
     broken = with_template(tokenizer, "{{ raise_exception('no assistants here') }}")
     with pytest.raises(DataError, match=r"the chat template cannot render a conversation \(no assistants here\)"):
         ChatEncoder(broken, max_length=128)
@@ -191,37 +188,37 @@ def keeps_think(tokenizer, ratio: float, rows: range, answer: str = "Hello!") ->
     return [EMPTY_THINK in text for text in texts]
 
 
-def test_empty_think_stays_with_a_ratio_of_1_and_goes_with_0(tokenizer):
+def test_empty_think_is_kept_with_ratio_1_and_removed_with_ratio_0(tokenizer):
     assert all(keeps_think(tokenizer, 1.0, range(50)))
     assert not any(keeps_think(tokenizer, 0.0, range(50)))
 
 
-def test_empty_think_is_drawn_from_the_row_number_alone(tokenizer):
-    """Deterministic, and the same for both halves of a pair, whatever they say."""
+def test_empty_think_depends_on_the_row_number_only(tokenizer):
+    """Deterministic, and the same for both halves of a pair."""
     first = keeps_think(tokenizer, 0.3, range(400))
     assert keeps_think(tokenizer, 0.3, range(400)) == first
     assert keeps_think(tokenizer, 0.3, range(400), answer="Go away.") == first
 
 
-def test_empty_think_stays_about_as_often_as_asked(tokenizer):
-    """Binomial, n = 400, p = 0.3: 120 kept, standard deviation 9.2; four of them either way."""
+def test_share_of_kept_empty_thinks_is_the_ratio(tokenizer):
+    """Binomial, n = 400, p = 0.3: mean 120, standard deviation 9.2; the bounds are four deviations away."""
     kept = sum(keeps_think(tokenizer, 0.3, range(400)))
     assert 83 <= kept <= 157
 
 
-def test_a_larger_ratio_keeps_all_that_a_smaller_one_does(tokenizer):
+def test_larger_ratio_keeps_all_rows_of_a_smaller_one(tokenizer):
     few, more = keeps_think(tokenizer, 0.2, range(100)), keeps_think(tokenizer, 0.6, range(100))
     assert sum(few) < sum(more)
     assert all(m for f, m in zip(few, more, strict=True) if f)
 
 
-def test_dropping_leaves_the_rest_of_the_text_alone(tokenizer):
+def test_removing_an_empty_think_keeps_the_rest_of_the_text(tokenizer):
     encoder = ChatEncoder(with_template(tokenizer, THINKING), max_length=128, empty_think_ratio=0.0)
     assert counted(encoder, conversation("Hi", "Hello!")) == ["Hello!<|im_end|>\n"]
 
 
-def test_a_tokenizer_that_puts_bos_in_front_does_not_do_it_twice(tokenizer):
-    """Llama's tokenizers add <bos> by themselves; the template has written it already."""
+def test_tokenizer_that_adds_bos_adds_no_second_one(tokenizer):
+    """Llama's tokenizers add <bos>, which the template has already written."""
     from tokenizers.processors import TemplateProcessing
 
     changed = copy.deepcopy(tokenizer)

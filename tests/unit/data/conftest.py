@@ -1,0 +1,26 @@
+"""Fixtures of the tests of minimind/data/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minimind.data.table import PairTable, load_table
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    """`load_table` with the demo's tokenizer and a cache in the test's own folder."""
+
+    def call(path: Path, **changes) -> PairTable:
+        settings = {
+            "tokenizer": tokenizer,
+            "max_length": 64,
+            "empty_think_ratio": 1.0,
+            "num_workers": 0,
+            "cache_dir": tmp_path / "cache",
+        }
+        return load_table(path, **{**settings, **changes})
+
+    return call

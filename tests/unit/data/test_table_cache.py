@@ -1,0 +1,159 @@
+"""The cache of tokenised tables: its key depends on content only, and damaged caches are rebuilt."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from minimind import demo
+from minimind.errors import DataError
+from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content
+
+
+def cache_folders(tmp_path: Path) -> list[str]:
+    return sorted(entry.name for entry in (tmp_path / "cache").iterdir())
+
+
+def test_second_load_reads_the_cache(load, write_rows, tmp_path):
+    path = write_rows(*ROWS)
+    first = load(path)
+    (folder,) = (tmp_path / "cache").iterdir()
+    # A change of the cached file shows whether the cache is read: tokenising again would overwrite it.
+    tokens = np.fromfile(folder / "tokens.i32", np.int32)
+    tokens[0] = 4321
+    tokens.tofile(folder / "tokens.i32")
+    second = load(path)
+    assert second.key == first.key
+    assert second[0].chosen[0] == 4321
+    assert second[0].chosen[1:].tolist() == first[0].chosen[1:].tolist()
+    assert cache_folders(tmp_path) == [folder.name]
+
+
+def test_names_of_the_cache_files(load, tmp_path):
+    """Caches of earlier versions stay readable: another name would tokenise everything again."""
+    table = load(demo.EVAL_PATH)
+    assert cache_folders(tmp_path) == [f"pairs-{table.key}"]
+    assert sorted(path.name for path in (tmp_path / "cache" / f"pairs-{table.key}").iterdir()) == [
+        "lines.npy", "mask.u8", "meta.json", "offsets.npy", "prefixes.npy", "tokens.i32",
+    ]  # fmt: skip
+
+
+def test_key_does_not_depend_on_the_path(load, write_rows, tmp_path):
+    path = write_rows(*ROWS)
+    other = tmp_path / "elsewhere" / "other.jsonl"
+    other.parent.mkdir()
+    shutil.copy(path, other)
+    one, two = load(path), load(other)
+    assert one.key == two.key
+    assert two.path == other
+    assert content(one) == content(two)
+    assert len(cache_folders(tmp_path)) == 1
+
+
+def test_key_changes_with_a_byte_of_the_file(load, write_rows):
+    path = write_rows(*ROWS)
+    times = path.stat()
+    before = load(path)
+    path.write_bytes(path.read_bytes().replace(b"blue", b"grey"))
+    # Size and modification time are as before, so only the content shows the change.
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load(path)
+    assert before.key != after.key
+    assert content(before)[0] != content(after)[0]
+
+
+@pytest.mark.parametrize("change", [{"max_length": 32}, {"empty_think_ratio": 0.5}], ids=str)
+def test_key_changes_with_a_setting(load, write_rows, change):
+    path = write_rows(*ROWS)
+    assert load(path).key != load(path, **change).key
+
+
+def test_key_changes_with_template_and_vocabulary(load, write_rows, tokenizer):
+    path = write_rows(*ROWS)
+    template, vocabulary = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+    template.chat_template = "{# changed #}" + tokenizer.chat_template
+    vocabulary.add_tokens(["<|one_more|>"], special_tokens=True)
+    keys = {load(path, tokenizer=one).key for one in (tokenizer, template, vocabulary)}
+    assert len(keys) == 3
+
+
+def test_key_does_not_depend_on_the_tokenizer_folder(load, write_rows, tmp_path):
+    path = write_rows(*ROWS)
+    shutil.copytree(demo.TOKENIZER_PATH, tmp_path / "copied")
+    assert load(path).key == load(path, tokenizer=AutoTokenizer.from_pretrained(tmp_path / "copied")).key
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("missing.jsonl", "no such preference file"), (".", "is a folder, not a file")]
+)
+def test_missing_file_is_an_error(load, tmp_path, name, problem):
+    with pytest.raises(DataError, match=f"{problem}; --data_path needs a file with one JSON object per line"):
+        load(tmp_path / name)
+
+
+def test_empty_file_is_an_error_and_leaves_the_cache_empty(load, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+    with pytest.raises(DataError, match="is empty"):
+        load(path)
+    assert cache_folders(tmp_path) == []
+
+
+def test_partial_folder_of_a_killed_run_is_ignored(load, write_rows, tmp_path):
+    path = write_rows(*ROWS)
+    finished = load(path)
+    (folder,) = (tmp_path / "cache").iterdir()
+    partial = folder.with_name(f"{folder.name}.partial-abc")
+    folder.rename(partial)
+    (partial / "meta.json").unlink()
+    assert content(load(path)) == content(finished)
+
+
+DAMAGE = {
+    "meta.json is missing": lambda folder: (folder / "meta.json").unlink(),
+    "meta.json is truncated": lambda folder: (folder / "meta.json").write_text("{"),
+    "tokens are missing": lambda folder: (folder / "tokens.i32").unlink(),
+    "tokens are truncated": lambda folder: os.truncate(folder / "tokens.i32", 40),
+    "the mask is truncated": lambda folder: os.truncate(folder / "mask.u8", 10),
+    "offsets are truncated": lambda folder: os.truncate(folder / "offsets.npy", 130),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_cache_is_rebuilt_or_reported(load, write_rows, tmp_path, name):
+    """A truncated array would give wrong targets, so it must not be used; nor may the damage end in a traceback."""
+    path = write_rows(*ROWS)
+    intact = content(load(path))
+    (folder,) = (tmp_path / "cache").iterdir()
+    DAMAGE[name](folder)
+    try:
+        outcome = content(load(path))
+    except DataError as error:
+        outcome = str(error)
+    assert outcome == intact or folder.name in outcome
+
+
+def test_cache_that_cannot_be_written_is_an_error(load, write_rows, tmp_path):
+    blocked = tmp_path / "a_file"
+    blocked.touch()
+    with pytest.raises(DataError, match=r"cannot write the tokenised data \(.*\); try another --cache_dir"):
+        load(write_rows(*ROWS), cache_dir=blocked)
+
+
+def test_bad_rows_are_cached(load, write_rows):
+    path = write_rows(SHORT, "{kaputt 你好", LONG_QUESTION)
+    assert load(path, max_length=12).bad == load(path, max_length=12).bad
+    assert [(row.line, row.tokenized) for row in load(path, max_length=12).bad] == [(2, False), (3, True)]
+
+
+def test_progress_is_reported_while_tokenising_only(load, write_rows):
+    path, calls = write_rows(*ROWS), []
+    for _ in range(2):
+        load(path, on_progress=lambda: calls.append(1))
+    assert calls == [1]

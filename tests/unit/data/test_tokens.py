@@ -1,0 +1,143 @@
+"""Tokenising a file: chunks in file order, reasons of bad rows, worker processes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from minimind.data import tokens
+from minimind.data.rows import BadRow
+from minimind.data.template import ChatEncoder
+from minimind.data.tokens import Chunk, tokenize
+from tests.conftest import pair
+from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT
+
+
+def plain(chunks: list[Chunk]) -> list[dict]:
+    """Chunks as plain lists, which can be compared."""
+    return [{**vars(chunk), "tokens": chunk.tokens.tolist(), "mask": chunk.mask.tolist()} for chunk in chunks]
+
+
+def bad_rows(path, tokenizer, max_length: int) -> list[BadRow]:
+    (chunk,) = tokenize(path, ChatEncoder(tokenizer, max_length), 0)
+    return chunk.bad
+
+
+def test_chunk_concatenates_the_rows(write_rows, tokenizer):
+    encoder = ChatEncoder(tokenizer, 64)
+    (chunk,) = tokenize(write_rows(*ROWS, "{broken", SHORT), encoder, 0)
+    rows = [encoder.encode(row[half], 1) for row in (*ROWS, SHORT) for half in ("chosen", "rejected")]
+    assert chunk.tokens.tolist() == list(itertools.chain.from_iterable(row.tokens for row in rows))
+    assert chunk.mask.tolist() == list(itertools.chain.from_iterable(row.mask for row in rows))
+    assert chunk.lengths == [len(row.tokens) for row in rows]
+    assert chunk.lines == [1, 2, 3, 5]
+    for prefix, chosen, rejected in zip(chunk.prefixes, rows[::2], rows[1::2], strict=True):
+        assert chosen.tokens[:prefix] == rejected.tokens[:prefix]
+        assert chosen.tokens[prefix] != rejected.tokens[prefix]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "length"),
+    [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 4], 2), ([5], [6], 0), ([], [6], 0), ([7, 8], [7, 8], 2)],
+)
+def test_common_prefix(one, other, length):
+    assert tokens._common_prefix(one, other) == tokens._common_prefix(other, one) == length
+
+
+def test_row_that_the_template_rejects_is_bad(write_rows, tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    reject = "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endfor %}"
+    strict.chat_template = reject + tokenizer.chat_template
+    question, answer = ROWS[0]["chosen"]
+    with_tool = {
+        "chosen": [question, {"role": "tool", "content": "4"}, answer],
+        "rejected": [question, {"role": "tool", "content": "4"}, ROWS[0]["rejected"][1]],
+    }
+    reason = "the chat template rejects the row: no tools"
+    assert bad_rows(write_rows(ROWS[0], with_tool), strict, 64) == [BadRow(line=2, reason=reason, tokenized=False)]
+
+
+def test_row_without_an_answer_after_truncation_is_bad(write_rows, tokenizer):
+    reason = "truncation to 12 tokens (--max_seq_len) removes the chosen and the rejected answer"
+    expected = [BadRow(line=2, reason=reason, tokenized=True)]
+    assert bad_rows(write_rows(SHORT, LONG_QUESTION), tokenizer, 12) == expected
+
+
+def test_reason_names_the_half_without_an_answer(write_rows, tokenizer):
+    """Truncation of one half only needs a longer prompt there; here the encoder clears the mask of one half instead."""
+
+    class OneHalf(ChatEncoder):
+        def encode(self, messages, row_number):
+            row = super().encode(messages, row_number)
+            if messages[-1]["content"] == "No.":
+                row.mask[1:] = [0] * (len(row.mask) - 1)
+            return row
+
+    (chunk,) = tokenize(write_rows(SHORT), OneHalf(tokenizer, 64), 0)
+    reason = "truncation to 64 tokens (--max_seq_len) removes the rejected answer"
+    assert chunk.bad == [BadRow(line=1, reason=reason, tokenized=True)]
+
+
+def test_row_with_equal_answers_after_truncation_is_bad(write_rows, tokenizer):
+    long = "one two three four five six seven eight nine ten eleven twelve "
+    path = write_rows(SHORT, pair("Count", long + "thirteen", long + "no more"))
+    reason = "truncation to 16 tokens (--max_seq_len) removes the difference between the answers"
+    assert bad_rows(path, tokenizer, 16) == [BadRow(line=2, reason=reason, tokenized=True)]
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Chunks of 8 rows and workers from 32 rows on, so that small files start them."""
+    monkeypatch.setattr(tokens, "_ROWS_PER_TASK", 8)
+    monkeypatch.setattr(tokens, "_MIN_ROWS_FOR_WORKERS", 32)
+    monkeypatch.setattr(tokens.os, "sched_getaffinity", lambda pid: {0, 1})
+
+
+@pytest.fixture
+def many_rows(write_rows):
+    """40 lines; one of the first is blank and one of the last is no JSON."""
+    lines = [json.dumps(pair(f"Number {i}?", f"It is {i}.", f"Not {i}!" * (1 + i % 3))) for i in range(40)]
+    lines[5] = ""
+    lines[35] = "{broken"
+    return write_rows(*lines)
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """Numbers of worker processes that `tokenize` asks for. One real worker runs, since each takes seconds to start."""
+    asked = []
+
+    def start(workers, *args, **kwargs):
+        asked.append(workers)
+        return ProcessPoolExecutor(1, *args, **kwargs)
+
+    monkeypatch.setattr(tokens, "ProcessPoolExecutor", start)
+    return asked
+
+
+def test_worker_processes_give_the_same_chunks(two_cores, many_rows, pools, tokenizer):
+    encoder = ChatEncoder(tokenizer, 64)
+    serial, parallel = (list(tokenize(many_rows, encoder, workers)) for workers in (0, 3))
+    assert pools == [2]
+    assert [len(chunk.lines) + len(chunk.bad) for chunk in serial] == [8, 8, 8, 8, 7]
+    assert [row.line for chunk in serial for row in chunk.bad] == [36]
+    assert [line for chunk in serial for line in chunk.lines] == [n for n in range(1, 41) if n not in (6, 36)]
+    assert plain(parallel) == plain(serial)
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_workers", "cores"),
+    [(31, 2, 2), (40, 1, 2), (40, 2, 1)],
+    ids=["few rows", "one worker allowed", "one core"],
+)
+def test_no_worker_starts_where_it_would_gain_nothing(
+    two_cores, pools, write_rows, tokenizer, monkeypatch, rows, num_workers, cores
+):
+    monkeypatch.setattr(tokens.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    chunks = list(tokenize(write_rows(*[SHORT] * rows), ChatEncoder(tokenizer, 64), num_workers))
+    assert [line for chunk in chunks for line in chunk.lines] == list(range(1, rows + 1))
+    assert pools == []
