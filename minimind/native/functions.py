@@ -66,7 +66,7 @@ def cast_and_sum_squares(x: Tensor, out: Tensor) -> float:
     assert x.shape == out.shape
     assert x.is_contiguous()
     assert out.is_contiguous()
-    return float(call("widen_all", x, out, x.numel()))
+    return float(call("cast_and_sum_squares", x, out, x.numel()))
 
 
 class LogSum:
@@ -97,11 +97,12 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         assert x.shape[-1:] == weight.shape
-        lying = x.contiguous()
-        y, rows = torch.empty_like(lying), x.numel() // len(weight)
+        rows_of_x = x.contiguous()
+        y, rows = torch.empty_like(rows_of_x), x.numel() // len(weight)
         scale = x.new_empty(rows, dtype=torch.float32)
-        call("rms_norm_forward", lying, weight, y, scale, rows, len(weight), eps)
-        ctx.save_for_backward(lying, weight, scale)
+        call("rms_norm_forward", rows_of_x, weight, y, scale, rows, len(weight), eps)
+        ctx.save_for_backward(rows_of_x, weight, scale)
+        # The gradient of a result that is not used then comes as None, and not as zeros.
         ctx.set_materialize_grads(False)
         return y, x
 
@@ -109,13 +110,14 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        grad, beside = (None if grad is None else grad.contiguous() for grad in grads)
+        grad, grad_residual = (None if grad is None else grad.contiguous() for grad in grads)
         if grad is None:
-            return beside, None, None
-        grad_x = torch.empty_like(x)
-        threads = torch.get_num_threads()
+            return grad_residual, None, None
+        grad_x, threads = torch.empty_like(x), torch.get_num_threads()
+        # One row per thread; float32, since bfloat16 would lose small terms of a sum over all tokens.
         partial = weight.new_zeros(threads, len(weight), dtype=torch.float32)
-        call("rms_norm_backward", grad, beside, x, weight, scale, grad_x, partial, threads, len(scale), len(weight))
+        sizes = threads, len(scale), len(weight)
+        call("rms_norm_backward", grad, grad_residual, x, weight, scale, grad_x, partial, *sizes)
         return grad_x, partial.sum(0).to(weight.dtype), None
 
 
@@ -182,7 +184,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Keeps inputs and output; the probabilities are made again in backward."""
+    """Saves inputs, output and two numbers per query; backward recomputes the probabilities."""
 
     @staticmethod
     def forward(
@@ -191,7 +193,7 @@ class _PackedAttention(torch.autograd.Function):
         heads, tokens, size = query.shape
         assert key.shape == value.shape == (len(key), tokens, size)
         assert size % 2 == heads % len(key) == 0
-        assert scaling > 0, "hidden scores are -infinity before they are scaled"
+        assert scaling > 0, "the mask puts -infinity before scores are scaled"
         assert sum(map(sum, segments)) == tokens
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         ctx.lengths, ctx.scaling = torch.tensor(segments, dtype=torch.int64, device="cpu"), scaling
@@ -204,17 +206,18 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, sums = ctx.saved_tensors
-        # They lie as their tensors do, unless those overlap themselves.
+        # `empty_like` keeps strides, so that autograd need not copy, except those of tensors that overlap themselves.
         like = (torch.empty_like(x) for x in (query, key, value))
-        made = [x if x.stride(-1) == 1 else x.contiguous() for x in like]
-        arguments = _PackedAttention.arguments(ctx, query, key, value, *made)
-        call("packed_attention_backward", *arguments, out, sums, grads[0].contiguous(), *made)
-        return made[0], made[1], made[2], None, None
+        results = [x if x.stride(-1) == 1 else x.contiguous() for x in like]
+        arguments = _PackedAttention.arguments(ctx, query, key, value, *results)
+        call("packed_attention_backward", *arguments, out, sums, grads[0].contiguous(), *results)
+        return results[0], results[1], results[2], None, None
 
     @staticmethod
-    def arguments(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor | float, ...]:
-        """What both kernels take first; strides also of `more`."""
-        steps = [x.stride()[:2] for x in (query, key, value, *more)]
-        strides = torch.tensor(steps, dtype=torch.int64, device="cpu")
+    def arguments(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *results: Tensor) -> tuple[Tensor | float, ...]:
+        """The first arguments of both kernels; their strides include those of backward's results."""
+        pairs = [x.stride()[:2] for x in (query, key, value, *results)]
+        # dtype and device are given: the caller may have changed torch's defaults.
+        strides = torch.tensor(pairs, dtype=torch.int64, device="cpu")
         sizes = len(ctx.lengths), len(query), *key.shape
         return query, key, value, strides, ctx.lengths, *sizes, ctx.scaling

@@ -1,13 +1,14 @@
-// Passes over bfloat16 tensors, computed in float32, a vector at a time; rows need not be whole vectors.
+// Element-wise and row-wise operations on bfloat16 tensors: one pass over memory each, computed in float32.
 //
-// Every tensor is contiguous unless a stride is given. A NaN that comes in comes out: the run must see it and stop.
+// Rows are processed a vector at a time; their length need not be a multiple of a vector's. Every tensor is contiguous
+// unless a stride is given. A NaN in the input gives a NaN in the output: the run must see it and stop.
 
 #include <algorithm>
 #include <cmath>
 #include <omp.h>
 #include "vector.h"
 
-// Fewer elements than this are done before other threads have woken up.
+// Up to so many elements one thread is faster: it has finished before the others have woken up.
 static const long PARALLEL = 1 << 14;
 
 // 1 / sqrt(mean(x^2) + eps)
@@ -19,7 +20,7 @@ static inline float scale_of(const bf16* x, long size, float eps) {
 
 extern "C" {
 
-// y = x * scale * weight; scale (rows) is kept for the backward.
+// x (rows, size) -> y = x * scale * weight; scale (rows) is saved for backward.
 void rms_norm_forward(const bf16* x, const bf16* weight, bf16* y, float* scale, long rows, long size, float eps) {
 #pragma omp parallel for if (rows * size > PARALLEL)
     for (long row = 0; row < rows; row++) {
@@ -31,10 +32,11 @@ void rms_norm_forward(const bf16* x, const bf16* weight, bf16* y, float* scale, 
     }
 }
 
-// grad_weight (threads, size) float32, zeros at first: each thread adds to a row of its own. `beside`, where it is something,
-// is the gradient of what else x went into, and is part of grad_x.
-void rms_norm_backward(const bf16* grad, const bf16* beside, const bf16* x, const bf16* weight, const float* scale,
-                       bf16* grad_x, float* grad_weight, long threads, long rows, long size) {
+// With r = scale and g = grad * weight: grad_x = r g - x r^3 mean(x g), plus grad_residual unless that is null.
+// grad_weight (threads, size) float32, initially 0: each thread adds to a row of its own, so that no addition needs a
+// lock; the caller sums the rows. `schedule(static)` gives a thread the same rows each time: the sums are reproducible.
+void rms_norm_backward(const bf16* grad, const bf16* grad_residual, const bf16* x, const bf16* weight,
+                       const float* scale, bf16* grad_x, float* grad_weight, long threads, long rows, long size) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * size > PARALLEL)
     for (long row = 0; row < rows; row++) {
         const bf16 *g = grad + row * size, *in = x + row * size;
@@ -50,15 +52,16 @@ void rms_norm_backward(const bf16* grad, const bf16* beside, const bf16* x, cons
         float back = sum(dot) * r * r * r / size;
         for (long i = 0; i < size; i += VECTOR) {
             long n = size - i;
-            floats made = load(g + i, n) * load(weight + i, n) * r - load(in + i, n) * back;
-            if (beside) made += load(beside + row * size + i, n);
-            store(out + i, made, n);
+            floats result = load(g + i, n) * load(weight + i, n) * r - load(in + i, n) * back;
+            if (grad_residual) result += load(grad_residual + row * size + i, n);
+            store(out + i, result, n);
         }
     }
 }
 
-// Turn x by cos and sin (tokens, size / 2) float32; halves are paired. Input (tokens, heads, size) or, with `to_heads`
-// 0, (heads, tokens, size); output the other way round. `sign` -1 turns back.
+// Rotary embedding: element i of a head's first half and element i of its second half are a point, rotated by the angle
+// whose cosine and sine (tokens, size / 2) float32 are given. With `to_heads` x is (tokens, heads, size) and y (heads,
+// tokens, size), else the other way round. `sign` -1 rotates back, which is the gradient.
 void rotate(const bf16* x, const float* cosines, const float* sines, bf16* y, long tokens, long heads, long size,
             long to_heads, float sign) {
     long half = size / 2;
@@ -79,10 +82,10 @@ void rotate(const bf16* x, const float* cosines, const float* sines, bf16* y, lo
     }
 }
 
-// Heads normalised as by rms_norm_forward and turned as by rotate: x (tokens, heads, size) -> y (heads, tokens, size). What
-// lies between is not rounded.
-void norm_rotate_forward(const bf16* x, const bf16* weight, const float* cosines, const float* sines, bf16* y, float* scale,
-                         long tokens, long heads, long size, float eps) {
+// rms_norm_forward of each head and rotate in one pass: x (tokens, heads, size) -> y (heads, tokens, size). The
+// normalised head is not rounded in between. scale (tokens, heads) is saved for backward.
+void norm_rotate_forward(const bf16* x, const bf16* weight, const float* cosines, const float* sines, bf16* y,
+                         float* scale, long tokens, long heads, long size, float eps) {
     long half = size / 2;
 #pragma omp parallel for if (tokens * heads * size > PARALLEL)
     for (long token = 0; token < tokens; token++) {
@@ -102,7 +105,8 @@ void norm_rotate_forward(const bf16* x, const bf16* weight, const float* cosines
     }
 }
 
-// grad (heads, tokens, size) -> grad_x (tokens, heads, size); grad_weight as in rms_norm_backward.
+// grad (heads, tokens, size) -> grad_x (tokens, heads, size): the gradient is rotated back, then as in
+// rms_norm_backward.
 void norm_rotate_backward(const bf16* grad, const bf16* x, const bf16* weight, const float* cosines, const float* sines,
                           const float* scale, bf16* grad_x, float* grad_weight, long threads, long tokens, long heads,
                           long size) {
@@ -114,27 +118,29 @@ void norm_rotate_backward(const bf16* grad, const bf16* x, const bf16* weight, c
             const bf16 *in = x + (token * heads + head) * size, *g = grad + (head * tokens + token) * size;
             bf16* out = grad_x + (token * heads + head) * size;
             float r = scale[token * heads + head];
-            // The gradient of one half of what was normalised.
-            auto turned_back = [&](long i, long own, long other, float sign) {
+            // The gradient of the normalised head, VECTOR elements from own + i on: `own` and `other` are where its
+            // half and the paired half begin.
+            auto rotated_back = [&](long i, long own, long other, float sign) {
                 long n = half - i;
                 floats c = load(cosines + token * half + i, n), s = load(sines + token * half + i, n) * sign;
                 return load(g + own + i, n) * c + load(g + other + i, n) * s;
             };
+            // Both halves, in steps of a vector: visit(first element, gradient there, elements left).
             auto each = [&](auto visit) {
                 for (long i = 0; i < half; i += VECTOR) {
-                    visit(i, turned_back(i, 0, half, 1.0f), half - i);
-                    visit(half + i, turned_back(i, half, 0, -1.0f), half - i);
+                    visit(i, rotated_back(i, 0, half, 1.0f), half - i);
+                    visit(half + i, rotated_back(i, half, 0, -1.0f), half - i);
                 }
             };
             floats dot{};
-            each([&](long i, floats turned, long n) {
-                floats product = turned * load(in + i, n);
+            each([&](long i, floats g_norm, long n) {
+                floats product = g_norm * load(in + i, n);
                 dot += product * load(weight + i, n);
                 store(sums + i, load(sums + i, n) + product * r, n);
             });
             float back = sum(dot) * r * r * r / size;
-            each([&](long i, floats turned, long n) {
-                store(out + i, turned * load(weight + i, n) * r - load(in + i, n) * back, n);
+            each([&](long i, floats g_norm, long n) {
+                store(out + i, g_norm * load(weight + i, n) * r - load(in + i, n) * back, n);
             });
         }
     }
@@ -148,7 +154,7 @@ void swiglu_forward(const bf16* gate, const bf16* up, bf16* y, long count) {
     }
 }
 
-// Gradients of gate and up; y, which need not have been kept, is made again where it has somewhere to go.
+// Gradients of gate and up. y is recomputed, which forward then need not save, unless its pointer is null.
 void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* grad_gate, bf16* grad_up, bf16* y,
                      long count) {
 #pragma omp parallel for if (count > PARALLEL)
@@ -161,8 +167,8 @@ void swiglu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* g
     }
 }
 
-// x in float32. Returns the sum of its squares, summed in float64.
-double widen_all(const bf16* x, float* out, long count) {
+// Casts x to float32. Returns the sum of its squares in float64, in which the square of no bfloat16 number overflows.
+double cast_and_sum_squares(const bf16* x, float* out, long count) {
     double squares = 0;
 #pragma omp parallel for reduction(+ : squares) if (count > PARALLEL)
     for (long first = 0; first < count; first += PARALLEL) {
@@ -178,8 +184,8 @@ double widen_all(const bf16* x, float* out, long count) {
     return squares;
 }
 
-// One block of logits (rows, width), tokens `start` and on: carries largest logit and sum of exponentials (rows) on
-// over the blocks, and picks the target's logit where it lies in this one.
+// Adds one block of logits (rows, width), of tokens from `start` on, to what is known of each row's logits so far: the
+// largest, the sum of exponentials relative to the largest, and the target's logit if the target is in the block.
 void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, float* sums, float* at_target, long rows,
                    long width, long start) {
 #pragma omp parallel for if (rows * width > PARALLEL)
@@ -190,32 +196,34 @@ void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, f
         for (long i = 0; i < whole; i += VECTOR) tops = larger(load(l + i), tops);
         float top = largest[row];
         for (long i = 0; i < VECTOR; i++) top = tops[i] > top ? tops[i] : top;
-        for (long i = whole; i < width; i++) top = widen(l[i]) > top ? widen(l[i]) : top;
-        // A bias of minus infinity rules tokens out, perhaps all so far; NaNs are no largest either, and must be summed.
+        for (long i = whole; i < width; i++) top = to_float(l[i]) > top ? to_float(l[i]) : top;
+        // The largest is minus infinity if every logit so far is (a bias can exclude tokens), or if they are NaN. Minus
+        // infinity minus itself would be NaN; relative to 0 excluded tokens add nothing, and NaNs still give a NaN.
         float base = top > -INFINITY ? top : 0;
         for (long i = 0; i < whole; i += VECTOR) totals += exponential(load(l + i) - base);
         float total = sum(totals);
-        for (long i = whole; i < width; i++) total += std::exp(widen(l[i]) - base);
+        for (long i = whole; i < width; i++) total += std::exp(to_float(l[i]) - base);
         sums[row] = total + sums[row] * std::exp(largest[row] - base);
         largest[row] = top;
         long target = targets[row] - start;
-        if (target >= 0 && target < width) at_target[row] = widen(l[target]);
+        if (target >= 0 && target < width) at_target[row] = to_float(l[target]);
     }
 }
 
-// In place: the block's logits -> their gradient, grad * (onehot(target) - softmax).
+// In place: a block's logits become their gradient, grad * (onehot(target) - softmax).
 void log_sum_block_backward(bf16* logits, const int64_t* targets, const float* log_sum, const float* grad, long rows,
                             long width, long start) {
 #pragma omp parallel for if (rows * width > PARALLEL)
     for (long row = 0; row < rows; row++) {
         bf16* l = logits + row * width;
-        float g = grad[row], all_of_it = log_sum[row];
+        float g = grad[row], log_total = log_sum[row];
         long target = targets[row] - start;
-        bool here = target >= 0 && target < width;
-        float own = here ? widen(l[target]) : 0;
+        bool inside = target >= 0 && target < width;
+        // Read before it is overwritten: the target's probability is subtracted before the sum is rounded.
+        float own = inside ? to_float(l[target]) : 0;
         for (long i = 0; i < width; i += VECTOR)
-            store(l + i, -g * exponential(load(l + i, width - i) - all_of_it), width - i);
-        if (here) store(l + target, all(g - g * std::exp(own - all_of_it)), 1);
+            store(l + i, -g * exponential(load(l + i, width - i) - log_total), width - i);
+        if (inside) store(l + target, all(g - g * std::exp(own - log_total)), 1);
     }
 }
 }

@@ -35,10 +35,10 @@ _COMPILE_SECONDS = 120
 # type of the result. They must match the C++ declarations: ctypes does not check them.
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
 _SIGNATURES = {
-    "made_for_matmul": ">l",
+    "matmul_suits_processor": ">l",
     "matmul_space": "pll>l",
     "matmul": "plplll",
-    "swiglu_space": "ll>l",
+    "matmul_swiglu_space": "ll>l",
     "matmul_swiglu": "pppppppllllll",
     "rms_norm_forward": "ppppllf",
     "rms_norm_backward": "ppppppplll",
@@ -47,7 +47,7 @@ _SIGNATURES = {
     "norm_rotate_backward": "ppppppppllll",
     "swiglu_forward": "pppl",
     "swiglu_backward": "ppppppl",
-    "widen_all": "ppl>d",
+    "cast_and_sum_squares": "ppl>d",
     "packed_attention": "ppppplllllfpp",
     "packed_attention_backward": "ppppplllllfpppppp",
     "log_sum_block": "ppppplll",

@@ -90,12 +90,12 @@ def _fits(a: Tensor, b: Tensor, out: Tensor | None = None) -> bool:
     else:
         # The kernel reads pairs of successive elements from each row of `a`.
         layout_fits = depth % 2 == 0 and (row_major_b or column_major_b)
-    return layout_fits and _made_for_this_processor()
+    return layout_fits and _suits_processor()
 
 
 @functools.cache
-def _made_for_this_processor() -> bool:
-    return bool(call("made_for_matmul"))
+def _suits_processor() -> bool:
+    return bool(call("matmul_suits_processor"))
 
 
 def _transposed(a: Tensor, b: Tensor) -> tuple[bool, bool]:
@@ -208,7 +208,7 @@ class _FeedForward(torch.autograd.Function):
         transposed = {_transposed(rows, weight.t()) for weight in (gate, up)}
         if all(_fits(rows, weight.t()) for weight in (gate, up)) and transposed == {(False, True)}:
             gate_out, up_out = (torch.empty_like(inner) if save else None for _ in range(2))
-            space = rows.new_empty(call("swiglu_space", *gate.shape), dtype=torch.int32)
+            space = rows.new_empty(call("matmul_swiglu_space", *gate.shape), dtype=torch.int32)
             sizes = *inner.shape, rows.shape[1], *(matrix.stride(0) for matrix in (rows, gate, up))
             call("matmul_swiglu", rows, gate, up, gate_out, up_out, inner, space, *sizes)
         else:

@@ -1,5 +1,8 @@
-// bfloat16 in vectors: widened to float32, computed with, rounded once. The compiler lowers the vector types to whatever
-// registers there are.
+// Vectors of bfloat16 numbers: cast to float32, computed with, rounded once when stored.
+//
+// GCC's and clang's vector types are used, so that one source serves all processors: the compiler maps them to the
+// widest registers of the processor. Intrinsics stand only where the compilers need several instructions for what is
+// one.
 
 #pragma once
 #include <cstdint>
@@ -16,9 +19,11 @@ static const long BYTES = 32;
 #else
 static const long BYTES = 16;
 #endif
-// Lanes of a vector.
+// Lanes of a vector: float32 numbers that it holds.
 static const long VECTOR = BYTES / 4;
 
+// `aligned` with the element's size: rows may start anywhere. `may_alias`: they are read through pointers of other
+// types.
 typedef uint16_t bf16;
 typedef float floats __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef double doubles __attribute__((vector_size(2 * BYTES), aligned(8), may_alias));
@@ -26,8 +31,10 @@ typedef uint32_t words __attribute__((vector_size(BYTES), aligned(4), may_alias)
 typedef int32_t ints __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef bf16 halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
 
+// The same number in all lanes.
 static inline floats all(float x) { return floats{} + x; }
 
+// The VECTOR numbers from x on.
 static inline floats at(const float* x) { return *(const floats*)x; }
 
 static inline float sum(floats x) {
@@ -40,7 +47,7 @@ static inline float sum(floats x) {
 #endif
 }
 
-// The larger and the smaller of two, lane by lane; b where either is a NaN. Compilers take two instructions for what is one.
+// Maximum and minimum of each lane; b where either is a NaN. Compilers use two instructions, a comparison and a blend.
 static inline floats larger(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
@@ -57,7 +64,7 @@ static inline floats smaller(floats a, floats b) {
 #endif
 }
 
-// 16 bits to 32, zeros above. GCC 12 takes four instructions for the one that there is.
+// 16 bits to 32, the upper half 0. GCC 12 uses four instructions for this one.
 static inline words extend(halves x) {
 #ifdef __AVX512F__
     return (words)_mm512_cvtepu16_epi32((__m256i)x);
@@ -66,14 +73,16 @@ static inline words extend(halves x) {
 #endif
 }
 
-static inline float widen(bf16 x) {
+// A bfloat16 number is the upper half of the float32 number with the same value.
+static inline float to_float(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;
     float out;
     memcpy(&out, &bits, 4);
     return out;
 }
 
-// Round to nearest, ties to even. A NaN stays one: added to, its bits could become those of an infinity or of zero.
+// Rounds to nearest, ties to even, by adding just less than half of the last place that is kept. NaNs are handled
+// apart: the addition could carry their bits over into those of an infinity or of zero.
 static inline halves round_half(floats x) {
 #ifdef __AVX512BF16__
     return (halves)_mm512_cvtneps_pbh((__m512)x);
@@ -83,7 +92,7 @@ static inline halves round_half(floats x) {
 #endif
 }
 
-// The first n of a vector's elements, all of them if there are more; 0 beyond.
+// The first n elements from x on, at most VECTOR, cast to float32; 0 in the other lanes. n may be larger than VECTOR.
 static inline floats load(const bf16* x, long n = VECTOR) {
     halves raw{};
     if (n >= VECTOR) raw = *(const halves*)x;
@@ -98,9 +107,10 @@ static inline floats load(const float* x, long n = VECTOR) {
     return out;
 }
 
-// As bfloat16 keeps it.
+// Rounded to bfloat16 and cast back.
 static inline floats rounded(floats x) { return (floats)(extend(round_half(x)) << 16); }
 
+// Writes the first n lanes, at most VECTOR.
 static inline void store(bf16* out, floats x, long n = VECTOR) {
     halves raw = round_half(x);
     if (n >= VECTOR) *(halves*)out = raw;
@@ -112,13 +122,14 @@ static inline void store(float* out, floats x, long n = VECTOR) {
     else memcpy(out, &x, n * sizeof(float));
 }
 
-// e^x to 2 units in the last place, finite for every x that is not NaN. Below -87, where float32 loses its last places, it
-// may be 0.
+// e^x with an error of 2 units in the last place, finite for every x that is not a NaN: above 88, where float32 would
+// overflow, it is e^88. Below -87, near float32's subnormal numbers, it may be 0.
 static inline floats exponential(floats x) {
     x = smaller(all(88.0f), x);
 #ifdef __AVX512F__
     x = larger(all(-200.0f), x);
-    // 2^(whole + f): a minimax polynomial of 2^f for f in [-1/2, 1/2]. What whole is off by, f makes good.
+    // e^x = 2^(whole + f), 2^f by a minimax polynomial for f in [-1/2, 1/2]. `whole` may be any integer near x log2(e),
+    // so a short constant is enough for it; f needs log2(e) in two parts to be exact.
     floats whole = (floats)_mm512_roundscale_ps((__m512)(x * 1.4427f), _MM_FROUND_TO_NEAREST_INT);
     floats f = (x * 1.44269502f - whole) + x * 1.92596300e-8f;
     floats y = f * 1.535336188e-4f + 1.339887440e-3f;
@@ -129,8 +140,8 @@ static inline floats exponential(floats x) {
     y = y * f + 1.0f;
     return (floats)_mm512_scalef_ps((__m512)y, (__m512)whole);
 #else
-    // The polynomial of Cephes' expf.
-    floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the rounded integer
+    // The polynomial of Cephes' expf, for e^f with f in [-ln(2)/2, ln(2)/2]; ln(2) is subtracted in two parts.
+    floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the last bits of the sum are the integer
     floats whole = shifted - 12582912.0f;
     floats f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     floats y = f * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -144,8 +155,8 @@ static inline floats exponential(floats x) {
 #endif
 }
 
-// 2^x to 5e-6 of it, far below what bfloat16 keeps, for x up to 127. Beyond, where it is not infinity, it is at least 2^126.
-// 2^0 is 1. A NaN stays one.
+// 2^x with a relative error of 5e-6, far below bfloat16's 2e-3, for x up to 127; above, infinity or at least 2^126. 2^0
+// is exactly 1, which attention relies on. A NaN stays a NaN.
 static inline floats power_of_two(floats x) {
 #ifdef __AVX512F__
     x = larger(all(-200.0f), x);
@@ -161,6 +172,7 @@ static inline floats power_of_two(floats x) {
 #endif
 }
 
+// 2^128 is enough to make it 0. Without the bound, x = -infinity would give a NaN: its fraction is infinity - infinity.
 static inline floats sigmoid(floats x) { return 1.0f / (1.0f + power_of_two(smaller(all(128.0f), x * -1.44269504f))); }
 
 // silu(gate) * up

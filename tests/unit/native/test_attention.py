@@ -1,4 +1,4 @@
-"""The CPU's bfloat16 attention over packs against the definition in float32."""
+"""The CPU's bfloat16 kernel of attention over packs, against torch's SDPA in float32."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from minimind.native import functions
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
-# More queries than a block has, fewer, some more than a whole number of blocks; more keys than a block has, and odd
-# numbers of them; without a prefix, without a rejected or a chosen rest, one token.
-SEGMENTS = ((41, 300, 151), (0, 17, 9), (130, 5, 0), (20, 0, 260), (64, 65, 1), (1, 1, 1))
+# A block has 64 queries at most and 120 keys. More queries than a block, fewer, a whole number of blocks and one more;
+# more keys than a block, odd numbers of them; no prefix, no rest of rejected or of chosen, single tokens.
+SEGMENTS = ((41, 150, 71), (0, 17, 9), (70, 5, 0), (20, 0, 130), (64, 65, 1), (1, 1, 1))
 TOTAL = sum(map(sum, SEGMENTS))
 
 
 def inputs(heads: int, kv_heads: int, size: int) -> tuple[torch.Tensor, ...]:
-    """Query, key, value and the output's gradient, heads first; as in a model the values lie token by token."""
+    """Query, key, value and the output's gradient, heads first; the values are a transposed view, as in a model."""
     generator = torch.Generator().manual_seed(3)
     shapes = ((heads, TOTAL, size), (kv_heads, TOTAL, size), (TOTAL, kv_heads, size), (heads, TOTAL, size))
     query, key, value, grad = (torch.randn(shape, generator=generator).to(torch.bfloat16) for shape in shapes)
@@ -32,12 +32,12 @@ def differentiated(attend, tensors, grad) -> list[torch.Tensor]:
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
-# No power of two: products with it are rounded.
+# No power of two, so that multiplying by it rounds.
 SCALING = 0.3
 
 
 def by_sdpa(query, key, value):
-    """The float32 route of the same function, through torch's own kernel."""
+    """The same in float32, where torch's SDPA computes it."""
     out, _ = packed_attention(
         torch.nn.Module(), query[None], key[None], value[None], None, pack=PackLayout(SEGMENTS), scaling=SCALING
     )
@@ -53,36 +53,36 @@ def attend(query, key, value, scaling):
     return functions.packed_attention(query[None], key[None], value[None], SEGMENTS, scaling)[0]
 
 
-# Head sizes that fill vectors, that do not, and one that no vector length divides.
+# Head sizes that are a multiple of a vector, that are not, and one that is shorter than any vector.
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 16), (4, 2, 64), (6, 1, 96), (2, 2, 10), (2, 1, 2)])
-def test_outputs_and_gradients_are_those_of_float32_attention(heads, kv_heads, size):
+def test_outputs_and_gradients_agree_with_sdpa(heads, kv_heads, size):
     *tensors, grad = inputs(heads, kv_heads, size)
     exact = differentiated(by_sdpa, [tensor.float() for tensor in tensors], grad.float())
     mine = differentiated(by_kernel, tensors, grad)
     for name, value, expected in zip(("out", "query", "key", "value"), mine, exact, strict=True):
         assert value.dtype == torch.bfloat16
-        # bfloat16 has 8 bits: a rounding is off by up to 2^-9 = 0.002; probabilities and results are rounded.
+        # bfloat16 has 8 bits: a rounding changes a number by up to 2^-9 = 0.002; probabilities and results are rounded.
         error = (value.float() - expected).norm() / expected.norm()
         assert error < 0.004, f"{name} is off by {error:.4f}"
 
 
-def test_a_token_sees_its_own_row_and_nothing_later():
-    """Changing a token changes what later tokens of its own row give, bit for bit nothing else."""
+def test_a_token_sees_earlier_tokens_of_its_own_row_only():
+    """Changing a key and its value changes later outputs of the same row, and no other output by a bit."""
     query, key, value, _ = inputs(4, 2, 16)
     before = attend(query, key, value, 0.25)
-    # Of the first pair a token of the prefix, of the chosen rest, of the rejected rest: who sees it.
-    for token, seers in {7: [(7, 492)], 200: [(200, 341)], 400: [(400, 492)]}.items():
+    # Tokens of the first pair's prefix (0 to 41), chosen (to 191) and rejected part (to 262), and which outputs change.
+    for token, changing in {7: [(7, 262)], 100: [(100, 191)], 200: [(200, 262)]}.items():
         other = key.clone(), value.clone()
         for x in other:
             x[:, token] += 1
         changed = (attend(query, *other, 0.25) != before).any(2).any(1)
         expected = torch.zeros(TOTAL, dtype=torch.bool)
-        for first, last in seers:
+        for first, last in changing:
             expected[first:last] = True
         assert torch.equal(changed, expected)
 
 
-def test_gradients_lie_as_their_tensors_do():
+def test_gradients_have_the_strides_of_their_tensors():
     *tensors, grad = inputs(4, 2, 16)
     _, *grads = differentiated(by_kernel, tensors, grad)
     assert [x.stride() for x in grads] == [x.stride() for x in tensors]
@@ -93,30 +93,19 @@ def test_gradients_lie_as_their_tensors_do():
 
 
 @pytest.mark.parametrize("size", [16, 2**10])
-def test_scores_of_any_size_keep_the_softmax_whole(size):
-    """Scores of a million, and of 10^11, far beyond what an exponential can hold: the largest take it all, and share it
-    where they are equal. Whole numbers, so that no route rounds them before the softmax."""
+def test_softmax_of_huge_scores_is_exact(size):
+    """Scores of a million and of 10^11, whose exponentials would overflow: the largest score gets probability 1, equal
+    ones share it. Scores are whole numbers, so that neither way rounds them before the softmax."""
     query, key, value, grad = inputs(2, 1, 16)
-    far = [(64 * x).round() * size for x in (query, key)]
-    exact = differentiated(by_sdpa, [tensor.double() for tensor in (*far, value)], grad.double())
-    mine = differentiated(by_kernel, [*far, value], grad)
+    large = [(64 * x).round() * size for x in (query, key)]
+    exact = differentiated(by_sdpa, [tensor.double() for tensor in (*large, value)], grad.double())
+    mine = differentiated(by_kernel, [*large, value], grad)
     for got, expected in zip((mine[0], mine[3]), (exact[0], exact[3]), strict=True):
         assert (got.float() - expected).norm() / expected.norm() < 0.004
     assert all(x.isfinite().all() for x in mine)
 
 
-def test_what_the_kernel_does_not_take_goes_to_sdpa():
-    """Values narrower than keys (multi-head latent attention), heads of an odd size."""
-    for size, value_size in ((16, 8), (15, 15)):
-        query, key, value, _ = inputs(2, 2, size)
-        tensors = [query, key, value[..., :value_size]]
-        layout = PackLayout(SEGMENTS)
-        out, _ = packed_attention(torch.nn.Module(), *(x[None] for x in tensors), None, pack=layout)
-        exact, _ = packed_attention(torch.nn.Module(), *(x[None].float() for x in tensors), None, pack=layout)
-        assert (out.float() - exact).norm() / exact.norm() < 0.01
-
-
-def test_default_dtype_and_device_are_not_the_kernels():
+def test_default_dtype_and_device_have_no_effect():
     *tensors, grad = inputs(2, 1, 16)
     plain = differentiated(by_kernel, tensors, grad)
     torch.set_default_dtype(torch.bfloat16)
@@ -128,7 +117,7 @@ def test_default_dtype_and_device_are_not_the_kernels():
     assert all(torch.equal(x, y) for x, y in zip(plain, other, strict=True))
 
 
-def test_there_is_no_second_derivative():
+def test_a_second_derivative_is_refused():
     *tensors, _ = inputs(2, 1, 16)
     out = by_kernel(*(x.requires_grad_() for x in tensors))
     (grad,) = torch.autograd.grad(out.float().square().sum(), tensors[0], create_graph=True)
@@ -136,7 +125,7 @@ def test_there_is_no_second_derivative():
         grad.float().sum().backward()
 
 
-def test_packs_in_bfloat16_on_a_cpu_take_this_route_and_no_other():
+def test_the_attention_interface_uses_the_kernel():
     *tensors, _ = inputs(4, 2, 16)
     direct = attend(*tensors, 16**-0.5)
     query, key, value = (tensor[None] for tensor in tensors)
