@@ -18,7 +18,7 @@ from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
 from minimind.ranks.world import World
-from minimind.weights.empty import plain_model, uninitialized_model
+from minimind.weights.construction import model_from_tensors, uninitialized_model
 from minimind.weights.sources import WeightSource, tensors
 
 
@@ -38,7 +38,7 @@ def build_scorer(
     if zero["stage"] < 3:
         # A copy of its own for each tensor: what a file maps or another model shares must not be trained.
         state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors(source)}
-        return PairScorer(plain_model(source.config, state), attention)
+        return PairScorer(model_from_tensors(source.config, state), attention)
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
     # ZeRO++ keeps a second share of each tensor, or rounded ones; on NVMe none is at hand.

@@ -27,7 +27,7 @@ from minimind.engine.patches.optimizer import take_shortcuts
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
 from minimind.ranks.world import World
-from minimind.weights.empty import restore_buffers
+from minimind.weights.construction import restore_computed_buffers
 from minimind.weights.sources import WeightSource
 
 
@@ -73,7 +73,7 @@ class Policy:
         self._on_progress = on_progress
         self.dtype = config.optimisation.dtype
         self._names = list(source.shapes())
-        restore_buffers(self.engine.module.model)
+        restore_computed_buffers(self.engine.module.model)
         if self.dtype != "float32":
             self._set_master_weights(source)
         take_shortcuts(self.engine.optimizer, alone=world.size == 1)

@@ -25,7 +25,7 @@ from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
 from minimind.objective.rows import ReferenceScores, row_sums
 from minimind.ranks.world import World
-from minimind.weights.empty import restore_buffers
+from minimind.weights.construction import restore_computed_buffers
 from minimind.weights.sources import WeightSource
 
 # Upper limit of tokens in one forward, counted before packing. Without a gradient a forward holds the activations of a
@@ -79,7 +79,7 @@ class LiveReference(Reference):
             set_z3_leaf_module(module, True)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
         self.engine.eval()
-        restore_buffers(scorer.model)
+        restore_computed_buffers(scorer.model)
         self.world = world
         pair = 2 * config.data.max_seq_len
         self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)

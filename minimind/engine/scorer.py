@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from minimind.data.packs import Batch, PackedPairs, PaddedPairs
 from minimind.model.family import family_of
-from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackLayout
+from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackSegments
 from minimind.objective.log_probs import target_log_probs
 
 
@@ -49,7 +49,7 @@ class PairScorer(nn.Module):
             input_ids=batch.token_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            pack=PackLayout(batch.segments, self.attention),
+            pack=PackSegments(batch.segments, self.attention),
             **({"keep": batch.target_positions} if selects else {}),
         )
         hidden = out.last_hidden_state.squeeze(0)

@@ -1,8 +1,8 @@
-"""What a MiniMind model is: one configuration for both generations, read by MiniMind's own field names.
+"""The configuration of MiniMind models of both generations, with MiniMind's own field names.
 
-Generation 2 is MiniMind2 (Llama-like), generation 3 is MiniMind-3 (Qwen3-like: q/k norm per head). The two use
-different names for the same thing (`n_routed_experts` / `num_experts`, `aux_loss_alpha` / `router_aux_loss_coef`);
-both are accepted, and both can be read.
+Generation 2 is MiniMind2 (like Llama). Generation 3 is MiniMind-3 (like Qwen3: queries and keys are normalised per
+head). Two fields have a name in each generation (`n_routed_experts` and `num_experts`, `aux_loss_alpha` and
+`router_aux_loss_coef`); both names can be given and read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-# Names that only one generation's configuration has; they tell the generation when it is not given.
+# Fields that only one generation has. They determine the generation when it is not given.
 _ONLY_GENERATION_2 = ("n_routed_experts", "n_shared_experts", "aux_loss_alpha", "scoring_func", "seq_aux")
 _ONLY_GENERATION_3 = ("num_experts", "moe_intermediate_size", "router_aux_loss_coef", "head_dim")
 
-# YaRN as MiniMind's newest code sets it when `inference_rope_scaling` is on (Peng et al., 2023, section 3.2).
+# YaRN (Peng et al., 2023, section 3.2): MiniMind's newest values, used when `inference_rope_scaling` is on.
 _YARN = {
     "original_max_position_embeddings": 2048,
     "factor": 16.0,
@@ -27,7 +27,7 @@ _YARN = {
 
 
 def default_intermediate_size(generation: int, hidden_size: int) -> int:
-    """Width of the feed-forward layer when none is given: a multiple of 64, by each generation's own rule."""
+    """Default width of the feed-forward layer: a multiple of 64, from a formula of each generation."""
     if generation == 2:
         return 64 * math.ceil(int(hidden_size * 8 / 3) / 64)
     return 64 * math.ceil(hidden_size * math.pi / 64)
@@ -37,14 +37,14 @@ class MiniMindConfig(PretrainedConfig):
     """Configuration of a MiniMind model of either generation.
 
     Args:
-        generation: 2 or 3. When absent it is read off the other names; 2 when those leave it open.
+        generation: 2 or 3. By default it follows from the names of the other fields, and is 2 if they fit both.
         hidden_size: H. 512 when absent.
         num_hidden_layers: L. 8 when absent.
-        use_moe: mixture of experts instead of one feed-forward network per layer.
-        **fields: MiniMind's fields of either generation and Hugging Face's own.
+        use_moe: each layer has a mixture of experts instead of one feed-forward network.
+        **fields: MiniMind's fields of either generation, and those of Hugging Face's PretrainedConfig.
 
     Raises:
-        ValueError: sizes that cannot make a model (heads that do not divide, an unknown generation or score).
+        ValueError: the fields contradict each other (heads that do not divide, for example) or are not supported.
     """
 
     model_type = "minimind"
@@ -85,7 +85,7 @@ class MiniMindConfig(PretrainedConfig):
         self.rope_theta = float(fields.pop("rope_theta", 1e6))
         self.inference_rope_scaling = bool(fields.pop("inference_rope_scaling", False))
         self.yarn = self._yarn(fields.pop("yarn", None) or fields.pop("rope_scaling", None))
-        # Mixture of experts; without one these are carried along but unused, as in MiniMind.
+        # Fields of the mixture of experts. Dense models keep them but do not use them, as in MiniMind.
         self.num_experts = fields.pop("num_experts", fields.pop("n_routed_experts", 4))
         self.num_experts_per_tok = fields.pop("num_experts_per_tok", 2 if is_2 else 1)
         self.moe_intermediate_size = fields.pop("moe_intermediate_size", None) or self.intermediate_size
@@ -95,7 +95,7 @@ class MiniMindConfig(PretrainedConfig):
         default_coef = 0.01 if is_2 else 5e-4
         self.router_aux_loss_coef = fields.pop("router_aux_loss_coef", fields.pop("aux_loss_alpha", default_coef))
         self.scoring_func = fields.pop("scoring_func", "softmax")
-        # How far from zero fresh weights start; MiniMind keeps Hugging Face's value.
+        # Standard deviation of random weights. MiniMind uses Hugging Face's default.
         self.initializer_range = fields.pop("initializer_range", 0.02)
         fields.setdefault("bos_token_id", 1)
         fields.setdefault("eos_token_id", 2)
@@ -104,6 +104,7 @@ class MiniMindConfig(PretrainedConfig):
         super().__init__(**fields)
         self._check()
 
+    # Single values may be overridden by the field `yarn` or Hugging Face's `rope_scaling`.
     def _yarn(self, given: dict[str, Any] | None) -> dict[str, float] | None:
         if not self.inference_rope_scaling:
             return None
@@ -112,12 +113,15 @@ class MiniMindConfig(PretrainedConfig):
     def _check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads "
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs of channels")
+            raise ValueError(f"head_dim {self.head_dim} is odd; the rotary embedding rotates pairs of channels")
         if self.scoring_func != "softmax":
-            raise ValueError(f"scoring_func is {self.scoring_func!r}; MiniMind knows 'softmax'")
+            raise ValueError(f"scoring_func is {self.scoring_func!r}; MiniMind supports 'softmax'")
         if self.use_moe and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} of {self.num_experts} experts")
+            raise ValueError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; it must be between 1 and num_experts, "
+                f"{self.num_experts}"
+            )

@@ -1,9 +1,10 @@
-"""Linear maps of rows that are sorted into groups, each group by a matrix of its own: the experts' products.
+"""Matrix products of groups of rows, each group with its own matrix: the linear layers of all experts at once.
 
-    x (N, in) sorted by group, weight (G, out, in), where each group ends -> (N, out)
+    x (N, in) sorted by group, weight (G, out, in), end of each group -> grouped_linear -> (N, out)
 
-In bfloat16 on a GPU that torch has a kernel for this is one launch whatever the groups' sizes are, and these never
-leave the device. Elsewhere it is one product per group, for which the host has to know the sizes: a GPU is waited for.
+In bfloat16, on a GPU for which torch has a correct grouped kernel, this is one launch for all groups, and the group
+sizes stay on the device. Elsewhere it is one product for each group. The host needs the sizes for this, so it waits for
+a GPU.
 """
 
 from __future__ import annotations
@@ -21,39 +22,39 @@ from torch.autograd.function import once_differentiable
 
 from minimind.native import ops
 
-# The major compute capabilities for which torch has a kernel (for others it would loop over the groups, waiting for the
-# GPU as we do), and the first version of torch whose kernel is sound. torch 2.8 and 2.9 had it as a private function,
-# which could hang on an empty group; before 2.13 the one for Blackwell could take the whole process down. A probe would
-# not come back from either.
-SOUND_SINCE = {9: "2.10", 10: "2.13"}
+# Major compute capability -> first torch version with a correct grouped kernel. For other GPUs torch loops over the
+# groups and waits, as this module does. torch 2.8 and 2.9 had the kernel as a private function, which could hang on an
+# empty group; before 2.13 the one for Blackwell could crash the process. Neither can be found out by a trial call, so
+# the versions are listed.
+FIRST_CORRECT_TORCH = {9: "2.10", 10: "2.13"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Groups:
-    """Which rows belong to which group.
+    """The division of N rows into G consecutive groups.
 
     Attributes:
-        ends: (G,) int32, on the rows' device: each group's rows end before it, and the next group's begin there.
+        ends: (G,) int32, on the device of the rows: index after the last row of each group.
     """
 
     ends: Tensor
 
     @functools.cached_property
     def slices(self) -> list[slice]:
-        """The groups' rows; the device is waited for."""
+        """The rows of each group. The host waits for the device."""
         return [slice(start, end) for start, end in itertools.pairwise([0, *self.ends.tolist()])]
 
 
-def one_by_one(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
-    """x (N, in), weight (G, out, in) -> (N, out), group by group."""
+def per_group_product(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+    """x (N, in), weight (G, out, in) -> (N, out), one product for each group."""
     out = x.new_empty(len(x), weight.shape[1])
     for rows, matrix in zip(groups.slices, weight, strict=True):
         ops.matmul(x[rows], matrix.t(), out=out[rows])
     return out
 
 
-def one_by_one_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """Gradients of x (N, in) and weight (G, out, in) for that of the output (N, out); zero for an empty group."""
+def per_group_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    """Gradients of x (N, in) and weight (G, out, in), from grad (N, out); zero for the matrix of an empty group."""
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     for rows, matrix, grad_matrix in zip(groups.slices, weight, grad_weight, strict=True):
         ops.matmul(grad[rows], matrix, out=grad_x[rows])
@@ -61,22 +62,22 @@ def one_by_one_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups
     return grad_x, grad_weight
 
 
-def together(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
-    """What `one_by_one` gives, by torch's grouped product."""
+def grouped_product(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+    """The same as `per_group_product`, in one call of torch's grouped product."""
     return F.grouped_mm(x, weight.transpose(1, 2), offs=groups.ends)
 
 
-def together_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """What `one_by_one_gradients` gives, by torch's grouped product."""
-    # Transposed on the left and plain on the right is the one layout in which the kernel allows empty groups.
+def grouped_gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    """The same as `per_group_gradients`, in two calls of torch's grouped product."""
+    # The kernel allows empty groups only if the left matrix is transposed and the right one is not.
     return F.grouped_mm(grad, weight, offs=groups.ends), F.grouped_mm(grad.t(), x, offs=groups.ends)
 
 
 def wrong_products(device: torch.device) -> list[str]:
-    """Which of torch's grouped products differ from those group by group, tried on `device`."""
-    # Small whole numbers, so that every sum is exact in bfloat16, whatever its order. Every other group is empty, and
-    # there are more tiles of output than a GPU has cores: a kernel that leaves an empty group's tile as the core's last
-    # one was is found out. A generator of its own: the run's random numbers must not depend on a probe.
+    """Names of the results in which torch's grouped products differ from the products per group on `device`."""
+    # Integers of -1 to 1: every sum is exact in bfloat16, in any order. Every other group is empty, and the output has
+    # more tiles than a GPU has cores: this finds a kernel that leaves stale values in the tile of an empty group. The
+    # generator is separate, because the random numbers of the run must not depend on this check.
     generator = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:
@@ -84,46 +85,51 @@ def wrong_products(device: torch.device) -> list[str]:
 
     groups = Groups(torch.tensor([37, 37, 101, 101, 102, 102, 128, 128], dtype=torch.int32, device=device))
     x, weight, grad = numbers(128, 512), numbers(8, 512, 512), numbers(128, 512)
-    expected = (one_by_one(x, weight, groups), *one_by_one_gradients(grad, x, weight, groups))
-    # What the allocator hands out next: results that a kernel never writes are then seen.
-    spoiled = [torch.full_like(result, torch.nan) for result in expected]
-    del spoiled
-    found = (together(x, weight, groups), *together_gradients(grad, x, weight, groups))
-    names = ("output", "gradient of the rows", "gradient of the matrices")
+    expected = (per_group_product(x, weight, groups), *per_group_gradients(grad, x, weight, groups))
+    # The allocator reuses this memory for the next results: an element that the kernel does not write stays NaN.
+    poisoned = [torch.full_like(result, torch.nan) for result in expected]
+    del poisoned
+    found = (grouped_product(x, weight, groups), *grouped_gradients(grad, x, weight, groups))
+    names = ("output", "gradient of the rows", "gradient of the weights")
     return [name for name, one, other in zip(names, found, expected, strict=True) if not torch.equal(one, other)]
 
 
-def why_not(device: torch.device) -> str:
-    """Why torch's grouped product is of no use for bfloat16 on a GPU; empty if it is."""
+def grouped_product_obstacle(device: torch.device) -> str | None:
+    """The reason why torch's grouped product cannot be used for bfloat16 on this GPU, or None."""
     major, minor = torch.cuda.get_device_capability(device)
-    if major not in SOUND_SINCE:
-        return f"torch has no kernel of its grouped product for GPUs of compute capability {major}.{minor}"
-    if not hasattr(F, "grouped_mm") or torch.__version__ < SOUND_SINCE[major]:
-        return f"a grouped product for this GPU needs torch {SOUND_SINCE[major]} or newer; this is {torch.__version__}"
+    if major not in FIRST_CORRECT_TORCH:
+        return f"torch has no grouped product kernel for GPUs of compute capability {major}.{minor}"
+    if not hasattr(F, "grouped_mm") or torch.__version__ < FIRST_CORRECT_TORCH[major]:
+        return (
+            f"the grouped product on this GPU needs torch {FIRST_CORRECT_TORCH[major]} or newer; this is "
+            f"{torch.__version__}"
+        )
     try:
         wrong = wrong_products(device)
     except (RuntimeError, TypeError) as error:
         return f"torch's grouped product failed: {str(error).splitlines()[0]}"
-    return f"torch's grouped product gives a wrong {' and a wrong '.join(wrong)}" if wrong else ""
+    return f"torch's grouped product computes a wrong {' and a wrong '.join(wrong)}" if wrong else None
 
 
 @functools.cache
 def grouped_product_works(device: torch.device) -> bool:
-    """Whether bfloat16 rows on `device` go through torch's grouped product; tried once in a process.
+    """Whether bfloat16 rows on `device` can use torch's grouped product; checked once in a process.
 
-    A CPU gains nothing from it: there torch loops over the groups too. A GPU on which it does not work is warned of.
+    Warns if a GPU cannot. On a CPU the answer is no: torch would loop over the groups there too.
     """
     if device.type != "cuda":
         return False
-    reason = why_not(device)
-    if reason:
-        warnings.warn(f"experts run one after another, and every layer waits for the GPU: {reason}", stacklevel=2)
-    return not reason
+    reason = grouped_product_obstacle(device)
+    if reason is not None:
+        warnings.warn(
+            f"experts are computed one after another, and every layer waits for the GPU: {reason}", stacklevel=2
+        )
+    return reason is None
 
 
-def goes_together(weight: Tensor, *rows: Tensor) -> bool:
-    """Whether the grouped kernel takes weight (G, out, in) and rows of either width, and there is one."""
-    # The kernel loads 16 bytes at a time, and under ZeRO a weight may lie anywhere in a buffer.
+def uses_grouped_product(weight: Tensor, *rows: Tensor) -> bool:
+    """Whether weight (G, out, in) and rows (N, in or out) meet the conditions of the grouped kernel, and it works."""
+    # The kernel loads 16 bytes (8 numbers) at a time, and ZeRO may place a weight at any offset in a buffer.
     return (
         len(weight) < 1024
         and weight.shape[1] % 8 == 0
@@ -137,31 +143,31 @@ def goes_together(weight: Tensor, *rows: Tensor) -> bool:
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Saves the weight itself, no view of it: ZeRO-3 can free it after the forward, and has gathered it again before
-    the backward."""
+    """Differentiable product of groups. Autograd saves the parameter itself and no view of it: ZeRO-3 frees the
+    parameter's data after the forward and gathers it again before the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
-        return (together if goes_together(weight, x) else one_by_one)(x, weight, groups)
+        return (grouped_product if uses_grouped_product(weight, x) else per_group_product)(x, weight, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        # Asked anew: under ZeRO-3 the weight may have been gathered to another place.
-        gradients = together_gradients if goes_together(weight, x, grad) else one_by_one_gradients
+        # Decided again: ZeRO-3 may have gathered the weight at another address, with another alignment.
+        gradients = grouped_gradients if uses_grouped_product(weight, x, grad) else per_group_gradients
         return *gradients(grad, x, weight, ctx.groups), None
 
 
-# Compiled blocks call this as it is: the groups' sizes would be compiled anew for every batch.
+# Not compiled: a compiled block would be recompiled for the group sizes of each batch.
 @torch.compiler.disable
 def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
-    """Rows x (N, in) through their group's matrix of weight (G, out, in) -> (N, out), x's dtype, differentiable once.
+    """Multiply rows x (N, in) by the matrix of their group in weight (G, out, in) -> (N, out), in x's dtype.
 
-    Under autocast both are cast first, as `torch.nn.functional.linear` does.
+    Differentiable once. Under autocast both are cast first, as in `torch.nn.functional.linear`.
     """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):

@@ -1,7 +1,10 @@
-"""The parts of a MiniMind block: normalisation, rotary positions, attention, feed-forward.
+"""The parts of a MiniMind block: normalisation, rotary embedding, attention, feed-forward.
 
-Shapes: B batch, T tokens, H hidden, D head dimension. A pack is a batch of one sequence (B = 1); which tokens see
-each other is then the attention function's business (`packed_attention.py`), not this file's.
+    normed x, residual (B, T, H) -> Attention -> residual + attention output
+                                 -> FeedForward -> residual + feed-forward output
+
+Shapes: B batch, T tokens, H hidden, D head dimension. A pack is a batch of one sequence (B = 1). The attention function
+(`packed_attention.py`) decides which of its tokens attend to each other; the layers here do not.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from minimind.native import ops
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich, 2019), in float32 inside."""
+    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich, 2019), computed in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -34,29 +37,32 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps)
 
 
-def together(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether the kernels may take x through these in one, by their weights alone.
+def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether one kernel may compute these layers of x from their weights, without calling the layers.
 
-    They must be what they were made as, and nobody may wait for their calls: LoRA puts layers of its own in their
-    place, ZeRO-3 gathers a layer's weight when it is called.
+    Not if a layer has been replaced (LoRA does so), or has a hook: ZeRO-3 gathers the weight of a layer in a hook that
+    runs when the layer is called.
     """
-    return ops.kernels_take(x) and not _has_any_global_hook() and all(map(_plain, layers))
+    return ops.kernels_take(x) and not _has_any_global_hook() and all(map(_is_unmodified, layers))
 
 
-def beside(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x normalised, and x for the stream that goes past: where that may be, one pass makes the gradient of both."""
-    if torch.is_grad_enabled() and isinstance(norm, RMSNorm) and together(x, norm):
+def norm_with_residual(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised x, and x for the residual connection. If possible one kernel sums the two gradients of x."""
+    if torch.is_grad_enabled() and isinstance(norm, RMSNorm) and can_fuse(x, norm):
         return ops.rms_norm_with_residual(x, norm.weight, norm.eps)
     return norm(x), x
 
 
-def _plain(module: nn.Module) -> bool:
+def _is_unmodified(module: nn.Module) -> bool:
     return (
-        (type(module) is Linear or type(module) is RMSNorm) and ops.kernels_take(module.weight) and not _hooked(module)
+        (type(module) is Linear or type(module) is RMSNorm)
+        and ops.kernels_take(module.weight)
+        and not _has_hooks(module)
     )
 
 
-def _hooked(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
+    # torch has no public query for hooks. DeepSpeed and accelerate also replace `forward` on the instance.
     return bool(
         module._forward_pre_hooks
         or module._forward_hooks
@@ -77,10 +83,13 @@ class Linear(nn.Linear):
 
 
 def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
-    """Angle per position of each pair of channels, (D/2,) float32, YaRN included (Su et al., 2021; Peng et al., 2023).
+    """Rotation angle per position of each pair of channels, (D/2,) float32 (Su et al., 2021), with YaRN if configured.
 
-    Computed where it is used instead of kept in a buffer: a buffer would be cast to bf16 by an engine, lost on the
-    meta device, and partitioned by nobody.
+    YaRN (Peng et al., 2023) divides the frequencies of slow channel pairs by `factor`, keeps those of fast pairs, and
+    interpolates linearly between `beta_fast` and `beta_slow` rotations within the original context.
+
+    Computed in each forward and not kept in a buffer, because an engine would cast a buffer to bfloat16, and a model
+    constructed on the meta device would have an empty one.
     """
     half = config.head_dim // 2
     exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
@@ -89,34 +98,35 @@ def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
     if yarn is None or config.max_position_embeddings <= yarn["original_max_position_embeddings"]:
         return frequencies
 
-    def channel_that_turns(times: float) -> float:
-        """The (fractional) channel pair that turns `times` times within the original context."""
+    def channel_with_rotations(rotations: float) -> float:
+        """Index (not rounded) of the channel pair that makes this many rotations within the original context."""
         length = yarn["original_max_position_embeddings"]
-        return config.head_dim * math.log(length / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return config.head_dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(channel_that_turns(yarn["beta_fast"])), 0)
-    high = min(math.ceil(channel_that_turns(yarn["beta_slow"])), half - 1)
+    low = max(math.floor(channel_with_rotations(yarn["beta_fast"])), 0)
+    high = min(math.ceil(channel_with_rotations(yarn["beta_slow"])), half - 1)
     channels = torch.arange(half, device=device, dtype=torch.float32)
+    # 0: keep the frequency, 1: divide it by the factor.
     stretched = ((channels - low) / max(high - low, 0.001)).clamp(0, 1)
     return frequencies * (1 - stretched + stretched / yarn["factor"])
 
 
 def rotary_tables(config: MiniMindConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions (B, T) int64: two tensors (B, T, D/2) float32."""
+    """Cosines and sines of the angles at positions (B, T) int64: two tensors (B, T, D/2) float32."""
     angles = position_ids[..., None].float() * rotary_frequencies(config, position_ids.device)
     scale = config.yarn["attention_factor"] if config.yarn else 1.0
     return angles.cos() * scale, angles.sin() * scale
 
 
-class HeadNorm(RMSNorm):
+class HeadNormRotary(RMSNorm):
     """Normalises each head, then applies the rotary embedding of its position, see `ops.rotate`."""
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         return ops.norm_rotate(x, self.weight, self.eps, *rotary)
 
 
-class NoHeadNorm(nn.Module):
-    """Applies the rotary embedding to each head without normalising it."""
+class HeadRotary(nn.Module):
+    """Applies the rotary embedding to each head without normalisation."""
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         return ops.rotate(x, *rotary)
@@ -139,28 +149,32 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_size)
         self.v_proj = Linear(config.hidden_size, kv_size)
         self.o_proj = Linear(q_size, config.hidden_size)
+        # The names are MiniMind's, because they name the weights. In both generations they apply the rotary embedding.
         normed = config.generation == 3
-        self.q_norm: nn.Module = HeadNorm(self.head_dim, config.rms_norm_eps) if normed else NoHeadNorm()
-        self.k_norm: nn.Module = HeadNorm(self.head_dim, config.rms_norm_eps) if normed else NoHeadNorm()
+        self.q_norm: nn.Module = HeadNormRotary(self.head_dim, config.rms_norm_eps) if normed else HeadRotary()
+        self.k_norm: nn.Module = HeadNormRotary(self.head_dim, config.rms_norm_eps) if normed else HeadRotary()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
         x: Tensor,
-        stream: Tensor,
+        residual: Tensor,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         cache: Cache | None,
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """The stream and what x attends to, both (B, T, H), or only at positions `keep` (K,) of every sequence."""
+        """residual + attention output of the normalised x, both (B, T, H).
+
+        With `keep` (K,) int64 only those positions of each sequence are computed: (B, K, H).
+        """
         projections = self.q_proj, self.k_proj, self.v_proj
-        if together(x, *projections):
+        if can_fuse(x, *projections):
             projected = ops.linears(x, *(projection.weight for projection in projections))
         else:
             projected = tuple(projection(x) for projection in projections)
-        q, k, v = (made.view(*x.shape[:-1], -1, self.head_dim) for made in projected)
+        q, k, v = (y.view(*x.shape[:-1], -1, self.head_dim) for y in projected)
         q, k, v = self.q_norm(q, rotary), self.k_norm(k, rotary), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
@@ -179,10 +193,10 @@ class Attention(nn.Module):
         )
         out = out.reshape(*x.shape[:-1], -1)
         if keep is not None:
-            out, stream = out.index_select(1, keep), stream.index_select(1, keep)
-        if self.dropout.p == 0 and ops.kernels_take(stream) and together(out, self.o_proj):
-            return ops.linear(out, self.o_proj.weight, stream)
-        return stream + self.dropout(self.o_proj(out))
+            out, residual = out.index_select(1, keep), residual.index_select(1, keep)
+        if self.dropout.p == 0 and ops.kernels_take(residual) and can_fuse(out, self.o_proj):
+            return ops.linear(out, self.o_proj.weight, residual)
+        return residual + self.dropout(self.o_proj(out))
 
 
 class FeedForward(nn.Module):
@@ -198,12 +212,12 @@ class FeedForward(nn.Module):
         # MiniMind-3 has no dropout here.
         self.dropout = nn.Dropout(config.dropout if config.generation == 2 else 0.0)
 
-    def forward(self, x: Tensor, stream: Tensor) -> Tensor:
-        """The stream and what becomes of x, both (..., H)."""
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + feed-forward output of the normalised x, both (..., H)."""
         layers = self.gate_proj, self.up_proj, self.down_proj
-        if self.is_silu and self.dropout.p == 0 and ops.kernels_take(stream) and together(x, *layers):
+        if self.is_silu and self.dropout.p == 0 and ops.kernels_take(residual) and can_fuse(x, *layers):
             gate, up, down = (layer.weight for layer in layers)
-            return ops.feed_forward(x, gate, up, down, stream)
+            return ops.feed_forward(x, gate, up, down, residual)
         gate, up = self.gate_proj(x), self.up_proj(x)
         inner = ops.swiglu(gate, up) if self.is_silu else self.act(gate) * up
-        return stream + self.dropout(self.down_proj(inner))
+        return residual + self.dropout(self.down_proj(inner))

@@ -1,9 +1,9 @@
-"""The model: embeddings, blocks, head. A Hugging Face `PreTrainedModel`, so everything of theirs works on it.
+"""The MiniMind model as a Hugging Face `PreTrainedModel`: generation, saving, checkpointing and the cache are theirs.
 
     token ids (B, T) -> embeddings -> L blocks -> norm -> hidden (B, T, H) -> head -> logits (B, T, V)
 
-Training never calls the head on all tokens: the scorer (`engine/scorer.py`) takes the backbone's hidden states at
-the K target positions and the head's weight.
+Training does not apply the head to all tokens: the scorer (`engine/scorer.py`) multiplies the hidden states at the K
+target positions by the weight of the head. Importing this module registers MiniMind with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.layers import Attention, FeedForward, RMSNorm, beside, rotary_tables
+from minimind.model.layers import Attention, FeedForward, RMSNorm, norm_with_residual, rotary_tables
 from minimind.model.moe import Experts, MixtureOfExperts, TokenRows
-from minimind.model.packed_attention import PackLayout
+from minimind.model.packed_attention import PackSegments
 
-# What transformers calls the keys and values of past tokens: `cache` since 5.24, and until then as here.
+# transformers' argument for the keys and values of past tokens: `cache` since 5.24, before that `past_key_values`.
 _OLD_CACHE = "past_key_values"
 _CACHE = "cache" if "cache" in MoeCausalLMOutputWithPast.__dataclass_fields__ else _OLD_CACHE
 
 
 def _given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache, by whichever name a caller knows it."""
+    """The cache, which a caller may pass under either name."""
     if cache is not None and past_key_values is not None:
-        raise ValueError("give cache or past_key_values, and not both")
+        raise ValueError("give either cache or past_key_values, not both")
     return past_key_values if cache is None else cache
 
 
 class Block(GradientCheckpointingLayer):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block: attention, then a feed-forward network or a mixture of experts."""
 
     def __init__(self, config: MiniMindConfig, layer_idx: int) -> None:
         super().__init__()
@@ -60,9 +60,10 @@ class Block(GradientCheckpointingLayer):
         keep: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        normed, x = beside(self.input_layernorm, x)
+        """Hidden states (B, T, H), or (B, K, H) with `keep`; and the auxiliary loss, None without experts."""
+        normed, x = norm_with_residual(self.input_layernorm, x)
         x = self.self_attn(normed, x, rotary, attention_mask, cache, keep, **kwargs)
-        normed, x = beside(self.post_attention_layernorm, x)
+        normed, x = norm_with_residual(self.post_attention_layernorm, x)
         if rows is None:
             return self.mlp(normed, x), None
         out, aux_loss = self.mlp(normed, rows)
@@ -71,7 +72,7 @@ class Block(GradientCheckpointingLayer):
 
 @dataclasses.dataclass
 class BackboneOutput(ModelOutput):
-    """Hidden states (B, T, H), the auxiliary loss (scalar float32, 0 without experts), and the cache."""
+    """Hidden states (B, T, H), the auxiliary loss (a float32 scalar, 0 without experts), and the cache."""
 
     last_hidden_state: Tensor | None = None
     aux_loss: Tensor | None = None
@@ -79,7 +80,7 @@ class BackboneOutput(ModelOutput):
 
 
 class MiniMindPreTrainedModel(PreTrainedModel):
-    """What Hugging Face needs to know of every MiniMind model."""
+    """Declarations that Hugging Face reads from the class of every MiniMind model."""
 
     config_class = MiniMindConfig
     base_model_prefix = "model"
@@ -93,6 +94,7 @@ class MiniMindPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # Hugging Face initialises its own and torch's layers; it does not know the stacked tensors.
         super()._init_weights(module)
         if isinstance(module, Experts):
             for stack in (module.gate_proj, module.up_proj, module.down_proj):
@@ -119,18 +121,27 @@ class MiniMindModel(MiniMindPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool = False,
-        pack: PackLayout | None = None,
+        pack: PackSegments | None = None,
         keep: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
-        """Hidden states of token ids (B, T) int64; `attention_mask` (B, T) is 0 at pads; `pack` lays out a pack.
+        """Hidden states of token ids.
 
-        With `keep` (K,) int64 only those positions of every sequence are given, (B, K, H), and the last block computes
-        nothing for the others once their keys and values are there.
+        Args:
+            input_ids: (B, T) int64; or `inputs_embeds` (B, T, H).
+            attention_mask: (B, T), 0 for padding.
+            position_ids: (B, T) int64; by default they continue after the cache.
+            cache: keys and values of past tokens; `past_key_values` is its other name.
+            pack: the segments of a pack; then B is 1 and there is no mask.
+            keep: (K,) int64; only these positions of each sequence are returned, (B, K, H). The last block computes
+                keys and values of all tokens, and everything else only for these.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or two caches.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give input_ids or inputs_embeds, and not both")
+            raise ValueError("give either input_ids or inputs_embeds, not both")
         hidden = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         batch, length = hidden.shape[:2]
         cache = _given_cache(cache, past_key_values)
@@ -146,32 +157,36 @@ class MiniMindModel(MiniMindPreTrainedModel):
             position_ids=position_ids,
             **{_CACHE: cache},
         )
-        rows = None
-        if self.config.use_moe:
-            real = None
-            if pack is None:
-                real = hidden.new_ones(batch, length, dtype=torch.float32)
-                if attention_mask is not None and attention_mask.ndim == 2:
-                    real = attention_mask[:, -length:].to(torch.float32)
-            rows = TokenRows(pack=pack, mask=real)
+        rows = self._token_rows(hidden, attention_mask, pack) if self.config.use_moe else None
         if pack is not None:
             kwargs["pack"] = pack
 
         rotary = rotary_tables(self.config, position_ids)
         aux_losses = []
         for number, layer in enumerate(self.layers, start=1):
-            # Experts are balanced over all tokens, in the last block too.
-            last = number == len(self.layers) and rows is None
-            hidden, aux_loss = layer(hidden, rotary, mask, cache, rows, keep if last else None, **kwargs)
+            # With experts the last block computes all tokens, because the auxiliary loss counts all of them.
+            only_kept = number == len(self.layers) and rows is None
+            hidden, aux_loss = layer(hidden, rotary, mask, cache, rows, keep if only_kept else None, **kwargs)
             aux_losses.append(aux_loss)
         if keep is not None and rows is not None:
             hidden = hidden.index_select(1, keep)
         aux_total = torch.stack(aux_losses).sum() if rows is not None else hidden.new_zeros((), dtype=torch.float32)
         return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_total, cache=cache)
 
+    @staticmethod
+    def _token_rows(hidden: Tensor, attention_mask: Tensor | None, pack: PackSegments | None) -> TokenRows:
+        """The rows of the tokens of hidden (B, T, H), for the auxiliary loss of the experts."""
+        if pack is not None:
+            return TokenRows(pack=pack)
+        batch, length = hidden.shape[:2]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            # With a cache the mask also covers the past tokens, which are not among the hidden states.
+            return TokenRows(mask=attention_mask[:, -length:].to(torch.float32))
+        return TokenRows(mask=hidden.new_ones(batch, length, dtype=torch.float32))
+
 
 class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
-    """MiniMind with its head; `.logits` (B, T, V) and `.aux_loss` as MiniMind's own model gives them."""
+    """MiniMind with its head. Its output has `.logits` (B, T, V) and `.aux_loss`, as that of MiniMind's own model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -194,7 +209,10 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """Logits of token ids (B, T); with `labels` (B, T) the next-token loss as well, -100 left out."""
+        """Logits of token ids (B, T), and with `labels` (B, T) the next-token loss; labels of -100 are ignored.
+
+        `logits_to_keep`: the number of last positions, or the positions (K,), for which logits are computed; 0 for all.
+        """
         cache = _given_cache(cache, past_key_values)
         out = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

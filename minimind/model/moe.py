@@ -1,10 +1,10 @@
-"""Mixture of experts: router, stacked experts, and the auxiliary loss that keeps the experts busy.
+"""Mixture of experts: router, stacked experts, and the auxiliary loss that balances the load of the experts.
 
     x (T, H) -> router scores (T, E) -> top k experts per token -> experts -> weighted sum (T, H)
 
-The experts are stacked tensors (E, out, in), and every forward touches all of them in one order, whichever tokens a
-rank has. Separate modules would be gathered (ZeRO-3) and reduced (ZeRO-2) in an order that depends on the data:
-ranks would hang, or train with wrong gradients and no error.
+The experts are stacked tensors (E, out, in). Every forward uses all stacks in the same order, for any tokens. With a
+module for each expert, ZeRO-3 would gather and ZeRO-2 would reduce parameters in an order that depends on the tokens of
+each rank: ranks would hang, or train with wrong gradients and no error.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from transformers.activations import ACT2FN
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.grouped_linear import Groups, grouped_linear
 from minimind.model.layers import FeedForward
-from minimind.model.packed_attention import PackLayout
+from minimind.model.packed_attention import PackSegments
 from minimind.native import ops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows:
-    """Which rows (sequences) the flattened tokens belong to, so that router statistics count each row's real tokens.
+    """The rows (sequences) that the flattened tokens belong to, for the router statistics of each row.
 
-    A pack holds the prefix that two rows share only once; it counts for both, and padding counts for none. That
-    makes packed, packed without sharing and padded agree.
+    A pack contains the shared prefix of two rows once, but it counts for both rows. Padding counts for none. So the
+    auxiliary loss is the same for packs with and without shared prefixes and for padded batches.
 
     Attributes:
-        pack: the pack's layout, or None for a padded batch.
-        mask: (B, T) float32, 1 for a real token, for a padded batch; None for a pack.
+        pack: the segments of a pack, or None for a padded batch.
+        mask: (B, T) float32, 1 for a token and 0 for padding; None for a pack.
     """
 
-    pack: PackLayout | None = None
+    pack: PackSegments | None = None
     mask: Tensor | None = None
 
-    def sums(self, values: Tensor) -> Tensor:
-        """Sum per row of values (tokens, E) float32 -> (R, E); a pack's rows come as chosen, rejected, chosen, ..."""
+    def row_sums(self, values: Tensor) -> Tensor:
+        """Sums of values (tokens, E) float32 over each row: (R, E). Rows of a pack: chosen, rejected, chosen, ..."""
         if self.pack is None:
             assert self.mask is not None
             return (values.view(*self.mask.shape, -1) * self.mask[..., None]).sum(1)
         lengths = self.pack.lengths(values.device)
-        # To check the lengths it would wait for the GPU.
+        # unsafe: without it torch checks the lengths on the host and waits for the GPU.
         sums = torch.segment_reduce(values, "sum", lengths=lengths, initial=0, unsafe=True)
         prefix, chosen, rejected = sums.view(-1, 3, values.shape[-1]).unbind(1)
         return torch.stack((prefix + chosen, prefix + rejected), dim=1).flatten(0, 1)
 
 
 def router_aux_loss(config: MiniMindConfig, scores: Tensor, experts: Tensor, rows: TokenRows) -> Tensor:
-    """Load-balancing loss of one layer (Fedus et al., 2021), already multiplied by its coefficient.
+    """Load-balancing loss of one layer (Fedus et al., 2021), multiplied by its coefficient.
 
     Args:
         scores: (tokens, E) float32, the router's softmax.
         experts: (tokens, k) int64, the chosen experts.
-        rows: which tokens count, and for which row.
+        rows: the row of each token.
 
-    Returns: a scalar, float32. With `seq_aux` the mean over rows of each row's own loss (MiniMind2), else one loss
-        over the tokens of all rows (MiniMind-3, which leaves the mean over k out).
+    Returns: a float32 scalar. With `seq_aux` (MiniMind2) the mean of the losses of the rows, else one loss over the
+        tokens of all rows. MiniMind-3 does not divide the load by k.
     """
     chosen = F.one_hot(experts, config.num_experts).sum(1).float()
-    chosen_sums, score_sums = rows.sums(chosen), rows.sums(scores)
+    chosen_sums, score_sums = rows.row_sums(chosen), rows.row_sums(scores)
     k = config.num_experts_per_tok
     tokens = chosen_sums.sum(-1, keepdim=True) / k
     if config.seq_aux:
@@ -91,42 +91,41 @@ class Experts(nn.Module):
         self.is_silu = config.hidden_act == "silu"
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """x (tokens, H) sorted by expert, ends (E,) int32 where each one's rows end -> (tokens, H) in that order."""
+        """x (N, H) sorted by expert, ends (E,) int32 = index after each expert's last row -> (N, H), same order."""
         groups = Groups(ends)
         gate, up = grouped_linear(x, self.gate_proj, groups), grouped_linear(x, self.up_proj, groups)
         inner = ops.swiglu(gate, up) if self.is_silu else self.act(gate) * up
         return grouped_linear(inner, self.down_proj, groups)
 
 
-def sum_of(copies: Tensor) -> Tensor:
-    """Sum over the second dimension, (N, k, H) -> (N, H), in its order."""
-    # torch's own sum takes ten times as long on a CPU in bfloat16, where k is small.
+def sum_copies(copies: Tensor) -> Tensor:
+    """Sum over the second dimension in order of its index: (N, k, H) -> (N, H)."""
+    # For small k in bfloat16 on a CPU, torch's own sum takes ten times as long.
     return functools.reduce(torch.add, copies.unbind(1))
 
 
-class _TakeRows(torch.autograd.Function):
-    """Rows of x by index, each of them k times; the gradient is gathered by index as well, and then summed.
+class _GatherRows(torch.autograd.Function):
+    """Copies rows of x by index, each row k times. The gradient gathers the copies of each row and sums them.
 
-    torch's own would be added up in memory: on a GPU in an order that changes from run to run, or after a sort.
+    torch's gradient of an index adds into memory, on a GPU in an order that changes from run to run or after a sort.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, taken_to: Tensor, k: int) -> Tensor:
-        """x (N, H), index (kN,), and where each row's k copies went, row after row: taken_to (kN,) -> (kN, H)."""
-        ctx.save_for_backward(taken_to)
+    def forward(ctx: Any, x: Tensor, index: Tensor, copies: Tensor, k: int) -> Tensor:
+        """x (N, H), index (kN,) = row of each copy, copies (kN,) = positions of each row's k copies -> (kN, H)."""
+        ctx.save_for_backward(copies)
         ctx.k = k
         return x.index_select(0, index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (taken_to,) = ctx.saved_tensors
-        copies = grad.index_select(0, taken_to).unflatten(0, (-1, ctx.k))
-        return sum_of(copies), None, None, None
+        (copies,) = ctx.saved_tensors
+        return sum_copies(grad.index_select(0, copies).unflatten(0, (-1, ctx.k))), None, None, None
 
 
 class MixtureOfExperts(nn.Module):
-    """Top-k routed experts, and for MiniMind2 experts that every token passes."""
+    """Top-k routed experts and, in MiniMind2, shared experts that process every token."""
 
     def __init__(self, config: MiniMindConfig) -> None:
         super().__init__()
@@ -138,25 +137,26 @@ class MixtureOfExperts(nn.Module):
         )
 
     def forward(self, x: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """x (B, T, H) -> the same shape, and this layer's auxiliary loss (0 in eval mode, as in MiniMind)."""
+        """x (B, T, H) -> (B, T, H), and the auxiliary loss of this layer (0 in eval mode, as in MiniMind)."""
         config, flat = self.config, x.flatten(0, 1)
         scores = self.gate(flat).float().softmax(-1)
         weights, experts = scores.topk(config.num_experts_per_tok, dim=-1, sorted=False)
         if config.norm_topk_prob and (config.generation == 3 or config.num_experts_per_tok > 1):
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
 
-        # A place is one choice of one token, (tokens * k). Sorted, an expert's places lie together; where they end is
-        # never told to the host, which would wait for a GPU to know it.
+        # An assignment is one of the k experts of one token; there are tokens * k. Sorted by expert, the assignments of
+        # an expert are consecutive. Their ends are computed on the device, so that the host does not wait for a GPU.
         sorted_experts, by_expert = experts.flatten().sort(stable=True)
         every_expert = torch.arange(config.num_experts, device=x.device)
         ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)
-        places = torch.empty_like(by_expert)
-        places.scatter_(0, by_expert, torch.arange(len(by_expert), device=x.device))
+        # The inverse permutation: the position of each assignment in the sorted order.
+        positions = torch.empty_like(by_expert)
+        positions.scatter_(0, by_expert, torch.arange(len(by_expert), device=x.device))
 
         k = config.num_experts_per_tok
-        routed = self.experts(_TakeRows.apply(flat, by_expert // k, places, k), ends)
-        chosen = _TakeRows.apply(routed, places, by_expert, 1).unflatten(0, (-1, k))
-        out = sum_of(chosen * weights[..., None].to(x.dtype))
+        routed = self.experts(_GatherRows.apply(flat, by_expert // k, positions, k), ends)
+        chosen = _GatherRows.apply(routed, positions, by_expert, 1).unflatten(0, (-1, k))
+        out = sum_copies(chosen * weights[..., None].to(x.dtype))
         for shared in self.shared_experts:
             out = shared(flat, out)
 

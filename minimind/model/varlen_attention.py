@@ -1,11 +1,14 @@
-"""Attention over a whole pack as one call of a variable-length flash kernel, on a GPU, in 16 bits.
+"""Attention over a whole pack as one call of a variable-length flash kernel; for 16-bit tensors on a GPU.
 
     segments -> VarlenPlan.of -> attend(query, key, value, plan) -> (1, T, heads, D)
 
-In the order of the pack the queries are sequences already: per pair `prefix | chosen`, then `rejected`. The keys of the
-first are its own; those of the second are `prefix | rejected`, which one gather brings together. Where a sequence has
-fewer queries than keys, causal must mean lower right: the last query sees all keys. The flash kernels define it so, but
-torch promises it nowhere; the check at the start of a run (`backends.py`) is what a user can rely on.
+Each pair gives the kernel two sequences. The queries of the first are `prefix | chosen` and attend to themselves. The
+queries of the second are `rejected` and attend to `prefix | rejected`, which is not contiguous in the pack, so one
+gather copies the keys and values of all sequences. The queries need no copy: they are in this order already.
+
+The second sequence has fewer queries than keys. Its causal mask must be lower-right aligned: the last query sees all
+keys. Flash kernels define it so, but torch does not promise it. Therefore a run checks the backend before it trains
+(`backend_choice.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minimind.model.placing import placed
+from minimind.model.device_transfer import to_device
 
 # (T, heads, D), (S, kv heads, D) twice, plan, scaling -> (T, heads, D)
 Kernel = Callable[[Tensor, Tensor, Tensor, "VarlenPlan", float], Tensor]
@@ -30,12 +33,12 @@ Kernel = Callable[[Tensor, Tensor, Tensor, "VarlenPlan", float], Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VarlenPlan:
-    """The sequences of a pack; M of them, S keys in all. None is empty: kernels disagree about those.
+    """Index tables of a pack with M sequences and S keys in total. Empty sequences are left out: kernels differ there.
 
     Attributes:
-        keys: (S,) int64, the position in the pack of each sequence's keys, one sequence after the other.
-        query_ends, key_ends: (M + 1,) int32, from 0 where each sequence ends among queries and keys.
-        longest_query, longest_key: tokens.
+        keys: (S,) int64, positions in the pack of the keys, sequence after sequence.
+        query_ends, key_ends: (M + 1,) int32, 0 and the cumulative numbers of queries and of keys.
+        longest_query, longest_key: tokens of the longest sequence.
     """
 
     keys: Tensor
@@ -46,7 +49,7 @@ class VarlenPlan:
 
     @classmethod
     def of(cls, segments: Sequence[tuple[int, int, int]], device: torch.device) -> VarlenPlan:
-        """The plan of a pack with these segments: lengths of prefix, rest of chosen, rest of rejected per pair."""
+        """The plan of a pack, computed on the host; segments are (prefix, rest of chosen, rest of rejected)."""
         keys: list[NDArray[np.int64]] = []
         queries, seen, start = [], [], 0
         for prefix, chosen, rejected in segments:
@@ -62,9 +65,9 @@ class VarlenPlan:
                     seen.append(sum(map(len, parts)))
             start = end
         return cls(
-            keys=placed(np.concatenate(keys), device),
-            query_ends=placed(np.cumsum([0, *queries], dtype=np.int32), device),
-            key_ends=placed(np.cumsum([0, *seen], dtype=np.int32), device),
+            keys=to_device(np.concatenate(keys), device),
+            query_ends=to_device(np.cumsum([0, *queries], dtype=np.int32), device),
+            key_ends=to_device(np.cumsum([0, *seen], dtype=np.int32), device),
             longest_query=max(queries),
             longest_key=max(seen),
         )
@@ -73,44 +76,47 @@ class VarlenPlan:
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:
     """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
     kernel = find_kernel()
-    assert kernel is not None, "who takes this has asked `obstacle` before"
+    assert kernel is not None, "the caller must check `obstacle` first"
     query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     out = kernel(query, key.index_select(0, plan.keys), value.index_select(0, plan.keys), plan, scaling)
     return out[None]
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this cannot be used there, None if nothing speaks against it."""
+    """The reason why this backend does not support the device or dtype, or None."""
     if device.type != "cuda":
         return "flash attention needs a GPU"
     if dtype not in (torch.bfloat16, torch.float16):
-        return "flash attention is for bfloat16 and float16"
+        return "flash attention supports only bfloat16 and float16"
     if find_kernel() is None:
-        return f"torch {torch.__version__} has no varlen_attn (2.10 has), and flash_attn is not installed"
+        return f"torch {torch.__version__} has no varlen_attn (new in 2.10), and flash_attn is not installed"
     return None
 
 
 @functools.cache
 def find_kernel() -> Kernel | None:
-    """torch's own function, else that of the package flash_attn, else None."""
+    """The kernel of torch, else that of the package flash_attn, else None."""
     try:
         return torch_kernel(importlib.import_module("torch.nn.attention.varlen").varlen_attn)
     except (ImportError, AttributeError):
         pass
     try:
         return _package_kernel(importlib.import_module("flash_attn").flash_attn_varlen_func)
-    except (ImportError, AttributeError, OSError):  # a build for another torch ends in any of them
+    except (ImportError, AttributeError, OSError):  # a build for another torch raises any of these
         return None
 
 
 def torch_kernel(function: Callable[..., Any]) -> Kernel:
-    """`torch.nn.attention.varlen.varlen_attn` as a kernel, whatever its release calls its arguments: 2.10 has is_causal
-    and neither scale nor enable_gqa, later ones have window_size."""
+    """`torch.nn.attention.varlen.varlen_attn` as a kernel, for each known signature.
+
+    torch 2.10 has the argument is_causal, and neither scale nor enable_gqa. Later releases have window_size instead.
+    """
     named = inspect.signature(function).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in named else {"is_causal": True}
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:
         options = dict(causal)
+        # Without enable_gqa the kernel needs one key and value head for each query head.
         groups = query.shape[1] // key.shape[1]
         if groups > 1 and "enable_gqa" in named:
             options["enable_gqa"] = True
@@ -127,7 +133,7 @@ def torch_kernel(function: Callable[..., Any]) -> Kernel:
 
 
 def _package_kernel(function: Callable[..., Any]) -> Kernel:
-    """`flash_attn.flash_attn_varlen_func` as a kernel; from 2.1 on its causal means lower right."""
+    """`flash_attn.flash_attn_varlen_func` as a kernel; since 2.1 its causal mask is lower-right aligned."""
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:
         longest = plan.longest_query, plan.longest_key
@@ -138,6 +144,6 @@ def _package_kernel(function: Callable[..., Any]) -> Kernel:
 
 
 def with_default_scaling(query: Tensor, scaling: float) -> Tensor:
-    """Queries (..., D) whose scores, scaled by D^-0.5, are those of `query` scaled by `scaling`."""
+    """`query` (..., D), multiplied so that the scores of a kernel with fixed scaling D^-0.5 are scaled by `scaling`."""
     factor = scaling * query.shape[-1] ** 0.5
     return query if abs(factor - 1) < 1e-6 else query * factor

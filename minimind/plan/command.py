@@ -25,7 +25,7 @@ from minimind.plan.choice import Machine
 from minimind.plan.options import options
 from minimind.plan.report import report
 from minimind.plan.sizes import ModelSizes
-from minimind.weights.empty import empty_model, tensor_shapes
+from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.sources import open_weights
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -1,6 +1,10 @@
-"""Tensors in files: `.pth`, `.bin` and safetensors behind one read-only mapping, memory-mapped, never unpickled freely.
+"""Reads weight files: `.pth`, `.bin` and safetensors behind one read-only mapping.
 
-file or folder -> TensorFile: names, shapes, and tensors read when asked for
+    file -> open_pickled -> TensorFile          names, shapes, and tensors that are read on access
+    folder -> open_folder -> TensorFile
+
+Files are memory-mapped where their format allows it. Nothing in a file can run code: a pickle is loaded with
+`weights_only=True`, and a file that holds anything but plain tensors is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +27,12 @@ _PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """Read-only mapping from a tensor's name in the file to the tensor; nothing is in memory before it is read."""
+    """Read-only mapping from the name of a tensor to the tensor, on the CPU, in the dtype of the file.
+
+    Args:
+        path: the file or folder, for messages.
+        tensors: for each name a memory-mapped tensor, or a safetensors file and the name in it.
+    """
 
     def __init__(self, path: Path, tensors: dict[str, Any]) -> None:
         self.path = path
@@ -37,8 +46,12 @@ class TensorFile(Mapping[str, Tensor]):
         try:
             return file.get_tensor(stored_name)
         except Exception as error:
-            # A dtype that this torch lacks shows only here, and each in its own way.
+            # safetensors reads a tensor only now. A dtype that this torch lacks raises different errors.
             raise WeightsError(f"{self.path}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
+
+    def __contains__(self, name: object) -> bool:
+        # `Mapping` would read the tensor to answer this.
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -47,10 +60,10 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it.
+        """Shape of one tensor, without reading its content.
 
         Raises:
-            WeightsError: there is none of that name.
+            WeightsError: there is no tensor with this name.
         """
         if name not in self._tensors:
             raise WeightsError(f"{self.path}: has no tensor {name!r}")
@@ -62,51 +75,54 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 def open_pickled(path: Path) -> TensorFile:
-    """Open a `.pth` or `.bin` written by `torch.save`: memory-mapped, `weights_only`, so that no code in it runs.
+    """Open a `.pth` or `.bin` file that `torch.save` has written.
 
     Raises:
-        WeightsError: missing, damaged, not a plain dictionary of tensors, or a MiniMind resume file.
+        WeightsError: the file is missing, damaged, a MiniMind resume file, or not a plain dictionary of tensors.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such weight file")
     try:
-        # Only the zip format of torch >= 1.6 can be memory-mapped; MiniMind's own files are of that kind.
+        # Only the zip format of torch >= 1.6 can be memory-mapped. MiniMind's files have it; older ones are read whole.
         zipped = zipfile.is_zipfile(path)
         if zipped:
-            _check_archive(path)
+            _refuse_compressed(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: holds more than tensors, or is no torch file; only plain weights are loaded, never code. "
-            "Save `model.state_dict()` alone."
+            f"{path}: not a torch file, or it contains objects other than tensors, which are never loaded because they "
+            "can run code; save `model.state_dict()` alone"
         ) from error
     except Exception as error:
-        # A damaged file makes torch raise almost anything.
+        # torch raises many types for a damaged file.
         raise WeightsError(f"{path}: not a readable torch file ({type(error).__name__}: {error})") from error
     if isinstance(state, dict) and "model" in state and "optimizer" in state:
         raise WeightsError(
-            f"{path}: a MiniMind resume file (model, optimizer, step); give the weight file without '_resume'"
+            f"{path}: this is a MiniMind resume file (model, optimizer, step); give the weight file without '_resume'"
         )
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: not a dictionary of tensors; save `model.state_dict()` alone")
     for name, tensor in state.items():
         if not isinstance(name, str) or not _is_plain(tensor):
-            raise WeightsError(f"{path}: {name!r} is no plain tensor that is whole in the file, under a name")
+            raise WeightsError(f"{path}: {name!r} is not a plain dense tensor stored in full under a name")
     return TensorFile(path, dict(state))
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that would unpack to more than it is; torch never compresses."""
+def _refuse_compressed(path: Path) -> None:
+    """Refuse a compressed archive: a few kilobytes could expand to more than the memory. torch never compresses."""
     with zipfile.ZipFile(path) as archive:
-        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise WeightsError(f"{path}: {packed[0]!r} is compressed, which torch never does; save it with torch.save")
+        compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise WeightsError(f"{path}: {compressed[0]!r} is compressed, which torch never does; save it with torch.save")
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers are all there: not sparse, not on "meta", not a few stretched to many by strides."""
+    """Whether a tensor is dense, real, on the CPU, and not larger than its storage.
+
+    A crafted file can claim a huge shape over a few stored numbers by a stride of 0.
+    """
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex() or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -115,8 +131,10 @@ def _is_plain(tensor: Tensor) -> bool:
 def open_folder(folder: Path) -> TensorFile:
     """Open the weights of a Hugging Face folder: safetensors or pickled, in one file or in shards with an index.
 
+    Where a folder has both formats, safetensors are read.
+
     Raises:
-        WeightsError: no weights there, a shard missing or damaged.
+        WeightsError: the folder has no weights, or a shard is missing or damaged.
     """
     single, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
     if (folder / _SAFETENSORS_INDEX).is_file():
@@ -129,18 +147,19 @@ def open_folder(folder: Path) -> TensorFile:
         return TensorFile(folder, {k: v for shard in shards for k, v in open_pickled(shard).items()})
     if pickled.is_file():
         return open_pickled(pickled)
-    raise WeightsError(f"{folder}: no model.safetensors, no {_SAFETENSORS_INDEX} and no pytorch_model.bin there")
+    raise WeightsError(f"{folder}: has no model.safetensors, no {_SAFETENSORS_INDEX} and no pytorch_model.bin")
 
 
 def _open_safetensors(path: Path) -> dict[str, Any]:
     try:
         file = safe_open(path, framework="pt")
-        return {name: (file, name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        return {name: (file, name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def _shards(index: Path) -> list[Path]:
+    """Paths of the shards that an index names, each once. A crafted index must not reach outside its folder."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         shards = [index.parent / name for name in names]
@@ -151,5 +170,5 @@ def _shards(index: Path) -> list[Path]:
     if elsewhere:
         raise WeightsError(f"{index}: names files outside its folder: {', '.join(elsewhere)}")
     if missing:
-        raise WeightsError(f"{index}: names files that are not there: {', '.join(missing)}")
+        raise WeightsError(f"{index}: names missing files: {', '.join(missing)}")
     return shards

@@ -1,7 +1,9 @@
-"""Weights into models and out to files: MiniMind's `.pth` and Hugging Face folders, written whole or not at all.
+"""Loads weights into models and writes them to MiniMind's `.pth` files and Hugging Face folders.
 
-path -> load_weights -> model          state dict -> save_minimind -> .pth
-                                       state dict -> save_huggingface -> folder
+    path -> load_weights -> model          state dict -> save_minimind -> .pth
+                                           state dict -> save_huggingface -> folder
+
+A reader never sees a partly written file: each is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -19,30 +21,38 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from minimind.errors import WeightsError
 from minimind.model.modeling import MiniMindForCausalLM
-from minimind.weights.empty import plain_model, tensor_shapes
+from minimind.weights.construction import model_from_tensors, tensor_shapes
 from minimind.weights.files import open_pickled
 from minimind.weights.names import EMBEDDING, HEAD, minimind_state
 from minimind.weights.sources import MiniMindSource, WeightSource
 
 
 def load_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str]) -> None:
-    """Fill a MiniMind model from MiniMind's `.pth`, every tensor or none.
+    """Copy a MiniMind `.pth` into a model. If anything does not fit, the model stays unchanged.
 
     Raises:
-        WeightsError: the file is missing or damaged, or a key or shape does not fit; all of them are listed.
+        WeightsError: the file is missing or damaged, or keys or shapes do not fit; the message lists all of them.
     """
     source = MiniMindSource(open_pickled(Path(path)), model.config)
     fill(model, source)
 
 
 def save_weights(model: MiniMindForCausalLM, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
-    """Write a MiniMind model as MiniMind's `.pth`: its names, float16 by default."""
+    """Write a model as MiniMind's `.pth`, with MiniMind's tensor names; float16 as MiniMind does by default.
+
+    Raises:
+        WeightsError: the file cannot be written; an old file stays as it was.
+    """
     save_minimind(model.state_dict(), Path(path), dtype)
 
 
 @torch.no_grad()
 def fill(model: PreTrainedModel, source: WeightSource) -> None:
-    """Copy a source into a model that is whole on this process, in the model's dtypes."""
+    """Copy a source into a model that is not sharded; tensors are cast to the dtypes of the model.
+
+    Raises:
+        WeightsError: keys or shapes do not fit; the model is unchanged.
+    """
     source.check_fit(tensor_shapes(model))
     state = model.state_dict(keep_vars=True)
     for name in source.shapes():
@@ -50,8 +60,13 @@ def fill(model: PreTrainedModel, source: WeightSource) -> None:
 
 
 def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
-    """Write a `.pth` of MiniMind's kind; the head is written even where it is tied, as MiniMind does."""
+    """Write a state dict as MiniMind's `.pth`. A tied head is written as well, as MiniMind does.
+
+    Raises:
+        WeightsError: the file cannot be written; an old file stays as it was.
+    """
     out = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+    # Casting has made two copies of a tied tensor. torch.save stores one tensor under two names only once.
     if HEAD not in out or state[HEAD].data_ptr() == state[EMBEDDING].data_ptr():
         out[HEAD] = out[EMBEDDING]
     partial = path.with_name(path.name + ".partial")
@@ -60,7 +75,7 @@ def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -
         torch.save(minimind_state(out), partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError.
+        # torch's zip writer raises a RuntimeError when the disk is full.
         raise WeightsError(f"{path}: cannot be written ({error})") from error
     finally:
         with contextlib.suppress(OSError):
@@ -74,16 +89,22 @@ def save_huggingface(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
 ) -> None:
-    """Write a folder that `AutoModelForCausalLM.from_pretrained` loads: safetensors, configuration, tokenizer."""
-    model = plain_model(config, {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()})
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` loads: safetensors, configuration, tokenizer.
+
+    Raises:
+        WeightsError: the folder cannot be written; an old folder stays as it was.
+    """
+    model = model_from_tensors(config, {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()})
     model.config.dtype = dtype
     partial = folder.with_name(folder.name + ".partial")
     old = folder.with_name(folder.name + ".old")
     try:
-        for left_over in (partial, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+        # A run that was killed may have left these.
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        # A folder that is not empty cannot be replaced in one step: move the old one aside first.
         if folder.exists():
             os.replace(folder, old)
         os.replace(partial, folder)

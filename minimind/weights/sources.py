@@ -1,8 +1,9 @@
-"""Start weights: whatever `--from_weight` names, behind one interface that gives tensors under the model's own names.
+"""Start weights: the value of `--from_weight` behind one interface, with tensors under the model's own names.
 
     .pth | Hugging Face folder | none -> WeightSource: configuration, names, shapes, tensors one at a time
 
-One tensor at a time is what lets a ZeRO-3 model be filled shard by shard (`engine/build.py`).
+A source gives one tensor at a time, so that a ZeRO-3 model can be filled shard by shard (`engine/build.py`) without
+the whole model in the memory of each rank.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
 from minimind.errors import MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
-from minimind.weights.empty import empty_model, tensor_shapes
+from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.files import TensorFile, open_folder, open_pickled
-from minimind.weights.names import HEAD, read_config, stacked_names
+from minimind.weights.inferred_config import infer_config
+from minimind.weights.names import HEAD, stacked_names
 
-# Of layers, and of experts in one: a hundred times what models have.
-_MOST_LAYERS = 20_000
+# Limit for the number of layers and of experts in a config.json: about a hundred times that of the largest models.
+_MAX_LAYERS = 20_000
 
 
 class WeightSource(abc.ABC):
-    """Where a model's tensors come from.
+    """The origin of a model's tensors.
 
     Attributes:
         config: the model's configuration.
-        origin: what a user would call it: a path, or "random (seed 42)".
-        tokenizer_path: the folder with the tokenizer that belongs to the weights, if there is one.
+        origin: name for messages: a path, or "random weights (seed 42)".
+        tokenizer_path: the folder with the tokenizer of these weights, or None.
     """
 
     config: PretrainedConfig
@@ -45,20 +47,30 @@ class WeightSource(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor's shape, under the model's own names."""
+        """Shape of each tensor, under the model's own names."""
 
     @abc.abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the dtype that the source has."""
+        """One tensor, on the CPU, in the dtype of the source."""
 
-    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of the content: the same weights have the same one wherever they lie."""
+        """The first 16 hex digits of a SHA-256 over all tensors, independent of the file format and the path."""
+        digest = hashlib.sha256()
+        # Sorted by name: files store the same tensors in different orders.
+        for name in sorted(self.shapes()):
+            tensor = self.read(name)
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def check_fit(self, expected: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        """Raise a WeightsError that lists every key and shape in which source and model differ.
+        """Compare the tensors of the source with those that a model needs.
 
-        `expected` are the shapes of the model to be filled; without them, those of the source's own configuration.
+        Args:
+            expected: shapes of the model to be filled; by default those of a model with the source's configuration.
+
+        Raises:
+            WeightsError: keys or shapes differ; the message lists the first 20 differences.
         """
         shapes = self.shapes()
         expected = tensor_shapes(_model_of(self.config, self.origin)) if expected is None else expected
@@ -76,12 +88,17 @@ class WeightSource(abc.ABC):
 
 
 class MiniMindSource(WeightSource):
-    """Tensors under MiniMind's own names: a `.pth`, or a folder of model type `minimind`."""
+    """MiniMind weights: a `.pth`, or a Hugging Face folder of model type `minimind`.
+
+    Raises:
+        WeightsError: a layer does not have all its experts.
+    """
 
     def __init__(self, file: TensorFile, config: MiniMindConfig, tokenizer_path: Path | None = None) -> None:
         self.config, self.origin, self.tokenizer_path = config, str(file.path), tokenizer_path
         self._file = file
         self._parts = stacked_names(file)
+        # MiniMind's files hold a tied head a second time; the model has it only as the embedding.
         if config.tie_word_embeddings:
             self._parts.pop(HEAD, None)
         for name, parts in self._parts.items():
@@ -99,7 +116,7 @@ class MiniMindSource(WeightSource):
                     f"{self.origin}: the experts of {name} differ in shape: "
                     + ", ".join(f"{part} {self._file.shape(part)}" for part in parts)
                 )
-            # Hugging Face folders that this project wrote hold the experts stacked already.
+            # Folders that this project has written contain stacked experts: one part, with the name of the stack.
             out[name] = (len(parts), *shape) if parts[0] != name else shape
         return out
 
@@ -109,12 +126,15 @@ class MiniMindSource(WeightSource):
             return self._file[name]
         return torch.stack([self._file[part] for part in parts])
 
-    def fingerprint(self) -> str:
-        return _fingerprint(self)
-
 
 class HuggingFaceSource(WeightSource):
-    """A folder of any causal LM that transformers knows, read tensor by tensor where the names are the model's own."""
+    """A folder of a causal language model that transformers knows.
+
+    Tensors are read one by one if the file uses the model's own names; otherwise transformers converts all at once.
+
+    Raises:
+        WeightsError: the weights cannot be read or converted, or the configuration makes no model.
+    """
 
     def __init__(self, folder: Path, config: PretrainedConfig) -> None:
         self.config, self.origin, self.tokenizer_path = config, str(folder), folder
@@ -123,10 +143,11 @@ class HuggingFaceSource(WeightSource):
         expected, aliases = tensor_shapes(model), set(model.state_dict())
         self._names = list(expected)
         if not set(expected) <= set(self._tensors):
-            # Some architectures are stored under other names than they run with; transformers knows how to convert.
+            # Some architectures use other names in files than in the model; transformers has the conversion.
             self._tensors = _converted(folder)
         else:
-            # A tied tensor may stand there under both names, and old files hold rotary tables.
+            # Names beyond the model's are reported by `check_fit`, with two exceptions: the second name of a tied
+            # tensor, and rotary tables, which old files contain and models now compute.
             self._names += [n for n in self._tensors if n not in aliases and not n.endswith("rotary_emb.inv_freq")]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -138,13 +159,13 @@ class HuggingFaceSource(WeightSource):
     def read(self, name: str) -> Tensor:
         return self._tensors[name]
 
-    def fingerprint(self) -> str:
-        return _fingerprint(self)
-
 
 class RandomSource(WeightSource):
-    """Fresh weights (`--from_weight none`), each tensor drawn from its own name and the seed: the same on every rank
-    and for every number of ranks. Normal with the configuration's `initializer_range`, ones for norms."""
+    """Random weights (`--from_weight none`): normal with standard deviation `initializer_range`, ones for norms.
+
+    Each tensor has its own generator, seeded with the run's seed and the tensor's name. So the values are the same on
+    every rank, for every number of ranks and in every order of reading.
+    """
 
     def __init__(self, config: MiniMindConfig, seed: int) -> None:
         self.config, self.seed, self.origin = config, seed, f"random weights (seed {seed})"
@@ -155,49 +176,46 @@ class RandomSource(WeightSource):
 
     def read(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        if len(shape) == 1:
+        if len(shape) == 1:  # MiniMind has no biases: its only vectors are the weights of norms
             return torch.ones(shape)
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return torch.empty(shape).normal_(0.0, self.config.initializer_range, generator=generator)
 
-    def fingerprint(self) -> str:
-        return _fingerprint(self)
 
-
-def open_weights(path: Path, untold: Mapping[str, Any]) -> WeightSource:
+def open_weights(path: Path, extra_fields: Mapping[str, Any]) -> WeightSource:
     """Open a MiniMind `.pth` or a Hugging Face folder.
 
     Args:
         path: an existing file or folder.
-        untold: for a `.pth`, fields that tensors cannot tell (see `names.read_config`).
+        extra_fields: for a `.pth`, configuration fields that shapes do not determine (see `infer_config`).
 
     Raises:
-        WeightsError: missing, damaged, or of a model that transformers does not know.
+        WeightsError: the path is missing or damaged, or transformers does not know the model.
     """
     if path.is_file():
         file = open_pickled(path)
-        return MiniMindSource(file, read_config(file, untold))
+        return MiniMindSource(file, infer_config(file, extra_fields))
     if not (path / "config.json").is_file():
         raise WeightsError(f"{path}: neither a .pth file nor a Hugging Face folder (no config.json there)")
-    _check_depth(path / "config.json")
+    _check_declared_sizes(path / "config.json")
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # transformers raises many kinds for a broken config.json.
+        # transformers raises many types for a broken config.json.
         raise WeightsError(f"{path / 'config.json'}: not a usable configuration ({error})") from error
     if isinstance(config, MiniMindConfig):
         return MiniMindSource(open_folder(path), config, tokenizer_path=path)
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise WeightsError(f"{path}: model type {config.model_type!r} is no causal language model")
+        raise WeightsError(f"{path}: model type {config.model_type!r} is not a causal language model")
     return HuggingFaceSource(path, config)
 
 
-def _check_depth(path: Path) -> None:
-    """Refuse a config.json that declares so many layers or experts that making the model would not end.
+def _check_declared_sizes(path: Path) -> None:
+    """Refuse a config.json with so many layers or experts that the construction of the model would never finish.
 
     Raises:
-        WeightsError: also where it is no JSON object.
+        WeightsError: a number is above the limit, or the file is not a JSON object.
     """
 
     def counts(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -212,37 +230,42 @@ def _check_depth(path: Path) -> None:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: not a usable configuration ({error})") from error
     for key, value in declared.items():
-        if value > _MOST_LAYERS:
-            raise WeightsError(f"{path}: {key} is {value}; no model has more than {_MOST_LAYERS}")
+        if value > _MAX_LAYERS:
+            raise WeightsError(f"{path}: {key} is {value}; the limit is {_MAX_LAYERS}")
 
 
 def _model_of(config: PretrainedConfig, origin: str) -> PreTrainedModel:
-    """An empty model of a configuration that a file has, whatever is in it."""
+    """An empty model of a configuration from a file, which may be damaged or crafted.
+
+    Raises:
+        WeightsError: no model can be constructed.
+    """
     try:
         return empty_model(config)
     except MiniMindError:
         raise
     except Exception as error:
-        # Sizes that do not divide, are negative or do not fit in memory make models fail in ways of their own.
+        # Sizes that do not divide, are negative or do not fit in memory raise different errors in each architecture.
         raise WeightsError(
-            f"{origin}: no model can be made of its configuration ({type(error).__name__}: {error})"
+            f"{origin}: its configuration does not make a model ({type(error).__name__}: {error})"
         ) from error
 
 
 def _converted(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder as transformers converts them; nothing made up, nothing left out.
+    """The tensors of a folder under the model's names, converted by transformers.
 
-    It is the whole model, in the memory of each rank that asks: transformers converts no single tensors.
+    transformers cannot convert single tensors, so each calling rank holds the whole model in memory.
 
     Raises:
-        WeightsError: tensors that are missing, left over or of another shape, which transformers only logs.
+        WeightsError: tensors are missing, unexpected or have wrong shapes. transformers only logs this, and fills
+            missing tensors with random numbers.
     """
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype="auto", output_loading_info=True
         )
     except Exception as error:
-        # transformers raises many kinds for weights that are not its configuration's.
+        # transformers raises many types for weights that do not match the configuration.
         raise WeightsError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     problems = [
         f"{kind.removesuffix('_keys')}: {key}"
@@ -256,14 +279,6 @@ def _converted(folder: Path) -> dict[str, Tensor]:
 
 
 def tensors(source: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a source, one after the other."""
+    """All names and tensors of a source, one tensor in memory at a time."""
     for name in source.shapes():
         yield name, source.read(name)
-
-
-def _fingerprint(source: WeightSource) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors(source), key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

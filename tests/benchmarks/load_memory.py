@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from minimind.model.configuration import MiniMindConfig
-from minimind.weights.empty import empty_model, tensor_shapes
+from minimind.weights.construction import empty_model, tensor_shapes
 from tests.distributed.launching import launch
 
 

@@ -16,7 +16,7 @@ from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import prepare
-from minimind.weights.empty import plain_model, tensor_shapes
+from minimind.weights.construction import model_from_tensors, tensor_shapes
 from minimind.weights.io import save_weights
 from minimind.weights.sources import open_weights
 from tests.conftest import REPO, conversation, pair
@@ -209,7 +209,7 @@ def test_flags_that_the_weights_or_the_data_make_pointless(write_rows):
         (("--attention", "varlen"), "--attention varlen: flash attention needs a GPU; use auto or sdpa"),
         (
             ("--attention", "flex"),
-            "--attention flex: torch trains through FlexAttention on a GPU only; use auto or sdpa",
+            "--attention flex: torch has gradients of FlexAttention only on a GPU; use auto or sdpa",
         ),
     ],
 )
@@ -323,4 +323,4 @@ def test_plain_model_needs_every_tensor():
     state = {name: source.read(name) for name in source.shapes()}
     state.pop("model.norm.weight")
     with pytest.raises(KeyError, match=r"model\.norm\.weight"):
-        plain_model(source.config, state)
+        model_from_tensors(source.config, state)

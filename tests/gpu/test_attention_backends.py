@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from minimind.model import flex_attention
-from minimind.model.backends import (
-    CHECKED,
+from minimind.model.backend_choice import (
+    CHECK_PACKS,
     AttentionShape,
+    backend_obstacle,
     choose_backend,
     cuda_milliseconds,
     disagreement,
-    obstacle,
 )
-from minimind.model.packed_attention import BACKENDS, FLEX, SDPA, VARLEN, PackLayout
+from minimind.model.packed_attention import BACKENDS, FLEX, SDPA, VARLEN, PackSegments
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,9 +42,9 @@ def shape(dtype: torch.dtype, heads: tuple[int, int, int] = (8, 2, 64)) -> Atten
 @pytest.mark.parametrize("name", [SDPA, VARLEN, FLEX])
 def test_agrees_with_sdpa_in_float32(name, heads, dtype):
     asked = shape(dtype, heads)
-    if why := obstacle(name, asked.device, dtype):
+    if why := backend_obstacle(name, asked.device, dtype):
         pytest.skip(why)
-    assert disagreement(asked, BACKENDS[name], (*CHECKED, TYPICAL)) is None
+    assert disagreement(asked, BACKENDS[name], (*CHECK_PACKS, TYPICAL)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -52,7 +52,7 @@ def test_the_rule_chooses_one_that_is_there(dtype):
     choice = choose_backend(shape(dtype), TYPICAL)
     print(*choice.lines, sep="\n")
     assert choice.name in (SDPA, VARLEN, FLEX)
-    assert "nothing could be measured" not in choice.lines[0]
+    assert "no backend could be measured" not in choice.lines[0]
     assert f"{choice.name} " in choice.lines[0]
 
 
@@ -65,7 +65,7 @@ def test_the_clock_sees_the_gpu_work():
 def test_nothing_waits_for_the_gpu(name):
     """Once a kernel is there, a pack's tables, forward and backward are handed over without a look at a result."""
     asked = shape(torch.bfloat16)
-    if why := obstacle(name, asked.device, asked.dtype):
+    if why := backend_obstacle(name, asked.device, asked.dtype):
         pytest.skip(why)
     tokens = sum(map(sum, TYPICAL))
     leaves = [torch.randn(1, heads, tokens, 64, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2)]
@@ -73,7 +73,7 @@ def test_nothing_waits_for_the_gpu(name):
     def step() -> None:
         for leaf in leaves:
             leaf.requires_grad_()
-        out = BACKENDS[name](leaves[0], leaves[1], leaves[2], PackLayout(TYPICAL, name), 0.125)
+        out = BACKENDS[name](leaves[0], leaves[1], leaves[2], PackSegments(TYPICAL, name), 0.125)
         torch.autograd.grad(out.float().square().mean(), leaves)
 
     step()

@@ -10,14 +10,14 @@ from minimind import MiniMindConfig
 from minimind.model import grouped_linear
 from minimind.model.grouped_linear import (
     Groups,
-    goes_together,
-    one_by_one,
-    one_by_one_gradients,
-    together,
-    together_gradients,
+    grouped_gradients,
+    grouped_product,
+    per_group_gradients,
+    per_group_product,
+    uses_grouped_product,
 )
 from minimind.model.moe import MixtureOfExperts, TokenRows
-from minimind.model.packed_attention import PackLayout
+from minimind.model.packed_attention import PackSegments
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +37,7 @@ def device() -> torch.device:
 @pytest.fixture
 def grouped(device):
     """Skips where this GPU or this torch has no grouped product."""
-    if reason := grouped_linear.why_not(device):
+    if reason := grouped_linear.grouped_product_obstacle(device):
         pytest.skip(reason)
 
 
@@ -76,10 +76,10 @@ def test_grouped_products_are_those_of_float32(sizes, device, grouped):
     shapes = ((sum(sizes), H), (len(sizes), 384, H), (sum(sizes), 384))
     x, weight, grad = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes)
     groups = Groups(torch.tensor(sizes, device=device).cumsum(0).to(torch.int32))
-    assert goes_together(weight, x, grad)
-    found = (together(x, weight, groups), *together_gradients(grad, x, weight, groups))
+    assert uses_grouped_product(weight, x, grad)
+    found = (grouped_product(x, weight, groups), *grouped_gradients(grad, x, weight, groups))
     x, weight, grad = x.double(), weight.double(), grad.double()
-    expected = (one_by_one(x, weight, groups), *one_by_one_gradients(grad, x, weight, groups))
+    expected = (per_group_product(x, weight, groups), *per_group_gradients(grad, x, weight, groups))
     for one, other in zip(found, expected, strict=True):
         # Summed in float32 and rounded once to 8 bits: off by up to 2^-9 of each number.
         assert (one.double() - other).norm() < 0.004 * other.norm()
@@ -90,7 +90,7 @@ def test_grouped_products_are_those_of_float32(sizes, device, grouped):
 @pytest.mark.parametrize(("generation", "k"), [(2, 2), (3, 1), (3, 3)])
 def test_experts_together_give_what_they_give_one_by_one(generation, k, device, grouped, monkeypatch):
     module, x = moe(generation, device, num_experts_per_tok=k), inputs(device)
-    rows = TokenRows(pack=PackLayout(SEGMENTS))
+    rows = TokenRows(pack=PackSegments(SEGMENTS))
     found = step(module, x, rows)
     monkeypatch.setattr(grouped_linear, "grouped_product_works", lambda device: False)
     for name, expected in step(module, x, rows).items():
@@ -110,7 +110,7 @@ def test_no_forward_and_no_backward_waits_for_the_gpu(layout, device, grouped):
     mask = torch.ones(1, TOKENS, device=device)
 
     def rows() -> TokenRows:
-        return TokenRows(pack=PackLayout(SEGMENTS)) if layout == "pack" else TokenRows(mask=mask)
+        return TokenRows(pack=PackSegments(SEGMENTS)) if layout == "pack" else TokenRows(mask=mask)
 
     # The first step tries the product out and waits for the answer.
     step(module, x, rows())
@@ -137,6 +137,6 @@ def test_the_watch_would_see_a_wait(device, monkeypatch):
 def test_two_steps_are_the_same_to_the_bit(device):
     """Nothing is added up in an order that changes."""
     module, x = moe(2, device, num_experts_per_tok=3), inputs(device)
-    rows = TokenRows(pack=PackLayout(SEGMENTS))
+    rows = TokenRows(pack=PackSegments(SEGMENTS))
     for (name, one), other in zip(step(module, x, rows).items(), step(module, x, rows).values(), strict=True):
         assert torch.equal(one, other), name

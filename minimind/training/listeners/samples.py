@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind.training.console import Console
 from minimind.training.events import End, Listener, Start
-from minimind.weights.empty import plain_model
+from minimind.weights.construction import model_from_tensors
 from minimind.weights.sources import WeightSource, open_weights, tensors
 
 
@@ -77,4 +77,4 @@ def answers(
 def source_answers(source: WeightSource, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """Answers of the model in a weight source, computed in float32 on this process's CPU."""
     state = {name: tensor.float() for name, tensor in tensors(source)}
-    return answers(plain_model(source.config, state), tokenizer, prompts)
+    return answers(model_from_tensors(source.config, state), tokenizer, prompts)

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from minimind.config import CHECKPOINT, DEFAULT, MEASURED
 from minimind.data.packs import pack
 from minimind.errors import ConfigError
-from minimind.model.backends import AttentionShape, Choice, Segments, choose_backend, verify
+from minimind.model.backend_choice import AttentionShape, BackendChoice, Segments, check_backend, choose_backend
 from minimind.model.family import family_of, packing_obstacle
 from minimind.model.packed_attention import SDPA
 from minimind.native import AUTO
@@ -60,7 +60,7 @@ def choose_attention_backend(
     return dataclasses.replace(prepared, settings=settings.with_values({"attention": name}, origin))
 
 
-def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, before: str) -> Choice:
+def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, before: str) -> BackendChoice:
     config = prepared.settings.config
     dtype = getattr(torch, config.optimisation.dtype)
     shape = dataclasses.replace(
@@ -75,26 +75,26 @@ def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, befo
     return choice
 
 
-def _choose(shape: AttentionShape, requested: str, before: str, segments: Segments) -> Choice:
+def _choose(shape: AttentionShape, requested: str, before: str, segments: Segments) -> BackendChoice:
     """The requested backend. For auto: the checkpoint's backend if it agrees with SDPA here, so that a resumed run
     computes the same numbers as an uninterrupted one; else the fastest backend that agrees."""
     if requested != "auto":
         _require(shape, requested, segments)
         note = f"; before the checkpoint it was {before}" if before not in ("", requested) else ""
-        return Choice(name=requested, lines=(f"attention over packs: {requested}, from --attention{note}",))
+        return BackendChoice(name=requested, lines=(f"attention over packs: {requested}, from --attention{note}",))
     lines: tuple[str, ...] = ()
     if before:
-        problem = verify(shape, before, segments)
+        problem = check_backend(shape, before, segments)
         if problem is None:
-            return Choice(name=before, lines=(f"attention over packs: {before}, as before the checkpoint",))
+            return BackendChoice(name=before, lines=(f"attention over packs: {before}, as before the checkpoint",))
         lines = (f"attention over packs was {before} before the checkpoint, which is not possible here: {problem}",)
     choice = choose_backend(shape, segments)
-    return Choice(name=choice.name, lines=(*lines, *choice.lines))
+    return BackendChoice(name=choice.name, lines=(*lines, *choice.lines))
 
 
 def _require(shape: AttentionShape, name: str, segments: Segments) -> None:
     """Raises ConfigError if a backend cannot be used on this rank."""
-    if problem := verify(shape, name, segments):
+    if problem := check_backend(shape, name, segments):
         raise ConfigError(f"--attention {name}: {problem}; use auto or sdpa")
 
 

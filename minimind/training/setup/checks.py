@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.config import Settings
 from minimind.errors import ConfigError, DataError, MiniMindError
-from minimind.model.backends import obstacle
+from minimind.model.backend_choice import backend_obstacle
 from minimind.objective.losses import Need, build_loss, loss_names
 from minimind.ranks.world import World
 from minimind.training.setup.start_weights import MODEL_SETTINGS, weights_name
@@ -118,7 +118,7 @@ def attention_is_available(draft: Draft) -> Iterator[MiniMindError]:
     if not draft.engine_resolved or config.engine.attention == "auto":
         return
     dtype = getattr(torch, config.optimisation.dtype)
-    if problem := obstacle(config.engine.attention, draft.world.device, dtype):
+    if problem := backend_obstacle(config.engine.attention, draft.world.device, dtype):
         yield ConfigError(f"--attention {config.engine.attention}: {problem}; use auto or sdpa")
 
 

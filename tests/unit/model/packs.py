@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimind.model.packed_attention import Backend, PackLayout, by_segment
+from minimind.model.packed_attention import Backend, PackSegments, sdpa_by_segment
 
 Segments = tuple[tuple[int, int, int], ...]
 
@@ -45,12 +45,14 @@ def results(backend: Backend, shape: Segments, scaling: float = 0.3, **sizes: in
     """Output and gradients of query, key, value."""
     *inputs, grad = tensors(shape, **sizes)
     leaves = [x.requires_grad_() for x in inputs]
-    out = backend(*leaves, PackLayout(shape), scaling)
+    out = backend(*leaves, PackSegments(shape), scaling)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
 def assert_as_sdpa(backend: Backend, shape: Segments, scaling: float = 0.3, **sizes: int) -> None:
     """Values and gradients in float32 are those of SDPA, segment by segment."""
-    pairs = zip(results(backend, shape, scaling, **sizes), results(by_segment, shape, scaling, **sizes), strict=True)
+    pairs = zip(
+        results(backend, shape, scaling, **sizes), results(sdpa_by_segment, shape, scaling, **sizes), strict=True
+    )
     for got, wanted in pairs:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -113,12 +113,18 @@ def test_no_shared_experts_can_be_none():
         ({"generation": 4}, "generation is 4; MiniMind has generations 2 and 3"),
         (
             {"num_attention_heads": 8, "num_key_value_heads": 3},
-            "num_attention_heads 8 is no multiple of num_key_value_heads 3",
+            "num_attention_heads 8 is not a multiple of num_key_value_heads 3",
         ),
         ({"head_dim": 15}, "head_dim 15 is odd"),
-        ({"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; MiniMind knows 'softmax'"),
-        ({"use_moe": True, "num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok 3 of 2 experts"),
-        ({"use_moe": True, "num_experts_per_tok": 0}, "num_experts_per_tok 0 of 4 experts"),
+        ({"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; MiniMind supports 'softmax'"),
+        (
+            {"use_moe": True, "num_experts": 2, "num_experts_per_tok": 3},
+            "num_experts_per_tok is 3; it must be between 1 and num_experts, 2",
+        ),
+        (
+            {"use_moe": True, "num_experts_per_tok": 0},
+            "num_experts_per_tok is 0; it must be between 1 and num_experts, 4",
+        ),
     ],
 )
 def test_what_cannot_make_a_model_is_said(fields, message):

@@ -11,7 +11,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import flex_attention as torch_flex
 
 from minimind.model.flex_attention import BLOCK, attend, block_mask, compiled, obstacle
-from minimind.model.packed_attention import BACKENDS, FLEX, PackLayout, packed_attention
+from minimind.model.packed_attention import BACKENDS, FLEX, PackSegments, packed_attention
 from tests.unit.model.packs import SHAPES, assert_as_sdpa, segments, tensors
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_the_default_scaling_is_taken_as_it_is():
 def test_a_mask_is_made_once_a_pack_and_serves_all_layers(monkeypatch):
     made = []
     monkeypatch.setattr("minimind.model.flex_attention.block_mask", lambda *of: made.append(of) or block_mask(*of))
-    layout, (query, key, value, _) = PackLayout(SHAPES[0], FLEX), tensors(SHAPES[0])
+    layout, (query, key, value, _) = PackSegments(SHAPES[0], FLEX), tensors(SHAPES[0])
     for _layer in range(3):
         packed_attention(nn.Module(), query, key, value, None, pack=layout)
     assert len(made) == 1
@@ -106,7 +106,7 @@ def test_a_mask_is_made_once_a_pack_and_serves_all_layers(monkeypatch):
 
 def test_it_needs_a_gpu_to_train():
     assert obstacle(torch.device("cuda"), torch.float32) is None
-    assert obstacle(CPU, torch.float32) == "torch trains through FlexAttention on a GPU only"
+    assert obstacle(CPU, torch.float32) == "torch has gradients of FlexAttention only on a GPU"
 
 
 class TestCompiled:
@@ -153,7 +153,7 @@ class TestCompiled:
         block.compile(dynamic=True, backend="eager")
         for shape in (SHAPES[7], SHAPES[9]):
             query, key, value, _ = tensors(shape)
-            got = block(query, key, value, PackLayout(shape, FLEX))
-            wanted = BACKENDS["sdpa"](query * 2, key, value, PackLayout(shape), 0.25) + 1
+            got = block(query, key, value, PackSegments(shape, FLEX))
+            wanted = BACKENDS["sdpa"](query * 2, key, value, PackSegments(shape), 0.25) + 1
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
         assert len(graphs) == 1

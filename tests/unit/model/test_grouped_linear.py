@@ -36,7 +36,7 @@ def tensors(sizes: list[int], width: int, out: int, dtype: torch.dtype) -> tuple
 
 
 def results(product, x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
-    """Output, gradient of the rows, gradient of the matrices."""
+    """Output, gradient of the rows, gradient of the weights."""
     out = product(x, weight)
     return [out, *torch.autograd.grad(out, (x, weight), grad)]
 
@@ -168,7 +168,7 @@ def capability(monkeypatch):
 def test_a_sound_product_passes_the_probe_and_leaves_random_numbers_alone(capability):
     capability(9)
     state = torch.get_rng_state()
-    assert module.why_not(CPU) == ""
+    assert module.grouped_product_obstacle(CPU) is None
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -184,7 +184,7 @@ def test_garbage_in_the_gradient_of_an_empty_group_fails_the_probe(capability, m
 
     capability(9)
     monkeypatch.setattr(F, "grouped_mm", leaves_garbage)
-    assert module.why_not(CPU) == "torch's grouped product gives a wrong gradient of the matrices"
+    assert module.grouped_product_obstacle(CPU) == "torch's grouped product computes a wrong gradient of the weights"
 
 
 @needs_grouped_mm
@@ -195,7 +195,8 @@ def test_a_product_that_raises_fails_the_probe_with_one_warning(capability, monk
     capability(9)
     monkeypatch.setattr(F, "grouped_mm", raises)
     module.grouped_product_works.cache_clear()
-    monkeypatch.setattr(module, "why_not", lambda device, why_not=module.why_not: why_not(CPU))
+    check = module.grouped_product_obstacle
+    monkeypatch.setattr(module, "grouped_product_obstacle", lambda device: check(CPU))
     device = torch.device("cuda", 0)
     with pytest.warns(UserWarning, match=r"one after another.*failed: cutlass cannot initialize$"):
         assert not module.grouped_product_works(device)
@@ -208,10 +209,10 @@ def test_a_product_that_raises_fails_the_probe_with_one_warning(capability, monk
 def test_cards_and_versions_without_a_sound_kernel_are_not_tried(capability, monkeypatch):
     monkeypatch.setattr(module, "wrong_products", lambda device: pytest.fail("tried"))
     capability(8, 6)
-    assert "compute capability 8.6" in module.why_not(CPU)
+    assert "compute capability 8.6" in module.grouped_product_obstacle(CPU)
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1+cu130"))
     capability(10)
-    assert "needs torch 2.13 or newer; this is 2.12.1+cu130" in module.why_not(CPU)
+    assert "needs torch 2.13 or newer; this is 2.12.1+cu130" in module.grouped_product_obstacle(CPU)
     monkeypatch.delattr(F, "grouped_mm", raising=False)
     capability(9)
-    assert "needs torch 2.10 or newer" in module.why_not(CPU)
+    assert "needs torch 2.10 or newer" in module.grouped_product_obstacle(CPU)

@@ -10,12 +10,12 @@ import torch
 from minimind import MiniMindConfig
 from minimind.model.layers import (
     FeedForward,
-    HeadNorm,
+    HeadNormRotary,
     Linear,
     RMSNorm,
+    can_fuse,
     rotary_frequencies,
     rotary_tables,
-    together,
 )
 from minimind.native import ops, torch_ops
 
@@ -58,7 +58,7 @@ def test_rms_norm_of_bf16_is_computed_in_float32(either_kernels):
 @pytest.mark.parametrize("tokens", [5, 90])
 def test_heads_in_bf16_are_those_in_float32_rounded(tokens, either_kernels):
     """A batch of one sequence and one of two are computed in different ways."""
-    norm, cos_sin = HeadNorm(8, eps=1e-5), rotary_tables(config(8), torch.arange(tokens)[None])
+    norm, cos_sin = HeadNormRotary(8, eps=1e-5), rotary_tables(config(8), torch.arange(tokens)[None])
     torch.nn.init.normal_(norm.weight)
     norm.bfloat16()
     x = torch.randn(1, tokens, 3, 8).bfloat16()
@@ -74,21 +74,21 @@ class Added(Linear):
 
 def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls(cpu_kernels):
     first, second, x = Linear(4, 6).bfloat16(), Linear(4, 8).bfloat16(), torch.randn(3, 4).bfloat16()
-    assert together(x, first, second)
-    assert not together(x.float(), first, second)
-    assert not together(x, first, Linear(4, 8))
-    assert not together(x, first, Added(4, 8).bfloat16())
-    assert not together(x, first, torch.nn.Linear(4, 8, bias=False).bfloat16())
+    assert can_fuse(x, first, second)
+    assert not can_fuse(x.float(), first, second)
+    assert not can_fuse(x, first, Linear(4, 8))
+    assert not can_fuse(x, first, Added(4, 8).bfloat16())
+    assert not can_fuse(x, first, torch.nn.Linear(4, 8, bias=False).bfloat16())
     for register in ("forward_pre", "forward", "full_backward_pre", "full_backward"):
         handle = getattr(second, f"register_{register}_hook")(lambda *_: None)
-        assert not together(x, first, second), register
+        assert not can_fuse(x, first, second), register
         handle.remove()
-    assert together(x, first, second)
+    assert can_fuse(x, first, second)
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    assert not together(x, first, second)
+    assert not can_fuse(x, first, second)
     handle.remove()
     second.forward = lambda x: x
-    assert not together(x, first, second)
+    assert not can_fuse(x, first, second)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -221,7 +221,7 @@ def test_embeddings_can_be_given_instead_of_tokens(model):
     "arguments", [{}, {"input_ids": torch.ones(1, 2).long(), "inputs_embeds": torch.ones(1, 2, 32)}]
 )
 def test_tokens_and_embeddings_are_not_both_or_neither(arguments):
-    with pytest.raises(ValueError, match="give input_ids or inputs_embeds, and not both"):
+    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds, not both"):
         make("minimind2")(**arguments)
 
 

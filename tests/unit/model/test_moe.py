@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minimind import MiniMindConfig
 from minimind.model.moe import MixtureOfExperts, TokenRows, router_aux_loss
-from minimind.model.packed_attention import PackLayout
+from minimind.model.packed_attention import PackSegments
 
 H = 16
 
@@ -168,14 +168,14 @@ def test_aux_loss_counts_no_pads():
 
 def test_a_pack_prefix_counts_for_both_rows():
     """One pair: prefix token 0, chosen tokens 1 and 2, rejected token 3. The rows are 0 1 2 and 0 3."""
-    rows = TokenRows(pack=PackLayout(((1, 2, 1),)))
-    assert rows.sums(SCORES).tolist() == [[1.5, 1.5], [1.0, 1.0]]
+    rows = TokenRows(pack=PackSegments(((1, 2, 1),)))
+    assert rows.row_sums(SCORES).tolist() == [[1.5, 1.5], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("generation", [2, 3])
 def test_aux_loss_of_a_pack_is_that_of_its_rows(generation):
     """The same four tokens as a pack, and as two padded rows: 0 1 2 and 0 3 pad."""
-    packed = router_aux_loss(aux_config(generation), SCORES, CHOSEN, TokenRows(pack=PackLayout(((1, 2, 1),))))
+    packed = router_aux_loss(aux_config(generation), SCORES, CHOSEN, TokenRows(pack=PackSegments(((1, 2, 1),))))
     tokens = [0, 1, 2, 0, 3, 0]
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     padded = router_aux_loss(aux_config(generation), SCORES[tokens], CHOSEN[tokens], TokenRows(mask=mask))

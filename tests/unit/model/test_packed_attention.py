@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minimind.model import packed_attention as module
-from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackLayout, packed_attention
+from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackSegments, packed_attention
 from minimind.native import ops, torch_ops
 
 
@@ -47,7 +47,7 @@ def test_equals_the_definition(segments, kv_heads):
     total = sum(map(sum, segments))
     query = torch.randn(1, 4, total, 8, generator=generator)
     key, value = (torch.randn(1, kv_heads, total, 8, generator=generator) for _ in range(2))
-    out, weights = packed_attention(nn.Module(), query, key, value, None, pack=PackLayout(segments), scaling=0.3)
+    out, weights = packed_attention(nn.Module(), query, key, value, None, pack=PackSegments(segments), scaling=0.3)
     assert weights is None
     assert out.shape == (1, total, 4, 8)
     torch.testing.assert_close(out, naive(query, key, value, allowed(segments), 0.3), rtol=1e-5, atol=1e-6)
@@ -55,24 +55,24 @@ def test_equals_the_definition(segments, kv_heads):
 
 def test_rejected_mask_by_hand():
     """Lower right: two prefix tokens are seen by all, of the rejected ones the first sees itself alone."""
-    mask = PackLayout(((2, 1, 3),)).rejected_mask(2, 3, torch.device("cpu"))
+    mask = PackSegments(((2, 1, 3),)).rejected_mask(2, 3, torch.device("cpu"))
     assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
 def test_a_mask_is_made_once_a_pack():
-    layout = PackLayout(((2, 1, 3),))
+    layout = PackSegments(((2, 1, 3),))
     device = torch.device("cpu")
     assert layout.rejected_mask(2, 3, device) is layout.rejected_mask(2, 3, device)
-    assert PackLayout(layout.segments).rejected_mask(2, 3, device) is not layout.rejected_mask(2, 3, device)
+    assert PackSegments(layout.segments).rejected_mask(2, 3, device) is not layout.rejected_mask(2, 3, device)
 
 
 def test_lengths_lie_in_the_order_of_the_pack():
-    assert PackLayout(((2, 1, 3), (4, 0, 5))).lengths(torch.device("cpu")).tolist() == [2, 1, 3, 4, 0, 5]
+    assert PackSegments(((2, 1, 3), (4, 0, 5))).lengths(torch.device("cpu")).tolist() == [2, 1, 3, 4, 0, 5]
 
 
 def attend(backend: str, dtype=torch.float32, dropout: float = 0.0) -> torch.Tensor:
     query, key, value = (torch.ones(1, 2, 9, 8, dtype=dtype) for _ in range(3))
-    layout = PackLayout(((4, 3, 2),), backend)
+    layout = PackSegments(((4, 3, 2),), backend)
     return packed_attention(nn.Module(), query, key, value, None, pack=layout, dropout=dropout)[0]
 
 

@@ -151,11 +151,11 @@ def test_the_package_is_taken_where_torch_has_none(afresh, monkeypatch):
 def test_what_is_in_the_way_is_said(afresh, monkeypatch):
     gpu = torch.device("cuda")
     assert obstacle(CPU, torch.bfloat16) == "flash attention needs a GPU"
-    assert obstacle(gpu, torch.float32) == "flash attention is for bfloat16 and float16"
+    assert obstacle(gpu, torch.float32) == "flash attention supports only bfloat16 and float16"
     for name in ("torch.nn.attention.varlen", "flash_attn"):
         monkeypatch.setitem(sys.modules, name, None)
     why = obstacle(gpu, torch.bfloat16)
-    assert why == f"torch {torch.__version__} has no varlen_attn (2.10 has), and flash_attn is not installed"
+    assert why == f"torch {torch.__version__} has no varlen_attn (new in 2.10), and flash_attn is not installed"
 
 
 def test_nothing_is_in_the_way_of_16_bits_on_a_gpu(afresh, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minimind.model.packed_attention import PackLayout, packed_attention
+from minimind.model.packed_attention import PackSegments, packed_attention
 from minimind.native import functions
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
@@ -39,7 +39,7 @@ SCALING = 0.3
 def by_sdpa(query, key, value):
     """The same in float32, where torch's SDPA computes it."""
     out, _ = packed_attention(
-        torch.nn.Module(), query[None], key[None], value[None], None, pack=PackLayout(SEGMENTS), scaling=SCALING
+        torch.nn.Module(), query[None], key[None], value[None], None, pack=PackSegments(SEGMENTS), scaling=SCALING
     )
     return out[0].transpose(0, 1)
 
@@ -129,5 +129,5 @@ def test_the_attention_interface_uses_the_kernel():
     *tensors, _ = inputs(4, 2, 16)
     direct = attend(*tensors, 16**-0.5)
     query, key, value = (tensor[None] for tensor in tensors)
-    routed, _ = packed_attention(torch.nn.Module(), query, key, value, None, pack=PackLayout(SEGMENTS))
+    routed, _ = packed_attention(torch.nn.Module(), query, key, value, None, pack=PackSegments(SEGMENTS))
     assert torch.equal(routed[0], direct)

@@ -15,7 +15,7 @@ from minimind.model.modeling import MiniMindForCausalLM
 from minimind.plan.choice import REFERENCE_TOKENS, Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import activation_bytes, rank_memory
 from minimind.plan.sizes import ModelSizes
-from minimind.weights.empty import empty_model, tensor_shapes
+from minimind.weights.construction import empty_model, tensor_shapes
 from tests.distributed.workers.engines import random_pair
 
 REFERENCE = ZeroChoice(stage=3)

@@ -14,7 +14,7 @@ from minimind.plan import check
 from minimind.plan.options import DS_CONFIGS, read_zero
 from minimind.ranks.world import World
 from minimind.training.startup_report import report_settings
-from minimind.weights.empty import empty_model, tensor_shapes
+from minimind.weights.construction import empty_model, tensor_shapes
 
 
 @pytest.fixture

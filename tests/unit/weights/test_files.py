@@ -1,4 +1,4 @@
-"""Weight files are opened without running what is in them, and a damaged one says so."""
+"""Weight files are opened without running code in them, and a damaged file is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from minimind.errors import WeightsError
-from minimind.weights.files import open_folder, open_pickled
+from minimind.weights.files import TensorFile, open_folder, open_pickled
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(4, dtype=torch.float16)}
 
@@ -49,10 +49,10 @@ def test_a_malicious_pickle_does_not_run(tmp_path, kind):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(WeightsError, match=r"model\.pth: holds more than tensors, or is no torch file"):
+    with pytest.raises(WeightsError, match=r"model\.pth: not a torch file, or it contains objects other than tensors"):
         open_pickled(path)
     assert not target.exists()
-    # The pickle does what it is meant to; otherwise this test could not fail.
+    # Proof that the test can fail: loaded without protection, the pickle does create the file.
     if kind == "torch":
         torch.load(path, weights_only=False)
     else:
@@ -60,13 +60,13 @@ def test_a_malicious_pickle_does_not_run(tmp_path, kind):
     assert target.exists()
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"nothing\.pth: no such weight file"):
         open_pickled(tmp_path / "nothing.pth")
 
 
 @pytest.mark.parametrize("left", [0.0, 0.1, 0.5, 0.95])
-def test_a_truncated_file_is_said(tmp_path, left):
+def test_truncated_file_is_reported(tmp_path, left):
     path = tmp_path / "model.pth"
     torch.save(STATE, path)
     os.truncate(path, int(path.stat().st_size * left))
@@ -75,17 +75,17 @@ def test_a_truncated_file_is_said(tmp_path, left):
 
 
 @pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04 not really", b"\x80\x02}q\x00."], ids=str)
-def test_a_file_of_another_kind_is_said(tmp_path, content):
+def test_file_of_another_kind_is_reported(tmp_path, content):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"model\.pth: "):
         open_pickled(path)
 
 
-def test_a_resume_file_is_told_with_the_file_to_give_instead(tmp_path):
+def test_resume_file_is_refused_with_the_file_to_give_instead(tmp_path):
     path = tmp_path / "full_sft_512_resume.pth"
     torch.save({"model": STATE, "optimizer": {}, "epoch": 0, "step": 3}, path)
-    with pytest.raises(WeightsError, match=r"a MiniMind resume file .*give the weight file without '_resume'"):
+    with pytest.raises(WeightsError, match=r"this is a MiniMind resume file .*give the weight file without '_resume'"):
         open_pickled(path)
 
 
@@ -94,7 +94,7 @@ def test_a_resume_file_is_told_with_the_file_to_give_instead(tmp_path):
     [{}, [torch.ones(2)], torch.ones(2), {"a": torch.ones(2), "step": 3}],
     ids=["empty", "list", "tensor", "a number among tensors"],
 )
-def test_what_is_not_a_state_dict_is_said(tmp_path, content):
+def test_objects_other_than_a_state_dict_are_refused(tmp_path, content):
     path = tmp_path / "model.pth"
     torch.save(content, path)
     with pytest.raises(WeightsError, match=r"not a dictionary of tensors; save `model.state_dict\(\)` alone"):
@@ -135,7 +135,7 @@ def test_a_missing_shard_is_named(tmp_path, suffix):
     sharded(tmp_path, suffix)
     (shard,) = tmp_path.glob(f"*-00002-of-00002.{suffix}")
     shard.unlink()
-    with pytest.raises(WeightsError, match=rf"names files that are not there: {shard.name}"):
+    with pytest.raises(WeightsError, match=rf"names missing files: {shard.name}"):
         open_folder(tmp_path)
 
 
@@ -154,13 +154,29 @@ def test_a_broken_index_is_named(tmp_path, content):
         open_folder(tmp_path)
 
 
-def test_a_folder_without_weights_says_what_it_looked_for(tmp_path):
-    with pytest.raises(WeightsError, match=r"no model\.safetensors, no .*index\.json and no pytorch_model\.bin"):
+def test_folder_without_weights_lists_the_expected_files(tmp_path):
+    with pytest.raises(WeightsError, match=r"has no model\.safetensors, no .*index\.json and no pytorch_model\.bin"):
         open_folder(tmp_path)
 
 
 def test_a_malicious_bin_in_a_folder_does_not_run(tmp_path):
     torch.save({"a.weight": Malicious(tmp_path / "was_here")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="holds more than tensors"):
+    with pytest.raises(WeightsError, match="contains objects other than tensors"):
         open_folder(tmp_path)
     assert not (tmp_path / "was_here").exists()
+
+
+def test_membership_reads_no_tensor(tmp_path):
+    """A tensor that cannot be read is still found by name."""
+
+    class Unreadable:
+        def get_tensor(self, name):
+            raise AssertionError("read")
+
+    file = TensorFile(tmp_path, {"a.weight": (Unreadable(), "a.weight")})
+    assert "a.weight" in file
+    assert "b.weight" not in file
+    with pytest.raises(WeightsError, match=r"'a\.weight' cannot be read \(AssertionError: read\)"):
+        file["a.weight"]
+    with pytest.raises(WeightsError, match=r"has no tensor 'b\.weight'"):
+        file.shape("b.weight")

@@ -1,4 +1,4 @@
-"""Weight sources: the same tensors under the model's names, wherever they come from."""
+"""Weight sources: the tensors of a model under its own names, from files of every kind or at random."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from minimind import MiniMindConfig, MiniMindForCausalLM, save_weights
 from minimind.errors import WeightsError
-from minimind.weights.empty import tensor_shapes
+from minimind.weights.construction import tensor_shapes
 from minimind.weights.io import fill, save_huggingface
 from minimind.weights.names import minimind_state
 from minimind.weights.sources import (
@@ -30,7 +30,7 @@ def own_state(model) -> dict[str, torch.Tensor]:
     return {name: state[name] for name in tensor_shapes(model)}
 
 
-def assert_gives(source, model) -> None:
+def assert_same_tensors(source, model) -> None:
     state = own_state(model)
     source.check_fit(tensor_shapes(model))
     assert dict(source.shapes()) == {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -38,48 +38,48 @@ def assert_gives(source, model) -> None:
         assert torch.equal(tensor, state[name]), name
 
 
-def test_a_minimind_file_gives_the_model_tensors(kind, tmp_path):
+def test_minimind_file_has_the_tensors_of_its_model(kind, tmp_path):
     model = minimind(kind)
     save_weights(model, tmp_path / "model.pth", torch.float32)
     source = open_weights(tmp_path / "model.pth", {})
     assert isinstance(source, MiniMindSource)
     assert source.tokenizer_path is None
-    assert_gives(source, model)
+    assert_same_tensors(source, model)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_minimind_folder_gives_the_model_tensors(kind, tied, tokenizer, tmp_path):
+def test_minimind_folder_has_the_tensors_of_its_model(kind, tied, tokenizer, tmp_path):
     model = minimind(kind, tie_word_embeddings=tied)
     save_huggingface(model.config, model.state_dict(), tmp_path / "folder", tokenizer, torch.float32)
     source = open_weights(tmp_path / "folder", {})
     assert isinstance(source, MiniMindSource)
     assert source.tokenizer_path == tmp_path / "folder"
     assert source.config.generation == model.config.generation
-    assert_gives(source, model)
+    assert_same_tensors(source, model)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_llama_folder_gives_the_model_tensors(tied, tokenizer, tmp_path):
+def test_llama_folder_has_the_tensors_of_its_model(tied, tokenizer, tmp_path):
     model = llama(tied)
     model.save_pretrained(tmp_path)
     source = open_weights(tmp_path, {})
     assert isinstance(source, HuggingFaceSource)
     assert source.tokenizer_path == tmp_path
-    assert_gives(source, model)
+    assert_same_tensors(source, model)
     other = llama(tied, seed=1)
     fill(other, source)
     ids = torch.arange(3, 12)[None]
     torch.testing.assert_close(other(ids).logits, model(ids).logits, rtol=0, atol=1e-6)
 
 
-def test_a_folder_written_in_shards_gives_the_same(tmp_path):
+def test_sharded_folder_has_the_tensors_of_its_model(tmp_path):
     model = llama(tied=False)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_gives(open_weights(tmp_path, {}), model)
+    assert_same_tensors(open_weights(tmp_path, {}), model)
 
 
-def test_fingerprints_follow_the_content(tmp_path):
+def test_fingerprints_depend_on_content_alone(tmp_path):
     model = minimind("minimind2")
     save_weights(model, tmp_path / "one.pth")
     save_weights(model, tmp_path / "elsewhere" / "two.pth")
@@ -133,7 +133,7 @@ def damaged(kind: str, tmp_path, **changes: torch.Tensor | None):
     return open_weights(tmp_path / "model.pth", {})
 
 
-def complaint(source) -> str:
+def fit_error(source) -> str:
     with pytest.raises(WeightsError) as caught:
         source.check_fit(tensor_shapes(MiniMindForCausalLM(source.config)))
     return str(caught.value)
@@ -147,19 +147,19 @@ def test_every_problem_is_listed_with_its_key_and_shapes(tmp_path):
         model__layers__1__self_attn__o_proj__weight=torch.ones(32, 16),
     )
     source._parts["model.extra.weight"] = ["model.layers.0.input_layernorm.weight"]
-    message = complaint(source)
+    message = fit_error(source)
     assert message.startswith(f"{tmp_path / 'model.pth'}: does not fit the model:")
     assert "missing: model.norm.weight (32,)" in message
     assert "wrong shape: model.layers.1.self_attn.o_proj.weight is (32, 16), the model has (32, 32)" in message
     assert "unexpected: model.extra.weight" in message
 
 
-def test_a_missing_expert_is_seen(tmp_path):
+def test_missing_expert_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"layers.1.mlp.experts.up_proj has 3 of 4 experts: .*experts.3.up_proj"):
         damaged("minimind2_moe", tmp_path, model__layers__1__mlp__experts__2__up_proj__weight=None)
 
 
-def test_of_many_problems_twenty_are_shown():
+def test_at_most_twenty_problems_are_listed():
     source, expected = RandomSource(CONFIG, seed=1), {f"tensor.{i}": (1,) for i in range(30)}
     with pytest.raises(WeightsError) as caught:
         source.check_fit(expected)
@@ -168,28 +168,28 @@ def test_of_many_problems_twenty_are_shown():
     assert lines[-1] == f"  ... and {30 + len(source.shapes()) - 20} more"
 
 
-def test_experts_of_different_shapes_are_said(tmp_path):
+def test_experts_of_different_shapes_are_reported(tmp_path):
     wrong = {"model__layers__0__mlp__experts__3__up_proj__weight": torch.ones(7, 32)}
     source = damaged("minimind2_moe", tmp_path, **wrong)
     with pytest.raises(WeightsError, match=r"the experts of model.layers.0.mlp.experts.up_proj differ in shape"):
         source.shapes()
 
 
-def test_a_path_that_is_neither_is_said(tmp_path):
+def test_path_of_another_kind_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"neither a \.pth file nor a Hugging Face folder \(no config.json there\)"):
         open_weights(tmp_path, {})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no_such_model"}'])
-def test_a_broken_configuration_is_said(tmp_path, content):
+def test_broken_configuration_is_reported(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(WeightsError, match=r"config\.json: not a usable configuration"):
         open_weights(tmp_path, {})
 
 
-def test_a_model_that_writes_no_text_is_refused(tmp_path):
+def test_model_that_is_not_a_language_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(WeightsError, match="model type 'vit' is no causal language model"):
+    with pytest.raises(WeightsError, match="model type 'vit' is not a causal language model"):
         open_weights(tmp_path, {})
 
 
@@ -199,8 +199,8 @@ def open_and_check(folder) -> None:
     source.check_fit(tensor_shapes(LlamaForCausalLM(source.config)))
 
 
-def test_a_llama_folder_without_a_tensor_is_not_filled_up_at_random(tmp_path):
-    """transformers would draw what is missing and only warn."""
+def test_missing_tensor_of_a_llama_folder_is_not_replaced_by_random_numbers(tmp_path):
+    """transformers would draw the missing tensor at random and only log a warning."""
     model = llama(tied=False)
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -210,9 +210,18 @@ def test_a_llama_folder_without_a_tensor_is_not_filled_up_at_random(tmp_path):
         open_and_check(tmp_path)
 
 
-def test_a_llama_folder_with_more_layers_than_its_configuration_is_not_cut_short(tmp_path):
+def test_extra_layers_of_a_llama_folder_are_not_ignored(tmp_path):
     llama(tied=False).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     with pytest.raises(WeightsError, match=r"model\.layers\.1\."):
         open_and_check(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 20_001), ("num_experts", 10**9)])
+def test_absurd_sizes_are_refused_before_a_model_is_made(key, value, tmp_path):
+    llama(tied=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "nested": {key: value}}))
+    with pytest.raises(WeightsError, match=rf"config\.json: {key} is {value}; the limit is 20000"):
+        open_weights(tmp_path, {})

@@ -14,7 +14,7 @@ from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
 from minimind.errors import ConfigError
-from minimind.model.backends import AttentionShape, Choice
+from minimind.model.backend_choice import AttentionShape, BackendChoice
 from minimind.model.configuration import MiniMindConfig
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -55,14 +55,14 @@ def choose(monkeypatch):
 def gpu(monkeypatch):
     """A GPU on which flex was measured to be fastest, and the backends that do not agree there."""
     bad = {}
-    chosen = Choice(name="flex", lines=("attention over packs: flex (measured)", "  varlen is left out: why"))
+    chosen = BackendChoice(name="flex", lines=("attention over packs: flex (measured)", "  varlen is left out: why"))
     monkeypatch.setattr(attention, "choose_backend", lambda shape, segments: chosen)
-    monkeypatch.setattr(attention, "verify", lambda shape, name, segments: bad.get(name))
+    monkeypatch.setattr(attention, "check_backend", lambda shape, name, segments: bad.get(name))
     return bad
 
 
 def test_a_cpu_has_one_backend_for_each_dtype(choose):
-    assert choose() == ("native", "default", "  attention over packs: the CPU's own kernel")
+    assert choose() == ("native", "default", "  attention over packs: the project's CPU kernel")
     printed = "  attention over packs: torch's SDPA, segment by segment"
     assert choose("--dtype", "float32") == ("sdpa", "default", printed)
 
@@ -108,9 +108,9 @@ def test_a_run_resumed_on_a_cpu_takes_the_cpu_backend(choose):
     name, origin, printed = choose(before="flex")
     assert (name, origin) == ("native", "default")
     assert printed.splitlines() == [
-        "  attention over packs was flex before the checkpoint, which is not possible here: torch trains through "
-        "FlexAttention on a GPU only",
-        "  attention over packs: the CPU's own kernel",
+        "  attention over packs was flex before the checkpoint, which is not possible here: torch has gradients of "
+        "FlexAttention only on a GPU",
+        "  attention over packs: the project's CPU kernel",
     ]
 
 

@@ -1,9 +1,10 @@
-"""Models without weights: the one place that makes a model before its tensors are there.
+"""Models made from a configuration alone, and models made around given tensors.
 
-    configuration -> empty_model -> parameters on the meta device (shapes only), buffers computed as they should be
+    configuration -> empty_model -> parameters on the meta device (shapes only), buffers computed on the CPU
+    configuration, tensors -> model_from_tensors -> a complete model on this process
 
-Buffers are real, because nothing would ever fill them: Hugging Face's models compute their rotary tables when they are
-made.
+Buffers are always computed, because no weight file holds them: Hugging Face's models compute their rotary tables when
+they are constructed.
 """
 
 from __future__ import annotations
@@ -20,36 +21,41 @@ from transformers.initialization import no_init_weights
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model of this configuration with parameters on the meta device and buffers on the CPU, tied as it says."""
+    """A model with parameters on the meta device and buffers on the CPU, with tied weights as in its configuration."""
     with _parameters_on_meta():
         return uninitialized_model(config, torch.float32)
 
 
 def uninitialized_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model whose parameters hold whatever memory held: every one of them is about to be filled."""
+    """A model with uninitialized parameters: the caller must fill every one of them."""
     with no_init_weights():
+        # The model keeps the configuration object and writes its dtype and attention implementation into it.
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     model.tie_weights()
     return model
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of all that a model is saved with: parameters, each tied one once under its first name, and buffers."""
+    """Shapes of all tensors in a model's checkpoint: parameters (tied ones once, by their first name) and buffers."""
     saved = model.state_dict(keep_vars=True)
+    # A buffer that is not in the state dict is computed by the model itself.
     named = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in saved}}
     return {name: tuple(tensor.shape) for name, tensor in named.items()}
 
 
 @torch.no_grad()
-def plain_model(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model that is whole on this process, around the tensors given (not copied), in eval mode.
+def model_from_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A complete model on this process, in eval mode. The tensors become its parameters without a copy.
 
     Args:
-        config: not changed.
-        tensors: all of `tensor_shapes`, under its names.
+        config: the model's configuration; it is not changed.
+        tensors: one tensor for each name of `tensor_shapes`.
+
+    Raises:
+        KeyError: a parameter has no tensor.
     """
     model = empty_model(config)
-    # Tied names hold one parameter; whichever name the tensor came under, it goes to all of them.
+    # Several names may share one tied parameter. `tensors` has it under the first name; all names must get it.
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
         tensor = tensors[first_name[id(old)]]
@@ -57,12 +63,16 @@ def plain_model(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> PreT
     for name, buffer in model.named_buffers():
         if name in tensors:
             buffer.copy_(tensors[name])
+    # The loop above gave each name a parameter object of its own; tying makes them one object again.
     model.tie_weights()
     return model.eval()
 
 
-def restore_buffers(model: PreTrainedModel) -> None:
-    """Put a model's computed buffers back as they should be, after an engine has cast them to its precision."""
+def restore_computed_buffers(model: PreTrainedModel) -> None:
+    """Compute again, in their own dtype, the buffers that a DeepSpeed engine has cast to the training dtype.
+
+    bfloat16 rotary tables would give neighbouring positions the same angle.
+    """
     saved = set(model.state_dict())
     current = dict(model.named_buffers())
     for name, buffer in empty_model(model.config).named_buffers():
@@ -71,13 +81,18 @@ def restore_buffers(model: PreTrainedModel) -> None:
 
 
 def _replace(model: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute by its full name, `layers.0.mlp.weight`."""
     path, _, last = name.rpartition(".")
     setattr(model.get_submodule(path), last, value)
 
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Send each parameter to the meta device as it is registered; its memory is never touched."""
+    """Move each parameter to the meta device when a module registers it.
+
+    `torch.device("meta")` would put the buffers there as well. A weight matrix has CPU memory only until it is
+    registered. Nothing writes to this memory, so the operating system never provides it.
+    """
     original = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch.nn.attention import flex_attention as torch_flex
 
 from minimind.errors import ConfigError
-from minimind.model import backends, varlen_attention
-from minimind.model.backends import (
-    CHECKED,
+from minimind.model import backend_choice, varlen_attention
+from minimind.model.backend_choice import (
+    CHECK_PACKS,
     AttentionShape,
-    Choice,
+    BackendChoice,
+    backend_obstacle,
+    check_backend,
     choose_backend,
+    choose_fastest,
     disagreement,
-    fastest,
-    obstacle,
-    verify,
 )
-from minimind.model.packed_attention import BACKENDS, FLEX, NATIVE, SDPA, VARLEN, by_segment
+from minimind.model.packed_attention import BACKENDS, FLEX, NATIVE, SDPA, VARLEN, sdpa_by_segment
 from minimind.model.varlen_attention import torch_kernel
 from tests.unit.model.test_varlen_attention import flash
 
@@ -53,16 +53,16 @@ def flex_with_gradients(monkeypatch):
 
 
 def slightly_off(query, key, value, pack, scaling):
-    return by_segment(query, key, value, pack, scaling * 1.01)
+    return sdpa_by_segment(query, key, value, pack, scaling * 1.01)
 
 
 def wrong_gradients(query, key, value, pack, scaling):
     """The values are right; no gradient reaches the keys."""
-    return by_segment(query, key.detach() + 0 * key, value, pack, scaling)
+    return sdpa_by_segment(query, key.detach() + 0 * key, value, pack, scaling)
 
 
 def not_a_number(query, key, value, pack, scaling):
-    return by_segment(query, key, value, pack, scaling) * torch.nan
+    return sdpa_by_segment(query, key, value, pack, scaling) * torch.nan
 
 
 def fails(query, key, value, pack, scaling):
@@ -71,18 +71,18 @@ def fails(query, key, value, pack, scaling):
 
 def fails_without_gradients(query, key, value, pack, scaling):
     assert query.requires_grad
-    return by_segment(query, key, value, pack, scaling)
+    return sdpa_by_segment(query, key, value, pack, scaling)
 
 
 @pytest.mark.parametrize(("times", "winner"), [((2.0, 1.5), FLEX), ((1.5, 2.0), SDPA)])
 def test_the_fastest_that_agrees_wins(times, winner, flex_with_gradients):
     candidates = {SDPA: BACKENDS[SDPA], FLEX: BACKENDS[FLEX]}
-    choice = fastest(shape(), SEGMENTS, candidates, clock(*times))
-    assert choice == Choice(
+    choice = choose_fastest(shape(), SEGMENTS, candidates, clock(*times))
+    assert choice == BackendChoice(
         name=winner,
         lines=(
-            f"attention over packs: {winner} (sdpa {times[0]:.2f} ms, flex {times[1]:.2f} ms; a layer forward and "
-            f"backward over {TOKENS} tokens)",
+            f"attention over packs: {winner} (sdpa {times[0]:.2f} ms, flex {times[1]:.2f} ms; forward and "
+            f"backward of one layer over {TOKENS} tokens)",
         ),
     )
 
@@ -90,39 +90,39 @@ def test_the_fastest_that_agrees_wins(times, winner, flex_with_gradients):
 @pytest.mark.parametrize(
     ("backend", "why"),
     [
-        (slightly_off, "its values differ from SDPA's in float32 by "),
-        (wrong_gradients, "its keys' gradients differ from SDPA's in float32 by "),
-        (not_a_number, "its values differ from SDPA's in float32 by nan of a token's norm"),
+        (slightly_off, "its output differs from SDPA's in float32 by "),
+        (wrong_gradients, "its key gradient differs from SDPA's in float32 by "),
+        (not_a_number, "its output differs from SDPA's in float32 by nan of a token's norm"),
         (fails, "RuntimeError: CUDA error: no kernel image is available"),
         (fails_without_gradients, "AssertionError"),
     ],
 )
 def test_who_disagrees_or_fails_is_left_out_however_fast(backend, why):
-    choice = fastest(shape(), SEGMENTS, {"bad": backend, SDPA: by_segment}, clock(9.0))
+    choice = choose_fastest(shape(), SEGMENTS, {"bad": backend, SDPA: sdpa_by_segment}, clock(9.0))
     assert choice.name == SDPA
     assert len(choice.lines) == 2
-    assert choice.lines[1].startswith(f"  bad is left out: {why}")
+    assert choice.lines[1].startswith(f"  bad is not used: {why}")
 
 
 def test_one_that_fails_while_it_is_timed_is_left_out():
     def out_of_memory(run):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    choice = fastest(shape(), SEGMENTS, {SDPA: by_segment}, out_of_memory)
+    choice = choose_fastest(shape(), SEGMENTS, {SDPA: sdpa_by_segment}, out_of_memory)
     assert choice.name == SDPA
-    assert "(nothing could be measured;" in choice.lines[0]
-    assert choice.lines[1] == "  sdpa is left out: OutOfMemoryError: CUDA out of memory."
+    assert "(no backend could be measured;" in choice.lines[0]
+    assert choice.lines[1] == "  sdpa is not used: OutOfMemoryError: CUDA out of memory."
 
 
 def test_those_that_are_no_candidates_are_told_of():
-    choice = fastest(shape(), SEGMENTS, {SDPA: by_segment}, clock(1.0), {VARLEN: "it is not there"})
-    assert choice.lines[1:] == ("  varlen is left out: it is not there",)
+    choice = choose_fastest(shape(), SEGMENTS, {SDPA: sdpa_by_segment}, clock(1.0), {VARLEN: "it is not there"})
+    assert choice.lines[1:] == ("  varlen is not used: it is not there",)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("heads", [{}, {"heads": 8, "kv_heads": 8, "head_dim": 64}, {"heads": 3, "kv_heads": 1}])
 def test_rounding_to_16_bits_is_no_disagreement(dtype, heads):
-    assert disagreement(shape(dtype, **heads), by_segment, (*CHECKED[:6], SEGMENTS)) is None
+    assert disagreement(shape(dtype, **heads), sdpa_by_segment, (*CHECK_PACKS[:6], SEGMENTS)) is None
 
 
 def upper_left(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=None, enable_gqa=False):
@@ -146,9 +146,9 @@ def one_too_few(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_kernel_that_masks_otherwise_is_noticed_in_every_dtype(kernel, dtype, monkeypatch):
     monkeypatch.setattr(varlen_attention, "find_kernel", lambda: torch_kernel(kernel))
-    why = disagreement(shape(dtype), BACKENDS[VARLEN], CHECKED)
+    why = disagreement(shape(dtype), BACKENDS[VARLEN], CHECK_PACKS)
     assert why is not None
-    assert why.startswith("its values differ")
+    assert why.startswith("its output differs")
     # By far, not by luck: ten times what rounding explains in either dtype.
     assert float(why.split(" by ")[1].split(" of ")[0]) > 0.3
 
@@ -159,16 +159,16 @@ def test_one_that_is_compiled_for_every_length_is_left_out(flex_with_gradients, 
     torch._dynamo.reset()
     static = torch.compile(torch_flex.flex_attention, dynamic=False, fullgraph=True, backend="eager")
     monkeypatch.setattr("minimind.model.flex_attention.flex_attention", static)
-    choice = fastest(shape(), SEGMENTS, {FLEX: BACKENDS[FLEX]}, clock(1.0))
+    choice = choose_fastest(shape(), SEGMENTS, {FLEX: BACKENDS[FLEX]}, clock(1.0))
     torch._dynamo.reset()
     assert choice.name == SDPA
-    assert choice.lines[1].startswith("  flex is left out: FailOnRecompileLimitHit: ")
+    assert choice.lines[1].startswith("  flex is not used: FailOnRecompileLimitHit: ")
 
 
 def test_more_lengths_are_checked_than_torch_forgives_compiles():
-    blocks = {-(-sum(map(sum, segments)) // 128) for segments in CHECKED}
+    blocks = {-(-sum(map(sum, segments)) // 128) for segments in CHECK_PACKS}
     assert len(blocks) > torch._dynamo.config.recompile_limit
-    assert any(0 in pair for segments in CHECKED for pair in segments)
+    assert any(0 in pair for segments in CHECK_PACKS for pair in segments)
 
 
 @pytest.mark.parametrize(
@@ -176,30 +176,30 @@ def test_more_lengths_are_checked_than_torch_forgives_compiles():
     [
         (SDPA, CPU, torch.float32, 0.1, None),
         (NATIVE, CPU, torch.bfloat16, 0.0, None),
-        (NATIVE, GPU, torch.bfloat16, 0.0, "it is for bfloat16 on a CPU"),
-        (NATIVE, CPU, torch.float32, 0.0, "it is for bfloat16 on a CPU"),
+        (NATIVE, GPU, torch.bfloat16, 0.0, "it supports only bfloat16 on a CPU"),
+        (NATIVE, CPU, torch.float32, 0.0, "it supports only bfloat16 on a CPU"),
         (FLEX, GPU, torch.float32, 0.0, None),
-        (FLEX, CPU, torch.bfloat16, 0.0, "torch trains through FlexAttention on a GPU only"),
-        (FLEX, GPU, torch.bfloat16, 0.1, "the model drops 0.1 of its attention out, which only SDPA does"),
+        (FLEX, CPU, torch.bfloat16, 0.0, "torch has gradients of FlexAttention only on a GPU"),
+        (FLEX, GPU, torch.bfloat16, 0.1, "the model has attention dropout 0.1, which only SDPA supports"),
         (VARLEN, CPU, torch.bfloat16, 0.0, "flash attention needs a GPU"),
-        (VARLEN, GPU, torch.float32, 0.0, "flash attention is for bfloat16 and float16"),
-        (VARLEN, GPU, torch.bfloat16, 0.1, "the model drops 0.1 of its attention out, which only SDPA does"),
+        (VARLEN, GPU, torch.float32, 0.0, "flash attention supports only bfloat16 and float16"),
+        (VARLEN, GPU, torch.bfloat16, 0.1, "the model has attention dropout 0.1, which only SDPA supports"),
     ],
 )
 def test_obstacles_that_are_seen_without_trying(name, device, dtype, dropout, why):
-    assert obstacle(name, device, dtype, dropout) == why
+    assert backend_obstacle(name, device, dtype, dropout) == why
     if why is not None:
-        assert verify(shape(dtype, device, dropout=dropout), name, SEGMENTS) == why
+        assert check_backend(shape(dtype, device, dropout=dropout), name, SEGMENTS) == why
 
 
 def test_a_backend_is_verified_by_trying_it(monkeypatch):
-    monkeypatch.setattr(backends, "obstacle", lambda *_: None)
-    monkeypatch.setattr(backends, "BACKENDS", {FLEX: by_segment, VARLEN: fails})
-    assert verify(shape(), FLEX, SEGMENTS) is None
+    monkeypatch.setattr(backend_choice, "backend_obstacle", lambda *_: None)
+    monkeypatch.setattr(backend_choice, "BACKENDS", {FLEX: sdpa_by_segment, VARLEN: fails})
+    assert check_backend(shape(), FLEX, SEGMENTS) is None
     told = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
-    assert verify(shape(), VARLEN, SEGMENTS) == told
-    monkeypatch.setattr(backends, "BACKENDS", {FLEX: slightly_off})
-    assert "its values differ" in verify(shape(), FLEX, SEGMENTS)
+    assert check_backend(shape(), VARLEN, SEGMENTS) == told
+    monkeypatch.setattr(backend_choice, "BACKENDS", {FLEX: slightly_off})
+    assert "its output differs" in check_backend(shape(), FLEX, SEGMENTS)
 
 
 def test_a_kernel_that_breaks_the_gpu_ends_the_run_with_a_way_out(monkeypatch):
@@ -208,23 +208,25 @@ def test_a_kernel_that_breaks_the_gpu_ends_the_run_with_a_way_out(monkeypatch):
     def broken(device):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    gpu, error = torch.device("cuda"), RuntimeError("first told of elsewhere")
+    gpu, error = torch.device("cuda"), RuntimeError("first reported elsewhere")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert backends._caught(FLEX, error, gpu) == "RuntimeError: first told of elsewhere"
+    assert backend_choice._failure(FLEX, error, gpu) == "RuntimeError: first reported elsewhere"
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    with pytest.raises(ConfigError, match=r"flex attention broke the GPU .*illegal memory.*start again with"):
-        backends._caught(FLEX, error, gpu)
+    with pytest.raises(
+        ConfigError, match=r"the check of flex attention left the GPU unusable .*illegal memory.*start again with"
+    ):
+        backend_choice._failure(FLEX, error, gpu)
 
 
 def test_values_may_have_fewer_channels_than_keys():
     latent = dataclasses.replace(shape(), value_dim=shape().head_dim // 2)
-    assert disagreement(latent, by_segment, CHECKED[:2]) is None
+    assert disagreement(latent, sdpa_by_segment, CHECK_PACKS[:2]) is None
 
 
 def test_nothing_is_measured_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(backends, "cuda_milliseconds", lambda run: pytest.fail("measured"))
-    told = ("attention over packs: the CPU's own kernel",)
-    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == Choice(name=NATIVE, lines=told)
+    monkeypatch.setattr(backend_choice, "cuda_milliseconds", lambda run: pytest.fail("measured"))
+    told = ("attention over packs: the project's CPU kernel",)
+    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == BackendChoice(name=NATIVE, lines=told)
     for dtype in (torch.float32, torch.float16):
         told = ("attention over packs: torch's SDPA, segment by segment",)
-        assert choose_backend(shape(dtype), SEGMENTS) == Choice(name=SDPA, lines=told)
+        assert choose_backend(shape(dtype), SEGMENTS) == BackendChoice(name=SDPA, lines=told)
