@@ -38,7 +38,7 @@ def write_weights(folder: Path, *, hidden_size: int, num_hidden_layers: int, voc
 def measure(path: Path, folder: Path, *, ranks: int = 2, timeout: float = 500) -> list[dict]:
     """What each rank of a launch held while it loaded; see the worker."""
     answer = folder / "answer.json"
-    launch("tests/distributed/workers/load.py", path, answer, ranks=ranks, timeout=timeout).succeeded()
+    launch("tests/distributed/workers/load.py", path, answer, ranks=ranks, timeout=timeout, launcher=True).succeeded()
     return json.loads(answer.read_text())
 
 

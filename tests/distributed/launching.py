@@ -1,4 +1,11 @@
-"""Real `deepspeed` launches on CPU ranks, bounded in time, with what they printed and wrote."""
+"""Launches of scripts on CPU ranks: bounded in time, with all that they printed.
+
+    script, arguments -> forked ranks (the default), or the deepspeed launcher -> Launch
+
+Both ways start real processes that train with real DeepSpeed engines over gloo. Forked ranks start in a fraction of a
+second (fork_server.py). The launcher takes seconds of imports: it is for tests of the launcher itself, of ranks that
+die and of exit statuses.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +19,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.distributed.forking import FORK_SERVERS
+
 REPO = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A finished launch: exit status and all that it printed."""
+    """A finished launch: its exit status and all that its processes printed."""
 
     status: int
     output: str
@@ -27,20 +37,71 @@ class Launch:
         return self
 
 
-def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200, threads: int = 1) -> Launch:
-    """Run a script under the deepspeed launcher; a launch that takes too long is ended and fails."""
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        *("--num_gpus", str(ranks), "--master_port", str(_free_port())),
-        script,
-        *map(str, arguments),
-    ]
-    # One thread a rank by default: two ranks on two cores would otherwise fight for them.
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200, launcher: bool = False) -> Launch:
+    """Run a script on `ranks` ranks of one machine.
+
+    Args:
+        script: path within the repository.
+        arguments: of the script.
+        ranks: how many processes.
+        timeout: seconds; a launch that takes longer is killed, and the test fails.
+        launcher: start the ranks by the deepspeed command instead of forking them.
+    """
+    given = list(map(str, arguments))
+    port = free_port()
+    try:
+        if launcher:
+            status, output = _run_launcher(script, given, ranks, port, timeout)
+        else:
+            status, output = FORK_SERVERS.run(
+                script, given, environment=environment(), ranks=ranks, port=port, timeout=timeout
+            )
+    finally:
+        remove_shared_memory(port)
+    assert status is not None, f"launch took more than {timeout} s:\n{output[-6000:]}"
+    return Launch(status=status, output=output)
+
+
+def train(*arguments: object, config: str = "zero2", **options: object) -> Launch:
+    """Run the DPO script under a file of ds_configs/; for the options see `launch`."""
+    return launch("launch/train_dpo.py", "--deepspeed", f"ds_configs/{config}.json", *arguments, **options)
+
+
+def metrics(save_dir: Path, name: str = "loss") -> list[dict[str, float]]:
+    """Logged training steps of a run; with a name under eval/, its evaluations."""
+    entries = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if name in entry]
+
+
+def environment() -> dict[str, str]:
+    """Variables of a launch: one thread a rank, since two ranks on two cores would compete for them."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def shared_memory(port: int) -> list[Path]:
+    """DeepSpeed's buffers in /dev/shm of ranks that met at this port."""
+    return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"))
+
+
+def remove_shared_memory(port: int) -> None:
+    """Remove the buffers of ranks that were killed before they could do it."""
+    for path in shared_memory(port):
+        path.unlink(missing_ok=True)
+
+
+def _run_launcher(script: str, arguments: list[str], ranks: int, port: int, timeout: float) -> tuple[int | None, str]:
+    """Exit status of the deepspeed command, None after a timeout, and its output."""
     process = subprocess.Popen(
-        command,
+        [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port), script, *arguments],
         cwd=REPO,
-        env=env,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,27 +110,9 @@ def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        # The launcher's own process group, which its ranks share: nothing else is in it.
+        # The launcher's process group, which contains its ranks and nothing else.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        raise AssertionError(f"launch took more than {timeout} s:\n{output[-6000:]}") from None
-    return Launch(status=process.returncode, output=output)
-
-
-def train(*arguments: object, config: str = "zero2", ranks: int = 1, timeout: float = 200, threads: int = 1) -> Launch:
-    """Run the training script as a user does."""
-    flags = ("--deepspeed", f"ds_configs/{config}.json", *arguments)
-    return launch("launch/train_dpo.py", *flags, ranks=ranks, timeout=timeout, threads=threads)
-
-
-def metrics(save_dir: Path, name: str = "loss") -> list[dict[str, float]]:
-    """Logged training steps (or, by a name under eval/, evaluations) of a run."""
-    entries = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
-    return [entry for entry in entries if name in entry]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return None, output
+    return process.returncode, output

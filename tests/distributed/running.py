@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.distributed.launching import REPO, Launch, _free_port
+from tests.distributed.launching import REPO, Launch, free_port
 
 BIN = Path(sys.executable).parent
 
@@ -38,7 +38,7 @@ class Running:
         prefix: tuple[str, ...] = (),
         script: str = "launch/train_dpo.py",
     ) -> None:
-        port = _free_port()
+        port = free_port()
         options = {
             "deepspeed": ("--num_gpus", str(ranks), "--master_port", str(port)),
             "torchrun": ("--nproc-per-node", str(ranks), "--master-port", str(port)),

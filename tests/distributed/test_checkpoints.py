@@ -121,8 +121,8 @@ def test_a_file_that_only_one_rank_cannot_load_is_one_error_of_all(run, data, tm
 
 
 def test_a_rank_that_cannot_write_costs_that_save_only(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("OBSTACLE", "rank1")
-    monkeypatch.setenv("OBSTACLE_STEPS", "2")
+    monkeypatch.setenv("TEST_OBSTACLE", "rank1")
+    monkeypatch.setenv("TEST_OBSTACLE_STEPS", "2")
     script = "tests/distributed/workers/obstacle.py"
     done = launch(script, "--deepspeed", "ds_configs/zero2.json", *flags(data, tmp_path), ranks=2).succeeded()
     assert "NOT SAVED: step 2: " in done.output
@@ -150,8 +150,8 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_costs_a_save_and_the_last_is_an_error(data, small_disk, monkeypatch):
-    monkeypatch.setenv("OBSTACLE", "disk")
-    monkeypatch.setenv("OBSTACLE_STEPS", "2,4")
+    monkeypatch.setenv("TEST_OBSTACLE", "disk")
+    monkeypatch.setenv("TEST_OBSTACLE_STEPS", "2,4")
     script, folder = "tests/distributed/workers/obstacle.py", small_disk / "run"
     command = ("--deepspeed", "ds_configs/zero2.json", *flags(data, folder, "--keep_checkpoints", 1))
     done = launch(script, *command, ranks=2)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 
 
 def test_demo_learns_and_answers_better(tmp_path):
-    done = train("--max_steps", 60, "--save_dir", tmp_path).succeeded()
+    done = train("--max_steps", 60, "--save_dir", tmp_path, launcher=True).succeeded()
     assert done.output.index("This is the demo") < done.output.index("evaluation at step 0")
     assert "--data_path pairs.jsonl" in done.output
     held_out = metrics(tmp_path, "eval/loss")

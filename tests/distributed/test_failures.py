@@ -18,7 +18,7 @@ DEMO_DATA = ("--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIG
 
 def test_user_error_ends_every_rank_and_is_said_once(write_rows, tmp_path):
     data = write_rows('{"chosen": [')
-    done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2)
+    done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2, launcher=True)
     assert done.status != 0
     assert done.output.count("DataError") == 1
     assert "line 1: invalid JSON" in done.output
@@ -26,10 +26,10 @@ def test_user_error_ends_every_rank_and_is_said_once(write_rows, tmp_path):
 
 
 def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
-    done = launch("tests/distributed/workers/failing.py", "user_error", ranks=2)
+    done = launch("tests/distributed/workers/failing.py", "user_error", ranks=2, launcher=True)
     assert done.status != 0
     assert "DataError: rank 1 has no file (only on rank 1)" in done.output
-    done = launch("tests/distributed/workers/failing.py", "crash", ranks=2)
+    done = launch("tests/distributed/workers/failing.py", "crash", ranks=2, launcher=True)
     assert done.status != 0
     assert "ZeroDivisionError" in done.output
 
@@ -43,7 +43,7 @@ def test_ranks_on_different_devices_are_told_so_before_they_wait_for_each_other(
 
 
 def test_rank_that_dies_at_the_very_end_is_named():
-    done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2)
+    done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2, launcher=True)
     assert done.status != 0
     assert "LaunchError: rank 0 (process" in done.output
     assert "is gone" in done.output

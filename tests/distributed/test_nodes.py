@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from minimind import demo
-from tests.distributed.launching import REPO, Launch, _free_port, metrics, train
+from tests.distributed.launching import REPO, Launch, free_port, metrics, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -104,7 +104,7 @@ def on_both(
     nodes: list[Node], folder: Path, *arguments: str, hide: Path | None = None
 ) -> Iterator[list[subprocess.Popen]]:
     """One rank on each node, output in `folder`/0 and 1; the second node does not see the folder `hide`."""
-    hostfile, port = folder / "hostfile", _free_port()
+    hostfile, port = folder / "hostfile", free_port()
     hostfile.write_text("".join(f"{node.name} slots=1\n" for node in nodes))
     started = []
     try:
@@ -195,7 +195,7 @@ def test_srun_takes_the_same_steps(data, one_node, tmp_path):
             stdout=(tmp_path / str(rank)).open("w"),
             stderr=subprocess.STDOUT,
         )
-        for port in [_free_port()]
+        for port in [free_port()]
         for rank in (0, 1)
     ]
     try:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from deepspeed import comm
 from torch import Tensor
 
-from minimind.engine import process, shared_memory
+from minimind.engine.patches import shared_memory
 from minimind.engine.start import start_rank
 from minimind.ranks.world import World
 

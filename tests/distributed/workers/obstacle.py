@@ -1,4 +1,4 @@
-"""The training script whose disk gives out in a save. Two variables say how: OBSTACLE=disk|rank1, OBSTACLE_STEPS=2,4.
+"""The training script whose disk gives out in a save. Two variables say how: TEST_OBSTACLE=disk|rank1, TEST_OBSTACLE_STEPS=2,4.
 
 disk: while these steps are saved, save_dir's file system is full to the last byte (it should be a small one).
 rank1: while these steps are saved, rank 1 may not write files of more than 100 kB; the operating system sees to it.
@@ -15,7 +15,7 @@ from pathlib import Path
 from minimind.checkpoints.store import Checkpoints
 from minimind.training.run import main
 
-KIND, STEPS = os.environ["OBSTACLE"], [int(step) for step in os.environ["OBSTACLE_STEPS"].split(",")]
+KIND, STEPS = os.environ["TEST_OBSTACLE"], [int(step) for step in os.environ["TEST_OBSTACLE_STEPS"].split(",")]
 RANK = os.environ.get("RANK", "0")
 
 
