@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CONFIG ?= ds_configs/zero2.json
 RANKS ?= 1
+FUZZ ?= 2000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,12 +12,13 @@ READY := $(VENV)/.ready
 # The launcher and ninja must be found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup train test bench lint types check clean
+.PHONY: setup train test test-all bench lint types check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   the demo: deepspeed launch/train_dpo.py --deepspeed $(CONFIG)"
-	@echo "make test    unit, parity, distributed and fault tests"
+	@echo "make test    unit, parity, distributed and fault tests, as CI runs them"
+	@echo "make test-all  the same and the long tests: more configurations, 20 kills, more fuzzing"
 	@echo "make bench   speed and memory against MiniMind's loop and TRL, in one run"
 	@echo "make check   lint, types and tests"
 
@@ -34,6 +36,10 @@ train: setup
 
 test: setup
 	pytest $(FLAGS)
+
+# MINIMIND_FUZZ: new damaged files for each fuzz test.
+test-all: setup
+	MINIMIND_FUZZ=$(FUZZ) pytest --long $(FLAGS)
 
 bench: setup
 	-pip install --quiet --editable ".[bench]"

@@ -27,10 +27,11 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A finished launch: its exit status and all that its processes printed."""
+    """A finished launch: its exit status, all that its processes printed, and the buffers that it left in /dev/shm."""
 
     status: int
     output: str
+    left_in_shared_memory: tuple[Path, ...] = ()
 
     def succeeded(self) -> Launch:
         assert self.status == 0, self.output[-6000:]
@@ -57,9 +58,10 @@ def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200
                 script, given, environment=environment(), ranks=ranks, port=port, timeout=timeout
             )
     finally:
+        left = shared_memory(port)
         remove_shared_memory(port)
     assert status is not None, f"launch took more than {timeout} s:\n{output[-6000:]}"
-    return Launch(status=status, output=output)
+    return Launch(status=status, output=output, left_in_shared_memory=tuple(left))
 
 
 def train(*arguments: object, config: str = "zero2", **options: object) -> Launch:

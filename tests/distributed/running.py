@@ -6,17 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
-from tests.distributed.launching import REPO, Launch, free_port
-
-BIN = Path(sys.executable).parent
+from tests.distributed.launching import BIN, REPO, Launch, environment, free_port, remove_shared_memory
 
 
 class Running:
@@ -47,7 +43,7 @@ class Running:
         self.process = subprocess.Popen(
             [*prefix, str(BIN / launcher), *options, script, *map(str, arguments)],
             cwd=REPO,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
+            env=environment(),
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -103,9 +99,7 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        # DeepSpeed's buffers of ranks that died before they had taken the names off.
-        for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{self._port}_*"):
-            path.unlink(missing_ok=True)
+        remove_shared_memory(self._port)
 
     def __enter__(self) -> Running:
         return self

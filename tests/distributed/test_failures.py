@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -56,11 +55,14 @@ def test_reference_that_is_not_the_policy_stops_the_run(tmp_path):
     assert "the loss would not start at 0.6931" in done.output
 
 
-@pytest.mark.parametrize("repeat", range(3))
-def test_finished_run_has_status_0_and_leaves_no_shared_memory(repeat, tmp_path):
-    before = set(Path("/dev/shm").glob("deepspeed_*"))
-    train("--max_steps", 2, "--save_dir", tmp_path, ranks=2).succeeded()
-    assert set(Path("/dev/shm").glob("deepspeed_*")) == before
+# More than once: a gloo thread may abort a process that ends by the interpreter's own exit (see process.end).
+@pytest.mark.parametrize(
+    ("launcher", "repeat"),
+    [(True, 0), (False, 0), (False, 1), *(pytest.param(False, n, marks=pytest.mark.long) for n in range(2, 20))],
+)
+def test_finished_run_has_status_0_and_leaves_no_shared_memory(launcher, repeat, tmp_path):
+    done = train("--max_steps", 2, "--save_dir", tmp_path, ranks=2, launcher=launcher).succeeded()
+    assert done.left_in_shared_memory == ()
 
 
 # In bf16 DeepSpeed's stages 1 and 2 are told to look at the norm alone.

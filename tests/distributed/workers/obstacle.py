@@ -1,7 +1,8 @@
-"""The training script whose disk gives out in a save. Two variables say how: TEST_OBSTACLE=disk|rank1, TEST_OBSTACLE_STEPS=2,4.
+"""The training script, with an obstacle to writing while some steps are saved.
 
-disk: while these steps are saved, save_dir's file system is full to the last byte (it should be a small one).
-rank1: while these steps are saved, rank 1 may not write files of more than 100 kB; the operating system sees to it.
+TEST_OBSTACLE_STEPS: the steps, such as `2,4`. TEST_OBSTACLE: the obstacle,
+disk: the file system of save_dir (it should be a small one) is filled to the last byte;
+rank1: the operating system lets rank 1 write no file of more than 100 kB.
 """
 
 from __future__ import annotations
