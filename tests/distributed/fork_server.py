@@ -195,8 +195,8 @@ def prepare() -> None:
         importlib.import_module(module)
     from minimind.native import library
 
-    library.library()
-    library._heap()
+    library.compiled_kernels()
+    library._compiled_heap()
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1 or threading.active_count() > 1:
         raise RuntimeError(f"{threads} threads run in the fork server; a fork would have one of them")

@@ -10,12 +10,14 @@ die and of exit statuses.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +78,27 @@ def metrics(save_dir: Path, name: str = "loss") -> list[dict[str, float]]:
 
 
 def environment() -> dict[str, str]:
-    """Variables of a launch: one thread a rank, since two ranks on two cores would compete for them."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    """Variables of a launch.
+
+    One thread a rank, since two ranks on two cores would compete for them. A cache folder of this test session, since
+    an earlier one may have cached other messages about the same rows.
+    """
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": _cache_home().name,
+    }
+
+
+@functools.cache
+def _cache_home() -> tempfile.TemporaryDirectory[str]:
+    """A cache folder that goes with this process. The extensions that torch compiles, for minutes, are the user's."""
+    folder = tempfile.TemporaryDirectory(prefix="minimind-tests-")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    user.mkdir(parents=True, exist_ok=True)
+    (Path(folder.name) / "torch_extensions").symlink_to(user)
+    return folder
 
 
 def free_port() -> int:

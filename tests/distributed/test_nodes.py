@@ -17,13 +17,11 @@ from pathlib import Path
 import pytest
 
 from minimind import demo
-from tests.distributed.launching import REPO, Launch, free_port, metrics, train
+from tests.distributed.launching import REPO, Launch, environment, free_port, metrics, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-BIN = Path(sys.executable).parent
 EXACT = ("step", "loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected")
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,7 @@ def on_both(
                     subprocess.Popen(
                         [*command, *arguments],
                         cwd=REPO,
-                        env={**ENV, "GLOO_SOCKET_IFNAME": "cable"},
+                        env={**environment(), "GLOO_SOCKET_IFNAME": "cable"},
                         stdout=output,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -191,7 +189,13 @@ def test_srun_takes_the_same_steps(data, one_node, tmp_path):
                 *flags(data, tmp_path / "out"),
             ],
             cwd=REPO,
-            env={**ENV, **step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": str(port)},
+            env={
+                **environment(),
+                **step,
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank),
+                "MASTER_PORT": str(port),
+            },
             stdout=(tmp_path / str(rank)).open("w"),
             stderr=subprocess.STDOUT,
         )

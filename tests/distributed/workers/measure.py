@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from deepspeed.comm.comm import comms_logger
 
+from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_policy, resolve_reference
@@ -145,6 +146,7 @@ def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dic
 
 def main() -> None:
     world, folder = start_rank().world, Path(sys.argv[-1])
+    native.prepare(heap=False)
     gc.freeze()  # a million objects of imported modules, none of them a tensor of ours: looking at them takes seconds
     cases = json.loads((folder / "cases.json").read_text())
     answers = [answer for case in cases for answer in collectives.gather(world, measure(case, world))]

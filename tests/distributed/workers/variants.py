@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from engines import REPO, loss, random_pair  # beside this script
 
+from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine import policy as policy_module
@@ -117,6 +118,7 @@ def reference_rows(source: WeightSource, name: str, dtype: str, world: World) ->
 def main() -> None:
     folder, weights, dtype, *variants = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
     world = start_rank().world
+    native.prepare(heap=False)
     if weights == "moe":
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 640}
         config = MiniMindConfig(generation=3, use_moe=True, num_experts_per_tok=1, **sizes)
