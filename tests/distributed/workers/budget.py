@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import PairBatch, pack
 from minimind.data.sampler import PairSampler
@@ -120,6 +121,7 @@ def check(world: World, stage: int, dtype: str) -> None:
 if __name__ == "__main__":
     with process.user_errors():
         joined = start_rank().world
+        native.prepare(heap=False)
         for stage in (0, 1, 2, 3):
             for dtype in ("float32", "bfloat16") if stage else ("float32",):
                 check(joined, stage, dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minimind.engine.patches import shared_memory
 from minimind.engine.start import start_rank
+from minimind.ranks import process
 from minimind.ranks.world import World
 
 # Elements of a rank's part: of few bytes, which go the old way; odd; more than one round of the sum and of its buffer.
