@@ -1,7 +1,7 @@
-"""What is chosen, and where it runs: a way of sharding (a DeepSpeed file), a machine, a step.
+"""The inputs of a plan besides the model: the way of sharding, the machine, the size of a step.
 
-DeepSpeed's file -> ZeroChoice
-flags            -> StepLoad
+DeepSpeed file -> ZeroChoice
+flags          -> StepLoad
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from typing import Any
 
 from minimind.config import JobConfig
 
-# The reference scores the micro-batches of a step together, up to so many tokens (engine/reference.py).
+# Largest number of tokens of one forward of the reference; equal to that of engine/reference.py.
 REFERENCE_TOKENS = 2**16
+# Bytes of an element, by dtype.
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a run takes place.
+    """The machine of a run.
 
     Attributes:
-        nodes, ranks_per_node: how many machines, and ranks (GPUs) on each.
-        device_memory: bytes that a rank's device has.
+        nodes, ranks_per_node: number of nodes, and of ranks (GPUs) on each.
+        device_memory: bytes of memory of a rank's device.
         host_memory: bytes of main memory of a node; 0 if unknown.
-        on_cpu: ranks compute on the CPU, so device and host memory are one, and memory never written to is not taken.
+        on_cpu: the ranks compute on the CPU. Device and host memory are then the same, and allocated memory counts only
+            once it is written to.
     """
 
     nodes: int = 1
@@ -41,14 +43,14 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepLoad:
-    """What one rank does in a global step.
+    """The work of one rank in a global step.
 
     Attributes:
         dtype: "bfloat16", "float16" or "float32".
-        tokens: T, tokens of a micro-batch at most: rows of full length that share nothing.
-        micro_batches: of a global step, at most.
-        reference: a live reference is there; a cached one is gone before training.
-        checkpointing: activations within blocks are recomputed.
+        tokens: T, largest number of tokens of a micro-batch: rows of full length without a shared prefix.
+        micro_batches: largest number of micro-batches of a global step.
+        reference: the reference is in memory during training; a cached one is not.
+        checkpointing: the backward pass recomputes the activations within blocks.
     """
 
     dtype: str
@@ -59,11 +61,13 @@ class StepLoad:
 
     @classmethod
     def of(cls, config: JobConfig) -> StepLoad:
+        """The load that a job's configuration describes."""
         optimisation = config.optimisation
         pair = 2 * config.data.max_seq_len
         pairs = optimisation.batch_size * optimisation.accumulation_steps
         tokens, micro_batches = optimisation.batch_size * pair, optimisation.accumulation_steps
         if optimisation.micro_batch_tokens is not None:
+            # A pair longer than the limit gets a micro-batch of its own, and a step has no more tokens than its pairs.
             tokens = max(optimisation.micro_batch_tokens, pair)
             micro_batches = min(pairs, -(-pairs * pair // tokens))
             tokens = min(tokens, pairs * pair)
@@ -82,26 +86,31 @@ class StepLoad:
 
     @property
     def reference_batches(self) -> int:
-        """Micro-batches of one forward of the reference."""
+        """Number of micro-batches that one forward of the reference scores."""
         return min(self.micro_batches, max(1, REFERENCE_TOKENS // self.tokens))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroChoice:
-    """What a DeepSpeed file's `zero_optimization` says about memory and communication; sizes in elements.
+    """The values of a DeepSpeed file's `zero_optimization` that matter for memory and communication. Sizes in elements.
 
     Attributes:
         stage: ZeRO stage.
         optimizer_on, parameters_on: "device", "cpu" or "nvme".
-        bucket: gradients reduced at a time. `overlaps`: a second bucket fills meanwhile (stages 1 and 2).
-        reduces_to_owner: stages 1 and 2 send a gradient to the rank that owns it, instead of all of it to all.
-        prefetch, keep_below, reuse_distance, max_live: how ZeRO-3 gathers parameters ahead, keeps small ones whole,
-            keeps those that are used again soon, and how many it holds at most.
-        sub_group: parameters that ZeRO-3 updates at a time.
-        secondary_ranks: ranks of a node that share a second copy of the shards (ZeRO++); 1: none.
-        int8_weights, int4_gradients: what is sent is quantised (ZeRO++).
-        optimizer_buffers: sub-groups of an optimizer on NVMe that are in main memory, a state each.
-        swap_buffers, swap_buffer, max_in_cpu: of parameters on NVMe.
+        bucket: size of a bucket of gradients, which are reduced together.
+        overlaps: stages 1 and 2 fill a second bucket while the first is reduced.
+        reduces_to_owner: stages 1 and 2 reduce each gradient to the rank that owns it; otherwise they all-reduce.
+        prefetch: ZeRO-3 gathers parameters up to this size ahead of their use.
+        keep_below: ZeRO-3 does not shard tensors up to this size.
+        reuse_distance: ZeRO-3 does not release a parameter that is used again within this many elements.
+        max_live: largest number of gathered elements.
+        sub_group: number of parameters that ZeRO-3 updates at a time.
+        secondary_ranks: ranks that share a second copy of the shards within a node (ZeRO++); 1: no such copy.
+        int8_weights, int4_gradients: communication is quantised (ZeRO++).
+        optimizer_buffers: number of buffers in main memory for an optimizer on NVMe; each holds one state of one
+            sub-group.
+        swap_buffers, swap_buffer, max_in_cpu: for parameters on NVMe: number and size of the buffers in main memory,
+            and number of elements that stay in main memory.
     """
 
     stage: int
@@ -125,7 +134,7 @@ class ZeroChoice:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ZeroChoice:
-        """From a DeepSpeed configuration; keys that are missing or "auto" have DeepSpeed's defaults."""
+        """The choice of a DeepSpeed configuration. Missing keys and "auto" get DeepSpeed's defaults."""
         zero = {k: v for k, v in values.get("zero_optimization", {}).items() if v != "auto" and v is not None}
         keys = {
             "bucket": "reduce_bucket_size",
@@ -147,35 +156,36 @@ class ZeroChoice:
             given["optimizer_buffers"] = optimizer["buffer_count"]
         return cls(
             stage=zero.get("stage", 0),
-            optimizer_on=_place(optimizer),
-            parameters_on=_place(parameters),
+            optimizer_on=_device_of(optimizer),
+            parameters_on=_device_of(parameters),
             reduces_to_owner=not zero.get("use_multi_rank_bucket_allreduce", True),
             **given,
         )
 
     @property
     def offload(self) -> str:
-        """What leaves the device, as a user would say it."""
-        what = {(True, True): "all", (True, False): "optimizer", (False, True): "parameters"}
-        gone = what.get((_off(self.optimizer_on), _off(self.parameters_on)))
-        return "-" if gone is None else f"{gone} to {'NVMe' if self.offload_level == 3 else 'CPU'}"
+        """The offloaded states and their destination, for the table; "-" without offload."""
+        names = {(True, True): "all", (True, False): "optimizer", (False, True): "parameters"}
+        offloaded = names.get((_is_offloaded(self.optimizer_on), _is_offloaded(self.parameters_on)))
+        return "-" if offloaded is None else f"{offloaded} to {'NVMe' if self.offload_level == 3 else 'CPU'}"
 
     @property
     def offload_level(self) -> int:
-        """How far states go: 0 nothing leaves the device, 1 the optimizer, 2 parameters as well, 3 to NVMe."""
+        """Degree of offload: 0 none, 1 the optimizer, 2 the parameters as well, 3 to NVMe."""
         if "nvme" in (self.optimizer_on, self.parameters_on):
             return 3
-        return int(_off(self.optimizer_on)) + int(_off(self.parameters_on))
+        return int(_is_offloaded(self.optimizer_on)) + int(_is_offloaded(self.parameters_on))
 
     @property
     def changes_numbers(self) -> bool:
+        """Whether quantised communication changes the results."""
         return self.int8_weights or self.int4_gradients
 
 
-def _place(section: Mapping[str, Any]) -> str:
-    place = section.get("device", "none")
-    return "device" if place == "none" else str(place)
+def _device_of(section: Mapping[str, Any]) -> str:
+    device = section.get("device", "none")
+    return "device" if device == "none" else str(device)
 
 
-def _off(place: str) -> bool:
-    return place != "device"
+def _is_offloaded(device: str) -> bool:
+    return device != "device"

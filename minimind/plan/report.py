@@ -1,4 +1,4 @@
-"""A plan as a newcomer reads it: the model, the table, what its columns mean, and the command to type.
+"""The text of a plan: the model, the table, its legend, and the command to run.
 
 list of Option -> text
 """
@@ -15,44 +15,49 @@ from minimind.plan.options import USABLE, Option, cheapest
 from minimind.plan.sizes import ModelSizes
 
 _COLUMNS = (
-    "file offload weights gradients optimizer reference gathered buckets most checkpointed host/node sent/step fits"
+    "file offload weights gradients optimizer reference gathered buckets peak checkpointed host/node sent/step fits"
 ).split()
 _LEGEND = """\
-GiB a rank. weights, gradients, optimizer: the policy's (float32 masters and two moments are the optimizer's).
-reference: the frozen shard. gathered: parameters that ZeRO-3 holds whole at a time. buckets: gradients on their way.
-most: the highest moment of a step, activations and head included; checkpointed: with --gradient_checkpointing 1.
-host/node: main memory of a node. sent/step: what a rank sends in a global step."""
-# Flags that the start weights answer.
-_READ_OFF = ("hidden_size", "num_hidden_layers", "use_moe", "generation")
+Values are GiB per rank. weights, gradients, optimizer: of the policy (optimizer: float32 master weights, two moments).
+reference: its shard. gathered: parameters that ZeRO-3 has gathered at a time. buckets: gradients in communication.
+peak: the largest sum in a step, with activations and output head. checkpointed: peak with --gradient_checkpointing 1.
+host/node: main memory of a node. sent/step: sent by a rank in a global step."""
+# Flags whose values training reads from the start weights.
+_READ_FROM_WEIGHTS = ("hidden_size", "num_hidden_layers", "use_moe", "generation")
 
 
 def report(name: str, sizes: ModelSizes, settings: Settings, machine: Machine, found: Sequence[Option]) -> str:
-    """The whole answer; `name` is what the model is called."""
+    """The text of a plan.
+
+    Args:
+        name: of the model, for the heading.
+        found: all options.
+    """
     best = cheapest(found, machine)
     if best is None:
         ending = _nothing_fits(found, machine)
     else:
-        why = "checkpointed, " if best.checkpointing else ""
-        least = f"{why}{gib(best.memory.peak)} GiB a rank, {gib(best.traffic.total)} GiB sent a step"
-        ending = f"The cheapest that fits ({least}):\n\n{command(best, settings, machine)}"
+        mode = "checkpointed, " if best.checkpointing else ""
+        costs = f"{mode}{gib(best.memory.peak)} GiB per rank, {gib(best.traffic.total)} GiB sent per step"
+        ending = f"The cheapest option that fits ({costs}):\n\n{command(best, settings, machine)}"
     return "\n\n".join([_heading(name, sizes, settings, machine, found), _table(found, machine), _LEGEND, ending])
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, with as many places as tell something."""
+    """Bytes in GiB, with three significant digits or one decimal place."""
     value = size / 2**30
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def command(option: Option, settings: Settings, machine: Machine) -> str:
-    """What to type for an option."""
+    """The shell command that runs an option, with the flags that the user gave to the plan."""
     given = settings.config
     flags = {
-        name: _written(value)
+        name: _flag_value(value)
         for name, value in settings.values.items()
         if settings.explicit(name)
         and value is not None
-        and (name not in _READ_OFF or given.model.from_weight == "none")
+        and (name not in _READ_FROM_WEIGHTS or given.model.from_weight == "none")
     }
     moe = "_moe" if given.model.use_moe else ""
     flags.setdefault("from_weight", f"full_sft_{given.model.hidden_size}{moe}.pth")
@@ -75,18 +80,18 @@ def _heading(name: str, sizes: ModelSizes, settings: Settings, machine: Machine,
         f"{name}: {sizes.parameters / 1e9:.3g} B parameters, hidden {sizes.hidden}, {sizes.layers} layers, vocabulary "
         f"{sizes.vocab}\n"
         f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''} ({machine.nodes} x {machine.ranks_per_node}) with "
-        f"{gib(machine.device_memory)} GiB, of which {USABLE:.0%} are planned with; {config.optimisation.dtype}\n"
-        f"A rank's global step: {batches} of at most {load.tokens} tokens. Activations {plain}{gib(kept[True])}, head "
+        f"{gib(machine.device_memory)} GiB each, of which the plan uses {USABLE:.0%}; {config.optimisation.dtype}\n"
+        f"Global step of a rank: {batches} of at most {load.tokens} tokens. Activations {plain}{gib(kept[True])}, head "
         f"{gib(found[0].memory.head)} GiB"
     )
 
 
 def _table(found: Sequence[Option], machine: Machine) -> str:
-    """One line a file; its options with and without checkpointing side by side."""
+    """One line per file, with the peaks without and with checkpointing."""
     rows = [list(_COLUMNS)]
     for file in dict.fromkeys(option.file for option in found):
         same = [option for option in found if option.file == file]
-        memory, most = same[0].memory, {option.checkpointing: option for option in same}
+        memory, by_checkpointing = same[0].memory, {option.checkpointing: option for option in same}
         rows.append(
             [
                 file.name,
@@ -94,7 +99,7 @@ def _table(found: Sequence[Option], machine: Machine) -> str:
                 *(gib(getattr(memory, name)) for name in ("parameters", "gradients", "optimizer", "reference")),
                 gib(max(memory.gathered, memory.scoring_gathered)),
                 gib(memory.buckets),
-                *(gib(most[key].memory.peak) if key in most else "-" for key in (False, True)),
+                *(gib(by_checkpointing[key].memory.peak) if key in by_checkpointing else "-" for key in (False, True)),
                 gib(memory.host * machine.ranks_per_node),
                 gib(same[0].traffic.total),
                 _fits(same, machine),
@@ -112,8 +117,9 @@ def _table(found: Sequence[Option], machine: Machine) -> str:
 
 
 def _fits(same: Sequence[Option], machine: Machine) -> str:
+    """Last cell of a file's line: yes, no, with checkpointing only, or the obstacle."""
     fitting = [option for option in same if option.fits(machine)]
-    if same[0].obstacle:
+    if same[0].obstacle is not None:
         return same[0].obstacle
     if not fitting:
         return "no"
@@ -121,24 +127,25 @@ def _fits(same: Sequence[Option], machine: Machine) -> str:
 
 
 def _nothing_fits(found: Sequence[Option], machine: Machine) -> str:
-    open_ones = [option for option in found if not option.obstacle]
-    if not open_ones:
-        return f"Nothing here can be taken: {found[0].file.name} is {found[0].obstacle!r}."
-    least = min(open_ones, key=lambda option: option.memory.peak)
+    """The end of a plan without a fitting option: the closest one, and ways to need less memory."""
+    possible = [option for option in found if option.obstacle is None]
+    if not possible:
+        return f"No option is possible: {found[0].file.name}: {found[0].obstacle}."
+    least = min(possible, key=lambda option: option.memory.peak)
     host = f" and {gib(least.memory.host * machine.ranks_per_node)} GiB of each node's main memory"
     return (
-        f"Nothing fits. The least is {least.file.name}, checkpointed: {gib(least.memory.peak)} GiB of "
-        f"{gib(USABLE * machine.device_memory)} GiB a rank{host if least.memory.host else ''}.\n"
-        "Fewer tokens a micro-batch (--micro_batch_tokens, --max_seq_len, --batch_size), --reference cached, or more "
-        "ranks (--nodes, --gpus_per_node) need less."
+        f"No option fits. The smallest is {least.file.name}, checkpointed: {gib(least.memory.peak)} GiB per rank, of "
+        f"{gib(USABLE * machine.device_memory)} GiB{host if least.memory.host else ''}.\n"
+        "To need less memory, use fewer tokens per micro-batch (--micro_batch_tokens, --max_seq_len, --batch_size), "
+        "--reference cached, or more ranks (--nodes, --gpus_per_node)."
     )
 
 
 def _short(path: Path) -> str:
-    """Relative to the working folder where the file lies in it, as a user would type it."""
+    """The path, relative to the working folder if the file is inside it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
 
 
-def _written(value: object) -> str:
+def _flag_value(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What a plan must know of a model: how many elements its tensors have, and how wide its layers are.
+"""The model's sizes that a plan needs: elements of the tensors, widths of the layers.
 
 configuration, tensor shapes -> ModelSizes
 """
@@ -20,13 +20,13 @@ class ModelSizes:
     """Sizes of a model, in elements.
 
     Attributes:
-        tensors: elements of each tensor; a tied one counts once.
+        tensors: elements of each tensor; tied tensors count once.
         vocab, hidden, layers: V, H, L.
         query, key: channels of all query heads, of all key heads.
-        inner: width that one token meets in the feed-forward part: intermediate size x experts per token.
-        routed: experts that a token is routed to; 0 without experts.
+        inner: width of the feed-forward part for one token: intermediate size x experts per token.
+        routed: number of experts that a token is routed to; 0 without experts.
         normed_heads: queries and keys are normalised per head (MiniMind-3, Qwen3).
-        float32_norms: norms keep float32 copies of 16-bit activations, as transformers' own models do.
+        float32_norms: norms save float32 copies of 16-bit activations, as in the models of transformers.
     """
 
     tensors: tuple[int, ...]
@@ -45,13 +45,13 @@ class ModelSizes:
         """Sizes of a model with this configuration and these tensors (`WeightSource.shapes`, `tensor_shapes`).
 
         Raises:
-            WeightsError: the configuration lacks a size that a plan needs, as Mamba's lacks heads.
+            WeightsError: the configuration lacks a required size, for example the number of heads (Mamba).
         """
         text = config.get_text_config()
-        heads = _needed(text, "num_attention_heads")
-        hidden = _needed(text, "hidden_size")
+        heads = _required_size(text, "num_attention_heads")
+        hidden = _required_size(text, "hidden_size")
         head_dim = given_size(text, "head_dim") or hidden // heads
-        # GPT-2 and its kin have no such names: as many key heads as heads, and four times the hidden size.
+        # Older configurations (GPT-2) lack these names: key heads equal heads, and the inner size is four times H.
         key_heads = given_size(text, "num_key_value_heads") or heads
         inner = given_size(text, "intermediate_size") or 4 * hidden
         routed = 0
@@ -61,9 +61,9 @@ class ModelSizes:
             inner = (routed + shared) * (given_size(text, "moe_intermediate_size") or inner)
         return cls(
             tensors=tuple(math.prod(shape) for shape in shapes.values()),
-            vocab=_needed(text, "vocab_size"),
+            vocab=_required_size(text, "vocab_size"),
             hidden=hidden,
-            layers=_needed(text, "num_hidden_layers"),
+            layers=_required_size(text, "num_hidden_layers"),
             query=heads * head_dim,
             key=key_heads * head_dim,
             inner=inner,
@@ -74,14 +74,16 @@ class ModelSizes:
 
     @property
     def parameters(self) -> int:
+        """P, elements of all tensors."""
         return sum(self.tensors)
 
     @property
     def largest(self) -> int:
+        """Elements of the largest tensor."""
         return max(self.tensors)
 
     def small(self, threshold: int) -> int:
-        """Elements of the tensors that ZeRO-3 keeps whole on every rank, because gathering them is not worth it."""
+        """Elements of the tensors up to a threshold, which ZeRO-3 keeps unsharded on every rank."""
         return sum(size for size in self.tensors if size <= threshold)
 
     def shard(self, ranks: int) -> int:
@@ -90,13 +92,12 @@ class ModelSizes:
 
 
 def given_size(config: PretrainedConfig, name: str) -> int:
-    """A size, the largest where every layer has its own (Gemma 3n); 0 if there is none."""
+    """A size of a configuration; the largest if each layer has its own (Gemma 3n); 0 if it is missing."""
     value = getattr(config, name, None) or 0
     return max(value) if isinstance(value, (list, tuple)) else value
 
 
-def _needed(config: PretrainedConfig, name: str) -> int:
-    """A size that there must be."""
+def _required_size(config: PretrainedConfig, name: str) -> int:
     if value := given_size(config, name):
         return value
-    raise WeightsError(f"a {config.model_type} model cannot be planned: no {name} in its configuration")
+    raise WeightsError(f"cannot plan a {config.model_type} model: its configuration has no {name}")

@@ -1,13 +1,17 @@
-"""How many bytes a rank sends in a global step, as theory has it and DeepSpeed's communication logger confirms.
+"""Communication: bytes that a rank sends in a global step.
 
-Volumes are in parameters P first: gathering P costs P, scattering or reducing gradients to their owners costs P, an
-all-reduce costs 2 P (Rajbhandari et al., 2020, section 7). A ring sends (N - 1) / N of it from each of N ranks.
+    ModelSizes, ZeroChoice, StepLoad, Machine -> StepTraffic
 
-    stage 0   2 P                          once a global step
-    stage 1   P (2 P) + P                  gradients to their owners (an all-reduce), new parameters to all
-    stage 2   M (P or 2 P) + P             the same, gradients after each of M micro-batches
-    stage 3   M (P + P - kept + P)         parameters for forward and for backward, gradients to their owners
-    reference P                            for each forward, which takes as many micro-batches as memory allows
+Volumes in parameters P: gathering P costs P, a reduce-scatter of gradients costs P, an all-reduce costs 2 P
+(Rajbhandari et al., 2020, section 7). In a ring each of N ranks sends (N - 1) / N of the volume. M micro-batches.
+
+    stage 0    2 P                       all-reduce of the gradients once per global step
+    stage 1    (P or 2 P) + P            gradients to their owners (or all-reduce), new parameters to all ranks
+    stage 2    M (P or 2 P) + P          the same, but with a reduction after each micro-batch
+    stage 3    M (P + P - kept + P)      parameters for forward and for backward, reduce-scatter of the gradients
+    reference  P per forward             a forward scores as many micro-batches as memory allows
+
+DeepSpeed's communication logger confirms the volumes (tests/distributed/test_plan.py).
 """
 
 from __future__ import annotations
@@ -21,7 +25,12 @@ from minimind.plan.sizes import ModelSizes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTraffic:
-    """Bytes that one rank sends in a global step: for parameters, for gradients, for the reference's parameters."""
+    """Bytes that one rank sends in a global step.
+
+    Attributes:
+        parameters, gradients: of the policy.
+        reference: for the parameters of the reference.
+    """
 
     parameters: int
     gradients: int
@@ -50,11 +59,11 @@ def step_traffic(
         forward = backward = (total - small) * width
         backward = max(0, backward - kept_for_backward(sizes, choice, load) * width)
         if choice.secondary_ranks > 1:
-            # Backward gathers from the copy that the ranks of a node share: nothing of it leaves the node.
+            # The backward gathers from the second copy of the shards, which needs no traffic between nodes.
             backward = 0
-        # 4-bit gradients are for the way between nodes.
-        narrow = choice.int4_gradients and machine.nodes > 1
-        gradients = batches * total * (0.5 if narrow else load.width)
+        # ZeRO++ uses 4-bit gradients between nodes only.
+        quantised = choice.int4_gradients and machine.nodes > 1
+        gradients = batches * total * (0.5 if quantised else load.width)
         weights = float(batches * (forward + backward) + small * load.width)
     scored = 0
     if load.reference:

@@ -7,7 +7,7 @@ from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
 from minimind.model.family import family_of
-from minimind.plan.check import shortage, this_machine
+from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -66,7 +66,7 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
         return
     machine = this_machine(world.device, world.size, world.hosts.count(world.hosts[world.rank]))
     configs = (prepared.policy_config.values, prepared.reference_config.values)
-    if warning := shortage(sizes, prepared.settings.config, machine, *configs):
+    if warning := memory_warning(sizes, prepared.settings.config, machine, *configs):
         console.say(f"  WARNING: {warning}")
 
 

@@ -1,4 +1,4 @@
-"""What a plan reads off flags and DeepSpeed files."""
+"""The inputs of a plan that come from flags and DeepSpeed files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_of(**flags: object) -> StepLoad:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_missing_keys_are_deepspeed_s_defaults(stage):
+def test_missing_keys_have_the_defaults_of_deepspeed(stage):
     theirs = DeepSpeedZeroConfig(stage=stage)
     ours = ZeroChoice.of({"zero_optimization": {"stage": stage, "overlap_comm": "auto"}})
     for name, key in DEFAULTS.items():
@@ -38,7 +38,7 @@ def test_missing_keys_are_deepspeed_s_defaults(stage):
     assert (ours.optimizer_on, ours.parameters_on, ours.offload_level) == ("device", "device", 0)
 
 
-def test_every_shipped_file_is_planned_and_leaves_less_on_the_device_from_level_to_level():
+def test_every_shipped_file_is_planned_and_has_its_offload_level():
     shipped = {path.stem for path in DS_CONFIGS.glob("*.json")} - {"reference", "reference_offload"}
     assert shipped == set(_FILES)
     levels = {
@@ -47,17 +47,42 @@ def test_every_shipped_file_is_planned_and_leaves_less_on_the_device_from_level_
     assert [levels[name] for name in ("zero2", "zero2_offload", "zero3_offload", "zero3_nvme")] == [0, 1, 2, 3]
 
 
-def test_a_step_is_planned_with_full_rows():
+def test_step_is_planned_with_full_rows():
     load = load_of(batch_size=4, accumulation_steps=3, max_seq_len=512)
     assert (load.tokens, load.micro_batches, load.width) == (4 * 2 * 512, 3, 2)
     assert (load.reference, load.checkpointing, load.reference_batches) == (True, False, 3)
     assert not load_of(reference="cached").reference
 
 
-def test_micro_batches_by_tokens():
-    # 12 pairs of at most 1024 tokens, 3000 at a time.
+def test_number_of_micro_batches_under_a_token_limit():
+    # 12 pairs of at most 1024 tokens are 12288 tokens: five micro-batches of 3000.
     load = load_of(batch_size=4, accumulation_steps=3, max_seq_len=512, micro_batch_tokens=3000)
     assert (load.tokens, load.micro_batches) == (3000, 5)
-    # One pair must fit, whatever the limit; and a step is never more than its pairs.
+    # A micro-batch holds at least one pair, and never more than the pairs of a step.
     assert load_of(max_seq_len=512, micro_batch_tokens=10).tokens == 1024
     assert load_of(batch_size=1, max_seq_len=512, micro_batch_tokens=9000).tokens == 1024
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "parameters", "text", "level"),
+    [
+        ("device", "device", "-", 0),
+        ("cpu", "device", "optimizer to CPU", 1),
+        ("device", "cpu", "parameters to CPU", 1),
+        ("cpu", "cpu", "all to CPU", 2),
+        ("nvme", "device", "optimizer to NVMe", 3),
+        ("nvme", "nvme", "all to NVMe", 3),
+    ],
+)
+def test_offload_is_described(optimizer, parameters, text, level):
+    choice = ZeroChoice(stage=3, optimizer_on=optimizer, parameters_on=parameters)
+    assert (choice.offload, choice.offload_level) == (text, level)
+
+
+def test_offload_section_is_read():
+    section = {"device": "nvme", "buffer_count": 7, "buffer_size": 8, "max_in_cpu": 9}
+    choice = ZeroChoice.of(
+        {"zero_optimization": {"stage": 3, "offload_param": section, "offload_optimizer": {"device": "none"}}}
+    )
+    assert (choice.parameters_on, choice.optimizer_on) == ("nvme", "device")
+    assert (choice.swap_buffers, choice.swap_buffer, choice.max_in_cpu, choice.optimizer_buffers) == (7, 8, 9, 4)

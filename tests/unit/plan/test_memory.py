@@ -1,4 +1,4 @@
-"""Memory by arithmetic: against bytes worked out by hand, DeepSpeed's own estimators, and what autograd keeps."""
+"""Planned memory compared with bytes derived by hand, with DeepSpeed's estimators, and with what autograd saves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sizes_of(**fields) -> ModelSizes:
     return ModelSizes.of(config, tensor_shapes(empty_model(config)))
 
 
-# 8 M elements in eight tensors of a million: by hand, everything is a round number.
+# 8 M elements in eight tensors of a million, so that values by hand are round.
 ROUND = ModelSizes(
     tensors=(1_000_000,) * 8,
     vocab=1000,
@@ -64,48 +64,48 @@ def test_states_per_stage():
 def test_offload_moves_states_to_the_host():
     two = rank_memory(ROUND, ZeroChoice(stage=2, optimizer_on="cpu"), REFERENCE, LOAD, FOUR)
     assert (two.parameters, two.gradients, two.optimizer) == (16e6, 0, 0)
-    # Masters, moments, float32 gradients, weights on their way back; and one tensor's gradient.
+    # Master weights, moments, float32 gradients, 16-bit copy of the updated weights; and the gradient of one tensor.
     assert two.host == (4 + 8 + 4 + 2) * 8e6 / 4 + 2e6
     three = ZeroChoice(stage=3, optimizer_on="cpu", parameters_on="cpu")
     resting = rank_memory(ROUND, three, three, LOAD, FOUR)
     assert (resting.parameters, resting.gradients, resting.optimizer, resting.reference) == (0, 0, 0, 0)
-    # Gradients and weights as well, and the reference.
+    # Also gradients, weights and the reference.
     assert resting.host == (2 + 12 + 4 + 2 + 2) * 8e6 / 4
     swapped = ZeroChoice(stage=3, optimizer_on="nvme", parameters_on="nvme")
     assert rank_memory(ROUND, swapped, REFERENCE, LOAD, FOUR).disk == (12 + 4 + 2) * 8e6 / 4
 
 
-def test_peak_is_the_highest_moment():
+def test_peak_is_the_largest_phase():
     memory = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1_000_000, overlaps=True), REFERENCE, LOAD, FOUR)
     assert memory.buckets == 2 * 2e6
     assert memory.update == 4 * 8e6 / 4
     assert memory.peak == memory.states + max(
         memory.buckets + memory.activations + memory.head, memory.update, memory.scoring + memory.scoring_gathered
     )
-    # With many tokens it is the end of forward; with one, the update.
+    # With many tokens the peak is at the end of the forward, with one token in the update.
     many = rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, dataclasses.replace(LOAD, tokens=50_000), FOUR)
     assert many.peak == many.states + many.buckets + many.activations + many.head
     few = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
     assert few.peak == few.states + max(few.update + few.buckets, few.scoring + few.scoring_gathered)
-    # The buckets are still there when 16-bit gradients become float32: large ones and few tokens.
+    # The buckets are still allocated while gradients are cast to float32; large buckets and few tokens show it.
     wide = rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
     assert wide.update > wide.activations + wide.head
     assert wide.peak == wide.states + wide.update + wide.buckets
 
 
-def test_on_a_cpu_offload_gains_nothing_and_untouched_buckets_cost_nothing():
+def test_on_a_cpu_offload_saves_nothing_and_unused_bucket_space_is_free():
     cpu = dataclasses.replace(FOUR, on_cpu=True)
     plain, offloaded = (
         rank_memory(ROUND, ZeroChoice(stage=2, optimizer_on=place), REFERENCE, LOAD, cpu) for place in ("device", "cpu")
     )
     assert plain.buckets == 2 * 8e6
-    # Float32 gradients stay where they are.
+    # The float32 gradients keep their buffer.
     assert (plain.gradients, plain.update) == ((2 + 4) * 8e6 / 4, 0)
     assert offloaded.host == 0
     assert offloaded.states >= plain.states
 
 
-def test_a_mixture_of_experts_shards_all_experts_and_computes_with_some():
+def test_mixture_of_experts_stores_all_experts_and_computes_with_some():
     dense, moe = (sizes_of(generation=3, use_moe=use_moe) for use_moe in (False, True))
     assert moe.parameters > 2.5 * dense.parameters
     assert (moe.routed, moe.inner) == (1, dense.inner)
@@ -113,14 +113,14 @@ def test_a_mixture_of_experts_shards_all_experts_and_computes_with_some():
     assert two.inner == (2 + 1) * sizes_of(generation=2).inner
 
 
-def test_zero_2_is_as_deepspeed_estimates_it():
+def test_zero_2_agrees_with_the_estimate_of_deepspeed():
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
     sizes = sizes_of(hidden_size=1024, num_hidden_layers=16)
     memory = rank_memory(sizes, ZeroChoice(stage=2), REFERENCE, LOAD, FOUR)
     _, estimate = estimate_zero2_model_states_mem_needs(sizes.parameters, num_gpus_per_node=4, cpu_offload=False)
-    # Theirs: 2 + 18/N, with the float32 gradients of the update in it, but no reference, no buckets and no activations.
-    # Ours: 2 + 14/N, and 4/N while the optimizer steps.
+    # DeepSpeed: 2 + 18/N, with the float32 gradients of the update, without reference, buckets and activations.
+    # Plan: 2 + 14/N, and 4/N during the optimizer step.
     ours = memory.states - memory.reference + memory.update
     assert ours == pytest.approx(estimate, rel=1e-6)
     offloaded = rank_memory(sizes, ZeroChoice(stage=2, optimizer_on="cpu"), REFERENCE, LOAD, FOUR)
@@ -128,12 +128,12 @@ def test_zero_2_is_as_deepspeed_estimates_it():
         sizes.parameters, num_gpus_per_node=4, cpu_offload=True, additional_buffer_factor=1.0
     )
     assert offloaded.states - offloaded.reference == device
-    # Theirs is 16 a parameter, times a factor of 1.5 for buffers; ours counts the buffers: the 16-bit weights on their
-    # way back (2), and one tensor's gradient a rank.
+    # DeepSpeed: 16 per parameter, times a factor of 1.5 for buffers. The plan counts the buffers: the 16-bit copy of
+    # the updated weights (2), and the gradient of one tensor per rank.
     assert 4 * (offloaded.host - 2 * sizes.largest) == pytest.approx(host * 18 / 16, rel=1e-6)
 
 
-def test_zero_3_is_as_deepspeed_estimates_it():
+def test_zero_3_agrees_with_the_estimate_of_deepspeed():
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
     sizes = sizes_of(hidden_size=1024, num_hidden_layers=16)
@@ -141,9 +141,9 @@ def test_zero_3_is_as_deepspeed_estimates_it():
     _, estimate, live = estimate_zero3_model_states_mem_needs(
         sizes.parameters, sizes.largest, num_gpus_per_node=4, cpu_offload=False, cpu_offload_params=False
     )
-    # Theirs: 18/N and one layer gathered, with its gradient. Ours: 16/N, and 6/N while the optimizer steps; the flat
-    # 16-bit copy that float32 gradients are made of, and one of shard and gradients, are not in theirs. What is
-    # gathered, ours takes from DeepSpeed's own limits.
+    # DeepSpeed: 18/N, and one gathered layer with its gradient. Plan: 16/N, and 6/N during the optimizer step.
+    # DeepSpeed omits the flat 16-bit copy from which float32 gradients are cast, and a copy of shard and gradients. The
+    # plan takes the size of gathered parameters from the limits in the DeepSpeed file.
     ours = memory.states - memory.reference + memory.update
     assert ours - (2 + 2) * sizes.parameters / 4 == pytest.approx(estimate - live, rel=1e-3)
     three = ZeroChoice(stage=3, keep_below=0, optimizer_on="cpu", parameters_on="cpu")
@@ -151,17 +151,17 @@ def test_zero_3_is_as_deepspeed_estimates_it():
     host, *_ = estimate_zero3_model_states_mem_needs(
         sizes.parameters, sizes.largest, num_gpus_per_node=4, additional_buffer_factor=1.0
     )
-    # Theirs is 18 a parameter, times 1.5; ours 20 without a factor: 16-bit and float32 gradients are both kept.
+    # DeepSpeed: 18 per parameter, times 1.5. Plan: 20 without a factor, because 16-bit and float32 gradients are kept.
     assert 4 * offloaded.host == pytest.approx(host * 20 / 18, rel=1e-3)
 
 
 @pytest.mark.parametrize("fields", [{"generation": 2}, {"generation": 3}, {"generation": 3, "use_moe": True}])
-def test_activations_are_what_autograd_keeps(fields, cpu_kernels):
-    """In float32 on a CPU, where attention and norms are those of a GPU; 16-bit operations for the CPU keep less."""
+def test_activations_are_those_that_autograd_saves(fields, cpu_kernels):
+    """In float32 a CPU runs the same attention and norms as a GPU; its fused 16-bit operations save less."""
     batch = pack([random_pair(seed, 200) for seed in range(2)])
     tokens = len(batch.token_ids)
     for dtype, low in (("float32", 0.9), ("bfloat16", 0.5)):
-        kept = {layers: kept_bytes(fields, layers, dtype, batch) for layers in (2, 4)}
+        kept = {layers: saved_bytes(fields, layers, dtype, batch) for layers in (2, 4)}
         planned = {
             layers: activation_bytes(
                 sizes_of(hidden_size=256, num_hidden_layers=layers, vocab_size=640, **fields),
@@ -169,19 +169,19 @@ def test_activations_are_what_autograd_keeps(fields, cpu_kernels):
             )
             for layers in (2, 4)
         }
-        # The difference is of two blocks alone: embeddings and head are counted elsewhere.
+        # The difference is that of two blocks: embeddings and head, which are planned separately, cancel out.
         ratio = (kept[4] - kept[2]) / (planned[4] - planned[2])
         assert low < ratio < 1.05, (dtype, ratio)
 
 
-def kept_bytes(fields, layers: int, dtype: str, batch) -> int:
+def saved_bytes(fields, layers: int, dtype: str, batch) -> int:
     config = MiniMindConfig(hidden_size=256, num_hidden_layers=layers, vocab_size=640, **fields)
     scorer = PairScorer(MiniMindForCausalLM(config).to(getattr(torch, dtype))).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
     kept = {}
 
     def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its place
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # kept alive: no other tensor gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -189,7 +189,7 @@ def kept_bytes(fields, layers: int, dtype: str, batch) -> int:
     return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
 
 
-def test_checkpointing_keeps_one_state_a_block_and_one_block():
+def test_checkpointing_saves_one_state_per_block_and_one_block():
     plain, checkpointed = (
         activation_bytes(ROUND, dataclasses.replace(LOAD, checkpointing=checkpointing)) for checkpointing in (0, 1)
     )
@@ -197,5 +197,5 @@ def test_checkpointing_keeps_one_state_a_block_and_one_block():
     assert checkpointed == block + ROUND.layers * 2 * 100 * 1000
 
 
-def test_the_reference_s_forward_is_as_large_as_the_engine_makes_it():
+def test_reference_tokens_equal_those_of_the_engine():
     assert REFERENCE_TOKENS == _FORWARD_TOKENS

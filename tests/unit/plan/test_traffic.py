@@ -1,4 +1,4 @@
-"""Bytes that a rank sends, against the volumes of the ZeRO paper."""
+"""Bytes that a rank sends, compared with the volumes of the ZeRO paper."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from minimind.plan.traffic import step_traffic
 from tests.unit.plan.test_memory import LOAD, ROUND
 
 REFERENCE = ZeroChoice(stage=3)
-# As for a model that is large beside what ZeRO-3 keeps.
+# Nothing stays gathered for the backward, as for a model much larger than the reuse distance.
 STAGE_3 = ZeroChoice(stage=3, reuse_distance=0)
 FOUR = Machine(ranks_per_node=4, device_memory=2**40)
 
 
 def volume(choice: ZeroChoice, load: StepLoad = LOAD, machine: Machine = FOUR) -> tuple[float, float, float]:
-    """Of parameters, gradients and reference, in 16-bit models; a ring's (N - 1) / N taken out."""
+    """Volumes of parameters, gradients and reference, in units of a 16-bit model; without the ring's (N - 1) / N."""
     unit = 2 * ROUND.parameters * (machine.ranks - 1) / machine.ranks
     traffic = step_traffic(ROUND, choice, REFERENCE, load, machine)
     return traffic.parameters / unit, traffic.gradients / unit, traffic.reference / unit
@@ -31,9 +31,9 @@ def volume(choice: ZeroChoice, load: StepLoad = LOAD, machine: Machine = FOUR) -
         (ZeroChoice(stage=2, reduces_to_owner=True), (1, 1, 1), (1, 3, 1)),
         (ZeroChoice(stage=2), (1, 2, 1), (1, 6, 1)),
         (STAGE_3, (2, 1, 1), (6, 3, 1)),
-        # All 8 M elements lie within half of the reuse distance: nothing is gathered again for backward.
+        # All 8 M elements are within half of the reuse distance: the backward gathers nothing again.
         (ZeroChoice(stage=3), (1, 1, 1), (3, 3, 1)),
-        # Half of them do.
+        # Half of them are.
         (ZeroChoice(stage=3, reuse_distance=8_000_000), (1.5, 1, 1), (4.5, 3, 1)),
     ],
 )
@@ -42,7 +42,7 @@ def test_volumes_of_one_and_of_three_micro_batches(choice, once, thrice):
     assert volume(choice, dataclasses.replace(LOAD, micro_batches=3)) == pytest.approx(thrice)
 
 
-def test_small_tensors_are_gathered_once_a_step():
+def test_small_tensors_are_gathered_once_per_step():
     sizes = dataclasses.replace(ROUND, tensors=(1_000_000,) * 7 + (10_000,) * 100)
     choice = dataclasses.replace(STAGE_3, keep_below=10_000)
     traffic = step_traffic(sizes, choice, REFERENCE, dataclasses.replace(LOAD, micro_batches=2), FOUR)
@@ -50,20 +50,20 @@ def test_small_tensors_are_gathered_once_a_step():
     assert traffic.reference == 7_000_000 * 2 * 3 / 4
 
 
-def test_checkpointed_blocks_are_used_three_times_on_the_way_back():
+def test_checkpointing_uses_blocks_three_times():
     load = dataclasses.replace(LOAD, checkpointing=True)
     assert volume(ZeroChoice(stage=3, reuse_distance=12_000_000), load)[0] == pytest.approx(1.5)
 
 
-def test_the_reference_s_forwards():
-    # Twice as many micro-batches as one forward takes; none when it is cached.
+def test_number_of_reference_forwards():
+    # Two forwards for twice the micro-batches of one forward; none if the reference is cached.
     tokens = dataclasses.replace(LOAD, tokens=2**14, micro_batches=8)
     assert tokens.reference_batches == 4
     assert volume(STAGE_3, tokens)[2] == pytest.approx(2)
     assert volume(STAGE_3, dataclasses.replace(tokens, reference=False))[2] == 0
 
 
-def test_zeropp_keeps_most_within_a_machine():
+def test_zeropp_sends_little_between_nodes():
     choice = dataclasses.replace(STAGE_3, secondary_ranks=8, int8_weights=True, int4_gradients=True)
     machine = Machine(nodes=4, ranks_per_node=8, device_memory=2**40)
     # The paper's 0.75 of three volumes (Wang et al., 2023): half of one gather, none of the other, a quarter.

@@ -42,9 +42,9 @@ def report(prepared, monkeypatch, free: int, rank: int = 0) -> str:
 def test_too_little_memory_is_a_warning_with_numbers_and_a_remedy(prepared, monkeypatch):
     printed = report(prepared, monkeypatch, free=40 * 2**30)
     # Two ranks share the free memory. The buffer of float32 gradients takes 2.0 GiB: 4 bytes x 1.08 billion / 2.
-    assert "WARNING: by the plan a rank needs up to 30.4 GiB" in printed
-    assert "and has 20.0 GiB of free memory" in printed
-    assert "--deepspeed ds_configs/zero2.json --gradient_checkpointing 1 would fit" in printed
+    assert "WARNING: the run may run out of memory: a rank needs up to 30.4 GiB" in printed
+    assert "and free main memory has 20.0 GiB" in printed
+    assert "--deepspeed ds_configs/zero2.json --gradient_checkpointing 1 fits" in printed
 
 
 def test_enough_memory_is_no_warning(prepared, monkeypatch):
@@ -55,8 +55,8 @@ def test_a_model_that_cannot_be_planned_is_not_checked(prepared, monkeypatch):
     prepared.source.config = MambaConfig()
     last = report(prepared, monkeypatch, free=2**30).splitlines()[-1]
     assert last == (
-        "  whether memory is enough is not checked: a mamba model cannot be planned: no num_attention_heads in its "
-        "configuration"
+        "  whether memory is enough is not checked: cannot plan a mamba model: its configuration has no "
+        "num_attention_heads"
     )
 
 
