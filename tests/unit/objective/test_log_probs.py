@@ -1,5 +1,4 @@
-"""Log-probs of targets: equal to a plain log-softmax in value and gradient, whatever the blocks, dtype or
-bias."""
+"""Log-probs of targets equal a plain log-softmax in value and gradient, for any block size, dtype and bias."""
 
 from __future__ import annotations
 
@@ -37,16 +36,17 @@ def value_and_gradients(score, hidden, weight, targets, bias):
     if bias is not None:
         leaves.append(bias.clone().requires_grad_())
     out = score(leaves[0], leaves[1], targets, leaves[2] if bias is not None else None)
-    # Different upstream gradients, so that a target that gets its neighbour's is seen.
+    # Different upstream gradients, so that a target that gets its neighbour's gradient is noticed.
     (out * torch.arange(1, K + 1)).sum().backward()
     return out.detach(), [leaf.grad for leaf in leaves]
 
 
-# 2**25 is the real size, one block here. K = 7 float32 targets: 28 bytes are a block of one token, 140 of five (the
-# first of 23 = 3 + 4 * 5 is shorter), 4 are less than a token's worth and still must go on.
+# 2**25 is the size in use: one block here. With K = 7 targets in float32 a block of one token has 28 bytes, one of five
+# 140 (the first block is shorter: 23 = 3 + 4 * 5). 4 bytes are too few for one token, which is a block then
+# all the same.
 @pytest.mark.parametrize("block_bytes", [2**25, 140, 28, 4])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_target_log_probs_are_those_of_log_softmax(monkeypatch, block_bytes, with_bias):
+def test_target_log_probs_equal_log_softmax(monkeypatch, block_bytes, with_bias):
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs()
     given = bias if with_bias else None
@@ -58,16 +58,16 @@ def test_target_log_probs_are_those_of_log_softmax(monkeypatch, block_bytes, wit
 
 
 def test_blocks_cover_the_vocabulary_once_and_stay_within_the_limit(monkeypatch):
-    # 3 targets and 12 float32: blocks 4 tokens wide over a vocabulary of 10.
+    # 48 bytes are 12 float32 numbers: with 3 targets, blocks of 4 tokens over a vocabulary of 10.
     monkeypatch.setattr(module, "_BLOCK_BYTES", 48)
     targets, weight = torch.zeros(3, dtype=torch.int64), torch.zeros(10, H)
     assert module._blocks(targets, weight, torch.float32) == [(0, 2), (2, 6), (6, 10)]
-    # 200 tokens would fit; rows of 192 elements begin where vectors do.
+    # 200 tokens would fit; the largest multiple of 64 is 192.
     monkeypatch.setattr(module, "_BLOCK_BYTES", 200 * 12)
     assert module._blocks(targets, torch.zeros(400, H), torch.float32) == [(0, 16), (16, 208), (208, 400)]
 
 
-def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
+def test_logits_are_never_larger_than_a_block(monkeypatch):
     sizes, make = [], module._block_logits
 
     def watched(*args):
@@ -79,14 +79,14 @@ def test_no_logits_larger_than_a_block_are_ever_made(monkeypatch):
     monkeypatch.setattr(module, "_block_logits", watched)
     hidden, weight, bias, targets = inputs()
     value_and_gradients(target_log_probs, hidden, weight, targets, bias)
-    # Five blocks forward; backward the last is still there, and four are made again.
+    # Five blocks in forward. Backward reuses the last one and recomputes four.
     assert len(sizes) == 9
     assert max(sizes) <= 35
 
 
 @pytest.mark.parametrize("block_bytes", [2**25, 28])
-def test_a_second_backward_makes_all_blocks_again(monkeypatch, block_bytes, either_kernels):
-    """The first has overwritten the one that was kept."""
+def test_a_second_backward_recomputes_all_blocks(monkeypatch, block_bytes, either_kernels):
+    """The first backward has overwritten the block that forward left."""
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs(torch.bfloat16)
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
@@ -111,9 +111,9 @@ def test_gradcheck_in_float64(monkeypatch, block_bytes, with_bias):
 
 
 @pytest.mark.parametrize("block_bytes", [2**25, 28])
-def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_bytes, either_kernels):
-    """The inputs are rounded once, so the truth is taken of the rounded inputs, in float32. What remains is
-    bf16's rounding of each logit: 2**-9 of its size, twice (of the target's, and of the log-sum-exp)."""
+def test_log_probs_of_bf16_inputs_are_close_to_float32(monkeypatch, block_bytes, either_kernels):
+    """Compared with float32 on the same rounded inputs. What remains is bf16's rounding of each logit, 2**-9 of its
+    size, twice: in the target's logit and in the log-sum-exp."""
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     hidden, weight, bias, targets = inputs(torch.bfloat16)
     ours, gradients = value_and_gradients(target_log_probs, hidden, weight, targets, bias)
@@ -126,14 +126,14 @@ def test_bf16_inputs_give_float32_close_to_the_float32_truth(monkeypatch, block_
         assert (one.float() - other).norm() <= 0.02 * other.norm()
 
 
-def test_bf16_log_probs_do_not_collapse_to_bf16_steps(either_kernels):
-    """Near -9 bf16 numbers are 1/16 apart; log-probs must be finer, or DPO's small margins vanish."""
+def test_log_probs_of_bf16_inputs_are_finer_than_bf16(either_kernels):
+    """Near -9 bf16 numbers are 1/16 apart: rounded to them, small margins of DPO would vanish."""
     hidden, weight, _, targets = inputs(torch.bfloat16)
     out = target_log_probs(hidden, weight, targets)
     assert (out != out.bfloat16().float()).any()
 
 
-def test_zero_targets_give_nothing_and_zero_gradients():
+def test_zero_targets_give_an_empty_result_and_zero_gradients():
     _, weight, bias, _ = inputs()
     hidden = torch.zeros(0, H, requires_grad=True)
     weight.requires_grad_()
@@ -166,8 +166,7 @@ def test_a_frozen_backbone_still_trains_the_head():
 
 
 def test_huge_logits_stay_finite():
-    """Logits of 1e4 overflow a naive exponential. One token at 1e4, the others at 0: its log-prob is 0,
-    theirs -1e4."""
+    """The exponential of 1e4 overflows. With one logit of 1e4 and others of 0 the log-probs are 0 and -1e4."""
     hidden, weight = torch.tensor([[1e4], [1e4]]), torch.tensor([[1.0], [0.0], [0.0]])
     out = target_log_probs(hidden, weight, torch.tensor([0, 2]))
     assert out.tolist() == [0.0, -1e4]
