@@ -1,6 +1,7 @@
-"""DPO of MiniMind models, and of any Hugging Face causal LM, on DeepSpeed.
+"""Direct Preference Optimization of MiniMind models, and of any Hugging Face causal LM, on DeepSpeed.
 
-Importing this registers MiniMind with transformers' Auto classes.
+The names below are for use in other programs, as in MiniMind's own scripts; they need no DeepSpeed. Importing the
+package registers MiniMind with transformers' Auto classes and compiles nothing.
 """
 
 from minimind.data.dataset import DPODataset

@@ -1,3 +1,3 @@
-"""The version, where both the build and the run can read it without importing anything heavy."""
+"""The version of the package. setuptools reads it from this file without importing the package."""
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ head). Two fields have a name in each generation (`n_routed_experts` and `num_ex
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -31,6 +32,12 @@ def default_intermediate_size(generation: int, hidden_size: int) -> int:
     if generation == 2:
         return 64 * math.ceil(int(hidden_size * 8 / 3) / 64)
     return 64 * math.ceil(hidden_size * math.pi / 64)
+
+
+def infer_generation(fields: Iterable[str]) -> int:
+    """3 if there are fields that only generation 3 has, and none that only generation 2 has; else 2."""
+    names = set(fields)
+    return 3 if names.intersection(_ONLY_GENERATION_3) and not names.intersection(_ONLY_GENERATION_2) else 2
 
 
 class MiniMindConfig(PretrainedConfig):
@@ -59,10 +66,7 @@ class MiniMindConfig(PretrainedConfig):
         generation: int | None = None,
         **fields: Any,
     ) -> None:
-        if generation is None:
-            only_3 = any(name in fields for name in _ONLY_GENERATION_3)
-            only_2 = any(name in fields for name in _ONLY_GENERATION_2)
-            generation = 3 if only_3 and not only_2 else 2
+        generation = infer_generation(fields) if generation is None else generation
         if generation not in (2, 3):
             raise ValueError(f"generation is {generation}; MiniMind has generations 2 and 3")
         is_2 = generation == 2
@@ -75,6 +79,7 @@ class MiniMindConfig(PretrainedConfig):
         self.dropout = fields.pop("dropout", 0.0)
         self.hidden_act = fields.pop("hidden_act", "silu")
         self.num_attention_heads = fields.pop("num_attention_heads", 8)
+        # None means multi-head attention: one key and value head for each query head.
         kv_heads = fields.pop("num_key_value_heads", 2 if is_2 else 4)
         self.num_key_value_heads = self.num_attention_heads if kv_heads is None else kv_heads
         self.head_dim = fields.pop("head_dim", None) or hidden_size // self.num_attention_heads
@@ -97,6 +102,7 @@ class MiniMindConfig(PretrainedConfig):
         self.scoring_func = fields.pop("scoring_func", "softmax")
         # Standard deviation of random weights. MiniMind uses Hugging Face's default.
         self.initializer_range = fields.pop("initializer_range", 0.02)
+        # transformers' own fields: MiniMind's tokenizers have <|im_start|> at 1 and <|im_end|> at 2.
         fields.setdefault("bos_token_id", 1)
         fields.setdefault("eos_token_id", 2)
         fields.setdefault("tie_word_embeddings", True)

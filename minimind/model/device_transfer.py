@@ -16,6 +16,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     keeps the block until the copy is done.
     """
     tensor = torch.from_numpy(array)
+    # Only a copy from pinned memory is asynchronous; on a CPU pinning would copy for nothing.
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

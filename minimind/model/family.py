@@ -51,6 +51,7 @@ class ModelFamily:
     keeps_float32_norm_inputs: bool = True
 
 
+# The family of all configurations without an entry in the table.
 HUGGING_FACE = ModelFamily()
 MINIMIND = ModelFamily(
     label=_minimind_generation,
@@ -79,11 +80,13 @@ def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     """
     if family_of(config).packs_by_construction:
         return None
+    # Packing needs an attention function of this project, which a model calls only through this interface.
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     if not getattr(model_class, "_supports_attention_backend", False):
         return f"{model_class.__name__} does not use transformers' attention interface"
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         return "it has layers with other than full attention"
+    # A window that is at least as long as the longest row hides nothing.
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_len:
         return f"it attends over a sliding window of {window} tokens"

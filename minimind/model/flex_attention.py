@@ -29,6 +29,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from minimind.model.device_transfer import to_device
 from minimind.model.varlen_attention import with_default_scaling
 
+# Tokens of a block, FlexAttention's default block size.
 BLOCK = 128
 
 

@@ -95,6 +95,7 @@ def rotary_frequencies(config: MiniMindConfig, device: torch.device) -> Tensor:
     exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     yarn = config.yarn
+    # As in MiniMind, YaRN applies only if the model's context is longer than the original one.
     if yarn is None or config.max_position_embeddings <= yarn["original_max_position_embeddings"]:
         return frequencies
 
@@ -142,6 +143,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
+        # Hugging Face's attention functions read num_key_value_groups and is_causal from the module.
         self.is_causal = True
         q_size = config.num_attention_heads * self.head_dim
         kv_size = config.num_key_value_heads * self.head_dim
@@ -176,6 +178,7 @@ class Attention(nn.Module):
             projected = tuple(projection(x) for projection in projections)
         q, k, v = (y.view(*x.shape[:-1], -1, self.head_dim) for y in projected)
         q, k, v = self.q_norm(q, rotary), self.k_norm(k, rotary), v.transpose(1, 2)
+        # Keys are cached after the rotary embedding, so past keys need no further rotation.
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -192,8 +195,10 @@ class Attention(nn.Module):
             **kwargs,
         )
         out = out.reshape(*x.shape[:-1], -1)
+        # Keys and values were needed at all positions; the output projection only at those that are kept.
         if keep is not None:
             out, residual = out.index_select(1, keep), residual.index_select(1, keep)
+        # Dropout lies between projection and addition, so the two can only be fused without it.
         if self.dropout.p == 0 and ops.kernels_take(residual) and can_fuse(out, self.o_proj):
             return ops.linear(out, self.o_proj.weight, residual)
         return residual + self.dropout(self.o_proj(out))

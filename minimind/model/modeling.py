@@ -64,6 +64,7 @@ class Block(GradientCheckpointingLayer):
         normed, x = norm_with_residual(self.input_layernorm, x)
         x = self.self_attn(normed, x, rotary, attention_mask, cache, keep, **kwargs)
         normed, x = norm_with_residual(self.post_attention_layernorm, x)
+        # The feed-forward network adds the residual itself, because a kernel can fuse the addition.
         if rows is None:
             return self.mlp(normed, x), None
         out, aux_loss = self.mlp(normed, rows)
@@ -85,6 +86,7 @@ class MiniMindPreTrainedModel(PreTrainedModel):
     config_class = MiniMindConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    # Blocks have residual connections, so accelerate must not place the parts of one on different devices.
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["cache", _OLD_CACHE]
     _supports_flash_attn = True
@@ -150,6 +152,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
         if position_ids is None:
             seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(seen, seen + length, device=hidden.device).expand(batch, -1)
+        # None for packs and where SDPA's own causal mask is enough.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
@@ -157,10 +160,25 @@ class MiniMindModel(MiniMindPreTrainedModel):
             position_ids=position_ids,
             **{_CACHE: cache},
         )
+        # Only the auxiliary loss of experts needs to know which tokens belong to which row.
         rows = self._token_rows(hidden, attention_mask, pack) if self.config.use_moe else None
+        # The blocks pass their keyword arguments on to the attention function.
         if pack is not None:
             kwargs["pack"] = pack
+        hidden, aux_loss = self._run_blocks(hidden, position_ids, mask, cache, rows, keep, **kwargs)
+        return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_loss, cache=cache)
 
+    def _run_blocks(
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        rows: TokenRows | None,
+        keep: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, T, H), or (B, K, H) with `keep`, and the sum of the auxiliary losses of all blocks."""
         rotary = rotary_tables(self.config, position_ids)
         aux_losses = []
         for number, layer in enumerate(self.layers, start=1):
@@ -168,10 +186,11 @@ class MiniMindModel(MiniMindPreTrainedModel):
             only_kept = number == len(self.layers) and rows is None
             hidden, aux_loss = layer(hidden, rotary, mask, cache, rows, keep if only_kept else None, **kwargs)
             aux_losses.append(aux_loss)
-        if keep is not None and rows is not None:
+        if rows is None:
+            return hidden, hidden.new_zeros((), dtype=torch.float32)
+        if keep is not None:
             hidden = hidden.index_select(1, keep)
-        aux_total = torch.stack(aux_losses).sum() if rows is not None else hidden.new_zeros((), dtype=torch.float32)
-        return BackboneOutput(last_hidden_state=self.norm(hidden), aux_loss=aux_total, cache=cache)
+        return hidden, torch.stack(aux_losses).sum()
 
     @staticmethod
     def _token_rows(hidden: Tensor, attention_mask: Tensor | None, pack: PackSegments | None) -> TokenRows:

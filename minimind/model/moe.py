@@ -64,9 +64,11 @@ def router_aux_loss(config: MiniMindConfig, scores: Tensor, experts: Tensor, row
     Returns: a float32 scalar. With `seq_aux` (MiniMind2) the mean of the losses of the rows, else one loss over the
         tokens of all rows. MiniMind-3 does not divide the load by k.
     """
+    # How often each token chose each expert, 0 or 1: (tokens, E).
     chosen = F.one_hot(experts, config.num_experts).sum(1).float()
     chosen_sums, score_sums = rows.row_sums(chosen), rows.row_sums(scores)
     k = config.num_experts_per_tok
+    # Every token chose k experts, so this is the number of tokens of each row: (R, 1).
     tokens = chosen_sums.sum(-1, keepdim=True) / k
     if config.seq_aux:
         load = chosen_sums / tokens * (config.num_experts / k)
@@ -84,6 +86,7 @@ class Experts(nn.Module):
     def __init__(self, config: MiniMindConfig) -> None:
         super().__init__()
         experts, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        # Initialised by MiniMindPreTrainedModel._init_weights.
         self.gate_proj = nn.Parameter(torch.empty(experts, inner, hidden))
         self.up_proj = nn.Parameter(torch.empty(experts, inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
@@ -139,6 +142,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
         """x (B, T, H) -> (B, T, H), and the auxiliary loss of this layer (0 in eval mode, as in MiniMind)."""
         config, flat = self.config, x.flatten(0, 1)
+        # Softmax, weights and auxiliary loss are computed in float32.
         scores = self.gate(flat).float().softmax(-1)
         weights, experts = scores.topk(config.num_experts_per_tok, dim=-1, sorted=False)
         if config.norm_topk_prob and (config.generation == 3 or config.num_experts_per_tok > 1):

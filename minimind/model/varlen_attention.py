@@ -59,7 +59,7 @@ class VarlenPlan:
                 (prefix + chosen, (np.arange(start, middle),)),
                 (rejected, (np.arange(start, fork), np.arange(middle, end))),
             ):
-                if length:
+                if length:  # a pair without a rejected part has one sequence
                     keys += parts
                     queries.append(length)
                     seen.append(sum(map(len, parts)))
@@ -77,6 +77,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling:
     """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
     kernel = find_kernel()
     assert kernel is not None, "the caller must check `obstacle` first"
+    # Kernels take tokens before heads: (T, heads, D).
     query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     out = kernel(query, key.index_select(0, plan.keys), value.index_select(0, plan.keys), plan, scaling)
     return out[None]
@@ -112,6 +113,7 @@ def torch_kernel(function: Callable[..., Any]) -> Kernel:
     torch 2.10 has the argument is_causal, and neither scale nor enable_gqa. Later releases have window_size instead.
     """
     named = inspect.signature(function).parameters
+    # A window of (-1, 0): any number of keys to the left of the diagonal, none to the right.
     causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in named else {"is_causal": True}
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:

@@ -68,6 +68,7 @@ class TensorFile(Mapping[str, Tensor]):
         if name not in self._tensors:
             raise WeightsError(f"{self.path}: has no tensor {name!r}")
         value = self._tensors[name]
+        # A slice of safetensors knows its shape from the header of the file.
         if isinstance(value, Tensor):
             return tuple(value.shape)
         file, stored_name = value
@@ -104,6 +105,7 @@ def open_pickled(path: Path) -> TensorFile:
         )
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: not a dictionary of tensors; save `model.state_dict()` alone")
+    # `weights_only` still allows sparse, quantized and strided tensors, which later code would read wrongly.
     for name, tensor in state.items():
         if not isinstance(name, str) or not _is_plain(tensor):
             raise WeightsError(f"{path}: {name!r} is not a plain dense tensor stored in full under a name")
@@ -138,6 +140,7 @@ def open_folder(folder: Path) -> TensorFile:
     """
     single, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
     if (folder / _SAFETENSORS_INDEX).is_file():
+        # Opening a safetensors file reads only its header, so all shards can be open at once.
         shards = _shards(folder / _SAFETENSORS_INDEX)
         return TensorFile(folder, {k: v for shard in shards for k, v in _open_safetensors(shard).items()})
     if single.is_file():

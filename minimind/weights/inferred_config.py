@@ -40,6 +40,7 @@ def infer_config(file: TensorFile, extra_fields: Mapping[str, Any]) -> MiniMindC
     vocab_size, hidden_size = _matrix_shape(file, EMBEDDING)
     fields = _head_fields(file, generation, extra_fields)
     layers = _count_layers(file)
+    # MiniMind writes a tied head as well, so equal content means tied.
     fields["tie_word_embeddings"] = HEAD not in file or _equal(file[HEAD], file[EMBEDDING])
     use_moe = f"{_LAYER}mlp.gate.weight" in file
     if use_moe:

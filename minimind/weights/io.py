@@ -54,6 +54,7 @@ def fill(model: PreTrainedModel, source: WeightSource) -> None:
         WeightsError: keys or shapes do not fit; the model is unchanged.
     """
     source.check_fit(tensor_shapes(model))
+    # keep_vars: the parameters themselves, so that copies change the model.
     state = model.state_dict(keep_vars=True)
     for name in source.shapes():
         state[name].copy_(source.read(name))
@@ -109,6 +110,7 @@ def save_huggingface(
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
+    # safetensors raises its own type when the disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         if old.exists() and not folder.exists():
