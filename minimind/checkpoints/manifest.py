@@ -14,11 +14,11 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minimind.engine.patches.checkpoint_files import rank_of_file
 from minimind.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -126,12 +126,7 @@ def _sha256(file: io.BufferedReader, on_progress: Callable[[], object]) -> str:
 def own_files(folder: Path, rank: int) -> list[Path]:
     """The files that a rank wrote: those with its number in their name; files without a number are rank 0's."""
     # The name is compared first: all ranks call this at once, and each should stat only its own files.
-    return [path for path in sorted(folder.rglob("*")) if _writer(path) == rank and path.is_file()]
-
-
-def _writer(path: Path) -> int:
-    match = re.search(r"_pp_rank_(\d+)", path.name)
-    return int(match[1]) if match else 0
+    return [path for path in sorted(folder.rglob("*")) if (rank_of_file(path.name) or 0) == rank and path.is_file()]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from minimind.checkpoints.find import (
 from minimind.checkpoints.manifest import MANIFEST, Manifest, fingerprint_file, own_files, sync_folder, write_atomically
 from minimind.checkpoints.reshard import load_resharded
 from minimind.engine.patches.checkpoint_io import FailedWrite, collect_write_failures, defer_load_epilogue
+from minimind.engine.patches.partitions import RESHARD_CHECKPOINTS
+from minimind.engine.patches.registry import PatchSelection
 from minimind.engine.policy import Policy
 from minimind.errors import CheckpointError
 from minimind.ranks.collectives import agree, from_main, gather
@@ -42,6 +44,7 @@ class Checkpoints:
         world: the ranks.
         described: the manifest's description of the run: its identity, batch, layout and attention.
         keep: how many of the newest are kept; None: all.
+        patches: which patches of DeepSpeed the run uses; None: all.
         on_progress: called after each file that is written, and after each block or tensor that is read.
     """
 
@@ -51,12 +54,14 @@ class Checkpoints:
         world: World,
         described: Mapping[str, Any],
         keep: int | None,
+        patches: PatchSelection | None = None,
         on_progress: Callable[[], object] = lambda: None,
     ) -> None:
         self.folder = folder
         self.world = world
         self.described = described
         self.keep = keep
+        self.patches = patches or PatchSelection()
         self._on_progress = on_progress
 
     def save(
@@ -85,7 +90,7 @@ class Checkpoints:
         path = self.folder / checkpoint_name(step)
         try:
             from_main(self.world, lambda: _make_empty(path))
-            with collect_write_failures(policy.engine, self._on_progress) as failures:
+            with collect_write_failures(policy.engine, self._on_progress, self.patches) as failures:
                 policy.engine.save_checkpoint(
                     str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False
                 )
@@ -109,7 +114,7 @@ class Checkpoints:
             CheckpointError: on all ranks, if any has files that cannot be loaded.
         """
         from_main(self.world, lambda: self._set_damaged_aside(checkpoint))
-        with defer_load_epilogue(policy.engine) as epilogue:
+        with defer_load_epilogue(policy.engine, self.patches) as epilogue:
             agree(self.world, lambda: self._read(policy.engine, checkpoint))
         epilogue()
 
@@ -121,6 +126,7 @@ class Checkpoints:
         path = checkpoint.path
         try:
             if checkpoint.manifest.layout != self.described["layout"]:
+                self._check_resharding(path)
                 load_resharded(engine, path, self.world, self._on_progress)
             elif engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
                 raise CheckpointError(f"{path}: contains nothing that DeepSpeed can load")
@@ -129,6 +135,14 @@ class Checkpoints:
         except Exception as error:
             # DeepSpeed raises almost any exception for an intact file whose contents it does not expect.
             raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+
+    def _check_resharding(self, path: Path) -> None:
+        """Refuse to reshard if this DeepSpeed's layout of states is not the one that resharding was written for."""
+        if reason := self.patches.why_off(RESHARD_CHECKPOINTS):
+            raise CheckpointError(
+                f"{path}: cannot resume with another number of ranks, ZeRO section or optimizer, since patch "
+                f"{RESHARD_CHECKPOINTS.name!r} is off: {reason}; resume with those that the checkpoint was written with"
+            )
 
     def _fingerprints(self, path: Path, failures: Sequence[FailedWrite]) -> dict[str, Any]:
         """Sizes and hashes of the files that this rank wrote."""

@@ -43,3 +43,8 @@ class EngineConfig:
         "the start, on a CPU the native kernel or SDPA",
         choices=("auto", "sdpa", "varlen", "flex"),
     )
+    disable_patches: str | None = flag(
+        None,
+        "names of patches of DeepSpeed to turn off, separated by commas, or all; each is listed with its purpose in "
+        "minimind/engine/patches",
+    )

@@ -1,7 +1,10 @@
-"""Models for engines: made empty, whole or as ZeRO-3 shards, and filled from a weight source tensor by tensor.
+"""Builds models for engines, and fills them from a weight source tensor by tensor.
 
-Under ZeRO-3 no rank ever holds a whole model: parameters are partitioned as they are made, and each rank then copies
-its own share of each tensor out of the weight file, which is mapped into memory.
+    weight source -> plain model with copies of all tensors                      ZeRO stages 0 to 2
+                  -> empty model in ZeRO-3 shards -> each rank fills its own     ZeRO stage 3
+
+Under ZeRO-3 no rank ever holds a whole model: DeepSpeed partitions each parameter as it is made, and each rank then
+copies its own part of each tensor out of the weight file, which is mapped into memory.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minimind.engine.ds_zero import swaps_to_nvme
+from minimind.engine.patches.partitions import FILL_OWN_SHARDS, shard_of
+from minimind.engine.patches.registry import PatchSelection
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
 from minimind.ranks.world import World
@@ -28,67 +33,84 @@ def build_scorer(
     dtype: torch.dtype,
     world: World,
     attention: str = NATIVE,
+    patches: PatchSelection | None = None,
     on_progress: Callable[[], object] = lambda: None,
 ) -> PairScorer:
-    """A scorer with the source's weights, in the run's dtype; partitioned where the DeepSpeed file says stage 3.
+    """A scorer with the source's weights; partitioned if the DeepSpeed file says stage 3. All ranks must call.
 
-    `on_progress` is called after each tensor or module that is filled.
+    Args:
+        source: the weights.
+        ds_config: a resolved DeepSpeed configuration.
+        dtype: of the model's parameters.
+        world: the ranks.
+        attention: attention backend for packs, a name of `packed_attention.BACKENDS`.
+        patches: which patches the run uses; None: all.
+        on_progress: called after each tensor or module that is filled.
     """
-    zero = ds_config["zero_optimization"]
-    if zero["stage"] < 3:
-        # A copy of its own for each tensor: what a file maps or another model shares must not be trained.
+    if ds_config["zero_optimization"]["stage"] < 3:
+        # Each tensor is copied: a tensor that is mapped from a file or shared with another model must not be trained.
         state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors(source)}
         return PairScorer(model_from_tensors(source.config, state), attention)
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
-    # ZeRO++ keeps a second share of each tensor, or rounded ones; on NVMe none is at hand.
-    second = zero.get("zero_hpz_partition_size", 1) > 1
-    rounded = any(zero.get(f"zero_quantized_{which}weights", False) for which in ("", "nontrainable_"))
-    if second or rounded or swaps_to_nvme(ds_config):
-        _fill_gathered(model, source, world, on_progress)
-    else:
+    if _has_plain_shards(ds_config, model, patches or PatchSelection()):
         _fill_shards(model, source, world, on_progress)
+    else:
+        _fill_gathered(model, source, world, on_progress)
+    # ZeRO-3 does not partition buffers. Those that the source lacks are computed by the model, e.g. rotary angles.
     for name, buffer in model.named_buffers():
         if name in source.shapes():
             buffer.copy_(source.read(name))
     scorer = PairScorer(model, attention)
-    # The scorer multiplies by the head's weight itself. What DeepSpeed learns only from an access within a forward it
-    # gathers there and then, by a collective of its own. On a CPU that one's copy gives gloo's thread a pool of OpenMP
-    # threads, for good; with more of those in a process than processors they sleep between any two operations.
+    # The scorer multiplies by the head's weight itself, outside the head's forward. Without registration DeepSpeed
+    # gathers such a weight on access, through a blocking collective whose copy gives gloo's thread an OpenMP pool of
+    # its own. With more OpenMP threads than processors every operation waits for the scheduler.
     for weight in model.get_output_embeddings().parameters():
         deepspeed.zero.register_external_parameter(scorer, weight)
     return scorer
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of a model in its order, as transformers marks them; none where it does not say what they are."""
+    """The transformer blocks of a model in order; empty if its class does not declare their type."""
+    # transformers declares the class names of blocks for device placement.
     return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 
 def own_share(tensor: Tensor, world: World) -> Tensor:
-    """The elements of a tensor that ZeRO-3 leaves to this rank, (elements,), not copied: equal shares of the flattened
-    tensor, where the last ranks' are short, which DeepSpeed pads. Of a mapped tensor only they are read."""
+    """A view of the elements that ZeRO-3 assigns to this rank, at most (ceil(numel / ranks),).
+
+    The flattened tensor is cut into equal parts. The last ranks' parts may be shorter or empty; DeepSpeed pads them. Of
+    a mapped tensor only these elements are read from the disk.
+    """
     size = -(-tensor.numel() // world.size)
     return tensor.flatten()[size * world.rank : size * (world.rank + 1)]
 
 
+def _has_plain_shards(ds_config: dict[str, Any], model: nn.Module, patches: PatchSelection) -> bool:
+    """Whether this rank can write its part of each parameter directly."""
+    zero = ds_config["zero_optimization"]
+    # ZeRO++ keeps a second partition of each tensor, or quantized ones. On NVMe no shard is in memory.
+    second = zero.get("zero_hpz_partition_size", 1) > 1
+    quantized = any(zero.get(f"zero_quantized_{kind}weights", False) for kind in ("", "nontrainable_"))
+    if second or quantized or swaps_to_nvme(ds_config):
+        return False
+    return patches.uses(FILL_OWN_SHARDS, next(model.parameters()))
+
+
 @torch.no_grad()
 def _fill_shards(model: nn.Module, source: WeightSource, world: World, on_progress: Callable[[], object]) -> None:
-    """Every rank copies its share of each tensor; nothing is gathered or sent."""
+    """Every rank copies its own part of each tensor; nothing is communicated."""
     for name, parameter in model.named_parameters():
-        shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
         share = own_share(source.read(name), world)
-        shard.narrow(0, 0, share.numel()).copy_(share)
+        shard_of(parameter).narrow(0, 0, share.numel()).copy_(share)
         on_progress()
 
 
 @torch.no_grad()
-def _fill_gathered(
-    model: nn.Module, source: WeightSource, world: World, on_progress: Callable[[], object] = lambda: None
-) -> None:
-    """Module by module: gathered, filled by rank 0, and cut again by DeepSpeed, which knows where the parts belong."""
+def _fill_gathered(model: nn.Module, source: WeightSource, world: World, on_progress: Callable[[], object]) -> None:
+    """Gather the parameters of one module at a time, fill them on rank 0, and let DeepSpeed partition them again."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    filled: set[nn.Parameter] = set()
+    filled: set[nn.Parameter] = set()  # tied parameters belong to two modules
     for module in model.modules():
         own = [p for p in module.parameters(recurse=False) if p not in filled]
         if not own:

@@ -19,6 +19,8 @@ from typing import Any
 from minimind.config import DEEPSPEED_FILE, Settings
 from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
 from minimind.engine.ds_zero import resolve_zero, swaps_to_nvme
+from minimind.engine.patches.catalog import PATCHES
+from minimind.engine.patches.registry import flag_problems
 from minimind.errors import ConfigError
 
 # Keys that a flag also sets.
@@ -83,6 +85,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         problems.append("--use_compile 1 needs ZeRO stage 2 or lower: stage 3 gathers weights inside what is compiled")
     if on_cpu and dtype == "float16":
         problems.append("float16 needs a GPU; use --dtype bfloat16 or float32 here")
+    problems += flag_problems(settings.config.engine.disable_patches, PATCHES)
     problems += _left_over_autos(values)
     if problems:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in problems])

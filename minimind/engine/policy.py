@@ -23,7 +23,9 @@ from minimind.data.packs import Batch
 from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
-from minimind.engine.patches.optimizer import take_shortcuts
+from minimind.engine.patches.optimizer import patch_optimizer
+from minimind.engine.patches.partitions import full_numel
+from minimind.engine.patches.registry import select_patches
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.packed_attention import NATIVE
 from minimind.ranks.world import World
@@ -54,7 +56,8 @@ class Policy:
     ) -> None:
         config = resolved.settings.config
         dtype = getattr(torch, config.optimisation.dtype)
-        scorer = build_scorer(source, resolved.values, dtype, world, attention, on_progress)
+        patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
+        scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
         if config.engine.gradient_checkpointing:
             # Newer transformers have renamed the method. Reentrant checkpointing loses the auxiliary loss's gradient.
             old = scorer.model.gradient_checkpointing_enable
@@ -63,8 +66,8 @@ class Policy:
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=trained,
-            # A ZeRO-3 parameter has no elements here; DeepSpeed keeps its full size in ds_numel.
-            config=fit_bucket(resolved.values, sum(getattr(p, "ds_numel", p.numel()) for p in trained)),
+            # A ZeRO-3 parameter has no elements here, but its full size.
+            config=fit_bucket(resolved.values, sum(full_numel(p) for p in trained)),
             # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
@@ -76,7 +79,7 @@ class Policy:
         restore_computed_buffers(self.engine.module.model)
         if self.dtype != "float32":
             self._set_master_weights(source)
-        take_shortcuts(self.engine.optimizer, alone=world.size == 1)
+        patch_optimizer(self.engine.optimizer, single_rank=world.size == 1, patches=patches)
         self.grad_norm = torch.zeros((), device=world.device)
         if config.engine.use_compile:
             self._compile_blocks()

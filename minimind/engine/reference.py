@@ -21,6 +21,7 @@ from minimind.data.packs import PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import swaps_to_nvme, weights_at_hand
+from minimind.engine.patches.registry import select_patches
 from minimind.engine.scorer import PairScorer
 from minimind.model.packed_attention import NATIVE
 from minimind.objective.rows import ReferenceScores, row_sums
@@ -73,7 +74,8 @@ class LiveReference(Reference):
         config = resolved.settings.config
         optimisation = config.optimisation
         dtype = getattr(torch, optimisation.dtype)
-        scorer = build_scorer(source, resolved.values, dtype, world, attention, on_progress)
+        patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
+        scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
         scorer.requires_grad_(False)
         for module in _gather_units(scorer, resolved, world):
             set_z3_leaf_module(module, True)

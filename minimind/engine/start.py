@@ -19,6 +19,7 @@ import torch.distributed as dist
 import transformers
 from deepspeed.accelerator import get_accelerator
 
+from minimind.engine.patches.registry import select_patches
 from minimind.engine.patches.shared_memory import share_memory
 from minimind.errors import ConfigError
 from minimind.ranks.collectives import EXTRA_TIMEOUT
@@ -35,12 +36,13 @@ _COMPILED_OPS = ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "async_io")
 _CACHED_PRIMITIVES = 128
 
 
-def start_rank(timeout: float = 1800.0) -> RankContext:
+def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> RankContext:
     """Join the process group that the launcher's environment describes; plain `python` is a group of one rank.
 
     Args:
         timeout: seconds in which all ranks must start. Later the run ends after as many seconds in which no rank makes
             progress.
+        disable_patches: value of --disable_patches.
 
     Raises:
         ConfigError: a killed compile has left a lock that every rank would wait for.
@@ -77,7 +79,7 @@ def start_rank(timeout: float = 1800.0) -> RankContext:
     )
     dist.barrier()
     if world.on_cpu:
-        share_memory(world.rank, world.size)
+        share_memory(world.rank, world.size, select_patches(disable_patches, speaks=world.is_main))
     return RankContext(world=world, watch=watch)
 
 

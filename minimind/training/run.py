@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     and has saved a checkpoint, another status after a failure."""
     with user_errors():
         settings = _parse(sys.argv[1:] if argv is None else argv)
-        started = start_rank(settings.config.run.timeout)
+        started = start_rank(settings.config.run.timeout, settings.config.engine.disable_patches)
         world, watch = started.world, started.watch
         _check_ranks_alike(settings, world)
         watch.enter("loading")

@@ -109,20 +109,35 @@ def test_reference_in_cpu_memory_scores_the_same(results, request):
         assert torch.equal(rank["reference"], rank["reference_offload"])
 
 
+# Patch -> the methods of DeepSpeed's optimizer that it replaces; the buckets' is seen by `contiguous_gradients`.
+REPLACED = {
+    "detect_overflow_from_norm": {"check_overflow"},
+    "skip_reduction_buckets": set(),
+    "skip_unneeded_clipping": {"unscale_and_clip_grads"},
+    "cast_gradients_once": {"get_flat_partition", "get_grad_norm_direct"},
+}
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_shortcuts_through_deepspeed_s_optimizer_change_no_bit(ranks, tmp_path):
-    """In bf16, with two and three micro-batches a step, whether gradients are clipped or not."""
+def test_patches_of_deepspeeds_optimizer_change_no_bit(ranks, tmp_path):
+    """In bf16, with two and three micro-batches a step, whether gradients are clipped or not; all patches and each."""
     ways = ("zero1", "zero2", "zero2:unclipped")
-    results = variants(tmp_path, "moe", "bfloat16", [*ways, *(f"{way}:long_way" for way in ways)], ranks=ranks)
+    off = [*(f"{way}:off=all" for way in ways), *(f"zero2:off={name}" for name in REPLACED)]
+    results = variants(tmp_path, "moe", "bfloat16", [*ways, *off], ranks=ranks)
     for way in ways:
-        runs, others = of(results, way), of(results, f"{way}:long_way")
+        runs, others = of(results, way), of(results, f"{way}:off=all")
         assert all(run["stopped"] for run in runs)
         assert_same_training(runs, others, tolerance=0)
         assert_same_training([run["resumed"] for run in runs], others, tolerance=0)
         assert max(runs[0]["norms"]) < 100
-        assert len(runs[0]["shortened"]) == 4
+        assert set(runs[0]["patched"]) == {method for methods in REPLACED.values() for method in methods}
         assert runs[0]["bucket"] == (ranks > 1)
-        assert (others[0]["shortened"], others[0]["bucket"]) == ([], True)
+        assert (others[0]["patched"], others[0]["bucket"]) == ([], True)
+    for name, methods in REPLACED.items():
+        runs, others = of(results, "zero2"), of(results, f"zero2:off={name}")
+        assert_same_training(runs, others, tolerance=0)
+        assert set(others[0]["patched"]) == set(runs[0]["patched"]) - methods
+        assert others[0]["bucket"] == (ranks > 1 or name == "skip_reduction_buckets")
 
 
 def test_round_robin_gradients_still_mix_up_weights(exact):

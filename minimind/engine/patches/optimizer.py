@@ -1,11 +1,12 @@
-"""What DeepSpeed's optimizer of ZeRO 1 and 2 need not do to 16-bit gradients here. No number changes, but that squares
-are summed for the norm in another order, in float64 as before.
+"""Removes redundant passes over 16-bit gradients in DeepSpeed's ZeRO-1/2 optimizer.
 
     gradients -> bucket -> reduced -> this rank's partition -> norm -> float32 -> clipped -> optimizer
-                           nothing to reduce, nothing to part:     float32 first: the norm is read off
-                           a rank that is alone                    what the optimizer takes
+                 skip_reduction_buckets                        cast_gradients_once
+                                                               detect_overflow_from_norm
+                                                                              skip_unneeded_clipping
 
-A shortcut is taken where DeepSpeed has all that it relies on, else everything goes its old way.
+No number changes, with one exception: squares are summed for the norm in another order, in float64 as before. Each
+patch is applied only if `PatchSelection` allows it; without it DeepSpeed's own code runs.
 """
 
 from __future__ import annotations
@@ -18,102 +19,149 @@ import torch
 from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor
 
+from minimind.engine.patches.registry import Patch, PatchSelection
 from minimind.native import ops
 
-# What DeepSpeed looks at a norm with.
-_NORM_CHECK = "is_invalid_grad_norm"
-# What it calls gradients that lie together, and what it asks for them.
-_TOGETHER, _ASKS_FOR_THEM = "GradPartitionBufferGroup", "_get_preflattened_grad_partition"
-# What it marks padding with, and what we keep a gradient's norm as.
-_PADDING, _NORM = "_zero_padding", "_minimind_norm"
+_MODULE = "deepspeed.runtime.zero.stage_1_and_2"
+_CLASS = f"{_MODULE}:DeepSpeedZeroOptimizer"
+# DeepSpeed's class of gradients that share one flat tensor, and its attribute that marks padding.
+_FLAT_GROUP, _PADDING = "GradPartitionBufferGroup", "_zero_padding"
+# Our attribute of a float32 gradient that holds its norm.
+_NORM = "_minimind_norm"
+
+DETECT_OVERFLOW_FROM_NORM = Patch(
+    name="detect_overflow_from_norm",
+    purpose="finds non-finite bfloat16 gradients from their norm, without a separate pass over all gradients",
+    without="DeepSpeed reads all gradients once more in each step",
+    names=(f"{_MODULE}:is_invalid_grad_norm", f"{_CLASS}.check_overflow"),
+    attributes=("check_grad_overflow", "compute_grad_norm"),
+)
+SKIP_REDUCTION_BUCKETS = Patch(
+    name="skip_reduction_buckets",
+    purpose="leaves gradients of a single CPU rank where backward put them, since there is nothing to reduce",
+    without="DeepSpeed copies all gradients through its reduction bucket",
+    names=(f"{_CLASS}.buffered_reduce_fallback",),
+    attributes=("communication_data_type", "contiguous_gradients", "gradient_predivide_factor"),
+)
+SKIP_UNNEEDED_CLIPPING = Patch(
+    name="skip_unneeded_clipping",
+    purpose="skips the multiplication of gradients by 1 when their norm is below the clipping threshold, on a CPU",
+    without="DeepSpeed multiplies all gradients by 1 in each step that needs no clipping",
+    names=(f"{_CLASS}.unscale_and_clip_grads",),
+    attributes=("clip_grad", "loss_scale"),
+)
+CAST_GRADIENTS_ONCE = Patch(
+    name="cast_gradients_once",
+    purpose="casts gradients to float32 once, and computes their norms in the same pass",
+    without="DeepSpeed casts gradients to float64 for the norm, flattens them, then casts them to float32",
+    names=(
+        f"{_MODULE}:{_FLAT_GROUP}",
+        f"{_CLASS}._get_preflattened_grad_partition",
+        f"{_CLASS}.get_flat_partition",
+        f"{_CLASS}.get_grad_norm_direct",
+    ),
+)
 
 
-def take_shortcuts(optimizer: Any, alone: bool) -> None:
-    """Take those that a DeepSpeed optimizer allows; `alone`: there is one rank."""
+def patch_optimizer(optimizer: Any, single_rank: bool, patches: PatchSelection) -> None:
+    """Apply the patches that fit a DeepSpeed optimizer; other optimizers, and float32 gradients, are left alone.
+
+    Args:
+        optimizer: `engine.optimizer`; patched in place.
+        single_rank: whether the world has one rank.
+        patches: which patches the run uses.
+    """
     known = isinstance(optimizer, stage_1_and_2.DeepSpeedZeroOptimizer)
     if not known or optimizer.dtype == torch.float32 or optimizer.gradient_accumulation_dtype != optimizer.dtype:
         return
-    if optimizer.dtype == torch.bfloat16:
-        _look_at_norm_only(optimizer)
+    # float16 keeps DeepSpeed's own overflow check: its loss scaling depends on it.
+    if optimizer.dtype == torch.bfloat16 and patches.uses(DETECT_OVERFLOW_FROM_NORM, optimizer):
+        _detect_overflow_from_norm(optimizer)
+    # Under offload the gradients are in other buffers, which none of the patches below knows.
     if optimizer.cpu_offload:
         return
     if optimizer.device == "cpu":
-        _clip_large_ones_only(optimizer)
-        if (
-            alone
-            and optimizer.communication_data_type == optimizer.dtype
-            and optimizer.gradient_predivide_factor == 1.0
-        ):
-            _leave_where_they_are(optimizer)
-    if hasattr(stage_1_and_2, _TOGETHER) and hasattr(optimizer, _ASKS_FOR_THEM):
-        _widen_once(optimizer)
+        if patches.uses(SKIP_UNNEEDED_CLIPPING, optimizer):
+            _skip_unneeded_clipping(optimizer)
+        if single_rank and patches.uses(SKIP_REDUCTION_BUCKETS, optimizer):
+            _skip_reduction_buckets(optimizer)
+    if patches.uses(CAST_GRADIENTS_ONCE, optimizer):
+        _cast_gradients_once(optimizer)
 
 
-def _look_at_norm_only(optimizer: Any) -> None:
-    """Look for gradients that are not finite once instead of twice: DeepSpeed reads them all before it takes their
-    norm, which is not finite either if one of them is not, and which it looks at as well."""
-    looks = hasattr(stage_1_and_2, _NORM_CHECK) and getattr(optimizer, "compute_grad_norm", False)
-    if looks and optimizer.check_grad_overflow:
+def _detect_overflow_from_norm(optimizer: Any) -> None:
+    """Replace DeepSpeed's overflow check, which reads all gradients, by a function that does nothing.
+
+    DeepSpeed checks the norm as well, and the norm is not finite if any gradient is not.
+    """
+    if optimizer.compute_grad_norm and optimizer.check_grad_overflow:
         optimizer.check_overflow = lambda **_: None
 
 
-def _leave_where_they_are(optimizer: Any) -> None:
-    """A rank that is alone has nothing to sum over ranks: gradients need no bucket, no division by one, and no copy."""
-    optimizer.contiguous_gradients = False
-    optimizer.buffered_reduce_fallback = lambda *_, **__: None
+def _skip_reduction_buckets(optimizer: Any) -> None:
+    """Let a single rank skip the bucket, the copy and the division by a world size of 1."""
+    if optimizer.communication_data_type == optimizer.dtype and optimizer.gradient_predivide_factor == 1.0:
+        optimizer.contiguous_gradients = False
+        optimizer.buffered_reduce_fallback = lambda *_, **__: None
 
 
-def _clip_large_ones_only(optimizer: Any) -> None:
-    """Do not multiply by one. The norm must be looked at for that, which a GPU would have to be waited for."""
+def _skip_unneeded_clipping(optimizer: Any) -> None:
+    """Skip clipping if its factor would be 1. CPU only: on a GPU, reading the norm would wait for the device."""
     clip = optimizer.unscale_and_clip_grads
 
-    def clip_if_large(gradients: list[Tensor], norm: Any) -> None:
-        # DeepSpeed adds 1e-6 to the norm; there is none where nothing is to be clipped.
+    def clip_if_needed(gradients: list[Tensor], norm: Any) -> None:
+        # DeepSpeed's factor is 1 if norm + 1e-6 <= clip_grad; 1e-5 leaves room for rounding. A negative norm is
+        # DeepSpeed's mark of a non-finite one. With clip_grad 0 DeepSpeed clips nothing, and `clip` returns at once.
         small = optimizer.clip_grad > 0.0 and 0.0 <= norm < optimizer.clip_grad - 1e-5
         if optimizer.loss_scale != 1.0 or not small:
             clip(gradients, norm)
 
-    optimizer.unscale_and_clip_grads = clip_if_large
+    optimizer.unscale_and_clip_grads = clip_if_needed
 
 
-def _widen_once(optimizer: Any) -> None:
-    """Make the optimizer's float32 gradients as soon as they are whole, and see their norms on the way. DeepSpeed makes
-    each float64 for the norm, then all one tensor, then that float32.
+def _cast_gradients_once(optimizer: Any) -> None:
+    """Cast the reduced gradients to the optimizer's float32 immediately, and compute each norm in that pass.
 
-    On a CPU they keep their place: among what a backward leaves there is seldom a hole for all of them together.
-    Nothing may change a gradient between backward and step (DeepSpeed's `safe_set_full_grad`): its norm would not
-    follow.
+    On a CPU the float32 buffer is reused in all steps: free memory is fragmented after a backward pass, so a new buffer
+    of this size would come from the operating system each time. No code may change a gradient between backward and step
+    (DeepSpeed's `safe_set_full_grad` would): its norm is already computed.
     """
-    parts, whole_norm = optimizer.get_flat_partition, optimizer.get_grad_norm_direct
-    together = getattr(stage_1_and_2, _TOGETHER)
-    kept: dict[int | None, Tensor] = {}
+    get_partition, get_norm = optimizer.get_flat_partition, optimizer.get_grad_norm_direct
+    flat_group = getattr(stage_1_and_2, _FLAT_GROUP)
+    buffers: dict[int | None, Tensor] = {}  # parameter group -> reused float32 buffer
 
-    def widened(*arguments: Any, **options: Any) -> Any:
-        gradients = parts(*arguments, **options)
+    def get_float32_partition(*arguments: Any, **options: Any) -> Any:
+        gradients = get_partition(*arguments, **options)
         if not isinstance(gradients, list):
             return gradients
         sizes = [gradient.numel() for gradient in gradients]
         group = options.get("param_group_idx")
-        flat = kept.get(group)
+        flat = buffers.get(group)
         if flat is None or flat.numel() != sum(sizes):
             flat = gradients[0].new_empty(sum(sizes), dtype=torch.float32)
+            # A call without a group number is not for the optimizer's step: its result must not be overwritten.
             if flat.is_cpu and group is not None:
-                kept[group] = flat
-        return together([_widen(*pair) for pair in zip(gradients, flat.split(sizes), strict=True)], flat)
+                buffers[group] = flat
+        return flat_group([_cast(*pair) for pair in zip(gradients, flat.split(sizes), strict=True)], flat)
 
-    def norm(gradients: Sequence[Tensor], *arguments: Any, **options: Any) -> Tensor:
-        return whole_norm([getattr(gradient, _NORM, gradient) for gradient in gradients], *arguments, **options)
+    def get_stored_norm(gradients: Sequence[Tensor], *arguments: Any, **options: Any) -> Tensor:
+        # The norm of a one-element tensor is its value, so DeepSpeed combines the stored norms as it would gradients.
+        return get_norm([getattr(gradient, _NORM, gradient) for gradient in gradients], *arguments, **options)
 
-    optimizer.get_flat_partition, optimizer.get_grad_norm_direct = widened, norm
+    optimizer.get_flat_partition, optimizer.get_grad_norm_direct = get_float32_partition, get_stored_norm
 
 
-def _widen(gradient: Tensor, place: Tensor) -> Tensor:
-    """The gradient in its place of the whole. It carries its norm, and DeepSpeed's mark of padding, which belongs to no
-    parameter."""
-    wide = place.view(gradient.shape)
-    squares = ops.cast_and_sum_squares(gradient, wide)
+def _cast(gradient: Tensor, out: Tensor) -> Tensor:
+    """Cast a gradient to float32 into `out`, (elements,), a part of the flat buffer.
+
+    Returns:
+        `out` in the gradient's shape. If a CPU kernel made it, it carries the gradient's norm, (1,) float64. It also
+        carries DeepSpeed's padding mark: padding belongs to no parameter and must not count in the norm.
+    """
+    cast = out.view(gradient.shape)
+    squares = ops.cast_and_sum_squares(gradient, cast)
     if squares is not None:
-        setattr(wide, _NORM, torch.tensor([math.sqrt(squares)], dtype=torch.float64))
-    for tensor in (wide, getattr(wide, _NORM, wide)):
+        setattr(cast, _NORM, torch.tensor([math.sqrt(squares)], dtype=torch.float64))
+    for tensor in (cast, getattr(cast, _NORM, cast)):
         setattr(tensor, _PADDING, getattr(gradient, _PADDING, False))
-    return wide
+    return cast

@@ -1,11 +1,12 @@
-"""What CPU ranks of one machine send each other: through memory that they share, not through sockets.
+"""Sends large tensors between CPU ranks of one machine through shared memory instead of sockets.
 
     deepspeed.comm -> its backend -> reduce, all-gather, reduce-scatter of large tensors -> DeepSpeed's sum in memory
-                                     everything else                                     -> torch (gloo)
+                                     all other calls                                     -> torch (gloo)
 
-DeepSpeed has that sum for inference and does not train with it. Two ranks get gloo's numbers. Of more, 16-bit numbers
-are added in float32 and rounded at the end, where gloo rounds at every rank, and float32 ones in another order. The sum
-waits for other ranks without a pause or a limit: all meet in a barrier of torch's first.
+DeepSpeed has this sum for inference and does not train with it. With two ranks the numbers equal gloo's. With more
+ranks, 16-bit numbers are added in float32 and rounded once, where gloo rounds at every rank; float32 numbers are added
+in another order. The sum waits for other ranks in a busy loop without a time limit, so all ranks first meet in a
+barrier of torch, which has one.
 """
 
 from __future__ import annotations
@@ -20,85 +21,106 @@ import torch.distributed as dist
 from deepspeed.comm import comm
 from torch import Tensor
 
-# The sum takes these; each processor that has the kernel of the third, DeepSpeed's level 2, has those of all.
+from minimind.engine.patches.registry import Patch, PatchSelection
+
+SHARE_MEMORY = Patch(
+    name="share_memory",
+    purpose="sends tensors of 256 KiB and more between CPU ranks of one machine through shared memory",
+    without="CPU ranks communicate through sockets",
+    names=(
+        "deepspeed.comm.torch:TorchBackend.reduce",
+        "deepspeed.comm.torch:TorchBackend._reduce_op",
+        "deepspeed.comm.comm:cdb",
+    ),
+    attributes=("all_gather_function", "reduce_scatter_function", "shm_vector_kernel_level"),
+)
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_LEVEL = 2
-# Bytes from which memory is faster than sockets, and that the sum takes at once: it counts them in 32 bits.
-_LEAST, _MOST = 2**18, 2**30
-# A rank's buffer: two states, and two places each for small and large tensors. A smaller file has met a full /dev/shm.
+# DeepSpeed's kernel level 2 (AVX-512BW) has the sum in all three dtypes.
+_KERNEL_LEVEL = 2
+# Below 256 KiB sockets are as fast. DeepSpeed's sum counts bytes in 32 bits, so it gets at most 1 GiB at a time.
+_MIN_BYTES, _MAX_BYTES = 2**18, 2**30
+# Size of a rank's buffer file: two states, and two areas each for small and for large tensors. DeepSpeed does not
+# notice that /dev/shm was full when it made the file; the file is then smaller.
 _BUFFER_BYTES = 8 + 2 * (2**20 + 2**25)
 
 
-def share_memory(rank: int, size: int) -> None:
-    """Let DeepSpeed's engines use it where all ranks can: on one machine, under a launcher that says so (deepspeed).
+def share_memory(rank: int, size: int, patches: PatchSelection) -> None:
+    """Let DeepSpeed's engines communicate through shared memory if every rank can. All ranks must call.
 
-    All ranks must call. The buffers lose their names: DeepSpeed never takes them off, and each rank of each run would
-    leave 66 MiB of memory behind until the machine restarts. What is mapped stays usable without a name, and is freed
-    with the last process, however that one ends.
+    It needs all ranks on one machine and a launcher that says so (deepspeed sets LOCAL_SIZE).
+
+    The names of the buffer files are removed: DeepSpeed never deletes them, and each rank of each run would leave
+    66 MiB in memory until the machine restarts. A mapped file stays usable without a name, and its memory is freed when
+    the last process ends, in whatever way.
+
+    Args:
+        rank: this process.
+        size: world size.
+        patches: which patches the run uses.
     """
-    usable = torch.tensor(int(size > 1 and _usable(rank, size)))
-    # Also a barrier: by now every rank has opened the others' buffers.
+    possible = size > 1 and _is_usable(rank, size)
+    usable = torch.tensor(int(possible and patches.uses(SHARE_MEMORY, comm.cdb)))
+    # Also a barrier: after it every rank has opened the other ranks' buffers, so their names can go.
     dist.all_reduce(usable, op=dist.ReduceOp.MIN)
     if usable:
-        _Shared(comm.cdb, rank, size).take_over()
-    _own_buffer(rank).unlink(missing_ok=True)
+        _SharedCollectives(comm.cdb, rank, size).install()
+    _buffer_file(rank).unlink(missing_ok=True)
 
 
-def _own_buffer(rank: int) -> Path:
-    """The file of a rank's buffer, as DeepSpeed names it, until its name is taken off."""
+def _buffer_file(rank: int) -> Path:
+    """DeepSpeed's name of a rank's buffer file."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     return Path("/dev/shm") / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
 
 
-def _usable(rank: int, size: int) -> bool:
-    """Whether this rank's buffer is there and whole, and DeepSpeed's sum has code for this processor.
-
-    Its ranks wait for each other's memory as x86 orders it.
-    """
+def _is_usable(rank: int, size: int) -> bool:
+    """Whether this rank's buffer is complete, and DeepSpeed's sum has code for this processor."""
+    # The ranks' flags in memory rely on the order in which x86 makes writes visible.
     if platform.machine() not in ("x86_64", "AMD64") or os.environ.get("LOCAL_SIZE") != str(size):
         return False
     if not hasattr(torch.ops.deepspeed, "inference_all_reduce_"):
         return False
-    if getattr(comm.cdb, "shm_vector_kernel_level", 0) < _LEVEL:
+    if getattr(comm.cdb, "shm_vector_kernel_level", 0) < _KERNEL_LEVEL:
         return False
-    buffer = _own_buffer(rank)
+    buffer = _buffer_file(rank)
     return buffer.exists() and buffer.stat().st_size >= _BUFFER_BYTES
 
 
-class _Done:
-    """What is waited for where nothing is left to wait for."""
+class _CompletedWork:
+    """Handle of work that has already completed."""
 
     def wait(self) -> bool:
         return True
 
 
-class _Shared:
-    """The collectives of a DeepSpeed backend; those it had serve what memory does not."""
+class _SharedCollectives:
+    """Collectives that replace those of a DeepSpeed backend; the original ones handle all other tensors."""
 
     def __init__(self, backend: Any, rank: int, size: int) -> None:
         self._backend, self._rank, self._size = backend, rank, size
-        self._reduce, self._gather = backend.reduce, backend.all_gather_function
-        self._scatter = backend.reduce_scatter_function
+        self._reduce, self._all_gather = backend.reduce, backend.all_gather_function
+        self._reduce_scatter = backend.reduce_scatter_function
 
-    def take_over(self) -> None:
+    def install(self) -> None:
         self._backend.reduce = self.reduce
         self._backend.all_gather_function = self.all_gather
         self._backend.reduce_scatter_function = self.reduce_scatter
 
-    def reduce(self, tensor: Tensor, dst: int, op: Any = dist.ReduceOp.SUM, group: Any = None, **how: Any) -> Any:
-        """As torch's; every rank gets the sum."""
-        if self._backend._reduce_op(op) != dist.ReduceOp.SUM or not self._takes(tensor, group):
-            return self._reduce(tensor=tensor, dst=dst, op=op, group=group, **how)
+    def reduce(self, tensor: Tensor, dst: int, op: Any = dist.ReduceOp.SUM, group: Any = None, **options: Any) -> Any:
+        """As torch's reduce, but every rank gets the sum."""
+        if self._backend._reduce_op(op) != dist.ReduceOp.SUM or not self._supports(tensor, group):
+            return self._reduce(tensor=tensor, dst=dst, op=op, group=group, **options)
         return self._sum(tensor)
 
-    def all_gather(self, output_tensor: Tensor, input_tensor: Tensor, group: Any = None, **how: Any) -> Any:
-        """As torch's all_gather_into_tensor: the sum of what each rank has in its part, and negative zeros elsewhere.
+    def all_gather(self, output_tensor: Tensor, input_tensor: Tensor, group: Any = None, **options: Any) -> Any:
+        """As torch's all_gather_into_tensor: each rank fills its part, negative zeros elsewhere, and all are summed.
 
-        A negative zero changes no number that it is added to. DeepSpeed's loop over the last few elements begins at a
-        positive one: a negative zero may lose its sign there. A NaN stays one, of other bits.
+        Adding a negative zero changes no number. DeepSpeed's loop over the last few elements starts from a positive
+        zero, so a negative zero may lose its sign there. A NaN stays a NaN, with other bits.
         """
-        if output_tensor.numel() != self._size * input_tensor.numel() or not self._takes(output_tensor, group):
-            return self._gather(output_tensor=output_tensor, input_tensor=input_tensor, group=group, **how)
+        if output_tensor.numel() != self._size * input_tensor.numel() or not self._supports(output_tensor, group):
+            return self._all_gather(output_tensor=output_tensor, input_tensor=input_tensor, group=group, **options)
         for rank, part in enumerate(output_tensor.detach().view(-1).chunk(self._size)):
             if rank != self._rank:
                 part.fill_(-0.0)
@@ -107,26 +129,35 @@ class _Shared:
         return self._sum(output_tensor)
 
     def reduce_scatter(
-        self, output_tensor: Tensor, input_tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, **how: Any
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        op: Any = dist.ReduceOp.SUM,
+        group: Any = None,
+        **options: Any,
     ) -> Any:
-        """As torch's reduce_scatter_tensor; where the output is the rank's own part of the input, as DeepSpeed's are,
-        the other parts need not stay what they were."""
+        """As torch's reduce_scatter_tensor, but the input is overwritten.
+
+        Used only if the output is the rank's own part of the input, as in DeepSpeed's calls: it does not read the other
+        parts afterwards.
+        """
         own = output_tensor.numel() * self._rank * output_tensor.element_size()
         within = output_tensor.data_ptr() == input_tensor.data_ptr() + own
-        if op != dist.ReduceOp.SUM or not within or not self._takes(input_tensor, group):
-            return self._scatter(output_tensor, input_tensor, op=op, group=group, **how)
+        if op != dist.ReduceOp.SUM or not within or not self._supports(input_tensor, group):
+            return self._reduce_scatter(output_tensor, input_tensor, op=op, group=group, **options)
         return self._sum(input_tensor)
 
-    def _takes(self, tensor: Tensor, group: Any) -> bool:
+    def _supports(self, tensor: Tensor, group: Any) -> bool:
         return (
             tensor.dtype in _DTYPES
-            and tensor.numel() * tensor.element_size() >= _LEAST
+            and tensor.numel() * tensor.element_size() >= _MIN_BYTES
             and tensor.is_contiguous()
             and dist.get_world_size(group) == self._size
         )
 
-    def _sum(self, tensor: Tensor) -> _Done:
+    def _sum(self, tensor: Tensor) -> _CompletedWork:
+        """Sum a tensor over all ranks, in place."""
         dist.barrier()
-        for part in tensor.detach().view(-1).split(_MOST // tensor.element_size()):
+        for part in tensor.detach().view(-1).split(_MAX_BYTES // tensor.element_size()):
             torch.ops.deepspeed.inference_all_reduce_(part)
-        return _Done()
+        return _CompletedWork()

@@ -13,6 +13,7 @@ from minimind.checkpoints.find import Checkpoint, find_checkpoint
 from minimind.checkpoints.store import Checkpoints
 from minimind.config import DPOConfig
 from minimind.engine.ds_zero import swaps_to_nvme
+from minimind.engine.patches.registry import select_patches
 from minimind.ranks.collectives import from_main
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -70,7 +71,8 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
         watch.hint = "It wrote no checkpoints, because states swap to NVMe: start anew."
     else:
         keep = config.run.keep_checkpoints
-        checkpoints = Checkpoints(_checkpoint_folder(config), world, described, keep, watch.tick)
+        patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
+        checkpoints = Checkpoints(_checkpoint_folder(config), world, described, keep, patches, watch.tick)
     if warning := from_main(world, lambda: check_space(prepared, start, data.total_steps)):
         console.say(warning)
     from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))

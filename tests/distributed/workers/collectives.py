@@ -90,15 +90,15 @@ def check_the_rest(world: World) -> None:
 
 def main() -> None:
     through_memory: list[int] = []
-    inner = shared_memory._Shared._sum
+    inner = shared_memory._SharedCollectives._sum
 
-    def watched(self: shared_memory._Shared, tensor: Tensor) -> object:
+    def watched(self: shared_memory._SharedCollectives, tensor: Tensor) -> object:
         through_memory.append(tensor.numel())
         return inner(self, tensor)
 
-    shared_memory._Shared._sum = watched
+    shared_memory._SharedCollectives._sum = watched
     # As many rounds of the sum as a tensor of some gigabytes has.
-    shared_memory._MOST = 2**23
+    shared_memory._MAX_BYTES = 2**23
     context = start_rank()
     world = context.world
     for dtype in BITS:

@@ -1,19 +1,17 @@
 """Run by all ranks: the same steps under several DeepSpeed files, and what came of each, for the test to compare.
 
 Arguments: folder for the results, start weights ("moe" or a Hugging Face folder), dtype, variants. A variant is the
-name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`. `long_way`
-is without the shortcuts of engine/shortcuts.py, `unclipped` with a clipping too high for any gradient.
+name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`. `off=NAME`
+is without a patch of DeepSpeed, `off=all` without any, `unclipped` with a clipping too high for any gradient.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from engines import REPO, loss, random_pair  # beside this script
@@ -21,7 +19,6 @@ from engines import REPO, loss, random_pair  # beside this script
 from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import pack
-from minimind.engine import policy as policy_module
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
@@ -35,8 +32,8 @@ from minimind.weights.sources import RandomSource, WeightSource, open_weights
 # Each global step has two micro-batches, or three, as a token budget makes them; clipping is always at work.
 MICRO_BATCHES = (2, 3, 2, 2)
 SAVE_AFTER = 2
-# Methods of DeepSpeed's optimizer that engine/shortcuts.py may put something before.
-SHORTENED = ("check_overflow", "get_flat_partition", "get_grad_norm_direct", "unscale_and_clip_grads")
+# Methods of DeepSpeed's optimizer that engine/patches/optimizer.py replaces.
+PATCHED = ("check_overflow", "get_flat_partition", "get_grad_norm_direct", "unscale_and_clip_grads")
 
 
 def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, world: World) -> Policy:
@@ -45,6 +42,7 @@ def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, wo
     flags += ["--grad_clip", "100" if "unclipped" in changes else "0.05"]
     if "checkpointing" in changes:
         flags += ["--gradient_checkpointing", "1"]
+    flags += [flag for change in changes if change.startswith("off=") for flag in ("--disable_patches", change[4:])]
     values = json.loads((REPO / f"ds_configs/{name}.json").read_text())
     values["tensorboard"]["enabled"] = False
     if "torch_adam" in changes:
@@ -54,8 +52,7 @@ def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, wo
     resolved = resolve_policy(path, parse_settings(flags), world.size, world.on_cpu)
     if "round_robin" in changes:  # which the resolver refuses
         resolved.values["zero_optimization"]["round_robin_gradients"] = True
-    with patch.object(policy_module, "take_shortcuts") if "long_way" in changes else contextlib.nullcontext():
-        policy = Policy(source, resolved, lambda step: 1.0, world)
+    policy = Policy(source, resolved, lambda step: 1.0, world)
     policy.train()
     return policy
 
@@ -97,7 +94,7 @@ def run(source: WeightSource, variant: str, dtype: str, folder: Path, world: Wor
     policy.engine.save_checkpoint(str(folder), tag=variant)
     steps += take_steps(policy, range(SAVE_AFTER, len(MICRO_BATCHES)))
     out |= {"bucket": getattr(policy.engine.optimizer, "contiguous_gradients", None)}
-    out |= {"shortened": [name for name in SHORTENED if name in vars(policy.engine.optimizer)]}
+    out |= {"patched": [name for name in PATCHED if name in vars(policy.engine.optimizer)]}
     out |= {"losses": [s[0] for s in steps], "norms": [s[1] for s in steps], "end": policy.full_state()}
     out |= {"stopped": stops_at_nan(policy), "after_nan": policy.full_state()}
     other = make_policy(source, variant, dtype, folder, world)

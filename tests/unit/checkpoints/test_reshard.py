@@ -32,7 +32,8 @@ def optimizer(flats):
 
 
 def save_common(folder, name, **more):
-    torch.save({"global_steps": 4, "dp_world_size": RANKS, "module": {}, **more}, folder / name)
+    counters = {"global_steps": 4, "global_samples": 8, "skipped_steps": 0}
+    torch.save({**counters, "dp_world_size": RANKS, "module": {}, **more}, folder / name)
 
 
 def write_stage0(folder, states):
@@ -92,7 +93,7 @@ def test_any_range_of_any_state_can_be_read(write, states, tmp_path):
     assert saved.keys == list(KEYS)
     assert saved.scalars == {"step": torch.tensor(4.0)}
     assert saved.hyperparameters["lr"] == 0.5
-    assert saved.common["global_steps"] == 4
+    assert saved.model.counters == {"global_steps": 4, "global_samples": 8, "skipped_steps": 0}
     assert saved.scaler == ({"loss_scaler": "scaler"} if write is write_stage2 else {})
     for name, state in states.items():
         for key in KEYS:
@@ -104,7 +105,7 @@ def test_any_range_of_any_state_can_be_read(write, states, tmp_path):
 
 def test_another_model_is_named(states, tmp_path):
     write_stage2(tmp_path, states)
-    with pytest.raises(CheckpointError, match="only one of the two has c, d"):
+    with pytest.raises(CheckpointError, match="parameters of only one of the two: c, d"):
         SavedStates(tmp_path, ["a", "b", "d"])
 
 
@@ -112,13 +113,13 @@ def test_another_model_is_named(states, tmp_path):
 def test_a_missing_rank_is_noticed(rank, states, tmp_path):
     write_stage3(tmp_path, states)
     (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").unlink()
-    with pytest.raises(CheckpointError, match="not laid out"):
+    with pytest.raises(CheckpointError, match="does not have DeepSpeed's checkpoint layout"):
         SavedStates(tmp_path, list(SHAPES))
 
 
 def test_files_that_are_not_deepspeeds_are_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="not laid out"):
+    with pytest.raises(CheckpointError, match="does not have DeepSpeed's checkpoint layout"):
         SavedStates(tmp_path, ["a"])
     torch.save({"module": {}}, tmp_path / "mp_rank_00_model_states.pt")
-    with pytest.raises(CheckpointError, match="not laid out"):
+    with pytest.raises(CheckpointError, match="does not have DeepSpeed's checkpoint layout"):
         SavedStates(tmp_path, ["a"])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from minimind.engine.patches.checkpoint_io import FailedWrite, collect_write_failures, defer_load_epilogue
+from minimind.engine.patches.registry import PatchSelection
 
 
 def make_engine(fails=()):
@@ -32,7 +33,7 @@ def test_write_errors_are_collected_and_the_other_files_are_written():
     errors = [OSError("full"), None, RuntimeError("torch's writer")]
     engine, progress = make_engine(errors), []
     write, copy_scripts = engine.checkpoint_engine.save, engine._copy_recovery_script
-    with collect_write_failures(engine, lambda: progress.append(1)) as failures:
+    with collect_write_failures(engine, lambda: progress.append(1), PatchSelection()) as failures:
         for path in ("a.pt", "b.pt", "c.pt"):
             engine.checkpoint_engine.save({}, path)
         engine._copy_recovery_script("folder")
@@ -49,7 +50,7 @@ def test_write_errors_are_collected_and_the_other_files_are_written():
 def test_other_errors_are_raised_and_methods_are_restored():
     engine = make_engine([KeyError("a defect")])
     write = engine.checkpoint_engine.save
-    with pytest.raises(KeyError), collect_write_failures(engine, lambda: None):
+    with pytest.raises(KeyError), collect_write_failures(engine, lambda: None, PatchSelection()):
         engine.checkpoint_engine.save({}, "a.pt")
     assert engine.checkpoint_engine.save is write
 
@@ -58,7 +59,7 @@ def test_load_epilogue_runs_only_when_it_is_called():
     calls = []
     optimizer = SimpleNamespace(checkpoint_event_epilogue=lambda: calls.append("gathered"))
     original = optimizer.checkpoint_event_epilogue
-    with defer_load_epilogue(SimpleNamespace(optimizer=optimizer)) as epilogue:
+    with defer_load_epilogue(SimpleNamespace(optimizer=optimizer), PatchSelection()) as epilogue:
         optimizer.checkpoint_event_epilogue()
         assert calls == []
     assert optimizer.checkpoint_event_epilogue is original
@@ -68,5 +69,21 @@ def test_load_epilogue_runs_only_when_it_is_called():
 
 @pytest.mark.parametrize("optimizer", [None, SimpleNamespace()])
 def test_optimizer_without_epilogue_needs_none(optimizer):
-    with defer_load_epilogue(SimpleNamespace(optimizer=optimizer)) as epilogue:
+    with defer_load_epilogue(SimpleNamespace(optimizer=optimizer), PatchSelection()) as epilogue:
         assert epilogue() is None
+
+
+def test_without_the_patches_errors_are_raised_and_the_epilogue_runs_in_the_load():
+    off, lines = {"collect_write_failures", "defer_load_epilogue"}, []
+    patches = PatchSelection(disabled=frozenset(off), report=lines.append)
+    engine, calls = make_engine([OSError("full")]), []
+    with pytest.raises(OSError, match="full"), collect_write_failures(engine, lambda: None, patches) as failures:
+        engine.checkpoint_engine.save({}, "a.pt")
+    assert failures == []
+    optimizer = SimpleNamespace(checkpoint_event_epilogue=lambda: calls.append("gathered"))
+    with defer_load_epilogue(SimpleNamespace(optimizer=optimizer), patches) as epilogue:
+        optimizer.checkpoint_event_epilogue()
+        assert calls == ["gathered"]
+    epilogue()
+    assert calls == ["gathered"]
+    assert [line.split("'")[1] for line in lines] == ["collect_write_failures", "defer_load_epilogue"]

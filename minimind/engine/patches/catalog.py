@@ -1,0 +1,25 @@
+"""All patches, by the module that applies them."""
+
+from __future__ import annotations
+
+from minimind.engine.patches.checkpoint_io import COLLECT_WRITE_FAILURES, DEFER_LOAD_EPILOGUE
+from minimind.engine.patches.optimizer import (
+    CAST_GRADIENTS_ONCE,
+    DETECT_OVERFLOW_FROM_NORM,
+    SKIP_REDUCTION_BUCKETS,
+    SKIP_UNNEEDED_CLIPPING,
+)
+from minimind.engine.patches.partitions import FILL_OWN_SHARDS, RESHARD_CHECKPOINTS
+from minimind.engine.patches.shared_memory import SHARE_MEMORY
+
+PATCHES = (
+    DETECT_OVERFLOW_FROM_NORM,
+    SKIP_REDUCTION_BUCKETS,
+    SKIP_UNNEEDED_CLIPPING,
+    CAST_GRADIENTS_ONCE,
+    SHARE_MEMORY,
+    FILL_OWN_SHARDS,
+    COLLECT_WRITE_FAILURES,
+    DEFER_LOAD_EPILOGUE,
+    RESHARD_CHECKPOINTS,
+)
