@@ -21,6 +21,7 @@ NOT_GIVEN = {
     "cache_dir": "",
     "deepspeed": "",
     "reference_config": "",
+    "disable_patches": "",
     "generation": "0",
     "num_attention_heads": "0",
     "num_experts_per_tok": "0",
