@@ -39,7 +39,7 @@ def flags(data, save_dir, *more):
 def test_resume_is_bit_exact(config, more, small_data, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     done = train(*flags(small_data, whole, *more), config=config, ranks=2, timeout=280).succeeded()
-    assert "the last 4 pairs of the stream do not fill a global batch" in done.output
+    assert "the last 4 pairs do not fill a global batch" in done.output
 
     # As if it had been killed after step 3: the newest checkpoint is that of step 2, step 3, with what the metrics of
     # step 2 were, is logged already.

@@ -13,6 +13,7 @@ from minimind.errors import ConfigError
 def test_defaults():
     assert dataclasses.asdict(EngineConfig()) == {
         "reference": "live",
+        "disable_patches": None,
         "deepspeed": None,
         "reference_config": None,
         "gradient_checkpointing": False,
