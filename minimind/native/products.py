@@ -68,7 +68,7 @@ def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 
 def feed_forward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, residual: Tensor) -> Tensor:
     """The input of `down` is not saved for backward, but recomputed from its two factors."""
-    # Inside `forward` of an autograd function gradients are always disabled: it must be told whether they are outside.
+    # Gradients are always disabled inside an autograd function's `forward`, so their state outside is an argument.
     return _FeedForward.apply(x, gate, up, down, residual, torch.is_grad_enabled())
 
 

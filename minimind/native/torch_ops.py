@@ -147,7 +147,7 @@ def log_sum_gradient(logits: Tensor, targets: Tensor, start: int, log_sum: Tenso
 def _columns(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
     """Whether each target lies in a block (K,), and its column there, or any column if it does not (K, 1).
 
-    Indexing the targets inside the block would be shorter, but the number of results depends on the values: a GPU
-    would have to be waited for.
+    Selecting the targets inside the block would be shorter, but the number of results would depend on the values, and
+    the host would have to wait for a GPU to know it.
     """
     return (targets >= start) & (targets < start + width), (targets - start).clamp(0, width - 1)[:, None]
