@@ -13,6 +13,7 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from minimind import demo
@@ -58,13 +59,13 @@ def kill_once(arguments: tuple[object, ...], out: Path, moment: str, chance: ran
     return {"moment": moment, "rank": rank, "status": done.status, "seconds": took, "latest": latest, "said": said}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print one line a kill, and whether the curve is the uninterrupted one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=160, help="of the run; enough for every launch to make some")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     chance = random.Random(given.seed)
     moments = [("start", "step", "save", "step", "save")[number % 5] for number in range(given.runs)]
     chance.shuffle(moments)

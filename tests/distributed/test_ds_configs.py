@@ -164,3 +164,16 @@ def test_offload_runs_from_the_command_line(tmp_path):
     assert math.isfinite(steps[1]["loss"])
     assert steps[1]["loss"] != steps[0]["loss"]
     assert list(tmp_path.glob("dpo_*.pth"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("config", ["zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
+def test_every_file_that_a_cpu_can_run_trains_on_any_number_of_ranks(config, ranks, tmp_path):
+    dtype = "float32" if config == "zero0" else "bfloat16"
+    flags = ("--dtype", dtype, "--max_steps", 3, "--log_interval", 1, "--learning_rate", 1e-3, "--save_dir", tmp_path)
+    train(*flags, config=config, ranks=ranks, timeout=800).succeeded()
+    steps = metrics(tmp_path)
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert steps[-1]["rewards/margins"] > 0

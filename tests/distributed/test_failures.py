@@ -25,7 +25,7 @@ def test_user_error_ends_every_rank_and_is_said_once(write_rows, tmp_path):
 
 
 def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
-    done = launch("tests/distributed/workers/failing.py", "user_error", ranks=2, launcher=True)
+    done = launch("tests/distributed/workers/failing.py", "user_error", ranks=2)
     assert done.status != 0
     assert "DataError: rank 1 has no file (only on rank 1)" in done.output
     done = launch("tests/distributed/workers/failing.py", "crash", ranks=2, launcher=True)

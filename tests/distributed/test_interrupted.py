@@ -10,6 +10,7 @@ import pytest
 
 from minimind import demo
 from minimind.ranks.exits import PREEMPTED
+from tests.benchmarks import kill_runs
 from tests.distributed.launching import metrics, train
 from tests.distributed.running import Running
 
@@ -112,3 +113,11 @@ def test_a_signal_before_the_first_step_ends_at_once_and_can_be_tried_again(flag
     assert "SIGTERM in " in done.output
     assert "ends with nothing to save" in done.output
     assert not (tmp_path / "checkpoints/latest").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random_moments_change_no_number():
+    with pytest.raises(SystemExit) as ended:
+        kill_runs.main(["--runs", "20"])
+    assert ended.value.code == 0
