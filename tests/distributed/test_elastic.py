@@ -118,7 +118,7 @@ def test_batches_that_do_not_fit_are_refused(data, runs, tmp_path):
     done = train(*flags(data, folder, *moved), ranks=1)
     assert done.status != 0
     assert done.output.count("ConfigError") == 1
-    assert "the checkpoint has 12 pairs a step" in done.output
+    assert "the checkpoint has 12 pairs per global step" in done.output
     assert "which batch_size 5 (flag) does not divide" in done.output
 
 

@@ -89,7 +89,7 @@ def test_training_that_is_not_finite_stops_before_the_update(config, dtype, tmp_
     done = train(*flags, "--save_dir", tmp_path, config=config, ranks=2)
     assert done.status != 0
     assert done.output.count("TrainingError: step") == 1
-    assert "the gradient is not finite; its update was not made, and the last checkpoint is step" in done.output
+    assert "the gradient is not finite. The update was not made; the newest checkpoint is step" in done.output
     assert "at lines" in done.output
     (left,) = tmp_path.glob("nonfinite_step*.jsonl")
     pairs = [json.loads(line) for line in left.read_text(encoding="utf-8").splitlines()]
