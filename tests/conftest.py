@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the seconds of each part of the suite, fixtures included, for the table in tests/README.md."""
+    seconds: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            # tests/unit/data/test_rows.py -> unit, tests/distributed/test_plan.py -> distributed/test_plan.py
+            _, part, *rest = report.nodeid.partition("::")[0].split("/")
+            seconds["/".join((part, *rest)) if part == "distributed" else part] += report.duration
+    terminalreporter.section("seconds by part")
+    for part, total in seconds.most_common():
+        terminalreporter.write_line(f"{total:7.1f}  {part}")
 
 
 @pytest.fixture(scope="session")

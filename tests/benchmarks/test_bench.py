@@ -20,7 +20,7 @@ from tests.conftest import REPO
 @pytest.mark.timeout(900)
 def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
     """Two batches of pairs: one to warm up, one to time. A global batch of two leaves nothing to time."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 128, "batch_size": 4, "steps": 1, "rounds": 1}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 48, "batch_size": 4, "steps": 1, "rounds": 1}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.benchmarks.bench", "--peers", "ours,ours-1core,minimind-bf16"),
