@@ -20,6 +20,7 @@ def dpo_loss(
 
     Returns: scalar float32.
     """
+    # float32 throughout: a bf16 sum of some hundred log-probs would lose digits.
     mask = mask.float()
     tokens = mask.sum(1).clamp_min(1) if average_log_prob else 1.0
     policy = (policy_log_probs.float() * mask).sum(1) / tokens

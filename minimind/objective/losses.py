@@ -102,6 +102,7 @@ def register_loss(loss: Loss) -> Loss:
     Raises:
         ValueError: the name is taken by another class.
     """
+    # The same class may be registered again: a module can be imported twice under test runners and notebooks.
     known = _LOSSES.setdefault(loss.name, loss)
     if known is not loss and known.__qualname__ != loss.__qualname__:
         raise ValueError(f"two losses are named {loss.name!r}: {known.__qualname__}, {loss.__qualname__}")
@@ -152,6 +153,7 @@ class SigmoidLoss(PreferenceLoss):
     def __call__(self, policy: PairScores, reference: PairScores | None) -> PairLosses:
         assert reference is not None
         rewards = self.beta * (policy.rows - reference.rows)
+        # logsigmoid is stable for margins of any size; log(sigmoid(x)) overflows below -88.
         losses = -F.logsigmoid(rewards[:, 0] - rewards[:, 1])
         return PairLosses(losses=losses, metrics=reward_metrics(policy, rewards))
 

@@ -40,6 +40,7 @@ def row_sums(log_probs: Tensor, target_counts: Tensor) -> Tensor:
     # segment_reduce adds in a fixed order on a GPU too; index_add does not. `unsafe` skips the check of the lengths,
     # which would make the host wait for the GPU.
     sums = torch.segment_reduce(log_probs, "sum", lengths=target_counts.flatten(), initial=0, unsafe=True)
+    # Columns: prefix, chosen, rejected. The prefix is added to both rows.
     sums = sums.view(-1, 3)
     return sums[:, :1] + sums[:, 1:]
 

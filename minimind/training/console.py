@@ -64,6 +64,7 @@ class Console:
             self._bar = None
 
     def _remaining(self, step: int) -> str:
+        # Includes saves and evaluations, which the rest of the run will have too.
         elapsed = time.monotonic() - self._started
         seconds = elapsed / max(1, step - self._first) * (self._total - step)
         return str(datetime.timedelta(seconds=round(seconds)))

@@ -140,12 +140,14 @@ class Events:
     def add(self, *listeners: Listener) -> None:
         """Append listeners; they hear events in this order."""
         self._listeners += listeners
+        # Manifests store states by name; two equal names would overwrite each other.
         names = [listener.name for listener in self._listeners]
         assert len(set(names)) == len(names), f"two listeners share a name: {names}"
 
     def emit(self, event: Event) -> None:
         """Call every listener's method for this event."""
         for listener in self._listeners:
+            # The method is named after the event's class: Step -> on_step.
             handler: Callable[[Any], None] = getattr(listener, f"on_{type(event).__name__.lower()}")
             handler(event)
 

@@ -22,6 +22,7 @@ def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[],
     Raises:
         WeightsError: on all ranks, if a file could not be written.
     """
+    # A collective under ZeRO: every rank contributes its shards, rank 0 gets the tensors.
     state = policy.full_state()
     from_main(policy.world, lambda: _write(prepared, state, on_progress))
 
@@ -32,5 +33,6 @@ def _write(prepared: Prepared, state: dict[str, Tensor], on_progress: Callable[[
     if family_of(prepared.source.config).exports_pth:
         save_minimind(state, folder / f"{name}.pth", getattr(torch, config.run.save_dtype))
         on_progress()
+    # The folder keeps the run's dtype, so that training can start from it without another rounding.
     dtype = getattr(torch, config.optimisation.dtype)
     save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, dtype)

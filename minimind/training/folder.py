@@ -51,6 +51,7 @@ def _move_aside(folder: Path, weights: str) -> None:
     names = (*_RECORDS, weights, f"{weights}.pth", *(path.name for path in folder.glob("nonfinite_*.jsonl")))
     present = [folder / name for name in names if (folder / name).exists()]
     if present:
+        # earlier/1 is the oldest; numbers are never reused.
         number = 1
         while (folder / "earlier" / str(number)).exists():
             number += 1
@@ -85,6 +86,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         OSError: the line could not be written.
     """
+    # Remembered to undo a partial write.
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -105,6 +107,7 @@ def drop_metrics_after(folder: Path, step: int) -> None:
     path = folder / "metrics.jsonl"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        # A line that a kill cut off cannot be parsed; it counts as later than any step and is removed.
         kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
         if kept != text:
             write_atomically(path, kept)

@@ -59,17 +59,21 @@ def train(run: Run, start: int) -> bool:
         TrainingError: a gradient is not finite, or the state cannot be saved after a signal.
     """
     watch, vote = run.watch, StopVote(run.watch.timeout)
+    # From here on a signal sets `stop_reason`; before, it ends the process at once, since there is nothing to save.
     watch.can_save()
     run.events.emit(Start(step=start, total_steps=run.total_steps))
     run.policy.train()
     run.metrics.resume()
     for step, batches in enumerate(run.batches(start), start=start + 1):
         watch.enter("data", step)
+        # The vote travels while the step computes, so that it costs no time.
         vote.start(watch.stop_reason is not None)
+        # Read before the step: the optimizer step advances the schedule.
         learning_rate = run.policy.learning_rate
         _take_step(run, step, batches)
         last = step == run.total_steps
         if step == 1 or step % run.log_interval == 0 or last:
+            # `reduce` is a collective that waits for all ranks. That time is no training time.
             run.metrics.pause()
             metrics = {**run.metrics.reduce(), "learning_rate": learning_rate}
             run.events.emit(Log(step=step, metrics=metrics))

@@ -50,6 +50,8 @@ class MetricSums:
             row_tokens: tokens of all its rows.
             weights: (N,) float64; 0 excludes an item.
         """
+        # The first three columns are computed here, the rest by the job. One stack and one sum keep the number of small
+        # kernels on a GPU low.
         losses, aux_loss = outcome.losses.detach(), aux_loss.detach()
         values = {name: outcome.metrics[name] for name in self.names[3:]}
         columns = torch.stack(
@@ -62,6 +64,7 @@ class MetricSums:
 
     def reduce(self, seconds: float) -> dict[str, float]:
         """Means over all items of all ranks, and rates over the given seconds; all ranks must call."""
+        # One collective and one transfer to the host for all metrics.
         totals = all_reduce(self.sums.clone()).tolist()
         tokens, items = totals[:2]
         metrics = {name: total / items for name, total in zip(self.names, totals[2:], strict=True)}
@@ -133,6 +136,7 @@ class StepMetrics:
         Each rank's own sums are kept: on the same number of ranks the resumed run makes the same additions in the same
         order, so its means equal those of an uninterrupted run bit for bit.
         """
+        # JSON prints the shortest text that reads back as the same float64, so nothing is lost.
         sums = gather(self.sums.world, self.sums.sums.tolist())
         return {"sums": sums, "norms": self._norms.tolist(), "seconds": self._seconds}
 

@@ -52,6 +52,7 @@ class NonFiniteReport:
 
     def error_at(self, step: int, batches: Sequence[Batch], error: TrainingError) -> TrainingError:
         """The error with the step and its suspicious pairs; writes the step's pairs of all ranks. All ranks call it."""
+        # Every rank fails at the same step, because DeepSpeed reduces the norm before it is checked.
         mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
         ranks = gather(self.world, mine)
         written = from_main(self.world, lambda: write_pairs(self.folder, step, self.data, ranks))
@@ -104,6 +105,7 @@ def write_pairs(folder: Path, step: int, data: Path, ranks: Sequence[Sequence[Mi
     wanted = {entry["line"] for entry in entries}
     try:
         with data.open("rb") as file:
+            # The file is read only up to the last wanted line.
             numbered = itertools.islice(enumerate(file, start=1), max(wanted))
             rows = {number: row for number, row in numbered if number in wanted}
         found = ({**entry, "row": json.loads(rows[entry["line"]])} for entry in entries)

@@ -37,12 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, then end the process: with status 0 after a finished run, `PREEMPTED` after a run that was asked to stop
     and has saved a checkpoint, another status after a failure."""
     with user_errors():
+        # Flags are parsed before the ranks meet, so that --help and a wrong flag need no process group.
         settings = _parse(sys.argv[1:] if argv is None else argv)
         started = start_rank(settings.config.run.timeout, settings.config.engine.disable_patches)
         world, watch = started.world, started.watch
         _check_ranks_alike(settings, world)
         watch.enter("loading")
         checkpoint = find_resumed(settings.config, world, watch)
+        # A file can be missing on one machine only; `agree` raises the error on all ranks, so none waits for another.
         prepared = agree(world, lambda: prepare(settings, world, checkpoint))
         assert prepared is not None
         finished = run_training(prepared, world, watch)
@@ -62,9 +64,11 @@ def run_training(prepared: Prepared, world: World, watch: Watch) -> bool:
     run = assemble_run(prepared, data, opened, engines, world, watch, console)
     _resume(prepared, opened, run, console)
     try:
+        # Errors of the loop are printed below the progress line, not into it.
         finished = train(run, opened.start)
     finally:
         console.stop()
+    # Monitors that upload must be done before `end` leaves the process without the interpreter's shutdown.
     engines.policy.close()
     if finished:
         _report_finished(prepared, data.total_steps, console)
@@ -91,6 +95,7 @@ def _resume(prepared: Prepared, opened: OpenedRun, run: Run, console: Console) -
         return
     for name, problem in checkpoint.damaged.items():
         console.say(f"  {name} is damaged and renamed to {name}.damaged: {problem}")
+    # Reading may take minutes; the watch reports progress under this phase.
     run.watch.enter("resuming")
     # open_run refuses a checkpoint where the run itself cannot write any.
     assert opened.checkpoints is not None

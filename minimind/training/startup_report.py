@@ -64,6 +64,7 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
     except WeightsError as error:
         console.say(f"  whether memory is enough is not checked: {error}")
         return
+    # Ranks of one machine share its memory.
     machine = this_machine(world.device, world.size, world.hosts.count(world.hosts[world.rank]))
     configs = (prepared.policy_config.values, prepared.reference_config.values)
     if warning := memory_warning(sizes, prepared.settings.config, machine, *configs):
@@ -81,6 +82,7 @@ def report_data(console: Console, data: TrainingData, max_steps: int | None) -> 
         console.say(f"  --max_steps {max_steps} will not be reached: the pairs make {stream.total_steps} steps")
     for table in data.tables:
         _report_bad_rows(console, table)
+    # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
         console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")
 

@@ -28,6 +28,7 @@ def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricS
             says for each of this rank's micro-batches whether its log-probs and losses were finite.
     """
     batches = [batch.to_device(policy.world.device) for batch in batches]
+    # All micro-batches at once: under ZeRO-3 the reference gathers its weights once per global step.
     watch.enter("reference")
     targets = job.targets(batches)
     total = sum(job.size(batch) for batch in batches)
@@ -40,9 +41,11 @@ def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricS
         loss = outcome.losses.mean() + aux_loss
         finite.append(log_probs.detach().isfinite().all() & loss.detach().isfinite())
         watch.enter("backward")
+        # Shares of the step's mean: micro-batches of a token budget differ in size.
         policy.backward(loss * job.size(batch) / total, last=number == len(batches))
         watch.enter("optimizer step")
         try:
+            # DeepSpeed changes weights only after the last micro-batch, which `backward` has announced.
             policy.step()
         except TrainingError as error:
             known = torch.stack(finite).tolist()

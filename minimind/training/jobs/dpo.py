@@ -34,6 +34,7 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
     item = "pairs"
 
     def __init__(self, *, loss: PreferenceLoss, average_log_prob: bool, reference: Reference | None) -> None:
+        # Setup builds an engine for the reference exactly if the loss needs one.
         assert (reference is not None) == (Need.REFERENCE in loss.needs)
         self.loss = loss
         self.average_log_prob = average_log_prob
@@ -60,6 +61,7 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
         return batch.num_pairs
 
     def _scores(self, batch: PairBatch, sums: Tensor, per_token: Tensor | None) -> PairScores:
+        # The cache and the live reference both give sums, so one run can use means and another sums of the same cache.
         rows = row_means(sums, batch.target_counts) if self.average_log_prob else sums
         return PairScores(
             rows=rows,

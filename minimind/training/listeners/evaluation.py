@@ -79,6 +79,7 @@ class Evaluation(Listener):
         )
         for batch, weights in batches:
             eval_step(self._policy, self._job, batch, weights, sums)
+            # An evaluation may take longer than --timeout; each batch is progress.
             self._watch.tick()
         self._policy.train()
         metrics = {f"eval/{name}": value for name, value in sums.reduce(time.monotonic() - started).items()}

@@ -47,6 +47,7 @@ class MetricsFile(Listener):
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self._enabled:
             return
+        # Six digits of an epoch tell apart the steps of a million-step run.
         entry = {"step": step, "epoch": round(self._epoch_of(step), 6), **metrics}
         try:
             append_line(self._path, json.dumps(entry))

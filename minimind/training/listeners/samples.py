@@ -45,6 +45,7 @@ class Samples(Listener):
     def on_end(self, event: End) -> None:
         if not event.finished:
             return
+        # Read back from disk, so that the samples also show that the written weights work.
         after = source_answers(open_weights(self._trained, {}), self._tokenizer, self._prompts)
         self._console.say("\nAnswers to held-out prompts, before and after:")
         for prompt, old, new in zip(self._prompts, self._before, after, strict=True):
@@ -58,6 +59,7 @@ def answers(
     """The model's greedy answer to each prompt, as one user turn."""
     out = []
     for prompt in prompts:
+        # Rendered first and tokenised without special tokens: the template contains them already.
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )

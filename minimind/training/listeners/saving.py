@@ -90,6 +90,7 @@ class Saving(Listener):
             CheckpointError: on all ranks, if it was the last save and a file could not be written.
         """
         self._watch.enter("saving")
+        # The weights are tried even if the checkpoint failed: they are smaller and may still fit.
         failures: list[str] = []
         checkpoint: Path | None = None
         try:
@@ -110,6 +111,7 @@ class Saving(Listener):
     def _write_checkpoint(self, step: int) -> Path | None:
         if self._checkpoints is None:
             return None
+        # `unlogged` is a collective; all ranks save at the same steps, so all of them call it.
         return self._checkpoints.save(
             self._policy,
             step,

@@ -44,6 +44,7 @@ def assemble_run(
     """The run, with its listeners in the order in which they hear events."""
     config, checkpoint = prepared.settings.config, prepared.checkpoint
     average = config.objective.average_log_prob
+    # One job per table: training and evaluation differ only in their reference.
     jobs = [
         DPOJob(loss=engines.loss, average_log_prob=average, reference=reference) for reference in engines.references
     ]
@@ -69,6 +70,7 @@ def assemble_run(
             latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
         ),
     )
+    # Listeners need the run, and the run needs the events, so they are added last.
     events.add(*_listeners(prepared, data, opened, engines, run, jobs, console))
     return run
 

@@ -22,6 +22,7 @@ def choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console:
     Raises:
         ConfigError: on all ranks, if rows must be padded and a flag was given that only works on packs.
     """
+    # Any id serves where a tokenizer has no padding token: padded positions are masked.
     pad_id = prepared.tokenizer.pad_token_id or 0
     padded: Layout = functools.partial(pad, pad_id=pad_id)
     model = prepared.source.config
@@ -29,6 +30,7 @@ def choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console:
         return pack
     config = prepared.settings.config
     obstacle = packing_obstacle(model, config.data.max_seq_len)
+    # A configuration does not show every deviation, so one real pair is compared in both layouts.
     if obstacle is None and not layouts_agree(policy, pack([table[0]]), pad([table[0]], pad_id)):
         obstacle = "its log-probs of a pack differ from those of the same rows padded"
     if obstacle is None:

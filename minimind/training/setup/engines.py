@@ -52,6 +52,7 @@ def build_engines(
     config = prepared.settings.config
     watch.enter("building")
     if world.on_cpu:
+        # Compiling runs in the background while the policy's weights are read.
         native.prepare(
             kernels=config.engine.kernels == native.AUTO and config.optimisation.dtype == "bfloat16",
             heap=config.engine.keep_memory,
@@ -68,8 +69,10 @@ def build_engines(
         config.engine.attention,
         watch.tick,
     )
+    # After the policy is built: memory that only the initialisation needs must go back to the system.
     if world.on_cpu and config.engine.keep_memory:
         native.keep_memory()
+    # The layout is chosen before the references, because cached log-probs depend on it.
     layout = choose_layout(prepared, policy, data.table, console)
     loss = build_loss(config.objective.loss, prepared.settings.values)
     described = {"weights": opened.fingerprint, **model_identity(prepared)}

@@ -63,6 +63,7 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
     config, checkpoint = prepared.settings.config, prepared.checkpoint
     fingerprint = from_main(world, prepared.source.fingerprint)
     described = describe(prepared, data, fingerprint)
+    # Rank 0 checks for all; an error there is raised on every rank.
     if checkpoint is not None:
         from_main(world, lambda: check_same_run(checkpoint, described, data.stream))
     start = checkpoint.manifest.step if checkpoint is not None else 0
@@ -75,6 +76,7 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
         checkpoints = Checkpoints(_checkpoint_folder(config), world, described, keep, patches, watch.tick)
     if warning := from_main(world, lambda: check_space(prepared, start, data.total_steps)):
         console.say(warning)
+    # The folder is written last: a run that is refused leaves an earlier run's records untouched.
     from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
     return OpenedRun(fingerprint=fingerprint, described=described, start=start, checkpoints=checkpoints)
 

@@ -57,6 +57,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         ConfigError: all problems at once; a single problem keeps its own class.
     """
     problems = Problems()
+    # Each stage can change settings that the next one reads: demo, weights, DeepSpeed files.
     is_demo = not settings.config.data.data_path
     if is_demo:
         settings = settings.with_defaults(demo.SETTINGS, DEMO)
@@ -69,6 +70,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     if policy_config is not None:
         settings = policy_config.settings
     reference_config = problems.attempt(lambda: _reference_config(settings, world))
+    # Checks come last, when all settings are final. They run even if a stage failed, to report everything at once.
     draft = Draft(
         settings=settings,
         world=world,

@@ -55,6 +55,7 @@ def open_references(
     config = prepared.settings.config
     references: list[Reference]
     if config.engine.reference == "live":
+        # One engine serves all tables.
         references = [_live_reference(prepared, policy, watch.tick)] * len(tables)
     else:
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded"
@@ -98,6 +99,7 @@ def _fill(
                 rate = (done - known) / (now - started)
                 console.say(f"    {done}/{total} pairs scored, {rate:.1f} pairs/s, {left} left")
                 shown = now
+    # Training needs this memory.
     if reference is not None:
         reference.close()
 

@@ -27,6 +27,7 @@ def open_start_weights(config: DPOConfig) -> WeightSource:
         ConfigError: fresh weights are asked for, of a model that cannot exist.
     """
     model = config.model
+    # A value of 0 or None means "not given".
     given: dict[str, Any] = {name: value for name in NOT_IN_PTH if (value := getattr(model, name))}
     if model.from_weight == "none":
         try:

@@ -64,6 +64,7 @@ def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None])
         tokens=table.packed_tokens,
         token_budget=config.optimisation.micro_batch_tokens,
     )
+    # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: _total_steps(stream, config))
     return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
 
