@@ -1,4 +1,4 @@
-"""Backends and rule on a real GPU: values and gradients against SDPA in float32, and a host that never waits."""
+"""Attention backends on a real GPU: outputs and gradients against SDPA in float32, the choice, no waits of the host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TYPICAL = ((300, 220, 250), (90, 400, 380), (700, 150, 31), (12, 600, 580))
 
 @pytest.fixture(autouse=True)
 def no_compiles_yet():
-    """Every shape is a run of its own; torch counts the compiles of a process."""
+    """Each test starts like a run: torch limits the number of recompiles in a process."""
     torch._dynamo.reset()
     flex_attention.compiled.cache_clear()
 
@@ -40,7 +40,7 @@ def shape(dtype: torch.dtype, heads: tuple[int, int, int] = (8, 2, 64)) -> Atten
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("heads", [(8, 2, 64), (4, 4, 128), (8, 1, 32), (4, 2, 96), (2, 2, 256)], ids=str)
 @pytest.mark.parametrize("name", [SDPA, VARLEN, FLEX])
-def test_agrees_with_sdpa_in_float32(name, heads, dtype):
+def test_backend_agrees_with_sdpa_in_float32(name, heads, dtype):
     asked = shape(dtype, heads)
     if why := backend_obstacle(name, asked.device, dtype):
         pytest.skip(why)
@@ -48,7 +48,7 @@ def test_agrees_with_sdpa_in_float32(name, heads, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_rule_chooses_one_that_is_there(dtype):
+def test_chosen_backend_was_measured(dtype):
     choice = choose_backend(shape(dtype), TYPICAL)
     print(*choice.lines, sep="\n")
     assert choice.name in (SDPA, VARLEN, FLEX)
@@ -56,14 +56,14 @@ def test_the_rule_chooses_one_that_is_there(dtype):
     assert f"{choice.name} " in choice.lines[0]
 
 
-def test_the_clock_sees_the_gpu_work():
+def test_timer_measures_work_on_the_gpu():
     small, large = (torch.randn(size, size, device="cuda") for size in (256, 4096))
     assert cuda_milliseconds(lambda: small @ small) < cuda_milliseconds(lambda: large @ large)
 
 
 @pytest.mark.parametrize("name", [SDPA, VARLEN, FLEX])
-def test_nothing_waits_for_the_gpu(name):
-    """Once a kernel is there, a pack's tables, forward and backward are handed over without a look at a result."""
+def test_host_does_not_wait_for_the_gpu(name):
+    """After the first step has compiled or loaded the kernels, a step enqueues its work without a synchronisation."""
     asked = shape(torch.bfloat16)
     if why := backend_obstacle(name, asked.device, asked.dtype):
         pytest.skip(why)

@@ -1,4 +1,4 @@
-"""The head's log-probs on a real GPU: against a plain log-softmax, and a host that never waits."""
+"""Log-probs of the head on a real GPU: against a plain log-softmax, without waits of the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-def test_several_blocks_are_one_softmax_and_nothing_waits(monkeypatch):
+def test_log_probs_over_several_blocks_equal_one_softmax_without_a_wait(monkeypatch):
     monkeypatch.setattr(log_probs, "_BLOCK_BYTES", 2**16)
     hidden, weight = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16) for n in (300, 1000))
     targets = torch.randint(0, 1000, (300,), device="cuda")

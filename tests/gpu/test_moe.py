@@ -1,4 +1,4 @@
-"""Experts on a GPU in bfloat16: torch's grouped product against one product per expert, and a host that never waits."""
+"""Experts on a GPU in bfloat16: torch's grouped product against one product per expert, without waits of the host."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def device() -> torch.device:
 
 @pytest.fixture
 def grouped(device):
-    """Skips where this GPU or this torch has no grouped product."""
+    """Skips if this GPU or this torch has no correct grouped product."""
     if reason := grouped_linear.grouped_product_obstacle(device):
         pytest.skip(reason)
 
 
 def moe(generation: int, device: torch.device, **fields) -> MixtureOfExperts:
-    """Expert 3 gets no tokens."""
+    """A layer in which expert 3 gets no tokens."""
     torch.manual_seed(generation)
     config = MiniMindConfig(
         generation=generation, hidden_size=H, use_moe=True, moe_intermediate_size=384, num_experts=6, **fields
@@ -56,7 +56,7 @@ def moe(generation: int, device: torch.device, **fields) -> MixtureOfExperts:
 
 
 def step(module: MixtureOfExperts, x: Tensor, rows: TokenRows) -> dict[str, Tensor]:
-    """Output, auxiliary loss and all gradients of a forward and a backward."""
+    """Output, auxiliary loss and all gradients of one forward and backward."""
     module.zero_grad()
     leaf = x.detach().requires_grad_()
     out, aux_loss = module(leaf, rows)
@@ -71,7 +71,7 @@ def inputs(device: torch.device) -> Tensor:
 
 
 @pytest.mark.parametrize("sizes", [[37, 0, 64, 1, 0, 155], [0, 0, 0, 257, 0, 0]])
-def test_grouped_products_are_those_of_float32(sizes, device, grouped):
+def test_grouped_products_equal_those_in_float64(sizes, device, grouped):
     generator = torch.Generator().manual_seed(2)
     shapes = ((sum(sizes), H), (len(sizes), 384, H), (sum(sizes), 384))
     x, weight, grad = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes)
@@ -88,7 +88,7 @@ def test_grouped_products_are_those_of_float32(sizes, device, grouped):
 
 
 @pytest.mark.parametrize(("generation", "k"), [(2, 2), (3, 1), (3, 3)])
-def test_experts_together_give_what_they_give_one_by_one(generation, k, device, grouped, monkeypatch):
+def test_grouped_experts_equal_experts_one_by_one(generation, k, device, grouped, monkeypatch):
     module, x = moe(generation, device, num_experts_per_tok=k), inputs(device)
     rows = TokenRows(pack=PackSegments(SEGMENTS))
     found = step(module, x, rows)
@@ -105,14 +105,14 @@ def test_experts_together_give_what_they_give_one_by_one(generation, k, device, 
 
 
 @pytest.mark.parametrize("layout", ["pack", "padded"])
-def test_no_forward_and_no_backward_waits_for_the_gpu(layout, device, grouped):
+def test_forward_and_backward_do_not_wait_for_the_gpu(layout, device, grouped):
     module, x = moe(3, device, num_experts_per_tok=2), inputs(device)
     mask = torch.ones(1, TOKENS, device=device)
 
     def rows() -> TokenRows:
         return TokenRows(pack=PackSegments(SEGMENTS)) if layout == "pack" else TokenRows(mask=mask)
 
-    # The first step tries the product out and waits for the answer.
+    # The first step checks the grouped product, which waits for the GPU.
     step(module, x, rows())
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -121,8 +121,8 @@ def test_no_forward_and_no_backward_waits_for_the_gpu(layout, device, grouped):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_watch_would_see_a_wait(device, monkeypatch):
-    """One product per expert needs its sizes on the host."""
+def test_a_wait_is_detected(device, monkeypatch):
+    """Without the grouped product the host needs the number of tokens of each expert."""
     monkeypatch.setattr(grouped_linear, "grouped_product_works", lambda device: False)
     module, x = moe(3, device), inputs(device)
     rows = TokenRows(mask=torch.ones(1, TOKENS, device=device))
@@ -134,8 +134,8 @@ def test_the_watch_would_see_a_wait(device, monkeypatch):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_two_steps_are_the_same_to_the_bit(device):
-    """Nothing is added up in an order that changes."""
+def test_two_steps_are_bitwise_equal(device):
+    """All sums have a fixed order."""
     module, x = moe(2, device, num_experts_per_tok=3), inputs(device)
     rows = TokenRows(pack=PackSegments(SEGMENTS))
     for (name, one), other in zip(step(module, x, rows).items(), step(module, x, rows).values(), strict=True):

@@ -1,4 +1,4 @@
-"""Packs of many shapes, and random tensors over them, for the tests of what attends to them."""
+"""Packs of many shapes and random tensors over them, for the tests of attention backends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minimind.model.packed_attention import Backend, PackSegments, sdpa_by_segme
 
 Segments = tuple[tuple[int, int, int], ...]
 
-# Empty parts in every place, pairs that end with a block of 128 and that do not, blocks that several pairs share.
+# Each part of a pair is empty once; pairs end at a multiple of 128 and elsewhere; several pairs share a block of 128.
 SHAPES: tuple[Segments, ...] = (
     ((4, 3, 2),),
     ((1, 0, 0),),
@@ -27,7 +27,7 @@ SHAPES: tuple[Segments, ...] = (
 
 
 def segments(longest: int = 150) -> st.SearchStrategy[Segments]:
-    """Packs of up to four pairs, any part of which may be empty, but not the whole."""
+    """Packs of one to four pairs. Any part may be empty, but not the whole pack."""
     part = st.integers(0, longest)
     pairs = st.lists(st.tuples(part, part, part), min_size=1, max_size=4)
     return pairs.map(tuple).filter(lambda pack: sum(map(sum, pack)) > 0)
@@ -50,7 +50,7 @@ def results(backend: Backend, shape: Segments, scaling: float = 0.3, **sizes: in
 
 
 def assert_as_sdpa(backend: Backend, shape: Segments, scaling: float = 0.3, **sizes: int) -> None:
-    """Values and gradients in float32 are those of SDPA, segment by segment."""
+    """Output and gradients in float32 equal those of SDPA for each segment."""
     pairs = zip(
         results(backend, shape, scaling, **sizes), results(sdpa_by_segment, shape, scaling, **sizes), strict=True
     )

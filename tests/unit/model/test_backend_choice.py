@@ -1,4 +1,4 @@
-"""The rule: who disagrees, fails or cannot be used is left out with the reason, and of the rest the fastest wins."""
+"""The choice of a backend: incorrect, failing and unsupported backends are rejected with a reason, the fastest wins."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shape(dtype=torch.float32, device=CPU, **fields) -> AttentionShape:
 
 
 def clock(*milliseconds):
-    """Says these times in turn, having let each run once."""
+    """A timer that runs each function once and returns these times one after another."""
     left = iter(milliseconds)
 
     def measure(run):
@@ -47,7 +47,7 @@ def clock(*milliseconds):
 
 @pytest.fixture
 def flex_with_gradients(monkeypatch):
-    """torch's uncompiled form, which it keeps from training on a CPU."""
+    """Allows gradients of FlexAttention's uncompiled form on a CPU, which torch forbids."""
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
 
@@ -57,7 +57,7 @@ def slightly_off(query, key, value, pack, scaling):
 
 
 def wrong_gradients(query, key, value, pack, scaling):
-    """The values are right; no gradient reaches the keys."""
+    """The output is correct, but the keys get no gradient."""
     return sdpa_by_segment(query, key.detach() + 0 * key, value, pack, scaling)
 
 
@@ -75,7 +75,7 @@ def fails_without_gradients(query, key, value, pack, scaling):
 
 
 @pytest.mark.parametrize(("times", "winner"), [((2.0, 1.5), FLEX), ((1.5, 2.0), SDPA)])
-def test_the_fastest_that_agrees_wins(times, winner, flex_with_gradients):
+def test_fastest_correct_backend_is_chosen(times, winner, flex_with_gradients):
     candidates = {SDPA: BACKENDS[SDPA], FLEX: BACKENDS[FLEX]}
     choice = choose_fastest(shape(), SEGMENTS, candidates, clock(*times))
     assert choice == BackendChoice(
@@ -97,14 +97,14 @@ def test_the_fastest_that_agrees_wins(times, winner, flex_with_gradients):
         (fails_without_gradients, "AssertionError"),
     ],
 )
-def test_who_disagrees_or_fails_is_left_out_however_fast(backend, why):
+def test_incorrect_or_failing_backend_is_not_used(backend, why):
     choice = choose_fastest(shape(), SEGMENTS, {"bad": backend, SDPA: sdpa_by_segment}, clock(9.0))
     assert choice.name == SDPA
     assert len(choice.lines) == 2
     assert choice.lines[1].startswith(f"  bad is not used: {why}")
 
 
-def test_one_that_fails_while_it_is_timed_is_left_out():
+def test_backend_that_fails_while_it_is_timed_is_not_used():
     def out_of_memory(run):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -114,24 +114,24 @@ def test_one_that_fails_while_it_is_timed_is_left_out():
     assert choice.lines[1] == "  sdpa is not used: OutOfMemoryError: CUDA out of memory."
 
 
-def test_those_that_are_no_candidates_are_told_of():
+def test_reasons_of_backends_that_are_no_candidates_are_reported():
     choice = choose_fastest(shape(), SEGMENTS, {SDPA: sdpa_by_segment}, clock(1.0), {VARLEN: "it is not there"})
     assert choice.lines[1:] == ("  varlen is not used: it is not there",)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("heads", [{}, {"heads": 8, "kv_heads": 8, "head_dim": 64}, {"heads": 3, "kv_heads": 1}])
-def test_rounding_to_16_bits_is_no_disagreement(dtype, heads):
+def test_rounding_to_16_bits_is_within_the_tolerance(dtype, heads):
     assert disagreement(shape(dtype, **heads), sdpa_by_segment, (*CHECK_PACKS[:6], SEGMENTS)) is None
 
 
 def upper_left(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=None, enable_gqa=False):
-    """A kernel whose causal means that the first query sees the first key, as PyTorch's SDPA has it."""
+    """A kernel with an upper-left aligned causal mask, like PyTorch's SDPA: the first query sees the first key only."""
     return flash(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, diagonal=0)
 
 
 def one_too_few(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=None, enable_gqa=False):
-    """A kernel in which every query but a sequence's first misses its own key."""
+    """A kernel in which no query sees its own key, except the first query of each sequence."""
     outputs = []
     queries, keys = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
     for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
@@ -144,17 +144,17 @@ def one_too_few(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=No
 
 @pytest.mark.parametrize("kernel", [upper_left, one_too_few])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_kernel_that_masks_otherwise_is_noticed_in_every_dtype(kernel, dtype, monkeypatch):
+def test_kernel_with_a_wrong_mask_is_rejected_in_every_dtype(kernel, dtype, monkeypatch):
     monkeypatch.setattr(varlen_attention, "find_kernel", lambda: torch_kernel(kernel))
     why = disagreement(shape(dtype), BACKENDS[VARLEN], CHECK_PACKS)
     assert why is not None
     assert why.startswith("its output differs")
-    # By far, not by luck: ten times what rounding explains in either dtype.
+    # Ten times the tolerance of either dtype, so this does not depend on the random tensors.
     assert float(why.split(" by ")[1].split(" of ")[0]) > 0.3
 
 
-def test_one_that_is_compiled_for_every_length_is_left_out(flex_with_gradients, monkeypatch):
-    """Training would wait for a compile in every step, and then fail."""
+def test_backend_that_recompiles_for_every_length_is_not_used(flex_with_gradients, monkeypatch):
+    """In training each step would wait for a compilation, until torch gives up."""
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
     torch._dynamo.reset()
     static = torch.compile(torch_flex.flex_attention, dynamic=False, fullgraph=True, backend="eager")
@@ -165,7 +165,7 @@ def test_one_that_is_compiled_for_every_length_is_left_out(flex_with_gradients, 
     assert choice.lines[1].startswith("  flex is not used: FailOnRecompileLimitHit: ")
 
 
-def test_more_lengths_are_checked_than_torch_forgives_compiles():
+def test_check_has_more_lengths_than_torch_allows_recompiles():
     blocks = {-(-sum(map(sum, segments)) // 128) for segments in CHECK_PACKS}
     assert len(blocks) > torch._dynamo.config.recompile_limit
     assert any(0 in pair for segments in CHECK_PACKS for pair in segments)
@@ -186,13 +186,13 @@ def test_more_lengths_are_checked_than_torch_forgives_compiles():
         (VARLEN, GPU, torch.bfloat16, 0.1, "the model has attention dropout 0.1, which only SDPA supports"),
     ],
 )
-def test_obstacles_that_are_seen_without_trying(name, device, dtype, dropout, why):
+def test_obstacles_known_without_a_run(name, device, dtype, dropout, why):
     assert backend_obstacle(name, device, dtype, dropout) == why
     if why is not None:
         assert check_backend(shape(dtype, device, dropout=dropout), name, SEGMENTS) == why
 
 
-def test_a_backend_is_verified_by_trying_it(monkeypatch):
+def test_backend_is_checked_by_running_it(monkeypatch):
     monkeypatch.setattr(backend_choice, "backend_obstacle", lambda *_: None)
     monkeypatch.setattr(backend_choice, "BACKENDS", {FLEX: sdpa_by_segment, VARLEN: fails})
     assert check_backend(shape(), FLEX, SEGMENTS) is None
@@ -202,8 +202,8 @@ def test_a_backend_is_verified_by_trying_it(monkeypatch):
     assert "its output differs" in check_backend(shape(), FLEX, SEGMENTS)
 
 
-def test_a_kernel_that_breaks_the_gpu_ends_the_run_with_a_way_out(monkeypatch):
-    """An illegal access is all that a process hears from its GPU ever after: no other backend can be tried."""
+def test_kernel_that_breaks_the_gpu_ends_the_run_with_advice(monkeypatch):
+    """After an illegal access CUDA reports the same error from every call, so no other backend can be tried."""
 
     def broken(device):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -1,5 +1,4 @@
-"""Configurations of both generations: defaults, the names that tell them apart, aliases, and what cannot
-be."""
+"""Configurations of both generations: defaults, names that determine the generation, aliases, invalid fields."""
 
 from __future__ import annotations
 
@@ -78,11 +77,11 @@ def test_names_that_only_generation_3_has(name):
     assert MiniMindConfig(**{name: 0.1 if name == "router_aux_loss_coef" else 16}).generation == 3
 
 
-def test_names_that_leave_it_open_are_generation_2():
+def test_generation_is_2_if_the_names_fit_both():
     assert MiniMindConfig(hidden_size=64, use_moe=True, dropout=0.1).generation == 2
 
 
-def test_a_given_generation_is_not_overruled_by_names():
+def test_explicit_generation_has_priority_over_names():
     assert MiniMindConfig(generation=2, head_dim=16).generation == 2
     assert MiniMindConfig(generation=3, seq_aux=False).generation == 3
 
@@ -92,18 +91,18 @@ def test_a_given_generation_is_not_overruled_by_names():
     ("old", "new", "value"),
     [("n_routed_experts", "num_experts", 7), ("aux_loss_alpha", "router_aux_loss_coef", 0.25)],
 )
-def test_either_generation_name_can_be_given_and_read(generation, old, new, value):
+def test_fields_have_the_names_of_both_generations(generation, old, new, value):
     for given in (old, new):
         config = MiniMindConfig(generation=generation, **{given: value})
         assert getattr(config, old) == value
         assert getattr(config, new) == value
 
 
-def test_no_key_value_heads_means_as_many_as_heads():
+def test_key_value_heads_of_none_mean_one_for_each_head():
     assert MiniMindConfig(num_key_value_heads=None, num_attention_heads=4).num_key_value_heads == 4
 
 
-def test_no_shared_experts_can_be_none():
+def test_shared_experts_of_none_mean_zero():
     assert MiniMindConfig(n_shared_experts=None).n_shared_experts == 0
 
 
@@ -127,13 +126,13 @@ def test_no_shared_experts_can_be_none():
         ),
     ],
 )
-def test_what_cannot_make_a_model_is_said(fields, message):
+def test_invalid_fields_are_reported(fields, message):
     with pytest.raises(ValueError, match=message):
         MiniMindConfig(**fields)
 
 
 def test_experts_are_not_checked_in_a_dense_model():
-    """MiniMind's dense files carry these fields along."""
+    """MiniMind's dense configurations contain these fields."""
     assert MiniMindConfig(num_experts=2, num_experts_per_tok=3).num_experts_per_tok == 3
 
 
@@ -147,19 +146,19 @@ def test_experts_are_not_checked_in_a_dense_model():
     ],
     ids=str,
 )
-def test_a_written_configuration_reads_back_the_same(fields, tmp_path):
+def test_configuration_survives_a_round_trip(fields, tmp_path):
     config = MiniMindConfig(hidden_size=64, **fields)
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is MiniMindConfig
     ours, theirs = config.to_dict(), again.to_dict()
-    # Where it was read from is not what it says.
+    # The path of the file is not part of the configuration.
     ours.pop("_name_or_path")
     theirs.pop("_name_or_path")
     assert theirs == ours
 
 
-def test_yarn_is_off_by_default_and_its_fields_are_minimind():
+def test_yarn_is_off_by_default_and_has_minimind_values():
     assert MiniMindConfig().yarn is None
     assert MiniMindConfig(rope_scaling={"factor": 4.0}).yarn is None
     assert MiniMindConfig(inference_rope_scaling=True).yarn == {

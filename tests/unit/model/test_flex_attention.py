@@ -1,5 +1,5 @@
-"""FlexAttention over a pack: its block mask against torch's own from the dense definition, its numbers against SDPA's,
-and one compile for packs of all lengths."""
+"""FlexAttention over a pack: its block mask against torch's own, its results against SDPA's, and one compilation for
+all lengths."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True, scope="module")
 def _uncompiled_and_with_gradients():
-    """torch compiles a wrapper of the uncompiled form too, and has no gradients on a CPU because it compiles none for
-    it; the uncompiled form itself, an expression of torch's, has them."""
+    """Runs the uncompiled form directly and with gradients.
+
+    torch would compile a wrapper around it, and forbids gradients on a CPU because it has no compiled ones there.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
         patch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
@@ -28,7 +30,7 @@ def _uncompiled_and_with_gradients():
 
 
 def visible(shape) -> torch.Tensor:
-    """(T, T) from the definition: same pair, not later, and rejected never sees chosen's own; pads see pads."""
+    """(T, T) mask by definition: same pair, key not later, no chosen keys for rejected queries. Padding is one pair."""
     tokens = sum(map(sum, shape))
     padded = (*shape, (-tokens % BLOCK, 0, 0))
     who = torch.tensor(
@@ -40,7 +42,7 @@ def visible(shape) -> torch.Tensor:
 
 
 def assert_mask_as_defined(shape) -> None:
-    """Exactly the blocks that hold anything are listed, those without a hole as whole, in both directions."""
+    """The lists contain exactly the blocks with a visible key, and the full lists those without a hidden one."""
     mask, dense = block_mask(shape, CPU), visible(shape)
     number = len(dense) // BLOCK
     seen = dense.view(number, BLOCK, number, BLOCK).sum((1, 3))
@@ -60,18 +62,18 @@ def assert_mask_as_defined(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_block_mask_is_the_definitions(shape):
+def test_block_mask_equals_the_dense_mask(shape):
     assert_mask_as_defined(shape)
 
 
 @settings(max_examples=100, deadline=None)
 @given(shape=segments(400))
-def test_the_block_mask_of_any_pack_is_the_definitions(shape):
+def test_block_mask_of_any_pack_equals_the_dense_mask(shape):
     assert_mask_as_defined(shape)
 
 
-def test_a_block_mask_is_torchs_own():
-    """As `create_block_mask` makes it, which goes through the (T, T) tensor that this one does without."""
+def test_block_mask_equals_that_of_create_block_mask():
+    """torch's `create_block_mask` computes the same mask from a tensor of (T, T)."""
     shape = ((300, 150, 129), (1, 1, 1), (2, 260, 3))
     mine = block_mask(shape, CPU)
     theirs = torch_flex.create_block_mask(mine.mask_mod, None, None, *mine.shape[-2:], device="cpu")
@@ -81,21 +83,21 @@ def test_a_block_mask_is_torchs_own():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_gives_sdpas_numbers(shape, kv_heads):
+def test_results_equal_those_of_sdpa(shape, kv_heads):
     assert_as_sdpa(BACKENDS[FLEX], shape, kv_heads=kv_heads)
 
 
 @settings(max_examples=20, deadline=None)
 @given(shape=segments(100))
-def test_any_pack_gives_sdpas_numbers(shape):
+def test_results_of_any_pack_equal_those_of_sdpa(shape):
     assert_as_sdpa(BACKENDS[FLEX], shape)
 
 
-def test_the_default_scaling_is_taken_as_it_is():
+def test_default_scaling_equals_sdpa():
     assert_as_sdpa(BACKENDS[FLEX], SHAPES[2], scaling=16**-0.5)
 
 
-def test_a_mask_is_made_once_a_pack_and_serves_all_layers(monkeypatch):
+def test_mask_is_computed_once_for_all_layers(monkeypatch):
     made = []
     monkeypatch.setattr("minimind.model.flex_attention.block_mask", lambda *of: made.append(of) or block_mask(*of))
     layout, (query, key, value, _) = PackSegments(SHAPES[0], FLEX), tensors(SHAPES[0])
@@ -104,18 +106,18 @@ def test_a_mask_is_made_once_a_pack_and_serves_all_layers(monkeypatch):
     assert len(made) == 1
 
 
-def test_it_needs_a_gpu_to_train():
+def test_training_needs_a_gpu():
     assert obstacle(torch.device("cuda"), torch.float32) is None
     assert obstacle(CPU, torch.float32) == "torch has gradients of FlexAttention only on a GPU"
 
 
 class TestCompiled:
-    """As on a GPU but for the last step: dynamo guards, autograd traces forward and backward with symbolic lengths, and
-    what would be handed to the code generator is run as it is."""
+    """Compilation as on a GPU, except for code generation: dynamo and autograd trace forward and backward with symbolic
+    lengths, and the resulting graphs are run by torch."""
 
     @pytest.fixture
     def graphs(self, monkeypatch):
-        """The graphs that were compiled, `attend` going through the compiler."""
+        """Compiles `attend` and returns the list of compiled graphs."""
         made = []
 
         def count(graph, inputs):
@@ -130,8 +132,8 @@ class TestCompiled:
         torch._dynamo.reset()
 
     def test_one_compile_serves_packs_of_all_lengths(self, graphs):
-        """One for training and one for the reference, over more lengths than torch forgives compiles, other scalings,
-        and masks that are other functions."""
+        """Two graphs, for training and for the reference, over more lengths than torch allows recompiles, with
+        different scalings and mask functions."""
         lengths = [((70 * n, 40 * n, 30 * n + 1), (n, n, n)) for n in range(2, 13)]
         assert len({sum(map(sum, shape)) // BLOCK for shape in lengths}) > torch._dynamo.config.recompile_limit
         for number, shape in enumerate(lengths):
@@ -141,8 +143,8 @@ class TestCompiled:
                 attend(query, key, value, block_mask(shape, CPU), 0.25)
         assert len(graphs) == 2
 
-    def test_it_is_compiled_within_blocks_that_are_compiled_themselves(self, graphs):
-        """`packed_attention` is left out of a block's own compile; the call inside it is not."""
+    def test_attention_is_compiled_inside_compiled_blocks(self, graphs):
+        """`packed_attention` is not part of the compiled block, but the FlexAttention call in it is compiled."""
 
         class Block(nn.Module):
             def forward(self, query, key, value, pack):

@@ -1,5 +1,4 @@
-"""Products by groups of rows: against a product per group by autograd; torch's grouped product against ours; and when
-it is taken."""
+"""Products of groups of rows against autograd, torch's grouped product against ours, and the conditions for its use."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def by_autograd(sizes: list[int], x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.fixture
 def grouped_on_a_cpu(monkeypatch):
-    """torch's grouped product taken on a CPU too; the list fills with the shapes of its operands."""
+    """Enables torch's grouped product on a CPU and records the shapes of its operands."""
     taken = []
     product = F.grouped_mm
 
@@ -62,7 +61,7 @@ def grouped_on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_group_by_group_is_a_linear_map_per_group(name, dtype):
+def test_products_per_group_equal_autograd(name, dtype):
     sizes = SIZES[name]
     x, weight, grad = tensors(sizes, 24, 10, dtype)
     found = results(lambda x, weight: grouped_linear(x, weight, groups_of(sizes)), x, weight, grad)
@@ -74,14 +73,14 @@ def test_group_by_group_is_a_linear_map_per_group(name, dtype):
         assert size or torch.equal(gradient, torch.zeros_like(gradient)), "an empty group's gradient is zero"
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     x, weight, _ = tensors([2, 0, 3], 4, 5, torch.float64)
     assert torch.autograd.gradcheck(lambda x, weight: grouped_linear(x, weight, groups_of([2, 0, 3])), (x, weight))
 
 
 @needs_grouped_mm
 @pytest.mark.parametrize("name", SIZES)
-def test_torch_grouped_product_gives_the_same(name, grouped_on_a_cpu):
+def test_grouped_product_of_torch_gives_the_same_results(name, grouped_on_a_cpu):
     sizes = SIZES[name]
     x, weight, grad = tensors(sizes, 24, 16, torch.bfloat16)
     found = results(lambda x, weight: grouped_linear(x, weight, groups_of(sizes)), x, weight, grad)
@@ -103,7 +102,7 @@ def test_torch_grouped_product_gives_the_same(name, grouped_on_a_cpu):
 @pytest.mark.parametrize(
     ("width", "out", "dtype"), [(12, 16, torch.bfloat16), (16, 12, torch.bfloat16), (16, 16, torch.float32)]
 )
-def test_what_the_kernel_does_not_take_goes_group_by_group(width, out, dtype, grouped_on_a_cpu):
+def test_unsupported_sizes_and_dtypes_use_products_per_group(width, out, dtype, grouped_on_a_cpu):
     x, weight, grad = tensors([3, 0, 4], width, out, dtype)
     found = results(lambda x, weight: grouped_linear(x, weight, groups_of([3, 0, 4])), x, weight, grad)
     expected = results(lambda x, weight: by_autograd([3, 0, 4], x, weight), x, weight, grad)
@@ -113,7 +112,7 @@ def test_what_the_kernel_does_not_take_goes_group_by_group(width, out, dtype, gr
 
 
 @needs_grouped_mm
-def test_a_weight_that_does_not_lie_at_16_bytes_goes_group_by_group(grouped_on_a_cpu):
+def test_unaligned_weight_uses_products_per_group(grouped_on_a_cpu):
     x, weight, grad = tensors([3, 4], 16, 8, torch.bfloat16)
     buffer = torch.zeros(weight.numel() + 1, dtype=torch.bfloat16)
     misplaced = buffer[1:].view_as(weight).copy_(weight).detach().requires_grad_()
@@ -126,8 +125,8 @@ def test_a_weight_that_does_not_lie_at_16_bytes_goes_group_by_group(grouped_on_a
         torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-6)
 
 
-def test_the_backward_takes_the_weight_as_it_is_then():
-    """As ZeRO-3 does: freed after the forward, gathered anew before the backward; a view would keep the old one."""
+def test_backward_reads_the_current_data_of_the_weight():
+    """ZeRO-3 frees a weight after the forward and gathers it again before the backward. A saved view would be stale."""
     x, weight, grad = tensors([3, 4], 6, 5, torch.float32)
     weight = torch.nn.Parameter(weight.detach())
     whole = weight.data
@@ -138,7 +137,7 @@ def test_the_backward_takes_the_weight_as_it_is_then():
     torch.testing.assert_close(grad_x, torch.cat((grad[:3] @ whole[0], grad[3:] @ whole[1])) * 2)
 
 
-def test_autocast_casts_as_for_a_linear_map():
+def test_autocast_casts_as_in_a_linear_layer():
     x, weight, _ = tensors([3, 4], 8, 8, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         out = grouped_linear(x, weight, groups_of([3, 4]))
@@ -149,13 +148,13 @@ def test_autocast_casts_as_for_a_linear_map():
         assert gradient.dtype == torch.float32
 
 
-def test_a_cpu_takes_its_own_without_a_word():
+def test_cpu_uses_products_per_group_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not module.grouped_product_works.__wrapped__(CPU)
 
 
-# The probe is run here on a CPU, as on a GPU of a given compute capability.
+# Runs the check on a CPU as if it were a GPU of the given compute capability.
 @pytest.fixture
 def capability(monkeypatch):
     def is_now(major: int, minor: int = 0) -> None:
@@ -165,7 +164,7 @@ def capability(monkeypatch):
 
 
 @needs_grouped_mm
-def test_a_sound_product_passes_the_probe_and_leaves_random_numbers_alone(capability):
+def test_correct_product_passes_the_check_without_using_random_numbers_of_the_run(capability):
     capability(9)
     state = torch.get_rng_state()
     assert module.grouped_product_obstacle(CPU) is None
@@ -173,7 +172,7 @@ def test_a_sound_product_passes_the_probe_and_leaves_random_numbers_alone(capabi
 
 
 @needs_grouped_mm
-def test_garbage_in_the_gradient_of_an_empty_group_fails_the_probe(capability, monkeypatch):
+def test_stale_gradient_of_an_empty_group_fails_the_check(capability, monkeypatch):
     product = F.grouped_mm
 
     def leaves_garbage(one: Tensor, other: Tensor, *, offs: Tensor) -> Tensor:
@@ -188,7 +187,7 @@ def test_garbage_in_the_gradient_of_an_empty_group_fails_the_probe(capability, m
 
 
 @needs_grouped_mm
-def test_a_product_that_raises_fails_the_probe_with_one_warning(capability, monkeypatch):
+def test_product_that_raises_fails_the_check_with_one_warning(capability, monkeypatch):
     def raises(one: Tensor, other: Tensor, *, offs: Tensor) -> Tensor:
         raise RuntimeError("cutlass cannot initialize\nmore lines")
 
@@ -206,7 +205,7 @@ def test_a_product_that_raises_fails_the_probe_with_one_warning(capability, monk
     module.grouped_product_works.cache_clear()
 
 
-def test_cards_and_versions_without_a_sound_kernel_are_not_tried(capability, monkeypatch):
+def test_gpus_and_versions_without_a_correct_kernel_are_not_tried(capability, monkeypatch):
     monkeypatch.setattr(module, "wrong_products", lambda device: pytest.fail("tried"))
     capability(8, 6)
     assert "compute capability 8.6" in module.grouped_product_obstacle(CPU)

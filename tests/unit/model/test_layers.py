@@ -1,4 +1,4 @@
-"""The parts of a block: normalisation, rotary positions and YaRN, by hand."""
+"""The parts of a block: normalisation, rotary embedding and YaRN, with expected values by hand."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_rms_norm_by_hand():
     torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), expected)
 
 
-def test_rms_norm_counts_eps_within_the_root():
+def test_rms_norm_adds_eps_inside_the_root():
     # mean square 1, eps 3: 1 / sqrt(4)
     torch.testing.assert_close(RMSNorm(2, eps=3.0)(torch.ones(2)), torch.tensor([0.5, 0.5]))
 
 
 def test_rms_norm_of_bf16_is_computed_in_float32(either_kernels):
-    """In bf16 the mean square of 1 and 255 ones and a 16 would be rounded to 8 bits."""
+    """The mean square of 255 ones and one 16 is (255 + 256) / 256, which bf16 cannot represent."""
     x = torch.cat((torch.tensor([16.0]), torch.ones(255))).bfloat16()
     norm = RMSNorm(256, eps=0.0).bfloat16()
     exact = 1 / math.sqrt((256 + 255) / 256)
@@ -56,8 +56,8 @@ def test_rms_norm_of_bf16_is_computed_in_float32(either_kernels):
 
 
 @pytest.mark.parametrize("tokens", [5, 90])
-def test_heads_in_bf16_are_those_in_float32_rounded(tokens, either_kernels):
-    """A batch of one sequence and one of two are computed in different ways."""
+def test_bf16_heads_equal_rounded_float32_heads(tokens, either_kernels):
+    """A kernel computes a batch of one sequence; torch computes a batch of two."""
     norm, cos_sin = HeadNormRotary(8, eps=1e-5), rotary_tables(config(8), torch.arange(tokens)[None])
     torch.nn.init.normal_(norm.weight)
     norm.bfloat16()
@@ -69,10 +69,10 @@ def test_heads_in_bf16_are_those_in_float32_rounded(tokens, either_kernels):
 
 
 class Added(Linear):
-    """What an adapter may put in a layer's place."""
+    """A layer that an adapter has put in place of the original."""
 
 
-def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls(cpu_kernels):
+def test_layers_are_fused_unless_replaced_or_hooked(cpu_kernels):
     first, second, x = Linear(4, 6).bfloat16(), Linear(4, 8).bfloat16(), torch.randn(3, 4).bfloat16()
     assert can_fuse(x, first, second)
     assert not can_fuse(x.float(), first, second)
@@ -92,8 +92,8 @@ def test_layers_are_taken_at_once_unless_somebody_waits_for_their_calls(cpu_kern
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_feed_forward_is_the_same_whoever_listens(dropout, either_kernels):
-    """Layers at once and one by one differ by roundings; where the network drops out, the stream stays."""
+def test_feed_forward_is_the_same_with_and_without_hooks(dropout, either_kernels):
+    """Fused layers differ from single calls by rounding. With dropout 0.5 half of the outputs equal the residual."""
     settings = MiniMindConfig(
         hidden_size=32, num_attention_heads=2, num_key_value_heads=2, generation=2, dropout=dropout
     )
@@ -128,14 +128,14 @@ def test_yarn_by_hand():
     torch.testing.assert_close(frequencies, torch.tensor([1.0, 0.1, 0.01 * 0.53125, 0.001 / 16]))
 
 
-def test_yarn_with_a_file_own_factor():
-    """D = 4: c(32) = 0.504, floor 0; c(1) = 1.257, ceiling 2, at most the last pair, 1. Pair 0 stays, pair 1
-    is slowed down by the factor given."""
+def test_yarn_with_a_factor_from_the_configuration():
+    """D = 4: c(32) = 0.504, floor 0; c(1) = 1.257, ceiling 2, limited to the last pair, 1. Pair 0 stays; the frequency
+    of pair 1 is divided by the factor."""
     scaled = config(4, inference_rope_scaling=True, rope_scaling={"factor": 4.0})
     torch.testing.assert_close(rotary_frequencies(scaled, CPU), torch.tensor([1.0, 0.01 / 4]))
 
 
-def test_yarn_waits_for_contexts_longer_than_the_original():
+def test_yarn_applies_only_to_contexts_longer_than_the_original():
     short = config(8, inference_rope_scaling=True, max_position_embeddings=2048)
     assert torch.equal(rotary_frequencies(short, CPU), rotary_frequencies(config(8), CPU))
 
@@ -156,15 +156,15 @@ def test_tables_by_hand():
     torch.testing.assert_close(sin, angles.sin())
 
 
-def test_tables_are_float32_where_bf16_would_lose_positions():
-    """In bf16 positions 1000 and 1001 are the same number."""
+def test_tables_are_float32():
+    """In bf16 positions 1000 and 1001 would be the same number."""
     cos, _ = rotary_tables(config(4), torch.tensor([[1000, 1001]]))
     assert cos.dtype == torch.float32
     assert cos[0, 0, 0] != cos[0, 1, 0]
 
 
-def test_rotate_pairs_halves_as_llama_does_and_puts_heads_first():
-    """Channels 0 and 2 of 4 are a pair: (1, 0) turned by a quarter is (0, 1); the second token is not turned."""
+def test_rotate_pairs_channels_as_llama_and_moves_heads_first():
+    """Channels 0 and 2 of 4 are a pair: (1, 0) rotated by 90 degrees is (0, 1). The second token has angle 0."""
     angles = torch.tensor([[[math.pi / 2, 0.0], [0.0, 0.0]]])
     x = torch.tensor([[1.0, 5.0, 0.0, 7.0], [2.0, 3.0, 4.0, 5.0]])[None, :, None].repeat(1, 1, 3, 1)
     turned = ops.rotate(x, angles.cos(), angles.sin())

@@ -39,8 +39,8 @@ def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2])
-def test_logits_in_bf16_are_the_same_to_the_bit_whoever_waits_for_layers(model, batch, either_kernels):
-    """ZeRO-3 calls a policy's layers one by one, and its reference's at once: their margins must start at 0."""
+def test_bf16_logits_are_bitwise_equal_with_and_without_hooks(model, batch, either_kernels):
+    """ZeRO-3 hooks the layers of the policy, while those of the reference are fused. The first margin must be 0."""
     rounded = copy.deepcopy(model).bfloat16()
     at_once, calls = rounded(tokens(batch, 70)).logits, []
     for module in rounded.modules():
@@ -50,14 +50,14 @@ def test_logits_in_bf16_are_the_same_to_the_bit_whoever_waits_for_layers(model, 
 
 
 @torch.no_grad()
-def test_embeddings_may_be_wider_than_the_model_under_autocast(model, either_kernels):
+def test_float32_embeddings_are_accepted_under_autocast(model, either_kernels):
     rounded, embedded = copy.deepcopy(model).bfloat16(), torch.randn(1, 70, model.config.hidden_size)
     with torch.autocast("cpu", torch.bfloat16):
         assert rounded(inputs_embeds=embedded).logits.isfinite().all()
 
 
 @torch.no_grad()
-def test_greedy_text_is_the_same_with_and_without_cache(model):
+def test_greedy_generation_is_the_same_with_and_without_cache(model):
     prompt = tokens(1, 6)
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     cached = model.generate(prompt, attention_mask=torch.ones_like(prompt), use_cache=True, **settings)
@@ -76,8 +76,8 @@ def test_greedy_text_is_the_same_with_and_without_cache(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_cached_steps_have_the_logits_of_the_whole(model, name):
-    """By both names that transformers has had for the cache, whichever it has now."""
+def test_logits_with_a_cache_equal_those_of_the_whole_text(model, name):
+    """Under both names of the argument: `past_key_values` until transformers 5.24, `cache` since."""
     ids = tokens(2, 9)
     whole = model(ids).logits
     out = model(ids[:, :5], use_cache=True)
@@ -88,7 +88,7 @@ def test_cached_steps_have_the_logits_of_the_whole(model, name):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
 
 
-def test_a_cache_has_one_name_at_a_time(model):
+def test_cache_under_both_names_is_an_error(model):
     cache = model(tokens(1, 3), use_cache=True)[-1]
     with pytest.raises(ValueError, match="not both"):
         model(tokens(1, 1), cache=cache, past_key_values=cache)
@@ -96,8 +96,8 @@ def test_a_cache_has_one_name_at_a_time(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_change_real_tokens(model, side):
-    """Left padding shifts positions as well; rotary attention knows only their differences."""
+def test_padding_does_not_change_the_logits_of_tokens(model, side):
+    """Left padding also shifts positions. Rotary attention depends only on their differences."""
     row, pads = tokens(1, 7), torch.full((1, 4), 59)
     ones, zeros = torch.ones_like(row), torch.zeros_like(pads)
     left = side == "left"
@@ -113,7 +113,7 @@ def test_padding_does_not_change_real_tokens(model, side):
 
 
 @torch.no_grad()
-def test_left_padded_rows_generate_what_they_generate_alone(model):
+def test_left_padded_rows_generate_the_same_as_alone(model):
     short, long = tokens(1, 4), tokens(1, 7, seed=1)
     ids = torch.cat((F.pad(short, (3, 0), value=59), long))
     mask = torch.tensor([[0] * 3 + [1] * 4, [1] * 7])
@@ -126,7 +126,7 @@ def test_left_padded_rows_generate_what_they_generate_alone(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["minimind2_moe", "minimind3_moe"])
-def test_pads_do_not_count_in_the_auxiliary_loss(kind):
+def test_auxiliary_loss_ignores_padding(kind):
     model = make(kind).train()
     row = tokens(1, 7)
     padded = model(F.pad(row, (0, 4), value=59), attention_mask=torch.tensor([[1] * 7 + [0] * 4]))
@@ -135,7 +135,7 @@ def test_pads_do_not_count_in_the_auxiliary_loss(kind):
 
 
 @torch.no_grad()
-def test_later_tokens_do_not_reach_earlier_logits(model):
+def test_logits_do_not_depend_on_later_tokens(model):
     ids = tokens(1, 8)
     changed = ids.clone()
     changed[0, 5] = (ids[0, 5] + 1) % VOCAB
@@ -203,7 +203,7 @@ def test_labels_give_the_next_token_loss(model):
 
 
 @torch.no_grad()
-def test_logits_to_keep_gives_the_last_ones(model):
+def test_logits_to_keep_selects_positions(model):
     ids = tokens(2, 8)
     whole = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, whole[:, -3:])
@@ -220,19 +220,19 @@ def test_embeddings_can_be_given_instead_of_tokens(model):
 @pytest.mark.parametrize(
     "arguments", [{}, {"input_ids": torch.ones(1, 2).long(), "inputs_embeds": torch.ones(1, 2, 32)}]
 )
-def test_tokens_and_embeddings_are_not_both_or_neither(arguments):
+def test_tokens_and_embeddings_together_or_neither_are_errors(arguments):
     with pytest.raises(ValueError, match="give either input_ids or inputs_embeds, not both"):
         make("minimind2")(**arguments)
 
 
 @torch.no_grad()
-def test_aux_loss_is_a_zero_in_eval_mode_and_of_dense_models(model):
+def test_aux_loss_is_zero_in_eval_mode_and_for_dense_models(model):
     assert model.eval()(tokens(1, 5)).aux_loss == 0
     assert make("minimind2").train()(tokens(1, 5)).aux_loss == 0
 
 
 @torch.no_grad()
-def test_dropout_works_in_train_mode_alone():
+def test_dropout_is_active_only_in_train_mode():
     model, ids = make("minimind2", dropout=0.5), tokens(1, 6)
     assert torch.equal(model(ids).logits, model(ids).logits)
     model.train()
@@ -240,8 +240,8 @@ def test_dropout_works_in_train_mode_alone():
 
 
 @torch.no_grad()
-def test_bf16_follows_float32(model, either_kernels):
-    """bf16 has 8 bits; over two layers a few per cent of the logits' size remain."""
+def test_bf16_logits_are_close_to_float32(model, either_kernels):
+    """bf16 has 8 significant bits; after two layers the logits differ by a few per cent."""
     ids = tokens(2, 8)
     truth = model(ids).logits
     half = MiniMindForCausalLM(model.config).eval()
@@ -251,7 +251,7 @@ def test_bf16_follows_float32(model, either_kernels):
     assert (out.float() - truth).norm() < 0.1 * truth.norm()
 
 
-def test_fresh_experts_are_drawn_with_the_configured_range():
+def test_new_experts_have_the_configured_standard_deviation():
     model = make("minimind3_moe", initializer_range=0.05)
     stack = model.model.layers[0].mlp.experts.up_proj
     assert stack.std().item() == pytest.approx(0.05, rel=0.1)
@@ -271,8 +271,8 @@ def test_the_default_model_is_minimind2():
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_positions_that_are_kept_are_those_of_the_whole(kind, checkpointed):
-    """What the last block leaves out changes neither the other positions, nor a gradient, nor the experts' balance."""
+def test_kept_positions_equal_those_of_a_full_forward(kind, checkpointed):
+    """Positions that the last block skips change neither the kept positions, nor gradients, nor the auxiliary loss."""
     model, ids, keep = make(kind).train(), tokens(2, 9), torch.tensor([1, 4, 4, 8])
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -287,7 +287,7 @@ def test_positions_that_are_kept_are_those_of_the_whole(kind, checkpointed):
         torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_the_last_block_computes_only_what_is_kept():
+def test_last_block_computes_only_kept_positions():
     model, widths = make("minimind3"), []
     model.model.layers[-1].mlp.register_forward_hook(lambda module, inputs, out: widths.append(out.shape[1]))
     model.model(tokens(1, 9), keep=torch.tensor([2, 5]))

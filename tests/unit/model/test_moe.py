@@ -1,5 +1,4 @@
-"""Mixture of experts: stacked experts against a plain loop, experts without tokens, the auxiliary loss by
-hand."""
+"""Mixture of experts: stacked experts against a loop, experts without tokens, the auxiliary loss by hand."""
 
 from __future__ import annotations
 
@@ -30,14 +29,14 @@ def padded_rows(batch: int, length: int) -> TokenRows:
 
 
 def gradients_of(out: Tensor, module: MixtureOfExperts, x: Tensor) -> dict[str, Tensor]:
-    """Of x and of every parameter, for an output's gradient that differs from number to number."""
+    """Gradients of x and of every parameter, for a random gradient of the output."""
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
     names, parameters = zip(*module.named_parameters(), strict=True)
     return dict(zip(("x", *names), torch.autograd.grad(out, (x, *parameters), grad), strict=True))
 
 
 def naive(module: MixtureOfExperts, x: Tensor) -> Tensor:
-    """Token by token, expert by expert, as the papers write it."""
+    """A loop over tokens and experts, as the formula in the papers."""
     config, tokens = module.config, []
     for token in x[0]:
         out = torch.zeros_like(token)
@@ -68,7 +67,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stacked_experts_equal_a_plain_loop(name):
+def test_stacked_experts_equal_a_loop_over_tokens_and_experts(name):
     generation, fields = CASES[name]
     module = moe(generation, **fields)
     x = torch.randn(1, 11, H, generator=torch.Generator().manual_seed(5)).requires_grad_()
@@ -82,7 +81,7 @@ def test_stacked_experts_equal_a_plain_loop(name):
 
 @pytest.mark.parametrize("generation", [2, 3])
 def test_an_expert_without_tokens_has_a_gradient_of_zero(generation):
-    """Zero, not None: every rank must reduce the same tensors, whatever its tokens."""
+    """Zero and not None: all ranks must reduce the same tensors, for any tokens."""
     module = moe(generation).train()
     x = torch.rand(1, 9, H) + 0.1
     with torch.no_grad():
@@ -153,7 +152,7 @@ def test_aux_loss_of_two_experts_a_token(generation, seq_aux, expected):
     assert router_aux_loss(config, SCORES, both, padded_rows(2, 2)).item() == pytest.approx(expected)
 
 
-def test_aux_loss_counts_no_pads():
+def test_aux_loss_ignores_padding():
     """The second row's last token is a pad: load (0, 2), scores (1/4, 3/4) of its first alone: 3/2 as before;
     of the first row's two 5/4. Then the pad's choice must not matter."""
     mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
@@ -166,14 +165,14 @@ def test_aux_loss_counts_no_pads():
     assert loss.item() == pytest.approx(1.0)
 
 
-def test_a_pack_prefix_counts_for_both_rows():
+def test_prefix_of_a_pack_counts_for_both_rows():
     """One pair: prefix token 0, chosen tokens 1 and 2, rejected token 3. The rows are 0 1 2 and 0 3."""
     rows = TokenRows(pack=PackSegments(((1, 2, 1),)))
     assert rows.row_sums(SCORES).tolist() == [[1.5, 1.5], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("generation", [2, 3])
-def test_aux_loss_of_a_pack_is_that_of_its_rows(generation):
+def test_aux_loss_of_a_pack_equals_that_of_padded_rows(generation):
     """The same four tokens as a pack, and as two padded rows: 0 1 2 and 0 3 pad."""
     packed = router_aux_loss(aux_config(generation), SCORES, CHOSEN, TokenRows(pack=PackSegments(((1, 2, 1),))))
     tokens = [0, 1, 2, 0, 3, 0]

@@ -1,4 +1,4 @@
-"""Attention over a pack equals plain attention with the mask that says who may see whom."""
+"""Attention over a pack equals plain attention with a dense mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minimind.native import ops, torch_ops
 
 
 def allowed(segments: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
-    """(T, T) mask from the definition: same pair, not later, and rejected never sees chosen's own."""
+    """(T, T) mask by definition: keys of the same pair, not later, and no chosen keys for rejected queries."""
     who = [(pair, part) for pair, lengths in enumerate(segments) for part in range(3) for _ in range(lengths[part])]
     mask = torch.zeros(len(who), len(who), dtype=torch.bool)
     for i, (pair, part) in enumerate(who):
@@ -42,7 +42,7 @@ def naive(query, key, value, mask, scaling):
     ids=str,
 )
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_equals_the_definition(segments, kv_heads):
+def test_output_equals_attention_with_the_dense_mask(segments, kv_heads):
     generator = torch.Generator().manual_seed(0)
     total = sum(map(sum, segments))
     query = torch.randn(1, 4, total, 8, generator=generator)
@@ -54,19 +54,19 @@ def test_equals_the_definition(segments, kv_heads):
 
 
 def test_rejected_mask_by_hand():
-    """Lower right: two prefix tokens are seen by all, of the rejected ones the first sees itself alone."""
+    """Lower right: all three queries see the two prefix keys; the first query sees one rejected key, its own."""
     mask = PackSegments(((2, 1, 3),)).rejected_mask(2, 3, torch.device("cpu"))
     assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
-def test_a_mask_is_made_once_a_pack():
+def test_mask_is_computed_once_for_each_pack():
     layout = PackSegments(((2, 1, 3),))
     device = torch.device("cpu")
     assert layout.rejected_mask(2, 3, device) is layout.rejected_mask(2, 3, device)
     assert PackSegments(layout.segments).rejected_mask(2, 3, device) is not layout.rejected_mask(2, 3, device)
 
 
-def test_lengths_lie_in_the_order_of_the_pack():
+def test_lengths_are_in_the_order_of_the_pack():
     assert PackSegments(((2, 1, 3), (4, 0, 5))).lengths(torch.device("cpu")).tolist() == [2, 1, 3, 4, 0, 5]
 
 
@@ -77,15 +77,15 @@ def attend(backend: str, dtype=torch.float32, dropout: float = 0.0) -> torch.Ten
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_layout_says_by_what(backend, monkeypatch):
+def test_pack_selects_the_backend(backend, monkeypatch):
     mark = torch.zeros(1)
     monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, backend: lambda *_: mark})
     assert attend(backend) is mark
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_whatever_the_backend_dropout_is_sdpas(backend):
-    """Of ones about half are dropped, and the rest doubled."""
+def test_dropout_is_applied_with_every_backend(backend):
+    """Without dropout attention over ones gives only ones. With dropout outputs differ."""
     torch.manual_seed(0)
     assert len(attend(backend, dropout=0.5).unique()) > 1
 

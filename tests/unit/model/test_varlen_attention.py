@@ -1,5 +1,5 @@
-"""One variable-length call over a pack, with stand-ins for the kernels that only a GPU has: they are what the kernels'
-documentation says, written with SDPA, under the signatures of several releases."""
+"""One variable-length call over a pack. The kernels need a GPU, so functions written with SDPA take their place: they
+do what the documentation of the kernels says, with the signatures of several releases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def flash(query, key, value, query_ends, key_ends, longest_query, longest_key, *, scale, diagonal=None):
-    """Each sequence's queries over its keys, the last query over all: tensors (T or S, heads, D)."""
+    """Lower-right causal attention of each sequence: query (T, heads, D), key and value (S, kv heads, D)."""
     assert query_ends.dtype == key_ends.dtype == torch.int32
     assert isinstance(longest_query, int)
     assert isinstance(longest_key, int)
@@ -72,7 +72,7 @@ RELEASES = (as_in_210, as_in_211, as_in_213)
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Puts a kernel where the GPU's would be found."""
+    """Returns a function that installs a kernel."""
 
     def use(one) -> None:
         monkeypatch.setattr(varlen_attention, "find_kernel", lambda: one)
@@ -82,14 +82,14 @@ def kernel(monkeypatch):
 
 @pytest.fixture
 def afresh():
-    """What was found is forgotten before and after."""
+    """Clears the cached kernel before and after the test."""
     find_kernel.cache_clear()
     yield
     find_kernel.cache_clear()
 
 
-def test_a_plan_by_hand():
-    """Two pairs: rejected of the first sees its prefix and itself, the second has no rejected half."""
+def test_plan_by_hand():
+    """Two pairs. The rejected part of the first sees its prefix and itself; the second has no rejected part."""
     plan = VarlenPlan.of(((2, 1, 2), (1, 2, 0)), CPU)
     assert plan.keys.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7]
     assert plan.query_ends.tolist() == [0, 3, 5, 8]
@@ -97,7 +97,7 @@ def test_a_plan_by_hand():
     assert (plan.longest_query, plan.longest_key) == (3, 4)
 
 
-def test_no_sequence_is_empty():
+def test_empty_sequences_are_left_out():
     plan = VarlenPlan.of(((0, 0, 3), (2, 0, 0), (0, 0, 0), (0, 1, 2)), CPU)
     assert plan.keys.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert plan.query_ends.tolist() == plan.key_ends.tolist() == [0, 3, 5, 6, 8]
@@ -106,8 +106,8 @@ def test_no_sequence_is_empty():
 @pytest.mark.parametrize("function", RELEASES)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("scaling", [0.25, 0.3])
-def test_every_release_gives_sdpas_numbers(function, kv_heads, scaling, kernel):
-    """Under 2.10, whose function takes no scaling, another one than the default goes into the queries."""
+def test_results_with_every_signature_equal_those_of_sdpa(function, kv_heads, scaling, kernel):
+    """torch 2.10 has no argument for the scaling, so a scaling other than the default is applied to the queries."""
     kernel(torch_kernel(function))
     for shape in SHAPES:
         assert_as_sdpa(BACKENDS[VARLEN], shape, scaling, kv_heads=kv_heads)
@@ -115,15 +115,15 @@ def test_every_release_gives_sdpas_numbers(function, kv_heads, scaling, kernel):
 
 @settings(max_examples=50, deadline=None)
 @given(shape=segments(40))
-def test_any_pack_gives_sdpas_numbers(shape):
+def test_results_of_any_pack_equal_those_of_sdpa(shape):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen_attention, "find_kernel", lambda: torch_kernel(as_in_213))
         assert_as_sdpa(BACKENDS[VARLEN], shape)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_the_function_of_this_torch_takes_what_it_is_given(kv_heads, afresh):
-    """On tensors without contents, forward and backward: its arguments and its shapes, not its numbers."""
+def test_function_of_this_torch_accepts_the_arguments(kv_heads, afresh):
+    """Forward and backward on fake tensors: this checks arguments and shapes, not values."""
     pytest.importorskip("torch.nn.attention.varlen", reason="torch has varlen_attn from 2.10 on")
     found = find_kernel()
     assert found is not None
@@ -139,7 +139,7 @@ def test_the_function_of_this_torch_takes_what_it_is_given(kv_heads, afresh):
     assert [grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
 
 
-def test_the_package_is_taken_where_torch_has_none(afresh, monkeypatch):
+def test_flash_attn_package_is_used_if_torch_has_no_kernel(afresh, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
     package = ModuleType("flash_attn")
     package.flash_attn_varlen_func = as_the_package
@@ -148,7 +148,7 @@ def test_the_package_is_taken_where_torch_has_none(afresh, monkeypatch):
         assert_as_sdpa(BACKENDS[VARLEN], shape)
 
 
-def test_what_is_in_the_way_is_said(afresh, monkeypatch):
+def test_obstacles_are_reported(afresh, monkeypatch):
     gpu = torch.device("cuda")
     assert obstacle(CPU, torch.bfloat16) == "flash attention needs a GPU"
     assert obstacle(gpu, torch.float32) == "flash attention supports only bfloat16 and float16"
@@ -158,7 +158,7 @@ def test_what_is_in_the_way_is_said(afresh, monkeypatch):
     assert why == f"torch {torch.__version__} has no varlen_attn (new in 2.10), and flash_attn is not installed"
 
 
-def test_nothing_is_in_the_way_of_16_bits_on_a_gpu(afresh, monkeypatch):
+def test_no_obstacle_for_16_bits_on_a_gpu(afresh, monkeypatch):
     module = ModuleType("torch.nn.attention.varlen")
     module.varlen_attn = as_in_213
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
