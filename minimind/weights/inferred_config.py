@@ -17,7 +17,7 @@ from minimind.model.configuration import MiniMindConfig
 from minimind.weights.files import TensorFile
 from minimind.weights.names import EMBEDDING, HEAD
 
-# All layers have the same shapes, so the first one stands for all.
+# All layers have the same shapes, so the first one represents all of them.
 _LAYER = "model.layers.0."
 
 

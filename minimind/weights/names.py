@@ -3,7 +3,7 @@
     MiniMind:  model.layers.0.mlp.experts.3.up_proj.weight    one tensor (out, in) for each expert
     here:      model.layers.0.mlp.experts.up_proj             the experts of a layer stacked, (E, out, in)
 
-All other names are the same. No other module knows of the difference.
+All other names are the same. Only this module handles the difference.
 """
 
 from __future__ import annotations

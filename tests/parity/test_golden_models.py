@@ -1,4 +1,4 @@
-"""The four golden models: what MiniMind computed on its own weights, this project's model computes too.
+"""The model computes the same results as MiniMind on the weights of four golden models.
 
 Logits, log-probs, auxiliary loss, DPO loss and every gradient, in float32 on a CPU; and a written `.pth` is
 one that MiniMind itself would load: its keys, its dtype, the same numbers.
@@ -33,7 +33,7 @@ NAMES = ("minimind2_dense", "minimind2_moe", "minimind3_dense", "minimind3_moe")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Golden:
-    """One golden model: what it is, and what MiniMind computed with it."""
+    """A golden model: configuration, weight files, and the results that MiniMind computed with it."""
 
     name: str
     generation: int

@@ -196,8 +196,8 @@ def test_backend_is_checked_by_running_it(monkeypatch):
     monkeypatch.setattr(backend_choice, "backend_obstacle", lambda *_: None)
     monkeypatch.setattr(backend_choice, "BACKENDS", {FLEX: sdpa_by_segment, VARLEN: fails})
     assert check_backend(shape(), FLEX, SEGMENTS) is None
-    told = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
-    assert check_backend(shape(), VARLEN, SEGMENTS) == told
+    expected = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+    assert check_backend(shape(), VARLEN, SEGMENTS) == expected
     monkeypatch.setattr(backend_choice, "BACKENDS", {FLEX: slightly_off})
     assert "its output differs" in check_backend(shape(), FLEX, SEGMENTS)
 
@@ -225,8 +225,8 @@ def test_values_may_have_fewer_channels_than_keys():
 
 def test_nothing_is_measured_on_a_cpu(monkeypatch):
     monkeypatch.setattr(backend_choice, "cuda_milliseconds", lambda run: pytest.fail("measured"))
-    told = ("attention over packs: the project's CPU kernel",)
-    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == BackendChoice(name=NATIVE, lines=told)
+    expected = ("attention over packs: the project's CPU kernel",)
+    assert choose_backend(shape(torch.bfloat16), SEGMENTS) == BackendChoice(name=NATIVE, lines=expected)
     for dtype in (torch.float32, torch.float16):
-        told = ("attention over packs: torch's SDPA, segment by segment",)
-        assert choose_backend(shape(dtype), SEGMENTS) == BackendChoice(name=SDPA, lines=told)
+        expected = ("attention over packs: torch's SDPA, segment by segment",)
+        assert choose_backend(shape(dtype), SEGMENTS) == BackendChoice(name=SDPA, lines=expected)

@@ -44,7 +44,7 @@ def test_a_derived_configuration_has_the_family_of_its_base_class():
 
 
 def test_the_entry_of_a_derived_configuration_takes_precedence(monkeypatch):
-    """The nearest class in the table counts, whatever the order of the table."""
+    """The nearest base class in the table counts, for any order of the table."""
     own = ModelFamily(exports_pth=True)
     monkeypatch.setattr("minimind.model.family.FAMILIES", {**FAMILIES, DerivedConfig: own})
     assert family_of(DerivedConfig()) is own

@@ -100,9 +100,9 @@ def test_default_scaling_equals_sdpa():
 def test_mask_is_computed_once_for_all_layers(monkeypatch):
     made = []
     monkeypatch.setattr("minimind.model.flex_attention.block_mask", lambda *of: made.append(of) or block_mask(*of))
-    layout, (query, key, value, _) = PackSegments(SHAPES[0], FLEX), tensors(SHAPES[0])
+    pack, (query, key, value, _) = PackSegments(SHAPES[0], FLEX), tensors(SHAPES[0])
     for _layer in range(3):
-        packed_attention(nn.Module(), query, key, value, None, pack=layout)
+        packed_attention(nn.Module(), query, key, value, None, pack=pack)
     assert len(made) == 1
 
 

@@ -98,16 +98,16 @@ def test_feed_forward_is_the_same_with_and_without_hooks(dropout, either_kernels
         hidden_size=32, num_attention_heads=2, num_key_value_heads=2, generation=2, dropout=dropout
     )
     network = FeedForward(settings, 48).bfloat16()
-    x, stream = torch.randn(2, 40, 32).bfloat16(), torch.randn(2, 40, 32).bfloat16()
+    x, residual = torch.randn(2, 40, 32).bfloat16(), torch.randn(2, 40, 32).bfloat16()
     torch.manual_seed(0)
-    at_once = network(x, stream)
+    at_once = network(x, residual)
     calls = []
     for layer in (network.gate_proj, network.up_proj, network.down_proj):
         layer.register_forward_hook(lambda *_: calls.append(1))
     torch.manual_seed(0)
-    torch.testing.assert_close(network(x, stream), at_once, rtol=2**-6, atol=2e-2)
+    torch.testing.assert_close(network(x, residual), at_once, rtol=2**-6, atol=2e-2)
     assert len(calls) == 3
-    kept = (at_once == stream).float().mean()
+    kept = (at_once == residual).float().mean()
     assert (0.4 < kept < 0.6) if dropout else kept < 0.2
 
 

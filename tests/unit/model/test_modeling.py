@@ -103,7 +103,7 @@ def test_padding_does_not_change_the_logits_of_tokens(model, side):
     left = side == "left"
     ids = torch.cat((pads, row) if left else (row, pads), dim=1)
     mask = torch.cat((zeros, ones) if left else (ones, zeros), dim=1)
-    # Beside a row without pads, as in a batch.
+    # In a batch with a row that has no padding.
     batch, masks = (
         torch.cat((ids, tokens(1, 11, seed=1))),
         torch.cat((mask, torch.ones(1, 11, dtype=torch.int64))),

@@ -143,7 +143,7 @@ def test_aux_loss_of_generation_2_over_all_tokens_by_hand():
     assert loss.item() == pytest.approx(1.0)
 
 
-# Both experts chosen by every token (k = 2): the load is even, whatever the scores. Generation 2 divides by k
+# Both experts chosen by every token (k = 2): the load is even for any scores. Generation 2 divides by k
 # and has 2 * (1/2 * (7/16 + 9/16)) = 1; MiniMind-3 does not and has 2.
 @pytest.mark.parametrize(("generation", "seq_aux", "expected"), [(2, True, 1.0), (2, False, 1.0), (3, False, 2.0)])
 def test_aux_loss_of_two_experts_a_token(generation, seq_aux, expected):

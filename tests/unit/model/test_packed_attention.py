@@ -60,10 +60,10 @@ def test_rejected_mask_by_hand():
 
 
 def test_mask_is_computed_once_for_each_pack():
-    layout = PackSegments(((2, 1, 3),))
+    pack = PackSegments(((2, 1, 3),))
     device = torch.device("cpu")
-    assert layout.rejected_mask(2, 3, device) is layout.rejected_mask(2, 3, device)
-    assert PackSegments(layout.segments).rejected_mask(2, 3, device) is not layout.rejected_mask(2, 3, device)
+    assert pack.rejected_mask(2, 3, device) is pack.rejected_mask(2, 3, device)
+    assert PackSegments(pack.segments).rejected_mask(2, 3, device) is not pack.rejected_mask(2, 3, device)
 
 
 def test_lengths_are_in_the_order_of_the_pack():
@@ -72,8 +72,8 @@ def test_lengths_are_in_the_order_of_the_pack():
 
 def attend(backend: str, dtype=torch.float32, dropout: float = 0.0) -> torch.Tensor:
     query, key, value = (torch.ones(1, 2, 9, 8, dtype=dtype) for _ in range(3))
-    layout = PackSegments(((4, 3, 2),), backend)
-    return packed_attention(nn.Module(), query, key, value, None, pack=layout, dropout=dropout)[0]
+    pack = PackSegments(((4, 3, 2),), backend)
+    return packed_attention(nn.Module(), query, key, value, None, pack=pack, dropout=dropout)[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
