@@ -37,6 +37,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             # tests/unit/data/test_rows.py -> unit, tests/distributed/test_plan.py -> distributed/test_plan.py
             _, part, *rest = report.nodeid.partition("::")[0].split("/")
             seconds["/".join((part, *rest)) if part == "distributed" else part] += report.duration
+    if not seconds:
+        return
     terminalreporter.section("seconds by part")
     for part, total in seconds.most_common():
         terminalreporter.write_line(f"{total:7.1f}  {part}")

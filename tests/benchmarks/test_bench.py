@@ -18,7 +18,7 @@ from tests.conftest import REPO
 
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
-def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
+def test_benchmark_of_two_trainers_and_one_that_cannot_run(tmp_path):
     """Two batches of pairs: one to warm up, one to time. A global batch of two leaves nothing to time."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "max_seq_len": 48, "batch_size": 4, "steps": 1, "rounds": 1}
     done = subprocess.run(
@@ -59,7 +59,7 @@ def test_a_round_of_ours_and_of_one_that_cannot_run(tmp_path):
     assert sum(startup.values()) == pytest.approx(lines["ours"]["first_step_seconds"])
 
 
-def test_rounds_are_not_lost_for_parts_that_cannot_be_measured(capsys):
+def test_failed_profile_keeps_the_measured_rounds(capsys):
     def run(name, **options):
         if options:
             raise PeerError("took too long")
@@ -72,7 +72,7 @@ def test_rounds_are_not_lost_for_parts_that_cannot_be_measured(capsys):
     assert "the parts of our steps: took too long" in capsys.readouterr().out
 
 
-def test_what_is_for_other_machines_is_no_failure(tmp_path, monkeypatch):
+def test_trainer_for_other_machines_is_not_a_failure(tmp_path, monkeypatch):
     """A GPU or a single core has no ranks to compare that are bound to cores; the benchmark ends well there."""
     monkeypatch.setattr(peers, "CORES", 1)
     task = task_of(PEERS["ours-2ranks"], tmp_path, batch_size=4, max_seq_len=128, warmup_pairs=8, pairs=24)
@@ -88,13 +88,13 @@ def test_one_core_and_two_ranks_take_the_same_global_batches(tmp_path):
     assert (one.options["accumulation_steps"], two.options["accumulation_steps"]) == (2, 1)
 
 
-def test_a_peer_that_fails_says_why(tmp_path):
+def test_failed_trainer_gives_its_reason(tmp_path):
     task = task_of(PEERS["minimind-bf16"], tmp_path, batch_size=4, max_seq_len=128, warmup_pairs=4, pairs=8)
     with pytest.raises(PeerError, match="tokenizer"):
         run_peer(PEERS["minimind-bf16"], task, timeout=200)
 
 
-def test_the_reason_is_the_line_of_the_error():
+def test_reason_is_the_last_line_with_an_error():
     error = "module.ConfigError: unrecognized argument: --x; see --help"
     assert _why(f"Traceback (most recent call last):\n  File x\n{error}\n[INFO] end") == error
     assert _why("killed") == ""

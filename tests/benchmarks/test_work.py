@@ -30,7 +30,7 @@ def packs(tokenizer, tmp_path_factory):
     return [pack([table[index]]) for index in range(3)]
 
 
-def test_matrix_products_are_those_that_torch_counts(packs):
+def test_matrix_product_flops_are_those_that_torch_counts(packs):
     """In float32 the packed attention of a CPU is torch's fused kernel, so every plain product is a weight's."""
     scorer = PairScorer(minimind.MiniMindForCausalLM(CONFIG))
     joined = packs[0]
@@ -54,7 +54,7 @@ def attention_flops(one) -> float:
     return CONFIG.num_hidden_layers * 4 * CONFIG.num_attention_heads * CONFIG.head_dim * seen
 
 
-def test_work_adds_up_and_a_live_reference_is_one_forward_more(packs):
+def test_work_is_additive_and_a_live_reference_adds_one_forward(packs):
     whole, parts = work_of(packs, CONFIG), [work_of([one], CONFIG) for one in packs]
     assert whole.forward_flops == pytest.approx(sum(part.forward_flops for part in parts))
     assert whole.pairs == 3
@@ -63,14 +63,14 @@ def test_work_adds_up_and_a_live_reference_is_one_forward_more(packs):
     assert whole.useful_flops(live_reference=False) == 3 * whole.forward_flops
 
 
-def test_training_s_rate_is_that_of_its_products_in_their_proportion():
+def test_training_rate_weighs_forward_and_backward_by_their_flops():
     """Seconds add up: live, two forwards and a backward of twice the operations; cached, one forward less."""
     rates = GemmRates(forward=200.0, backward=100.0, peak=200.0)
     assert rates.of_training(live_reference=True) == pytest.approx(400 / (200 / 200 + 200 / 100))
     assert rates.of_training(live_reference=False) == pytest.approx(300 / (100 / 200 + 200 / 100))
 
 
-def test_rates_are_of_this_machine():
+def test_measured_rates_are_plausible():
     rates = gemm_rates(CONFIG, 64, 16, torch.float32)
     # Any processor of this century multiplies faster than a million and slower than 10**16 a second.
     assert all(1e6 < rate < 1e16 for rate in (rates.forward, rates.backward, rates.peak))

@@ -1,4 +1,4 @@
-"""Real launches that are still running: to signal, kill or stop in the middle, rank by rank."""
+"""Launches in the background, which a test can signal, kill or stop while they run, rank by rank."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Running:
     """A launch in the background, in a process group of its own.
 
     Args:
-        arguments: of the script, after its path.
+        arguments: of the script.
         launcher: deepspeed or torchrun.
-        ranks: how many.
-        prefix: what stands before the launcher's command.
-        script: what every rank runs.
+        ranks: number of ranks.
+        prefix: words before the launcher's command.
+        script: the script that every rank runs.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Running:
 
     @property
     def ranks(self) -> dict[int, psutil.Process]:
-        """The ranks' processes, by rank; taken down once all of them are there."""
+        """The ranks' processes, by rank; empty until all of them have started."""
         if not self._ranks:
             found = {}
             for child in psutil.Process(self.process.pid).children(recursive=True):
@@ -66,7 +66,7 @@ class Running:
         return self._ranks
 
     def wait_for(self, what: Callable[[], bool], timeout: float = 300) -> Running:
-        """Wait until something has happened; fails if the launch ends before."""
+        """Wait until a condition holds; fails if the launch ends before."""
         until = time.monotonic() + timeout
         while not what():
             assert self.process.poll() is None, f"ended before it should:\n{self.output[-6000:]}"
@@ -75,7 +75,7 @@ class Running:
         return self
 
     def ended(self, timeout: float = 90) -> Launch:
-        """The launch after its end, and its ranks' end; it must come within a time."""
+        """Wait for the end of the launcher and of its ranks; fails after `timeout` seconds."""
         until = time.monotonic() + timeout
         try:
             status = self.process.wait(timeout)
@@ -87,12 +87,12 @@ class Running:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """Output so far."""
         self._output.seek(0)
         return self._output.read()
 
     def close(self) -> None:
-        """Leave nothing behind, whatever has happened."""
+        """Kill all processes of the launch, and remove their shared memory."""
         for process in self._ranks.values():
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -1,4 +1,4 @@
-"""Checkpoints under real launches: damage is named, a full disk costs a save and not the run, and only K are kept."""
+"""Checkpoints of real runs: damage is named, a full disk fails one save and not the run, only the newest K are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minimind.training.setup.prepare import prepare
 from minimind.training.setup.space import checkpoint_bytes, weight_bytes
 from tests.distributed.launching import REPO, launch, metrics, train
 
-# Several launches a test: more time than one needs on a machine that is busy.
+# A test starts several launches, which a busy machine slows down.
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 
@@ -41,7 +41,7 @@ def flags(data, save_dir, *more):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """Four steps of two ranks under ZeRO-3, of which the last two checkpoints are kept."""
+    """A run of four steps on two ranks under ZeRO-3 that keeps its last two checkpoints."""
     folder = tmp_path_factory.mktemp("run")
     train(*flags(data, folder, "--keep_checkpoints", 2), config="zero3", ranks=2).succeeded()
     return folder
@@ -51,7 +51,7 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_the_newest_are_kept_and_nothing_lies_around_them(run):
+def test_only_the_newest_checkpoints_are_kept_without_other_files(run):
     # No recovery scripts either: DeepSpeed copies them where one rank alone could fail.
     assert checkpoints(run) == ["latest", "step00000003", "step00000004"]
     assert (run / "checkpoints/latest").read_text() == "step00000004"
@@ -62,7 +62,7 @@ def test_the_newest_are_kept_and_nothing_lies_around_them(run):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_space_asked_for_is_the_space_taken(stage, run, data, tmp_path):
+def test_required_space_is_the_space_used(stage, run, data, tmp_path):
     command = [*map(str, flags(data, tmp_path)), "--deepspeed", str(REPO / f"ds_configs/zero{stage}.json")]
     prepared = prepare(parse_settings(command), World(rank=0, local_rank=0, size=2, device=torch.device("cpu")))
     folder = run if stage == 3 else tmp_path
@@ -74,7 +74,7 @@ def test_space_asked_for_is_the_space_taken(stage, run, data, tmp_path):
     assert weight_bytes(prepared) == pytest.approx(sum(path.stat().st_size for path in weights), rel=0.08)
 
 
-def test_damage_is_named_and_the_one_before_is_used_if_asked(run, data, tmp_path):
+def test_damaged_checkpoint_is_named_and_the_previous_one_is_used_on_request(run, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     name = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -82,7 +82,7 @@ def test_damage_is_named_and_the_one_before_is_used_if_asked(run, data, tmp_path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # one bit, in the middle of a tensor
     path.write_bytes(content)
-    # What a kill in the middle of the first save leaves.
+    # The folder of a save that a kill interrupted.
     (folder / "checkpoints/step00000001").mkdir()
     (folder / "checkpoints/step00000001/zero_pp_rank_5_mp_rank_00_optim_states.pt").write_bytes(b"half")
 
@@ -103,11 +103,11 @@ def test_damage_is_named_and_the_one_before_is_used_if_asked(run, data, tmp_path
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_file_that_only_one_rank_cannot_load_is_one_error_of_all(run, data, tmp_path):
+def test_file_that_one_rank_cannot_load_is_one_error_on_all_ranks(run, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     newest, name = folder / "checkpoints/step00000004", "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-    # Whole by its manifest, and nothing that torch can read.
+    # The manifest agrees with the file, but torch cannot read it.
     (newest / name).write_bytes(b"no states")
     manifest = Manifest.read(newest)
     dataclasses.replace(manifest, files={**manifest.files, name: fingerprint_file(newest / name)}).write(newest)
@@ -120,7 +120,7 @@ def test_a_file_that_only_one_rank_cannot_load_is_one_error_of_all(run, data, tm
     assert "Traceback" not in done.output
 
 
-def test_a_rank_that_cannot_write_costs_that_save_only(data, tmp_path, monkeypatch):
+def test_save_that_fails_on_one_rank_is_skipped_and_training_continues(data, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_OBSTACLE", "rank1")
     monkeypatch.setenv("TEST_OBSTACLE_STEPS", "2")
     script = "tests/distributed/workers/obstacle.py"
@@ -149,7 +149,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_costs_a_save_and_the_last_is_an_error(data, small_disk, monkeypatch):
+def test_full_disk_skips_a_save_and_fails_the_last_one(data, small_disk, monkeypatch):
     monkeypatch.setenv("TEST_OBSTACLE", "disk")
     monkeypatch.setenv("TEST_OBSTACLE_STEPS", "2,4")
     script, folder = "tests/distributed/workers/obstacle.py", small_disk / "run"
@@ -180,7 +180,7 @@ def test_a_full_disk_costs_a_save_and_the_last_is_an_error(data, small_disk, mon
     assert f"ConfigError: --save_dir {folder}: 3 checkpoints and the weights do not fit: 15 MiB per" in refused.output
 
 
-def test_a_read_only_folder_is_said_at_start(data, small_disk):
+def test_read_only_folder_is_refused_at_start(data, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = train(*flags(data, small_disk / "run"))
     assert done.status != 0

@@ -1,4 +1,4 @@
-"""What a step sends, by DeepSpeed's communication logger, is what theory allows and what the plan says.
+"""Volumes of a step, by DeepSpeed's communication logger, equal those of the theory and of the plan.
 
 P parameters, N ranks, each sending (N - 1) / N of a volume: ZeRO-2 reduces gradients to their owners and gathers new
 parameters, 2 P; ZeRO-3 gathers parameters twice and scatters gradients, 3 P; the reference is gathered once, P.
@@ -57,7 +57,7 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}, {case[0]} ranks")
-def test_a_step_sends_what_theory_allows(case, answers):
+def test_step_sends_the_volume_of_the_theory_and_of_the_plan(case, answers):
     assert len(answers[case]) == case[0]
     for sent, planned in answers[case]:
         assert sent == pytest.approx(CASES[case][-1], rel=0.05)
@@ -65,7 +65,7 @@ def test_a_step_sends_what_theory_allows(case, answers):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_shared_memory_carries_what_torch_sends(ranks):
+def test_collectives_through_shared_memory_equal_those_of_torch(ranks):
     done = launch("tests/distributed/workers/collectives.py", ranks=ranks).succeeded()
     # Three dtypes, two sizes that are large enough, four collectives each.
     carried = 24 if "avx512bw" in Path("/proc/cpuinfo").read_text() else 0

@@ -1,4 +1,4 @@
-"""The demo, shortened: what a new user's first command must show."""
+"""A shortened demo, the first command of a new user: held-out accuracy and answers improve."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_demo_learns_and_answers_better(tmp_path):
     assert not any(answer.startswith(brushed_off) for answer in after)
 
 
-def test_any_flag_overrides_the_demo(tmp_path):
+def test_flags_override_the_demo_settings(tmp_path):
     flags = ("--learning_rate", 1e-6, "--batch_size", 4, "--max_steps", 1, "--save_dir", tmp_path)
     done = train(*flags).succeeded()
     assert "learning_rate           1e-06  (flag)" in done.output

@@ -70,7 +70,7 @@ def test_offload_and_checkpointing_train_the_same(variant, exact):
 
 
 @pytest.mark.parametrize("variant", [*STAGES, *OFFLOADED, *CHECKPOINTED])
-def test_going_on_takes_the_same_steps(variant, exact):
+def test_resumed_run_takes_the_same_steps(variant, exact):
     runs = of(exact, variant)
     # DeepSpeed's AdamW multiplies its bias correction up step by step, and takes it anew when it goes on.
     tolerance = 1e-6 if variant in ("zero2_offload", "zero3_offload") else 0
@@ -78,7 +78,7 @@ def test_going_on_takes_the_same_steps(variant, exact):
 
 
 @pytest.mark.parametrize("variant", [*STAGES, *OFFLOADED, *CHECKPOINTED])
-def test_a_gradient_that_is_not_finite_changes_nothing(variant, exact):
+def test_nonfinite_gradient_changes_no_weight(variant, exact):
     for run in of(exact, variant):
         assert run["stopped"]
         assert min(run["norms"]) > 0.05, "clipping was to be at work"
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(variant, exact):
 
 
 @pytest.mark.parametrize("variant", ["zero2", "zero2_offload", "zero3", "zero3_offload"])
-def test_float32_weights_in_bf16_are_the_source_s_own_on_ranks_that_do_not_divide_them(variant, rounded):
+def test_float32_masters_equal_the_source_when_ranks_do_not_divide_the_tensors(variant, rounded):
     start = rounded[0][variant]["start"]
     for name, tensor in rounded[0]["source"].items():
         assert torch.equal(start[name], tensor), name
@@ -99,7 +99,7 @@ def test_float32_weights_in_bf16_are_the_source_s_own_on_ranks_that_do_not_divid
 
 
 @pytest.mark.parametrize(("variant", "base"), [("zero2_offload", "zero2"), ("zero3_offload", "zero3")])
-def test_offload_in_bf16_trains_the_same_within_bf16(variant, base, rounded):
+def test_offload_in_bf16_trains_the_same_up_to_rounding(variant, base, rounded):
     assert_same_training(of(rounded, variant), of(rounded, base), tolerance=2e-2)
 
 
@@ -140,7 +140,7 @@ def test_patches_of_deepspeeds_optimizer_change_no_bit(ranks, tmp_path):
         assert others[0]["bucket"] == (ranks > 1 or name == "skip_reduction_buckets")
 
 
-def test_round_robin_gradients_still_mix_up_weights(exact):
+def test_round_robin_gradients_of_deepspeed_still_swap_weights(exact):
     """Fails when a DeepSpeed has mended it: then `ds_zero.py` need not refuse it, and zero2_offload can have it."""
     start = exact[0]["zero2:round_robin"]["start"]
     assert any(not torch.equal(start[name], tensor) for name, tensor in exact[0]["source"].items())
@@ -156,7 +156,7 @@ def test_llama_with_checkpointing_trains_the_same(tmp_path):
         assert_same_training(of(results, variant), of(results, base), tolerance=1e-5)
 
 
-def test_offload_runs_from_the_command_line(tmp_path):
+def test_offload_trains_from_the_command_line(tmp_path):
     flags = ("--reference_config", "ds_configs/reference_offload.json", "--max_steps", 2, "--log_interval", 1)
     train(*flags, "--save_dir", tmp_path, config="zero3_offload", ranks=2, timeout=800).succeeded()
     steps = metrics(tmp_path)

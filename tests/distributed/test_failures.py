@@ -1,4 +1,4 @@
-"""The exit status is the truth, and an error is said once, in a user's words."""
+"""Failed runs: the exit status is not 0, and the error is printed once, without a traceback if it is the user's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.distributed
 DEMO_DATA = ("--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH)
 
 
-def test_user_error_ends_every_rank_and_is_said_once(write_rows, tmp_path):
+def test_user_error_ends_every_rank_and_is_printed_once(write_rows, tmp_path):
     data = write_rows('{"chosen": [')
     done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2, launcher=True)
     assert done.status != 0
@@ -33,7 +33,7 @@ def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
     assert "ZeroDivisionError" in done.output
 
 
-def test_ranks_on_different_devices_are_told_so_before_they_wait_for_each_other():
+def test_different_devices_are_an_error_before_the_process_group_is_made():
     done = launch("tests/distributed/workers/failing.py", "other_device", ranks=2)
     assert done.status != 0
     assert done.output.count("LaunchError") == 1
@@ -41,14 +41,14 @@ def test_ranks_on_different_devices_are_told_so_before_they_wait_for_each_other(
     assert "Traceback" not in done.output
 
 
-def test_rank_that_dies_at_the_very_end_is_named():
+def test_rank_killed_after_the_last_step_is_named():
     done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2, launcher=True)
     assert done.status != 0
     assert "LaunchError: rank 0 (process" in done.output
     assert "is gone" in done.output
 
 
-def test_reference_that_is_not_the_policy_stops_the_run(tmp_path):
+def test_reference_with_other_weights_than_the_policy_stops_the_run(tmp_path):
     done = launch("tests/distributed/workers/failing.py", "other_reference", ranks=2)
     assert done.status != 0
     assert "policy and reference differ" in done.output
@@ -65,7 +65,7 @@ def test_finished_run_has_status_0_and_leaves_no_shared_memory(launcher, repeat,
     assert done.left_in_shared_memory == ()
 
 
-# In bf16 DeepSpeed's stages 1 and 2 are told to look at the norm alone.
+# In bf16 the patches let DeepSpeed's stages 1 and 2 detect an overflow from the norm alone.
 @pytest.mark.parametrize(
     ("config", "dtype"),
     [
@@ -73,7 +73,7 @@ def test_finished_run_has_status_0_and_leaves_no_shared_memory(launcher, repeat,
         *(("zero1", "bfloat16"), ("zero2", "bfloat16"), ("zero3", "bfloat16")),
     ],
 )
-def test_training_that_is_not_finite_stops_before_the_update(config, dtype, tmp_path):
+def test_nonfinite_gradient_stops_the_run_before_the_update(config, dtype, tmp_path):
     flags = (
         "--dtype",
         dtype,
@@ -104,7 +104,7 @@ def test_training_that_is_not_finite_stops_before_the_update(config, dtype, tmp_
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_wrong_flag_is_said_once_for_all_ranks(tmp_path):
+def test_wrong_flag_is_printed_once_for_all_ranks(tmp_path):
     done = train("--learning_rat", 1, ranks=2)
     assert done.status != 0
     assert done.output.count("did you mean --learning_rate?") == 1

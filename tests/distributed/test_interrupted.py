@@ -1,4 +1,4 @@
-"""A run that is stopped, killed and gone on with, again and again, is the run that never was interrupted."""
+"""A run that is stopped or killed and resumed several times has the metrics of the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.benchmarks import kill_runs
 from tests.distributed.launching import metrics, train
 from tests.distributed.running import Running
 
-# Above what a launch is waited for (running.py), so that the wait fails first and ends its ranks.
+# More than the time limits of running.py, so that those fail first and end the ranks.
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS = 40
@@ -23,7 +23,7 @@ EXACT = ("step", "loss", "grad_norm", "learning_rate", "rewards/margins", "logps
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    """Of a run of 40 short steps in float32, two ranks, a checkpoint every other step."""
+    """Flags of a run of 40 short steps in float32 that saves every second step."""
     data = tmp_path_factory.mktemp("interrupted") / "pairs.jsonl"
     lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
     data.write_text("".join(lines[:34]), encoding="utf-8")
@@ -36,7 +36,7 @@ def flags(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curve(flags, tmp_path_factory):
-    """What the run logs when nothing interrupts it."""
+    """Metrics of the uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     train(*flags, "--save_interval", 0, "--save_dir", folder, ranks=2).succeeded()
     return [[entry[name] for name in EXACT] for entry in metrics(folder)]
@@ -53,7 +53,7 @@ def logged(folder: Path) -> int:
 
 
 def until(run: Running, folder: Path, step: int) -> Running:
-    """Wait until a step is logged and the ranks are known."""
+    """Wait until a step is logged and all ranks are found."""
     return run.wait_for(lambda: len(run.ranks) == 2 and logged(folder) >= step)
 
 
@@ -62,8 +62,8 @@ def checkpoints(folder: Path) -> set[str]:
 
 
 @pytest.mark.timeout(900)
-def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve, tmp_path):
-    # SIGTERM to the deepspeed command: it dies of it at once, and the ranks notice.
+def test_run_stopped_and_killed_four_times_takes_the_same_steps(flags, curve, tmp_path):
+    # SIGTERM ends the deepspeed command at once; the ranks notice it, save and exit.
     with go_on(flags, tmp_path) as run:
         until(run, tmp_path, 3).process.terminate()
         done = run.ended()
@@ -72,7 +72,7 @@ def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve
     stopped = logged(tmp_path)
     assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
 
-    # SIGUSR1 to the whole group, which the launcher was told to leave to the ranks: the status is the ranks' own.
+    # SIGUSR1 to the whole process group. The launcher ignores it, so its status is that of the ranks.
     with go_on(flags, tmp_path, prefix=("sh", "-c", 'trap "" USR1; exec "$@"', "sh")) as run:
         os.killpg(until(run, tmp_path, stopped + 3).process.pid, signal.SIGUSR1)
         done = run.ended()
@@ -82,7 +82,7 @@ def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve
     stopped = logged(tmp_path)
     assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
 
-    # A rank is killed in mid-step, under another launcher.
+    # A rank is killed within a step, under torchrun.
     with go_on(flags, tmp_path, launcher="torchrun") as run:
         until(run, tmp_path, stopped + 3).ranks[1].kill()
         done = run.ended(timeout=60)
@@ -91,7 +91,7 @@ def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve
     assert "is gone" in done.output
     assert "--from_resume 1" in done.output
 
-    # Rank 0, which all others report to, is killed in the middle of a save.
+    # Rank 0, whose process holds the ranks' store, is killed within a save.
     with go_on(flags, tmp_path) as run:
         until(run, tmp_path, logged(tmp_path))
         before = checkpoints(tmp_path)
@@ -104,7 +104,7 @@ def test_stopped_and_killed_again_and_again_it_takes_the_same_steps(flags, curve
     assert [[entry[name] for name in EXACT] for entry in metrics(tmp_path)] == curve
 
 
-def test_a_signal_before_the_first_step_ends_at_once_and_can_be_tried_again(flags, tmp_path):
+def test_signal_before_the_first_step_ends_the_run_with_nothing_saved(flags, tmp_path):
     with go_on(flags, tmp_path) as run:
         run.wait_for(lambda: len(run.ranks) == 2 and "by default:" in run.output)
         os.kill(run.ranks[0].pid, signal.SIGTERM)

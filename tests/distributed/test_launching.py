@@ -69,20 +69,20 @@ def test_ranks_have_the_environment_of_a_launch(launcher, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", [False, True])
-def test_a_rank_that_fails_ends_the_others_and_gives_the_status(launcher):
+def test_failed_rank_ends_the_others_and_gives_the_status(launcher):
     done = launch(SMALL, "fail", ranks=2, launcher=launcher)
     assert done.status == 7
     assert "rank 0 has received SIGTERM" in done.output
 
 
 @pytest.mark.parametrize("launcher", [False, True])
-def test_an_exception_is_printed_and_gives_status_1(launcher):
+def test_exception_is_printed_and_gives_status_1(launcher):
     done = launch(SMALL, "crash", launcher=launcher)
     assert done.status == 1
     assert "ZeroDivisionError: on rank 0" in done.output
 
 
-def test_a_signal_that_ends_a_rank_is_its_status():
+def test_signal_that_ends_a_rank_is_the_status():
     assert launch(SMALL, "die").status == -signal.SIGKILL
 
 

@@ -1,4 +1,4 @@
-"""Building policy and reference as ZeRO-3 shards takes little more memory than the shards, whatever the file's kind."""
+"""Building policy and reference as ZeRO-3 shards takes little more memory than the shards, from either kind of file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_two_ranks_build_two_models_in_three_quarters_of_their_size(kind, tmp_path, monkeypatch):
-    # glibc otherwise keeps what DeepSpeed frees as it makes one tensor after the other, up to half a model of it.
+def test_building_both_shards_takes_three_quarters_of_the_models_size(kind, tmp_path, monkeypatch):
+    # glibc otherwise keeps up to half a model of memory that DeepSpeed frees while it makes tensor after tensor.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
     pth, huggingface = write_weights(tmp_path, hidden_size=768, num_hidden_layers=8)
     answers = measure(pth if kind == "pth" else huggingface, tmp_path)

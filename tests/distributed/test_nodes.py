@@ -1,5 +1,7 @@
-"""The same run by every launcher, on one machine and on two: network namespaces with an address, a name and shared
-memory of their own, joined by a virtual cable."""
+"""The same run by each launcher, on one machine and on two.
+
+The two machines are network namespaces with their own address, host name and /dev/shm, joined by a virtual cable.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,7 @@ def test_two_nodes_take_the_steps_of_one(nodes, data, one_node, tmp_path):
     assert curve(shared) == one_node
 
 
-def test_file_that_only_one_node_has_is_said_before_anything_is_loaded(nodes, data, tmp_path):
+def test_file_missing_on_one_node_is_an_error_before_loading(nodes, data, tmp_path):
     with on_both(nodes, tmp_path, *flags(data, tmp_path / "out"), hide=data.parent) as launched:
         first, second = ends(launched, tmp_path)
     assert first.status != 0
@@ -158,7 +160,7 @@ def test_file_that_only_one_node_has_is_said_before_anything_is_loaded(nodes, da
     assert not (tmp_path / "out").exists()
 
 
-def test_node_that_vanishes_ends_the_other_within_a_minute(nodes, data, tmp_path):
+def test_lost_node_ends_the_other_within_a_minute(nodes, data, tmp_path):
     out = tmp_path / "out"
     with on_both(nodes, tmp_path, *flags(data, out, "--epochs", 500)) as launched:
         until = time.monotonic() + 200

@@ -1,4 +1,4 @@
-"""The plan's bytes are those that live engines hold, on two ranks, under every ZeRO stage, the reference included."""
+"""The plan's bytes are those of running engines on two ranks, under every ZeRO stage, the reference included."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def answers(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
 
 
 def grown(answer: dict[str, Any], earlier: str, later: str) -> int:
-    """Bytes that live tensors have grown by between two moments."""
+    """Growth of the bytes of all tensors between two moments."""
     return sum(answer["moments"][later].values()) - sum(answer["moments"][earlier].values())
 
 
@@ -60,12 +60,12 @@ def in_bucket(answer: dict[str, Any]) -> int:
 
 
 def kept_place(name: str, plan: dict[str, Any]) -> int:
-    """Bytes of the place in which 16-bit gradients become float32 under ZeRO 1 and 2."""
+    """Bytes of the buffer in which 16-bit gradients are cast to float32 under ZeRO-1 and 2."""
     return plan["update"] if name in ("zero1", "zero2") else 0
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_states_are_those_of_live_engines(name, answers):
+def test_planned_states_are_those_of_running_engines(name, answers):
     for answer in answers[name]:
         plan, stage_3 = answer["plan"], "zero3" in name
         bucket = in_bucket(answer)
@@ -98,7 +98,7 @@ def test_small_tensors_stay_whole_on_every_rank(answers):
 
 
 @pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])
-def test_offloaded_states_are_those_of_live_engines(name, answers):
+def test_planned_offloaded_states_are_those_of_running_engines(name, answers):
     """On a CPU device and main memory are one: what is held is the sum of both."""
     for answer in answers[name]:
         plan = answer["plan"]
@@ -108,7 +108,7 @@ def test_offloaded_states_are_those_of_live_engines(name, answers):
         assert most - in_bucket(answer) == pytest.approx(states, rel=0.1)
 
 
-def test_two_ranks_share_what_a_stage_shards(answers):
+def test_measured_states_shrink_from_stage_to_stage(answers):
     """Not by the plan alone: what is measured shrinks from stage to stage as ZeRO says."""
     parameters = answers["zero0"][0]["parameters"]
     held = {name: grown(answers[name][0], "reference", "after") / parameters for name in CASES}

@@ -1,5 +1,5 @@
-"""`--reference cached` on real launches: the live run's numbers, in any number of ranks, resumed, killed, and damaged;
-and the gradients of a token budget."""
+"""`--reference cached` in real runs: the live run's metrics, also with other ranks, resumed, killed or with a wrong
+cache; and gradients under a token budget."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def cached(folder):
     return run(folder, "cached", "--reference", "cached").succeeded().output
 
 
-def test_a_cached_run_is_the_live_run(folder, cached):
+def test_cached_run_has_the_metrics_of_the_live_run(folder, cached):
     assert "ZeRO-3 policy, cached reference" in cached
     assert f"reference of train.jsonl: 0 of {COUNT} pairs" in cached
     assert f"{COUNT}/{COUNT} pairs scored" in cached
@@ -87,7 +87,7 @@ def test_a_cached_run_is_the_live_run(folder, cached):
     assert all((end[name] - other[name]).norm() / end[name].norm() < 1e-4 for name in end)
 
 
-def test_a_resumed_cached_run_is_the_one_that_never_stopped(folder, cached):
+def test_resumed_cached_run_has_the_metrics_of_the_uninterrupted_run(folder, cached):
     shutil.copytree(folder / "cached", folder / "resumed")
     steps = sorted(path.name for path in (folder / "resumed/checkpoints").glob("step*"))
     for tag in steps[1:]:
@@ -102,8 +102,8 @@ def test_a_resumed_cached_run_is_the_one_that_never_stopped(folder, cached):
     assert [[e[name] for name in EXACT] for e in one] == [[e[name] for name in EXACT] for e in other]
 
 
-def test_a_killed_run_s_pairs_serve_other_ranks_stages_and_settings(folder, cached):
-    """What a kill leaves: some records, the last one torn, and no whole file."""
+def test_cache_of_a_killed_run_is_used_with_other_ranks_stages_and_settings(folder, cached):
+    """A killed run leaves a part file: some records, the last one incomplete."""
     path = rows_files(folder)[COUNT]
     whole = path.read_bytes()
     path.with_name("part-killed.bin").write_bytes(whole[: 12 * RECORD.itemsize + 5])
@@ -123,7 +123,7 @@ def test_a_killed_run_s_pairs_serve_other_ranks_stages_and_settings(folder, cach
     path.write_bytes(whole)
 
 
-def test_a_number_that_the_weights_do_not_give_is_an_error_with_its_line(folder, cached):
+def test_wrong_cached_log_prob_is_an_error_that_names_the_line(folder, cached):
     path = rows_files(folder)[COUNT]
     whole, key = path.read_bytes(), path.parent.name.removeprefix("reference-")
     records = read_records(path, key)
@@ -139,13 +139,13 @@ def test_a_number_that_the_weights_do_not_give_is_an_error_with_its_line(folder,
     assert not metrics(folder / "wrong") if (folder / "wrong/metrics.jsonl").exists() else True
 
 
-def test_in_bf16_a_cached_run_is_the_live_run_up_to_rounding(folder):
+def test_cached_run_in_bf16_has_the_metrics_of_the_live_run_up_to_rounding(folder):
     run(folder, "cached16", "--reference", "cached", dtype="bfloat16", config="zero2", ranks=1).succeeded()
     run(folder, "live16", dtype="bfloat16", config="zero2", ranks=1).succeeded()
     assert_same_metrics(folder / "cached16", folder / "live16", atol=2e-3)
 
 
-def test_a_token_budget_has_the_gradients_of_the_whole_global_batch():
+def test_gradients_under_a_token_budget_are_those_of_the_global_batch():
     done = launch("tests/distributed/workers/budget.py", ranks=2).succeeded()
     # Two steps of stage 0 in float32, and of stages 1 to 3 in both precisions.
     assert done.output.count("gradient off by") == 14

@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped: in float32, bit for bit."""
+"""A resumed run has the metrics and weights of the uninterrupted run: in float32, bit for bit."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_resume_is_bit_exact(config, ranks, more, small_data, tmp_path):
     assert all(torch.equal(end[name], other[name]) for name in end)
 
 
-def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
+def test_run_with_other_settings_is_not_resumed_and_no_file_is_lost(small_data, tmp_path):
     first = train(*flags(small_data, tmp_path, "--max_steps", 2)).succeeded()
     assert "ends after 2 of them (--max_steps)" in first.output
 
@@ -104,6 +104,6 @@ def test_another_run_is_not_continued_and_nothing_is_lost(small_data, tmp_path):
     assert (tmp_path / "earlier/1/dpo_96.pth").is_file()
 
 
-def test_resume_without_a_checkpoint_starts_and_says_so(small_data, tmp_path):
+def test_resume_without_a_checkpoint_starts_at_step_0_with_a_message(small_data, tmp_path):
     done = train(*flags(small_data, tmp_path, "--max_steps", 1, "--from_resume", 1)).succeeded()
     assert "no checkpoint in" in done.output

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as its user finds it: metrics, TensorBoard, settings, weights; for any model."""
+"""Files of a finished run: metrics, TensorBoard, settings and weights, for MiniMind and Hugging Face models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     return folder / "out", done.output
 
 
-def test_metrics_have_the_names_users_know(run):
+def test_metrics_have_the_documented_names(run):
     folder, _ = run
     trained, evaluated = metrics(folder), metrics(folder, "eval/loss")
     assert [entry["step"] for entry in trained] == [1, 2, 4]
@@ -91,7 +91,7 @@ def test_tensorboard_and_csv_have_the_same_events_by_global_step(run):
     assert [int(row[0]) for row in rows[1:]] == [1, 2, 4]
 
 
-def test_settings_are_written_with_their_origins_and_no_auto(run):
+def test_settings_are_written_with_their_origins_and_without_auto(run):
     folder, output = run
     settings = json.loads((folder / "run.json").read_text())["settings"]
     assert settings["learning_rate"] == {"value": 1e-3, "origin": "flag"}
@@ -106,7 +106,7 @@ def test_settings_are_written_with_their_origins_and_no_auto(run):
     assert "(flag)" in output
 
 
-def test_weights_load_as_pth_and_as_folder_and_are_the_same(run):
+def test_weights_in_pth_and_folder_are_the_same(run):
     folder, _ = run
     (path,) = folder.glob("dpo_*.pth")
     assert all(tensor.dtype == torch.float16 for tensor in torch.load(path, weights_only=True).values())
@@ -175,7 +175,7 @@ def test_any_hugging_face_model_trains_from_its_folder(kind, config, dtype, toke
 
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_small_updates_survive_in_bf16(config, run, tmp_path):
-    """One step at 1e-9 moves nothing: what is written is the start, not the start rounded to bf16."""
+    """A step at learning rate 1e-9 moves no weight: the start weights are written, not their bf16 rounding."""
     flags = ("--learning_rate", 1e-9, "--max_steps", 1, "--save_dtype", "float32", "--save_dir", tmp_path)
     train(*flags, config=config, ranks=2).succeeded()
     start, end = open_weights(demo.WEIGHT_PATH, {}), open_weights(tmp_path / "dpo_96.pth", {})

@@ -1,4 +1,4 @@
-"""A rank that does not arrive is named with its phase, and the job ends; one that is slow but gets on is waited for."""
+"""A rank that hangs is named with its phase and the run ends; a rank that is slow but makes progress is waited for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.distributed
 STUCK = "no rank has made progress for 6 s (--timeout); rank {rank} has not arrived: rank {rank} (process "
 
 
-def test_hanging_rank_is_named_with_its_phase_and_a_slow_one_is_waited_for():
+def test_hanging_rank_is_named_with_its_phase_and_a_slow_rank_is_not():
     done = launch("tests/distributed/workers/hanging.py", "slow", ranks=2, launcher=True)
     assert "eight seconds of tokenising are no hang" in done.output
     assert done.status != 0
@@ -21,7 +21,7 @@ def test_hanging_rank_is_named_with_its_phase_and_a_slow_one_is_waited_for():
     assert "waiting in backward of step 7" in done.output
 
 
-def test_a_rank_that_spins_in_shared_memory_is_ended():
+def test_rank_that_spins_in_a_shared_memory_collective_is_ended():
     done = launch("tests/distributed/workers/hanging.py", "summing", ranks=2, launcher=True)
     assert done.status != 0
     assert done.output.count("LaunchError") == 1
@@ -29,8 +29,8 @@ def test_a_rank_that_spins_in_shared_memory_is_ended():
     assert "in backward of step 7" in done.output
 
 
-def test_rank_0_that_stands_still_ends_the_run():
-    """As a machine that swaps or a file system that hangs would stop it: it answers nobody."""
+def test_suspended_rank_0_ends_the_run():
+    """All its threads are stopped, as on a machine that swaps or waits for a file system."""
     done = launch("tests/distributed/workers/hanging.py", "stopped", ranks=2, launcher=True)
     assert done.status != 0
     assert done.output.count("LaunchError") == 1

@@ -1,4 +1,4 @@
-"""The trainer takes the very steps that MiniMind's own loop took, under every ZeRO stage, on one rank and on two."""
+"""The trainer takes the steps of MiniMind's own loop, under every ZeRO stage, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(shared, golden, tmp_path_factory):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_trajectory_is_minimind_s(stage, ranks, shared, golden, rows, tmp_path):
+def test_trajectory_is_that_of_minimind(stage, ranks, shared, golden, rows, tmp_path):
     start = shared / "golden/trajectory_minimind2_dense_start.pth"
     flags = {
         "data_path": rows,

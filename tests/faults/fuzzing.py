@@ -1,4 +1,4 @@
-"""Damage for files, and what a reader may do with one: give what it reads, or one of our own errors, soon.
+"""Damages files, and checks that a reader returns values or raises one of our own errors, within limits.
 
 `MINIMIND_FUZZ=5000 pytest tests/faults/test_fuzz_*.py` draws 5000 new files for each test; without it, few and always
 the same.
@@ -49,7 +49,7 @@ def fuzzed(default: int) -> settings:
 
 @contextlib.contextmanager
 def only_our_errors() -> Iterator[None]:
-    """Let our own errors pass; everything else, a hang, or gigabytes for a small file fail the test."""
+    """Suppress our own errors; other errors, a hang, or gigabytes of memory for a small file fail the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()

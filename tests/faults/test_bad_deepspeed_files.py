@@ -1,4 +1,4 @@
-"""A DeepSpeed file with mistakes is one error that names each key, and what to do."""
+"""Mistakes in a DeepSpeed file are one error that names each key and the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_missing_deepspeed_file():
     )
 
 
-def test_broken_deepspeed_file_is_named_with_its_line(tmp_path):
+def test_invalid_deepspeed_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text('{\n  "bf16": {"enabled": true},\n  oops\n}')
     assert f"{path}, line 3" in str(preparation_error("--deepspeed", path))
@@ -103,7 +103,7 @@ def test_every_problem_is_in_one_error(ds_file):
         assert part in message
 
 
-def test_open_and_missing_keys_are_filled_and_fixed_ones_are_taken(ds_file):
+def test_auto_and_missing_keys_are_resolved_and_given_values_are_kept(ds_file):
     path = ds_file(train_batch_size=16, optimizer=None, gradient_clipping=0.25, fp16=None, bf16=None)
     prepared = prepare(parse_settings(["--deepspeed", str(path)]), one_rank())
     values, settings = prepared.policy_config.values, prepared.settings

@@ -1,4 +1,4 @@
-"""Everything a user can get wrong before training is one clear error that says what, where, and what to do."""
+"""Mistakes in data, weights and flags are one error before training, which names the place and the remedy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_missing_preference_file():
     assert "--data_path nowhere/pairs.jsonl: no such file" in str(error)
 
 
-def test_broken_json_is_named_with_its_line(data_problem):
+def test_invalid_json_is_named_with_its_line(data_problem):
     message, _ = data_problem(GOOD, '{"chosen": [', GOOD)
     assert "line 2: invalid JSON" in message
 
@@ -101,7 +101,7 @@ def changed_weights(path, change):
     return path
 
 
-def test_pth_that_does_not_fit_lists_keys_and_shapes(tmp_path):
+def test_pth_of_another_model_lists_keys_and_shapes(tmp_path):
     def change(state):
         del state["model.layers.1.mlp.up_proj.weight"]
         state["model.layers.0.mlp.extra.weight"] = torch.zeros(2, 3)
@@ -159,7 +159,7 @@ def test_tokenizer_larger_than_the_vocabulary(write_rows, tmp_path):
         (("--num_attention_heads", 7), "do not divide into 7 heads"),
     ],
 )
-def test_heads_that_the_tensors_cannot_have(flags, message, write_rows, tmp_path):
+def test_number_of_heads_that_contradicts_the_tensors(flags, message, write_rows, tmp_path):
     config = MiniMindConfig(generation=2, hidden_size=128, num_hidden_layers=1, num_attention_heads=4)
     save_weights(MiniMindForCausalLM(config), tmp_path / "two_128.pth")
     weights = ("--from_weight", tmp_path / "two_128.pth", "--tokenizer_path", demo.TOKENIZER_PATH)
@@ -167,7 +167,7 @@ def test_heads_that_the_tensors_cannot_have(flags, message, write_rows, tmp_path
     assert message in str(error)
 
 
-def test_flags_that_the_weights_or_the_data_make_pointless(write_rows):
+def test_flags_without_effect_for_these_weights_or_data(write_rows):
     flags = ("--use_moe", 1, "--rope_theta", 5, "--num_experts_per_tok", 7, "--eval_interval", 5)
     message = str(preparation_error("--data_path", write_rows(GOOD), *DEMO_WEIGHTS, *flags))
     assert "--use_moe is 1, but" in message
@@ -184,11 +184,11 @@ def test_flags_that_the_weights_or_the_data_make_pointless(write_rows):
         ),
     ],
 )
-def test_attention_that_cannot_work_here(flags, why):
+def test_attention_backend_without_its_device(flags, why):
     assert str(preparation_error(*flags)) == why
 
 
-def test_weights_are_not_written_over_where_they_are_read(write_rows, tmp_path):
+def test_start_weights_are_not_overwritten(write_rows, tmp_path):
     path = tmp_path / "dpo_96.pth"
     path.write_bytes(demo.WEIGHT_PATH.read_bytes())
     flags = ("--from_weight", path, "--tokenizer_path", demo.TOKENIZER_PATH, "--save_dir", tmp_path)

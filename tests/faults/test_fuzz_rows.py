@@ -1,4 +1,4 @@
-"""Damaged and malicious preference files: every row is read, or counted as bad with a reason; nothing else happens."""
+"""Damaged and malicious preference files: every row is read, or counted as bad with a reason."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_files_of_other_types(rows, tokenizer, tmp_path_factory):
 @fuzzed(60)
 @given(data=st.data())
 def test_damaged_caches(data, tokenizer, tmp_path_factory):
-    """A cache that cannot be read is made again; no pair reaches outside of it."""
+    """A damaged cache is made again; no pair refers to data outside of it."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "pairs.jsonl").write_bytes(FILE)
 

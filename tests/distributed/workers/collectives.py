@@ -1,4 +1,4 @@
-"""Run by all ranks of one machine: what goes through the memory that they share is what torch sends."""
+"""Run by all ranks of one machine: collectives through their shared memory have the results of torch's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def part_sizes(dtype: torch.dtype, ranks: int) -> tuple[int, int, int]:
 
 
 def numbers(count: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Numbers whose sums of a few are rounded, zeros of both signs and an infinity among them."""
+    """Random numbers whose sums are rounded, with zeros of both signs and infinities at both ends."""
     made = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(dtype)
     made[:4] = made[-4:] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
     return made
@@ -78,7 +78,7 @@ def check_sums(world: World, size: int, dtype: torch.dtype) -> None:
 
 
 def check_the_rest(world: World) -> None:
-    """Integers, maxima and groups of some ranks go the old way."""
+    """Integers, maxima and groups of some ranks do not use shared memory."""
     whole = torch.empty(world.size * 2**17, dtype=torch.int64)
     comm.all_gather_into_tensor(whole, torch.full((2**17,), world.rank))
     assert whole.unique_consecutive().tolist() == list(range(world.size))

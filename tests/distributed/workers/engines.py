@@ -1,4 +1,4 @@
-"""Run by two ranks: what the engines hold and compute, checked from inside. One argument: the policy's ZeRO stage.
+"""Run by two ranks: checks the engines' shards, gradients and norm. One argument: the policy's ZeRO stage.
 
 The policy is a mixture of experts whose rank 1 has an expert that none of its tokens reach.
 """

@@ -1,4 +1,4 @@
-"""Run by two ranks: ways to fail. One argument: which."""
+"""Run by two ranks, which fail. One argument: how, the name of a function."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def user_error(context: RankContext) -> None:
 
 
 def crash(context: RankContext) -> None:
-    """A defect on one rank, while the other waits."""
+    """An exception on one rank while the other waits for it."""
     if context.world.rank == 1:
         print(1 // 0)
     collectives.barrier()
@@ -58,7 +58,7 @@ def other_reference(context: RankContext) -> None:
 
 
 def killed_at_the_end(context: RankContext) -> None:
-    """Rank 0 dies over what it still does alone when the others have nothing left to do."""
+    """Rank 0 is killed after the last step, while the other rank waits for it."""
     if context.world.is_main:
         time.sleep(2)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Run by two ranks with a limit of 6 seconds. One argument: how they come to a halt."""
+"""Run by two ranks that stop making progress, with a limit of 6 s. One argument: how, the name of a function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 6
 
 
 def slow(world: World, watch: Watch) -> None:
-    """One rank takes longer than the limit, and says that it gets on; then the other hangs."""
+    """Rank 0 takes longer than the limit but reports progress; then rank 1 hangs."""
     watch.enter("tokenising")
 
     def tokenise() -> str:
@@ -38,7 +38,7 @@ def slow(world: World, watch: Watch) -> None:
 
 
 def stopped(world: World, watch: Watch) -> None:
-    """Rank 0, whose store the others ask, stands still: its threads too."""
+    """Rank 0, whose process holds the store, is suspended with all its threads."""
     watch.enter("saving", 7)
     if world.is_main:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -46,7 +46,7 @@ def stopped(world: World, watch: Watch) -> None:
 
 
 def summing(world: World, watch: Watch) -> None:
-    """Rank 1 does not come to a sum in shared memory, where the other spins without a pause or a limit."""
+    """Rank 1 does not join a sum in shared memory, in which rank 0 spins without a limit."""
     watch.enter("backward", 7)
     if world.rank == 1:
         time.sleep(600)

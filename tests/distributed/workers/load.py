@@ -1,4 +1,4 @@
-"""Run by several ranks: what memory it takes to build policy and reference as ZeRO-3 shards.
+"""Run by several ranks: measures the memory of building policy and reference as ZeRO-3 shards.
 
 Arguments: a weight file or folder, and a file for the answer: for each rank, in bytes above what it held before, the
 most and what stays, of its own memory (`anon`) and of pages of files that it has mapped (`file`, shared by ranks, and
@@ -40,7 +40,7 @@ def resident() -> dict[str, int]:
 
 
 class Watched:
-    """Resident memory while a block runs, above what it was before: looked at every two milliseconds."""
+    """Growth of resident memory while a block runs, sampled every two milliseconds."""
 
     def __enter__(self) -> Watched:
         settle()
@@ -67,7 +67,7 @@ class Watched:
 
 
 def settle() -> None:
-    """Let go of what is not used, so that memory is what is held."""
+    """Free unused memory, so that resident memory is memory in use."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Run by several ranks: what live engines hold and send, beside what the plan says.
+"""Run by several ranks: bytes that running engines hold and send, and the plan's numbers for them.
 
 One argument: a folder with cases.json, a list of cases; answers.json in it is then a list of one answer for each case
 and rank. A case: {"file": ..., "dtype": ..., "micro_batches": ..., "zero": {overrides}, "asks": "held" or "sent"}.
@@ -127,7 +127,7 @@ def measure(case: dict, world: World) -> dict:
 
 
 def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dict[str, int]]) -> None:
-    """One more step: what is held after its first backward, before its optimizer step, and after it."""
+    """One more step: bytes held after its first backward, before its optimizer step, and after it."""
     backward, step = policy.backward, policy.engine.step
 
     def watched_backward(*arguments: Any, **options: Any) -> None:

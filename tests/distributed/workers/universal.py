@@ -1,4 +1,4 @@
-"""Run by one rank: does DeepSpeed's own conversion take a ZeRO-2 checkpoint of test_elastic.py to ZeRO-3?
+"""Run by one rank: does DeepSpeed's own conversion take a ZeRO-2 checkpoint of test_reshard.py to ZeRO-3?
 
 Two arguments: the folder of the checkpoints, and which. Prints UNIVERSAL and how it went.
 """

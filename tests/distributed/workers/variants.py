@@ -1,4 +1,4 @@
-"""Run by all ranks: the same steps under several DeepSpeed files, and what came of each, for the test to compare.
+"""Run by all ranks: takes the same steps under several DeepSpeed files and writes the results for the test to compare.
 
 Arguments: folder for the results, start weights ("moe" or a Hugging Face folder), dtype, variants. A variant is the
 name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`. `off=NAME`

@@ -1,4 +1,4 @@
-"""A run that goes on elsewhere is the run that stayed: other ranks, another ZeRO stage, the same curve."""
+"""A checkpoint is resharded: resumed with other ranks or another ZeRO stage, a run keeps its metrics."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from minimind import demo
 from tests.distributed.launching import launch, metrics, train
 
-# Several launches a test: more time than one needs on a machine that is busy.
+# A test starts several launches, which a busy machine slows down.
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 # Sizes that four ranks do not divide, so that stage 3 pads: head_dim 10.
 MODEL = ("--from_weight", "none", "--hidden_size", 40, "--num_hidden_layers", 2, "--num_attention_heads", 4)
-# Each goes on from the checkpoint of the last, one step later: (ranks, DeepSpeed file, batch_size, accumulation_steps).
+# Each resumes from the checkpoint of the one before, one step later: (ranks, DeepSpeed file, batch_size,
+# accumulation_steps).
 CHAIN = (
     (1, "zero2", 3, 4),
     (2, "zero3", 3, 2),
@@ -44,7 +45,7 @@ def flags(data, save_dir, *more):
 
 
 def stop_after(step, folder, at):
-    """A copy of a run's folder as it was when it stopped after a step."""
+    """Make a folder with only the checkpoint of one step, as if the run had stopped after it."""
     tag = f"step{step:08d}"
     shutil.copytree(folder / "checkpoints" / tag, at / "checkpoints" / tag)
     (at / "checkpoints/latest").write_text(tag)
@@ -53,7 +54,7 @@ def stop_after(step, folder, at):
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """Finished runs by the step that they went on after; 0 is the run that is never interrupted."""
+    """Folder of finished runs, named by the step that they resumed after; 0 is the uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs")
     split = ("--dtype", "float32", "--batch_size", 3, "--accumulation_steps", 2)
     train(*flags(data, folder / "0", *split), ranks=2).succeeded()
@@ -61,7 +62,7 @@ def runs(data, tmp_path_factory):
 
 
 def go_on(data, runs, step):
-    """Go on after a step, under that link of the chain; the links before it are run if they were not."""
+    """Resume after a step with the setting of CHAIN for it; first runs the earlier ones that this test run left out."""
     if not (runs / f"{step - 1}").exists():
         go_on(data, runs, step - 1)
     folder = stop_after(step, runs / f"{step - 1}", runs / f"{step}")
@@ -71,7 +72,7 @@ def go_on(data, runs, step):
 
 
 @pytest.mark.parametrize("step", range(1, len(CHAIN) + 1))
-def test_curve_is_that_of_the_run_that_stayed(step, data, runs):
+def test_metrics_after_resharding_are_those_of_the_uninterrupted_run(step, data, runs):
     done = go_on(data, runs, step)
     ranks, config, batch_size, accumulation = CHAIN[step - 1]
     assert f"resuming after step {step}, resharded: " in done.output
@@ -90,20 +91,20 @@ def test_curve_is_that_of_the_run_that_stayed(step, data, runs):
         torch.testing.assert_close(other[name], end[name], rtol=0, atol=1e-4)
 
 
-def test_bf16_keeps_its_float32_weights(data, tmp_path):
+def test_resharding_in_bf16_keeps_the_float32_masters(data, tmp_path):
     schedule = ("--learning_rate", 5e-3, "--max_steps", 3)
     split = ("--batch_size", 3, "--accumulation_steps", 2)
     train(*flags(data, tmp_path / "one", *schedule, *split), config="zero1", ranks=2).succeeded()
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     (tmp_path / "other/dpo_40.pth").unlink()
 
-    # At the end nothing is left but to write the weights: those of the other stage, bit for bit.
+    # Resumed after its last step, the run only writes its weights, bit for bit those of the other stage.
     moved = (*schedule, "--from_resume", 1)
     train(*flags(data, tmp_path / "other", *moved), config="zero3", ranks=4, timeout=280).succeeded()
     end, again = (torch.load(tmp_path / run / "dpo_40.pth", weights_only=True) for run in ("one", "other"))
     assert all(torch.equal(end[name], again[name]) for name in end)
 
-    # And before it, a step with the bf16 weights made of them has the same loss.
+    # Resumed before the last step, a step with bf16 weights cast from the masters has the same loss.
     before = stop_after(2, tmp_path / "one", tmp_path / "before")
     train(*flags(data, before, *moved), config="zero3", ranks=1).succeeded()
     (last,), (*_, expected) = metrics(before), metrics(tmp_path / "one")
@@ -112,7 +113,7 @@ def test_bf16_keeps_its_float32_weights(data, tmp_path):
     assert last["rewards/margins"] == pytest.approx(expected["rewards/margins"], rel=0.1)
 
 
-def test_batches_that_do_not_fit_are_refused(data, runs, tmp_path):
+def test_batch_size_that_does_not_divide_the_global_batch_is_refused(data, runs, tmp_path):
     folder = stop_after(1, runs / "0", tmp_path / "run")
     moved = ("--dtype", "float32", "--from_resume", 1, "--batch_size", 5)
     done = train(*flags(data, folder, *moved), ranks=1)
@@ -122,9 +123,9 @@ def test_batches_that_do_not_fit_are_refused(data, runs, tmp_path):
     assert "which batch_size 5 (flag) does not divide" in done.output
 
 
-def test_deepspeeds_own_bridge_between_stages_2_and_3_is_still_broken(runs, tmp_path):
-    """If this fails, DeepSpeed's universal checkpoints go between stages 2 and 3: see what of elastic.py can go."""
+def test_deepspeeds_universal_checkpoint_from_stage_2_to_3_still_fails(runs, tmp_path):
+    """If this fails, DeepSpeed converts checkpoints between stages 2 and 3, and parts of reshard.py can be removed."""
     folder = stop_after(2, runs / "0", tmp_path)
     done = launch("tests/distributed/workers/universal.py", folder / "checkpoints", "step00000002")
     assert "UNIVERSAL" in done.output, done.output[-6000:]
-    assert "UNIVERSAL LOADED" not in done.output, "DeepSpeed has mended it: the bridge can go"
+    assert "UNIVERSAL LOADED" not in done.output, "DeepSpeed has fixed it: parts of reshard.py can be removed"
