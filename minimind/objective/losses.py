@@ -16,6 +16,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch.nn.functional as F
@@ -76,19 +77,31 @@ class PreferenceLoss(abc.ABC):
         name: its value of `--loss`.
         needs: inputs besides the policy's row log-probs.
         metrics: names of the metrics that it returns, in the order in which they are logged.
+        statistics: names of those of its metrics whose means over a global batch it needs, e.g. for a running baseline.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
     metrics: ClassVar[tuple[str, ...]] = REWARD_METRICS
+    statistics: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def start_value(self) -> float | None:
         """Loss of a pair while policy and reference are the same model; None if it depends on the pair."""
 
     @abc.abstractmethod
-    def __call__(self, policy: PairScores, reference: PairScores | None) -> PairLosses:
-        """Losses and metrics of N pairs; `reference` is None if the loss does not need one."""
+    def __call__(
+        self, policy: PairScores, reference: PairScores | None, statistics: Mapping[str, Tensor]
+    ) -> PairLosses:
+        """Losses and metrics of N pairs.
+
+        Args:
+            policy: the policy's log-probs, with gradient.
+            reference: the reference's log-probs; None if the loss does not need them.
+            statistics: name -> scalar mean over the pairs of the previous global step on all ranks, for the names that
+                the loss declares; empty in the first step. The current step's means are not known before its last
+                micro-batch, and means of single micro-batches would depend on how the batch is split.
+        """
 
 
 Loss = TypeVar("Loss", bound=type[PreferenceLoss])
@@ -150,7 +163,9 @@ class SigmoidLoss(PreferenceLoss):
         """-log sigmoid(0) = ln 2."""
         return math.log(2)
 
-    def __call__(self, policy: PairScores, reference: PairScores | None) -> PairLosses:
+    def __call__(
+        self, policy: PairScores, reference: PairScores | None, statistics: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> PairLosses:
         assert reference is not None
         rewards = self.beta * (policy.rows - reference.rows)
         # logsigmoid is stable for margins of any size; log(sigmoid(x)) overflows below -88.

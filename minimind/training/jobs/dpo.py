@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from minimind.data.packs import PairBatch
@@ -14,6 +15,7 @@ from minimind.engine.reference import Reference
 from minimind.objective.losses import Need, PairScores, PreferenceLoss
 from minimind.objective.rows import ReferenceScores, row_means, row_sums
 from minimind.training.jobs.job import BatchOutcome, Column, Job
+from minimind.training.listeners.batch_statistics import BatchStatistics
 
 _COLUMNS = (
     Column(metric="rewards/accuracies", label="accuracy", format=".2f", eval_format=".3f"),
@@ -28,17 +30,26 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
         loss: the loss over pairs.
         average_log_prob: a row's log-prob is the mean over its targets (MiniMind) instead of their sum (the paper).
         reference: source of the reference's log-probs; None for a loss that needs none.
+        statistics: means over the previous global batch; None for a loss that needs none.
     """
 
     name = "dpo"
     item = "pairs"
 
-    def __init__(self, *, loss: PreferenceLoss, average_log_prob: bool, reference: Reference | None) -> None:
+    def __init__(
+        self,
+        *,
+        loss: PreferenceLoss,
+        average_log_prob: bool,
+        reference: Reference | None,
+        statistics: BatchStatistics | None = None,
+    ) -> None:
         # Setup builds an engine for the reference exactly if the loss needs one.
         assert (reference is not None) == (Need.REFERENCE in loss.needs)
         self.loss = loss
         self.average_log_prob = average_log_prob
         self.reference = reference
+        self._statistics = statistics
         self.metrics = loss.metrics
         self.columns = tuple(column for column in _COLUMNS if column.metric in loss.metrics)
         self._per_token = Need.PER_TOKEN in loss.needs
@@ -53,7 +64,10 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
         """Losses and metrics of the batch's N pairs."""
         policy = self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs)
         reference = None if target is None else self._scores(batch, target.sums, target.per_token)
-        result = self.loss(policy, reference)
+        result = self.loss(policy, reference, {} if self._statistics is None else self._statistics.means)
+        # An evaluation uses the means of training and does not change them.
+        if self._statistics is not None and torch.is_grad_enabled():
+            self._statistics.add(result.metrics)
         return BatchOutcome(losses=result.losses, metrics=result.metrics)
 
     def size(self, batch: PairBatch) -> int:

@@ -17,6 +17,7 @@ from minimind.training.console import Console
 from minimind.training.events import Events, Listener
 from minimind.training.export import export_weights
 from minimind.training.jobs.dpo import DPOJob
+from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.listeners.evaluation import Evaluation
 from minimind.training.listeners.metrics_file import MetricsFile
 from minimind.training.listeners.progress import Progress
@@ -45,8 +46,11 @@ def assemble_run(
     config, checkpoint = prepared.settings.config, prepared.checkpoint
     average = config.objective.average_log_prob
     # One job per table: training and evaluation differ only in their reference.
+    names = engines.loss.statistics
+    statistics = BatchStatistics(names=names, world=world) if names else None
     jobs = [
-        DPOJob(loss=engines.loss, average_log_prob=average, reference=reference) for reference in engines.references
+        DPOJob(loss=engines.loss, average_log_prob=average, reference=reference, statistics=statistics)
+        for reference in engines.references
     ]
     unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}
     metrics = StepMetrics(world, jobs[0], unlogged)
@@ -71,6 +75,8 @@ def assemble_run(
         ),
     )
     # Listeners need the run, and the run needs the events, so they are added last.
+    if statistics is not None:
+        events.add(statistics)  # first, so that a save at the same step writes the new means
     events.add(*_listeners(prepared, data, opened, engines, run, jobs, console))
     return run
 

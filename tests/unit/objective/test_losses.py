@@ -83,7 +83,7 @@ def test_a_loss_starts_at_its_start_value(name):
     """Policy and reference are the same model."""
     loss = build_loss(name, {})
     same = scores([[-1.5, -2.5], [-0.1, -9.0]])
-    result = loss(same, same if Need.REFERENCE in loss.needs else None)
+    result = loss(same, same if Need.REFERENCE in loss.needs else None, {})
     if loss.start_value() is not None:
         assert result.losses.tolist() == pytest.approx([loss.start_value()] * 2, abs=1e-6)
 
@@ -92,7 +92,7 @@ def test_a_loss_starts_at_its_start_value(name):
 def test_a_loss_returns_the_metrics_that_it_declares(name):
     loss = build_loss(name, {})
     same = scores([[-1.5, -2.5]])
-    result = loss(same, same if Need.REFERENCE in loss.needs else None)
+    result = loss(same, same if Need.REFERENCE in loss.needs else None, {})
     assert tuple(result.metrics) == loss.metrics
     assert all(values.shape == (1,) for values in result.metrics.values())
 
@@ -121,12 +121,12 @@ def test_a_registered_loss_is_found_by_its_name(registry):
         def start_value(self) -> None:
             return None
 
-        def __call__(self, policy, reference):
+        def __call__(self, policy, reference, statistics):
             values = self.scale * (policy.rows[:, 1] - policy.rows[:, 0])
             return PairLosses(losses=values, metrics={"difference": values.detach()})
 
     assert "difference" in loss_names()
-    assert build_loss("difference", {"scale": 2.0})(scores([[-1.0, -4.0]]), None).losses.tolist() == [-6.0]
+    assert build_loss("difference", {"scale": 2.0})(scores([[-1.0, -4.0]]), None, {}).losses.tolist() == [-6.0]
 
 
 def test_two_losses_cannot_share_a_name(registry):

@@ -34,7 +34,7 @@ class Recorder(PreferenceLoss):
     def start_value(self):
         return None
 
-    def __call__(self, policy, reference):
+    def __call__(self, policy, reference, statistics):
         self.seen.append((policy, reference))
         return PairLosses(losses=policy.rows[:, 0], metrics={"seen": policy.rows[:, 0]})
 

@@ -63,6 +63,12 @@ def test_rank_0_of_the_demo_shows_samples(assemble, rank, shown):
     assert (names(assemble(is_demo=True, rank=rank))[-1] == "samples") == shown
 
 
+def test_a_loss_with_statistics_brings_the_listener_that_keeps_them(assemble, monkeypatch):
+    assert "batch_statistics" not in names(assemble())
+    monkeypatch.setattr(SigmoidLoss, "statistics", ("rewards/margins",))
+    assert names(assemble())[0] == "batch_statistics"  # before the listener that saves
+
+
 def test_settings_reach_the_loop(assemble, tmp_path):
     run = assemble("--log_interval", "3", "--seed", "5")
     assert (run.total_steps, run.log_interval, run.seed) == (7, 3, 5)
