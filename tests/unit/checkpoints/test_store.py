@@ -11,6 +11,7 @@ import pytest
 import minimind.checkpoints.store as module
 from minimind.checkpoints.find import find_checkpoint
 from minimind.checkpoints.store import Checkpoints
+from minimind.engine.patches.registry import PatchSelection
 from minimind.errors import CheckpointError
 from tests.unit.checkpoints.fake_engine import DESCRIBED, FILES, FakeEngine, save
 
@@ -151,3 +152,16 @@ def test_ranks_agree_that_all_have_loaded_before_deepspeeds_collective(damaged, 
     assert events == (["read"] if damaged else ["read", "agreed", "collective"])
     engine.optimizer.checkpoint_event_epilogue()
     assert events[-1] == "collective"
+
+
+def test_resharding_is_refused_if_its_patch_is_off(tmp_path, world):
+    save(Checkpoints(tmp_path, world, DESCRIBED, keep=None), 1)
+    found = find_checkpoint(tmp_path, world, "error")
+    patches = PatchSelection(disabled=frozenset({"reshard_checkpoints"}))
+    other = {**DESCRIBED, "layout": {**DESCRIBED["layout"], "ranks": 2}}
+    engine = FakeEngine()
+    with pytest.raises(CheckpointError, match=r"'reshard_checkpoints' is off: --disable_patches .*; resume with those"):
+        Checkpoints(tmp_path, world, other, keep=None, patches=patches).load(SimpleNamespace(engine=engine), found)
+    # The layout of the checkpoint needs no resharding.
+    Checkpoints(tmp_path, world, DESCRIBED, keep=None, patches=patches).load(SimpleNamespace(engine=engine), found)
+    assert engine.loaded == "step00000001"
