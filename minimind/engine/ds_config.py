@@ -1,10 +1,10 @@
-"""DeepSpeed files -> the configurations that DeepSpeed gets: no "auto", no unknown key, no disagreement with a flag.
+"""Turns DeepSpeed files into complete configurations: no "auto", no unknown key, no contradiction to a flag.
 
-    file + settings + ranks -> resolve_policy -> policy configuration, settings with what the file fixed
+    file + settings + ranks -> resolve_policy -> policy configuration, settings with the file's values
                             -> resolve_reference -> reference configuration
 
-DeepSpeed itself drops unknown top-level keys and most "auto"s in silence; here each is a problem, and all problems
-are raised together.
+DeepSpeed itself ignores unknown top-level keys and most values "auto" silently. Here each is a problem, and all
+problems are raised together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minimind.engine.patches.catalog import PATCHES
 from minimind.engine.patches.registry import flag_problems
 from minimind.errors import ConfigError
 
-# Keys that a flag also sets.
+# Keys of the file that a flag also sets: key -> flag.
 _BOUND = {
     "train_micro_batch_size_per_gpu": "batch_size",
     "gradient_accumulation_steps": "accumulation_steps",
@@ -34,18 +34,18 @@ _OPTIMIZERS = ("Adam", "AdamW", "Adagrad", "Lamb", "Lion", "Muon", "SGD")
 _ADAM_KEYS = (
     "lr betas eps weight_decay torch_adam adam_w_mode amsgrad bias_correction fused foreach fp32_optimizer_states"
 ).split()
-# AdamW as torch has it, which is what MiniMind trains with.
+# Defaults of torch's AdamW, with which MiniMind trains.
 _ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedConfig:
-    """A DeepSpeed configuration without an open end.
+    """A complete DeepSpeed configuration.
 
     Attributes:
-        values: what `deepspeed.initialize` gets.
+        values: the configuration for `deepspeed.initialize`.
         stage: ZeRO stage.
-        settings: the run's settings, with what the file fixed.
+        settings: the run's settings, with the values that the file sets.
     """
 
     values: dict[str, Any]
@@ -57,7 +57,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     """The policy's configuration.
 
     Raises:
-        ConfigError: every problem of the file, and every disagreement with flags and ranks, at once.
+        ConfigError: lists every problem of the file, and every contradiction to flags and ranks.
     """
     values = read_config_file(path)
     values.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True, "fused": True}})
@@ -74,7 +74,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     if stage > 0:
         _allow_under_zero(values, problems)
     if swaps_to_nvme(values) and settings.explicit("keep_checkpoints"):
-        problems.append("--keep_checkpoints: where states swap to NVMe no checkpoints are written; drop it")
+        problems.append("--keep_checkpoints: no checkpoints are written when states swap to NVMe; remove the flag")
     dtype = settings.config.optimisation.dtype
     if stage == 0 and dtype == "bfloat16":
         problems.append(
@@ -82,7 +82,9 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
             "(ds_configs/zero1.json) or --dtype float32"
         )
     if stage == 3 and settings.config.engine.use_compile:
-        problems.append("--use_compile 1 needs ZeRO stage 2 or lower: stage 3 gathers weights inside what is compiled")
+        problems.append(
+            "--use_compile 1 needs ZeRO stage 2 or lower: stage 3 gathers weights inside the compiled blocks"
+        )
     if on_cpu and dtype == "float16":
         problems.append("float16 needs a GPU; use --dtype bfloat16 or float32 here")
     problems += flag_problems(settings.config.engine.disable_patches, PATCHES)
@@ -93,7 +95,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
 
 
 def take_batch(path: Path, settings: Settings) -> Settings:
-    """Settings with what a file fixes of `batch_size` and `accumulation_steps`; its problems `resolve_policy` tells.
+    """Settings with a file's `batch_size` and `accumulation_steps`. Problems are left to `resolve_policy`.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -111,17 +113,19 @@ def resolve_reference(path: Path, settings: Settings, world_size: int, on_cpu: b
     values = read_config_file(path)
     problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
-    # A reference has no batch of its own; DeepSpeed wants the numbers all the same.
+    # DeepSpeed requires these keys of every engine, although the reference takes no optimizer step.
     values["train_micro_batch_size_per_gpu"] = settings.config.optimisation.batch_size
     values["train_batch_size"] = settings.config.optimisation.batch_size * world_size
     values["gradient_accumulation_steps"] = 1
     _complete_monitors(values, settings.config.run.save_dir)
-    problems += [f"{key!r} has no place in the reference's file" for key in ("optimizer", "scheduler") if key in values]
+    problems += [
+        f"{key!r} does not apply to the reference; remove it" for key in ("optimizer", "scheduler") if key in values
+    ]
     stage = resolve_zero(values, world_size, on_cpu, problems)
     if swaps_to_nvme(values):
         problems.append(
-            "'zero_optimization.offload_param.device' is nvme: the reference would swap to the policy's own files; it "
-            "rests in CPU memory at most (ds_configs/reference_offload.json)"
+            "'zero_optimization.offload_param.device' is nvme: the reference would swap to the policy's files; "
+            "offload it to CPU memory instead (ds_configs/reference_offload.json)"
         )
     if stage != 3:
         problems.append(f"zero_optimization.stage is {stage}; the reference is always a ZeRO-3 shard")
@@ -139,12 +143,12 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _is_open(values: Mapping[str, Any], path: str) -> bool:
-    """Whether a key waits for a value: missing or "auto"."""
+    """Whether a key has no value yet: it is missing or "auto"."""
     return value_at(values, path) in (None, "auto")
 
 
 def _bind_dtype(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:
-    """Agree on the precision: `bf16.enabled` and `fp16.enabled` against --dtype."""
+    """Match the precision, `bf16.enabled` and `fp16.enabled`, with --dtype."""
     switches = {"bfloat16": "bf16.enabled", "float16": "fp16.enabled"}
     fixed = {dtype: value_at(values, path) for dtype, path in switches.items() if not _is_open(values, path)}
     on = [dtype for dtype, enabled in fixed.items() if enabled is True]
@@ -163,7 +167,7 @@ def _bind_dtype(values: dict[str, Any], settings: Settings, problems: list[str])
 
 
 def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:
-    """Fill open keys from flags; take fixed ones over, unless a flag says otherwise."""
+    """Fill keys without a value from flags; take the file's values into the settings unless a flag contradicts them."""
     for path, flag in _BOUND.items():
         value, ours = value_at(values, path), settings.values[flag]
         if _is_open(values, path):
@@ -186,7 +190,7 @@ def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str])
 def _bind_batch(
     values: dict[str, Any], settings: Settings, world_size: int, fixed_accumulation: bool, problems: list[str]
 ) -> Settings:
-    """Make global batch = micro-batch x accumulation steps x ranks hold, or say that it does not."""
+    """Make sure that global batch = micro-batch x accumulation steps x ranks; add a problem if it cannot be."""
     micro, accumulation = settings.config.optimisation.batch_size, settings.config.optimisation.accumulation_steps
     total = value_at(values, "train_batch_size")
     if total in (None, "auto"):
@@ -210,12 +214,12 @@ def _bind_batch(
 
 
 def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
-    """An Adam section without an open end: what is not given is torch's default, as in MiniMind."""
+    """Check the optimizer section. Missing values of Adam become torch's defaults, as in MiniMind."""
     kind, params = values["optimizer"].get("type"), values["optimizer"]["params"]
     if str(kind).lower() not in (name.lower() for name in _OPTIMIZERS):
         problems.append(f"'optimizer.type' is {json.dumps(kind)}; known are {', '.join(_OPTIMIZERS)}")
     elif str(kind).lower() == "sgd":
-        # DeepSpeed looks for it in torch.optim by this name, and "sgd" is a module there.
+        # DeepSpeed looks the name up in torch.optim, where "sgd" is a module.
         values["optimizer"]["type"] = "SGD"
     elif str(kind).lower() in ("adam", "adamw"):
         for name, value in _ADAMW.items():
@@ -235,12 +239,14 @@ def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
 
 
 def _allow_under_zero(values: dict[str, Any], problems: list[str]) -> None:
-    """Optimizers that DeepSpeed's ZeRO stops at with an AssertionError unless a key allows them."""
+    """Allow SGD under ZeRO, which DeepSpeed otherwise refuses with an AssertionError, and refuse Lamb."""
     kind = str(values["optimizer"].get("type")).lower()
     if kind == "sgd":
-        # Right on shards, because each element is updated by itself (tests/distributed/workers/budget.py).
+        # SGD is correct on shards: it updates each element by itself (tested by tests/distributed/workers/budget.py).
         if values.setdefault("zero_allow_untested_optimizer", True) is not True:
-            problems.append("'zero_allow_untested_optimizer' is false, and DeepSpeed shards SGD only with it; drop it")
+            problems.append(
+                "'zero_allow_untested_optimizer' is false, and DeepSpeed shards SGD only with it; remove it"
+            )
     elif kind == "lamb":
         problems.append(
             "'optimizer.type' is Lamb, which scales updates by the norms of whole tensors, and ZeRO has only shards of "
@@ -249,7 +255,7 @@ def _allow_under_zero(values: dict[str, Any], problems: list[str]) -> None:
 
 
 def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:
-    """Monitors that write files write into the run's folder."""
+    """Let monitors that write files write into the run's folder."""
     for name, folder in (("tensorboard", "tensorboard"), ("csv_monitor", "csv")):
         section = values.get(name)
         if isinstance(section, dict):
@@ -260,8 +266,8 @@ def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:
 
 
 def _left_over_autos(values: Any, path: str = "") -> list[str]:
-    """Problems for every "auto" that nothing resolves."""
+    """A problem for every remaining "auto"."""
     if values == "auto":
-        return [f"'{path}' is \"auto\", which nothing here resolves; give a value or drop the key"]
+        return [f"'{path}' is \"auto\", which is not supported for this key; give a value or remove the key"]
     items: Iterator[tuple[str, Any]] = iter(values.items() if isinstance(values, dict) else ())
     return [p for key, value in items for p in _left_over_autos(value, f"{path}.{key}" if path else key)]

@@ -1,4 +1,4 @@
-"""Which keys a DeepSpeed file may have: read, with every unknown, unsupported or ill-typed key said.
+"""Reads a DeepSpeed file and checks its keys: unknown, unsupported and wrongly typed keys are problems.
 
 file -> read_config_file -> dictionary -> checked_keys -> problems
 """
@@ -22,7 +22,7 @@ from minimind.errors import ConfigError
 
 
 class _AsyncIO(BaseModel):
-    """Section `aio`, which DeepSpeed reads without a model of its own."""
+    """Keys of section `aio`, for which DeepSpeed has no pydantic model."""
 
     block_size: PositiveInt = 2**20
     queue_depth: PositiveInt = 8
@@ -32,7 +32,7 @@ class _AsyncIO(BaseModel):
     use_gds: bool = False
 
 
-# Sections and what their keys may be. DeepSpeed's own models drop unknown keys in silence, in sections of theirs too.
+# Section -> model of its keys. DeepSpeed's own models ignore unknown keys silently, so keys are checked here.
 _SECTIONS: dict[str, Any] = {
     "zero_optimization": DeepSpeedZeroConfig,
     "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
@@ -52,12 +52,12 @@ _OTHER_KEYS = (
     "prescale_gradients seq_parallel_communication_data_type steps_per_print timers train_batch_size "
     "train_micro_batch_size_per_gpu wall_clock_breakdown zero_allow_untested_optimizer zero_force_ds_cpu_optimizer"
 ).split()
-# Keys of DeepSpeed's that would do nothing here, or something else than this project says.
+# Keys that DeepSpeed knows and this project refuses: key -> why, or the flag to use instead.
 _UNSUPPORTED = {
     "activation_checkpointing": "use --gradient_checkpointing 1",
     "amp": "use bf16",
     "autotuning": "it starts runs of its own",
-    "checkpoint": "checkpoints lie in save_dir, are whole before `latest` names them, and fit any ranks and stage",
+    "checkpoint": "checkpoints are in save_dir, complete before `latest` names them, and load under any ranks",
     "compile": "use --use_compile 1",
     "curriculum_learning": "the order of pairs is --shuffle and --seed",
     "data_efficiency": "the order of pairs is --shuffle and --seed",
@@ -67,7 +67,7 @@ _UNSUPPORTED = {
     "elasticity": "ranks do not change within a run",
     "torch_autocast": "the precision is --dtype; it would change the policy's numbers, and not the reference's",
 }
-# Sections whose absence or kind other keys depend on, with an example each.
+# Sections that must be JSON objects, with an example for the message.
 _OBJECTS: dict[str, Any] = {
     **{name: {"enabled": True} for name in _SECTIONS},
     "zero_optimization": {"stage": 2},
@@ -76,7 +76,7 @@ _OBJECTS: dict[str, Any] = {
     "aio": {"queue_depth": 32},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
 }
-# Kinds of plain values that DeepSpeed takes unseen.
+# Types of top-level values that DeepSpeed does not check.
 _KINDS: dict[str, Any] = {
     "steps_per_print": int,
     "gradient_predivide_factor": (int, float),
@@ -94,21 +94,21 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """The JSON object in a DeepSpeed file.
 
     Raises:
-        ConfigError: missing, broken (with line), a key twice, or no object.
+        ConfigError: the file is missing, is not valid JSON (with the line), has a duplicate key, or is no object.
     """
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
-            raise ConfigError(f"{path}: key {repeated[0]!r} stands there twice")
+            raise ConfigError(f"{path}: duplicate key {repeated[0]!r}")
         return dict(pairs)
 
     def no_constant(name: str) -> float:
-        raise ConfigError(f"{path}: {name} is no number; JSON has none such")
+        raise ConfigError(f"{path}: {name} is not valid JSON")
 
     if not path.is_file():
-        raise ConfigError(f"{path}: no such DeepSpeed configuration; there are some in ds_configs/")
+        raise ConfigError(f"{path}: no such DeepSpeed configuration; see ds_configs/ for examples")
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_constant)
@@ -121,7 +121,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def value_at(values: Mapping[str, Any], path: str) -> Any:
-    """Value under a dotted path, None where it or a part of the path is missing."""
+    """The value at a dotted path; None if any part of the path is missing."""
     current: Any = values
     for part in path.split("."):
         if not isinstance(current, Mapping) or part not in current:
@@ -131,7 +131,11 @@ def value_at(values: Mapping[str, Any], path: str) -> Any:
 
 
 def checked_keys(path: Path, values: dict[str, Any]) -> list[str]:
-    """Problems of the keys; raised at once where a section is of the wrong kind, so that nothing else can be said."""
+    """Problems of the keys.
+
+    Raises:
+        ConfigError: a section is not an object. Then no other check is possible.
+    """
     wrong = [
         f"{name!r} is {json.dumps(section)}; an object is expected, e.g. {json.dumps(example)}"
         for name, example in _OBJECTS.items()
@@ -146,7 +150,7 @@ def checked_keys(path: Path, values: dict[str, Any]) -> list[str]:
 
 
 def _key_problems(values: Mapping[str, Any]) -> list[str]:
-    """Unknown keys, at the top and in the sections that DeepSpeed has models for, and values of the wrong kind."""
+    """Unknown keys, at the top level and in sections, and values of the wrong type."""
     problems = []
     known = [*(name for name in _SECTIONS if "." not in name), *_OTHER_KEYS, "scheduler"]
     for key in values:
@@ -168,7 +172,7 @@ def _key_problems(values: Mapping[str, Any]) -> list[str]:
                 hint = f"; did you mean '{name}.{near[0]}'?" if near else ""
                 problems.append(f"unknown key '{name}.{key}'{hint}")
         if "." in name:
-            continue  # its values are checked with the section that it is in
+            continue  # its values are checked with the section that contains it
         try:
             model(**{key: value for key, value in section.items() if key in names and value != "auto"})
         except ValidationError as error:

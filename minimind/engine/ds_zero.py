@@ -1,8 +1,8 @@
-"""The `zero_optimization` section: its stage, and which of its keys do here what they say.
+"""Checks the `zero_optimization` section of a DeepSpeed configuration, and sizes its gradient bucket.
 
-section + ranks + device -> resolve_zero -> stage; what DeepSpeed would get wrong in silence, or meet with a traceback,
-                                            is a problem
-configuration + parameters -> fit_bucket -> the same with a bucket for gradients that is no larger than all of them
+section + ranks + device -> resolve_zero -> stage, and problems: settings that DeepSpeed would handle wrongly without a
+                                            message, or with a traceback
+configuration + number of trained elements -> fit_bucket -> configuration with a bucket that is not larger than needed
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ _QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "
 
 
 def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems: list[str]) -> int:
-    """The stage; "auto"s within the section (as Hugging Face's examples have them) become DeepSpeed's defaults."""
+    """The ZeRO stage; values "auto" in the section, as in Hugging Face's examples, become DeepSpeed's defaults.
+
+    Args:
+        values: the whole configuration, changed in place.
+        world_size: number of ranks.
+        on_cpu: whether the ranks train on CPUs.
+        problems: problems are added to it.
+    """
     section = values.setdefault(_KEY, {"stage": 0})
     for key in [key for key, value in section.items() if value == "auto" and key != "stage"]:
         field = DeepSpeedZeroConfig.model_fields.get(key) or next(
@@ -32,15 +39,15 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
         problems.append(f"'{_KEY}.stage' is {stage!r}; it is 0, 1, 2 or 3")
         return 0
     if section.get("round_robin_gradients") is True:
-        # Seen in 0.19.8 on two ranks: a parameter's float32 weights are looked up where another's lie.
+        # Seen in 0.19.8 on two ranks: DeepSpeed reads a parameter's float32 weights at another parameter's position.
         problems.append(
-            f"'{_KEY}.round_robin_gradients' is true: DeepSpeed then confuses whose float32 weights are whose, and the "
-            "weights that the run starts from and writes would be wrong; drop it"
+            f"'{_KEY}.round_robin_gradients' is true: DeepSpeed then mixes up the float32 weights of different "
+            "parameters, so start weights and exported weights would be wrong; remove it"
         )
     if section.get("pipeline_loading_checkpoint") is True:
         problems.append(
-            f"'{_KEY}.pipeline_loading_checkpoint' is true: ranks would load one after the other, and wait without "
-            "an end for one that cannot; drop it"
+            f"'{_KEY}.pipeline_loading_checkpoint' is true: ranks would load checkpoints one after the other, and "
+            "wait forever if one of them cannot; remove it"
         )
     problems += _offload_problems(section, stage, on_cpu)
     problems += _zeropp_problems(section, stage, world_size, on_cpu)
@@ -48,7 +55,7 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
 
 
 def weights_at_hand(values: Mapping[str, Any]) -> bool:
-    """Whether a rank that is alone computes with the weights as they rest: not in CPU memory, on NVMe or quantised."""
+    """Whether a single rank computes with its stored weights directly: not offloaded to CPU or NVMe, not quantized."""
     section = values[_KEY]
     quantized = any(
         section.get(name, False) for name in ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
@@ -57,10 +64,9 @@ def weights_at_hand(values: Mapping[str, Any]) -> bool:
 
 
 def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
-    """Whether optimizer or weights rest on an NVMe drive. Such runs write no checkpoints.
+    """Whether optimizer states or weights swap to an NVMe drive. Such runs write no checkpoints.
 
-    Seen in 0.19.8: DeepSpeed does not bring back all that was swapped out, and losses after going on are others, on one
-    rank too.
+    Seen in 0.19.8: DeepSpeed does not restore all NVMe state, so losses after a resume differ, even on one rank.
     """
     sections = (values[_KEY].get(name) or {} for name in ("offload_optimizer", "offload_param"))
     return any(section.get("device") == "nvme" for section in sections)
@@ -69,8 +75,8 @@ def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
 def fit_bucket(values: Mapping[str, Any], trained: int) -> dict[str, Any]:
     """The configuration with a `reduce_bucket_size` of at most all `trained` elements.
 
-    DeepSpeed takes the whole bucket, twice where communication overlaps, however few gradients there are to fill it:
-    400 MB for a model whose gradients are 50. A bucket that held them all holds them still.
+    DeepSpeed allocates the whole bucket, twice if communication overlaps, however few gradients there are: 400 MB for a
+    model with 50 MB of gradients. A bucket of all trained elements still holds every gradient.
     """
     section = values[_KEY]
     bucket = section.get("reduce_bucket_size", DeepSpeedZeroConfig.model_fields["reduce_bucket_size"].default)
@@ -91,20 +97,21 @@ def _offload_problems(section: dict[str, Any], stage: int, on_cpu: bool) -> list
         if stage < 3:
             problems.append(f"'{_KEY}.{name}.device' is nvme, which needs stage 3, not {stage}")
         if on_cpu:
-            # Seen in 0.19.8: the losses of two CPU ranks drift apart from those without offload within three steps.
+            # Seen in 0.19.8: within three steps the losses of two CPU ranks differ from those without offload.
             problems.append(
                 f"'{_KEY}.{name}.device' is nvme: on CPU ranks DeepSpeed trains with wrong numbers under it; use a "
                 "GPU, or ds_configs/zero3.json"
             )
         elif not folder or not Path(folder).is_dir():
             problems.append(
-                f"'{_KEY}.{name}.nvme_path' is {folder!r}, which is no folder here; give one on every machine's drive"
+                f"'{_KEY}.{name}.nvme_path' is {folder!r}, which is not a folder on this machine; give a folder on "
+                "the NVMe drive of every machine"
             )
     return problems
 
 
 def _zeropp_problems(section: dict[str, Any], stage: int, world_size: int, on_cpu: bool) -> list[str]:
-    """ZeRO++: weights kept whole once per group of ranks, and quantised communication."""
+    """Problems of ZeRO++: a second copy of the weights per group of ranks, and quantized communication."""
     group = section.get("zero_hpz_partition_size", 1)
     used = [name for name in _QUANTIZED if section.get(name) is True]
     if isinstance(group, int) and group > 1:
@@ -113,13 +120,13 @@ def _zeropp_problems(section: dict[str, Any], stage: int, world_size: int, on_cp
         return []
     keys = ", ".join(f"'{_KEY}.{name}'" for name in used)
     if on_cpu:
-        return [f"ZeRO++ ({keys}) needs GPUs: its kernels are not there for a CPU; use ds_configs/zero3.json"]
+        return [f"ZeRO++ ({keys}) needs GPUs: it has no CPU kernels; use ds_configs/zero3.json"]
     problems = []
     if stage < 3:
         problems.append(f"ZeRO++ ({keys}) needs stage 3, not {stage}")
     if world_size % group:
         problems.append(
             f"'{_KEY}.zero_hpz_partition_size' is {group}, which does not divide {world_size} ranks; give the "
-            "number of GPUs of a machine"
+            "number of GPUs per machine"
         )
     return problems
