@@ -77,7 +77,7 @@ def test_invalid_deepspeed_file_is_named_with_its_line(tmp_path):
         ({"train_batch_size": 32, "gradient_accumulation_steps": 1}, (), "'train_batch_size' is 32, but batch_size 8"),
         ({"zero_optimization": {"stage": 0}}, (), "bfloat16 at ZeRO stage 0"),
         ({"scheduler": {"type": "WarmupLR"}}, (), "'scheduler' is not taken from the file"),
-        ({"steps_per_print": "auto"}, (), "'steps_per_print' is \"auto\", which nothing here resolves"),
+        ({"steps_per_print": "auto"}, (), "'steps_per_print' is \"auto\", which is not supported for this key"),
         ({}, ("--dtype", "float16"), "float16 needs a GPU"),
     ],
 )
@@ -92,7 +92,7 @@ def test_reference_is_always_stage_3_without_an_optimizer(tmp_path):
     path.write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}')
     message = str(preparation_error("--reference_config", path))
     assert "the reference is always a ZeRO-3 shard" in message
-    assert "'optimizer' has no place" in message
+    assert "'optimizer' does not apply to the reference" in message
 
 
 def test_every_problem_is_in_one_error(ds_file):

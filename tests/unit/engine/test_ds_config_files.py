@@ -92,7 +92,7 @@ def test_nvme_is_refused_where_its_numbers_are_wrong(tmp_path):
     assert "no checkpoints are written" in problem("zero3_nvme", "--keep_checkpoints", "1", tmp_path=tmp_path)
     resolved("zero3_nvme", "--from_resume", "1", tmp_path=tmp_path)  # a job's script may always pass it
     nvme = {"device": "nvme", "nvme_path": str(tmp_path)}
-    assert "rests in CPU memory at most" in problem("reference", tmp_path=tmp_path, offload_param=nvme)
+    assert "offload it to CPU memory instead" in problem("reference", tmp_path=tmp_path, offload_param=nvme)
     assert "needs stage 3, not 2" in problem("zero2", tmp_path=tmp_path, offload_optimizer=nvme)
 
 
@@ -100,7 +100,7 @@ def test_nvme_needs_a_folder(tmp_path):
     for missing in ({"device": "nvme"}, {"device": "nvme", "nvme_path": "/no/such/drive"}):
         message = problem("zero3", tmp_path=tmp_path, offload_optimizer=missing)
         assert "'zero_optimization.offload_optimizer.nvme_path' is" in message
-        assert "no folder here" in message
+        assert "which is not a folder on this machine" in message
 
 
 @pytest.mark.parametrize(
