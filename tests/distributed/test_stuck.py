@@ -12,7 +12,7 @@ STUCK = "no rank has made progress for 6 s (--timeout); rank {rank} has not arri
 
 
 def test_hanging_rank_is_named_with_its_phase_and_a_slow_rank_is_not():
-    done = launch("tests/distributed/workers/hanging.py", "slow", ranks=2, launcher=True)
+    done = launch("tests/distributed/workers/hanging.py", "slow", ranks=2)
     assert "eight seconds of tokenising are no hang" in done.output
     assert done.status != 0
     assert done.output.count("LaunchError") == 1
@@ -22,7 +22,7 @@ def test_hanging_rank_is_named_with_its_phase_and_a_slow_rank_is_not():
 
 
 def test_rank_that_spins_in_a_shared_memory_collective_is_ended():
-    done = launch("tests/distributed/workers/hanging.py", "summing", ranks=2, launcher=True)
+    done = launch("tests/distributed/workers/hanging.py", "summing", ranks=2)
     assert done.status != 0
     assert done.output.count("LaunchError") == 1
     assert "no rank has made progress for 6 s (--timeout)" in done.output
