@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from minimind.errors import MiniMindError
 from minimind.ranks.exits import FAILED, PREEMPTED
-from minimind.ranks.watch import Watch, notice_seconds
+from minimind.ranks.verdicts import notice_seconds
+from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 
 
@@ -45,7 +46,7 @@ def user_errors() -> Iterator[None]:
         end(FAILED)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
-            # A broken connection means that another rank is gone. The watch names it and ends this process; the
+            # A broken connection means that another rank is lost. The watch names it and ends this process; the
             # traceback below is only for the case that the watch does not.
             time.sleep(notice_seconds(int(os.environ["WORLD_SIZE"])))
         raise

@@ -1,6 +1,7 @@
-"""Where each rank is: what it says of itself once a second, and what follows from what all of them say.
+"""Status of a rank: its phase, step and line of code. Every rank reports it once a second.
 
-phase, step, line of code -> Place -> (store) -> Ledger: who has moved, who is behind, who says nothing
+phase, step, line of code -> RankStatus -> (store, see status_store.py) -> StatusHistory of all ranks
+StatusHistory -> the slowest ranks, silent ranks, seconds without progress -> verdicts.py
 """
 
 from __future__ import annotations
@@ -13,26 +14,27 @@ from pathlib import Path
 from types import FrameType
 
 _PROJECT = str(Path(__file__).resolve().parents[1]) + os.sep
-# Code in which a rank waits for the others.
+# Folders of the code that communicates with other ranks. A rank whose innermost frame is there waits for them.
 _WAITING = tuple(os.sep + os.path.join(*parts) + os.sep for parts in (("torch", "distributed"), ("deepspeed", "comm")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a rank is.
+class RankStatus:
+    """Status of one rank, as it reports it.
 
     Attributes:
-        beat: counts up as long as the process lives.
-        moves: phases entered; the same on ranks that are equally far, since all go through the same phases.
-        ticks: progress within phases.
-        phase, step: what it does, at which global step (0 before the first).
-        seconds: since when it has not moved.
-        line: the innermost line of this project that it is in.
-        waits: whether it waits for other ranks there.
+        heartbeat: number of reports so far; it grows as long as the process runs.
+        phases: number of phases entered. All ranks enter the same phases, so equal numbers mean equal progress.
+        ticks: number of reports of progress within phases.
+        phase: name of the current phase.
+        step: current global step; 0 before the first.
+        seconds: time since the last new phase or tick.
+        line: the innermost line of this project on the main thread's stack, as file:line.
+        waits: whether the main thread waits for other ranks.
     """
 
-    beat: int
-    moves: int
+    heartbeat: int
+    phases: int
     ticks: int
     phase: str
     step: int
@@ -47,20 +49,21 @@ class Place:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Place:
+    def from_json(cls, text: str | bytes) -> RankStatus:
         return cls(**json.loads(text))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A rank's process, as others see it.
+    """Process of a rank, as published to the other ranks.
 
     Attributes:
-        local_rank, pid: its numbers on its machine.
-        host: the name of its machine.
-        machine: the same for processes that can see one another.
-        device: the kind of device that it computes on: cpu, cuda, ...
-        devices: how many of them it sees; 0 on a CPU, which ranks share.
+        local_rank: number of the rank on its machine, from 0.
+        pid: process id on its machine.
+        host: name of its machine.
+        machine: identity of machine and process namespace; processes with the same value can see each other's pid.
+        device: kind of device that it computes on: cpu, cuda, ...
+        devices: number of such devices that it sees; 0 on a CPU, which ranks share.
     """
 
     local_rank: int
@@ -82,10 +85,11 @@ class Peer:
 
 
 def locate(frame: FrameType | None) -> tuple[str, bool]:
-    """The innermost line of this project in a thread's stack, and whether the thread waits for other ranks."""
+    """The innermost line of this project on a thread's stack, and whether the thread waits for other ranks."""
     if frame is None:
-        return "its end", False
+        return "the end of its process", False
     code = frame.f_code
+    # `meet` is Watch.meet; `wait` is a method of the store and of asynchronous collectives.
     waits = code.co_name in ("meet", "wait") or any(part in code.co_filename for part in _WAITING)
     ours: FrameType | None = frame
     while ours is not None and not ours.f_code.co_filename.startswith(_PROJECT):
@@ -95,29 +99,38 @@ def locate(frame: FrameType | None) -> tuple[str, bool]:
     return f"{ours.f_code.co_filename.removeprefix(_PROJECT)}:{ours.f_lineno}", waits
 
 
-def behind(places: Mapping[int, Place]) -> list[int]:
-    """The ranks that the others wait for: those that have entered the fewest phases; among equals those at work."""
-    fewest = min(place.moves for place in places.values())
-    last = [rank for rank, place in places.items() if place.moves == fewest]
-    working = [rank for rank in last if not places[rank].waits]
-    return working or last
+def slowest_ranks(statuses: Mapping[int, RankStatus]) -> list[int]:
+    """The ranks that the others wait for.
+
+    They have entered the fewest phases. If some of these compute while others wait for communication, only the ones
+    that compute are returned.
+    """
+    fewest = min(status.phases for status in statuses.values())
+    last = [rank for rank, status in statuses.items() if status.phases == fewest]
+    computing = [rank for rank in last if not statuses[rank].waits]
+    return computing or last
 
 
 def name_ranks(ranks: Iterable[int]) -> str:
-    """`rank 3`, `ranks 0-2, 5`."""
+    """Text that names ranks: `rank 3`, `ranks 0-2, 5`."""
     numbers = sorted(ranks)
-    runs: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            runs.append([number, number])
-    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+            ranges.append([number, number])
+    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
     return f"rank{'s' if len(numbers) > 1 else ''} {shown}"
 
 
 def name_ranks_by_host(ranks: Iterable[int], hosts: Sequence[str]) -> str:
-    """Ranks, and their machines where there are several; `hosts` are those of all ranks."""
+    """Text that names ranks, with their hosts if there are several: `ranks 0-1 on a, rank 2 on b`.
+
+    Args:
+        ranks: the ranks to name.
+        hosts: host name of every rank.
+    """
     if len(set(hosts)) == 1:
         return name_ranks(ranks)
     by_host: dict[str, list[int]] = {}
@@ -126,29 +139,35 @@ def name_ranks_by_host(ranks: Iterable[int], hosts: Sequence[str]) -> str:
     return ", ".join(f"{name_ranks(some)} on {host}" for host, some in by_host.items())
 
 
-class Ledger:
-    """What the ranks have said, and when, by this process's own clock: the machines' clocks may differ."""
+class StatusHistory:
+    """Latest status of every rank, and the time of its last change.
+
+    Times are seconds of this process's monotonic clock, since the clocks of machines may differ.
+
+    Attributes:
+        statuses: the latest status by rank; empty before the first record.
+    """
 
     def __init__(self) -> None:
-        self.places: dict[int, Place] = {}
-        self._moved: dict[int, float] = {}
-        self._beaten: dict[int, float] = {}
+        self.statuses: dict[int, RankStatus] = {}
+        self._progress_at: dict[int, float] = {}
+        self._heartbeat_at: dict[int, float] = {}
 
-    def note(self, places: Mapping[int, Place], now: float) -> None:
-        """Take down what all ranks say at time `now` (seconds, monotonic)."""
-        for rank, place in places.items():
-            before = self.places.get(rank)
-            if before is None or (place.moves, place.ticks) != (before.moves, before.ticks):
-                # What is seen for the first time has stood still as long as it says.
-                self._moved[rank] = now - (place.seconds if before is None else 0.0)
-            if before is None or place.beat != before.beat:
-                self._beaten[rank] = now
-            self.places[rank] = place
+    def record(self, statuses: Mapping[int, RankStatus], now: float) -> None:
+        """Record the statuses that were read from the store at time `now`."""
+        for rank, status in statuses.items():
+            before = self.statuses.get(rank)
+            if before is None or (status.phases, status.ticks) != (before.phases, before.ticks):
+                # The first status of a rank says itself how long ago the rank made progress.
+                self._progress_at[rank] = now - (status.seconds if before is None else 0.0)
+            if before is None or status.heartbeat != before.heartbeat:
+                self._heartbeat_at[rank] = now
+            self.statuses[rank] = status
 
-    def quiet(self, now: float) -> float:
-        """Seconds since any rank moved."""
-        return now - max(self._moved.values(), default=now)
+    def seconds_without_progress(self, now: float) -> float:
+        """Seconds since any rank made progress."""
+        return now - max(self._progress_at.values(), default=now)
 
-    def silent(self, now: float, seconds: float) -> list[int]:
-        """Ranks that have not given a sign of life for so long."""
-        return [rank for rank, beaten in self._beaten.items() if now - beaten > seconds]
+    def silent_ranks(self, now: float, seconds: float) -> list[int]:
+        """Ranks whose heartbeat has not changed for more than `seconds`."""
+        return [rank for rank, since in self._heartbeat_at.items() if now - since > seconds]

@@ -116,7 +116,7 @@ def test_file_that_one_rank_cannot_load_is_one_error_on_all_ranks(run, data, tmp
     assert done.output.count("CheckpointError") == 1
     assert f"CheckpointError: {newest}: cannot be loaded (" in done.output
     assert "(only on rank 1)" in done.output
-    assert "is gone" not in done.output
+    assert "is lost" not in done.output
     assert "Traceback" not in done.output
 
 

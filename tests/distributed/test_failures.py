@@ -45,7 +45,7 @@ def test_rank_killed_after_the_last_step_is_named():
     done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2, launcher=True)
     assert done.status != 0
     assert "LaunchError: rank 0 (process" in done.output
-    assert "is gone" in done.output
+    assert "is lost: " in done.output
 
 
 def test_reference_with_other_weights_than_the_policy_stops_the_run(tmp_path):

@@ -68,7 +68,7 @@ def test_run_stopped_and_killed_four_times_takes_the_same_steps(flags, curve, tm
         until(run, tmp_path, 3).process.terminate()
         done = run.ended()
     assert done.status == -signal.SIGTERM
-    assert "the launcher is gone: stopped after step" in done.output
+    assert "the launcher has exited: stopped after step" in done.output
     stopped = logged(tmp_path)
     assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
 
@@ -88,7 +88,7 @@ def test_run_stopped_and_killed_four_times_takes_the_same_steps(flags, curve, tm
         done = run.ended(timeout=60)
     assert done.status == 1
     assert "LaunchError: rank 1 (process" in done.output
-    assert "is gone" in done.output
+    assert "is lost: " in done.output
     assert "--from_resume 1" in done.output
 
     # Rank 0, whose process holds the ranks' store, is killed within a save.
@@ -110,8 +110,8 @@ def test_signal_before_the_first_step_ends_the_run_with_nothing_saved(flags, tmp
         os.kill(run.ranks[0].pid, signal.SIGTERM)
         done = run.ended()
     assert done.status == PREEMPTED
-    assert "SIGTERM in " in done.output
-    assert "ends with nothing to save" in done.output
+    assert "SIGTERM in phase " in done.output
+    assert "exiting; there is nothing to save yet" in done.output
     assert not (tmp_path / "checkpoints/latest").exists()
 
 

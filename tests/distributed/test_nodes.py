@@ -170,7 +170,7 @@ def test_lost_node_ends_the_other_within_a_minute(nodes, data, tmp_path):
         os.killpg(launched[1].pid, 9)
         (first,) = ends(launched[:1], tmp_path, timeout=60)
     assert first.status != 0
-    assert re.search(rf"LaunchError: rank 1 \(process \d+ on {nodes[1].name}\) is gone", first.output), first.output
+    assert re.search(rf"LaunchError: rank 1 \(process \d+ on {nodes[1].name}\) is lost: ", first.output), first.output
 
 
 def test_srun_takes_the_same_steps(data, one_node, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minimind.ranks import process
-from minimind.ranks.watch import notice_seconds
+from minimind.ranks.verdicts import notice_seconds
 from minimind.ranks.world import World
 
 

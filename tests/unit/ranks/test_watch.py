@@ -1,77 +1,194 @@
-"""What a rank makes of signals and ends; tests/distributed has real ones."""
+"""Signals, ended processes and verdicts as the watch handles them; tests/distributed has real ones."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import time
 from signal import SIGTERM, SIGUSR1
 
 import pytest
+import torch.distributed as dist
 
-from minimind.ranks import watch
-from minimind.ranks.watch import PREEMPTED, Watch, notice_seconds
+from minimind.ranks import watch as watch_module
+from minimind.ranks.exits import FAILED, PREEMPTED
+from minimind.ranks.status import Peer
+from minimind.ranks.status_store import Reply
+from minimind.ranks.watch import Watch
 
 
-class LeftError(Exception):
-    """Instead of the process's end."""
+class ExitError(Exception):
+    """Raised instead of ending the process: (status, message)."""
 
 
 @pytest.fixture
-def training(monkeypatch):
+def fresh(monkeypatch):
+    """A watch before the training loop, that raises instead of ending the process."""
+
+    def leave(self, status, message):
+        raise ExitError(status, message)
+
+    monkeypatch.setattr(Watch, "_exit", leave)
+    return Watch()
+
+
+@pytest.fixture
+def training(fresh):
     """A watch in the training loop."""
-
-    def leave(self, status, text):
-        raise LeftError(status, text)
-
-    monkeypatch.setattr(Watch, "_leave", leave)
-    one = Watch()
-    one.can_save()
-    return one
+    fresh.can_save()
+    return fresh
 
 
-def test_a_request_that_arrives_twice_is_one(training):
-    training._hear(SIGTERM, 100.0)
-    training._hear(SIGTERM, 102.9)
+def test_repeated_signal_within_three_seconds_is_the_same_request(training):
+    training._handle_signal(SIGTERM, 100.0)
+    training._handle_signal(SIGTERM, 102.9)
     assert training.stop_reason == "SIGTERM"
 
 
-def test_the_same_signal_again_ends_at_once(training):
-    training._hear(SIGUSR1, 100.0)
-    training._hear(SIGUSR1, 101.0)
-    with pytest.raises(LeftError, match="SIGUSR1 again") as caught:
-        training._hear(SIGUSR1, 103.1)
+def test_repeated_signal_after_three_seconds_ends_the_process(training):
+    training._handle_signal(SIGUSR1, 100.0)
+    training._handle_signal(SIGUSR1, 101.0)
+    with pytest.raises(ExitError, match="SIGUSR1 again: exiting at once") as caught:
+        training._handle_signal(SIGUSR1, 103.1)
     assert caught.value.args[0] == 128 + SIGUSR1
 
 
-def test_slurms_own_end_does_not_cut_the_save_that_its_notice_began(training):
-    training._hear(SIGUSR1, 100.0)
-    training._hear(SIGTERM, 220.0)
+def test_sigterm_at_the_end_of_a_slurm_job_does_not_interrupt_the_save_that_sigusr1_started(training):
+    training._handle_signal(SIGUSR1, 100.0)
+    training._handle_signal(SIGTERM, 220.0)
     assert training.stop_reason == "SIGUSR1"
-    with pytest.raises(LeftError, match="SIGTERM again"):
-        training._hear(SIGTERM, 230.0)
+    with pytest.raises(ExitError, match="SIGTERM again"):
+        training._handle_signal(SIGTERM, 230.0)
 
 
-def test_a_launcher_that_is_gone_is_no_signal(training):
-    training._ask_to_stop("the launcher is gone")
-    training._hear(SIGTERM, 200.0)  # of a user who ends what is left
-    assert training.stop_reason == "the launcher is gone"
-    with pytest.raises(LeftError, match="SIGTERM again"):
-        training._hear(SIGTERM, 204.0)
+def test_first_signal_after_the_launcher_has_exited_does_not_count_as_repeated(training):
+    training._request_stop("the launcher has exited")
+    training._handle_signal(SIGTERM, 200.0)
+    assert training.stop_reason == "the launcher has exited"
+    with pytest.raises(ExitError, match="SIGTERM again"):
+        training._handle_signal(SIGTERM, 204.0)
 
 
-def test_before_there_is_anything_to_save_one_signal_is_enough(training):
-    training._can_save = False
-    with pytest.raises(LeftError, match="nothing to save") as caught:
-        training._hear(SIGTERM, 100.0)
+def test_one_signal_before_the_training_loop_ends_the_process_as_preempted(fresh):
+    fresh.enter("loading")
+    with pytest.raises(ExitError, match="SIGTERM in phase loading: exiting; there is nothing to save yet") as caught:
+        fresh._handle_signal(SIGTERM, 100.0)
     assert caught.value.args[0] == PREEMPTED
 
 
-def test_other_signals_are_not_a_request(training):
-    training._hear(signal.SIGWINCH, 100.0)
+def test_other_signals_are_ignored(training):
+    training._handle_signal(signal.SIGWINCH, 100.0)
     assert training.stop_reason is None
 
 
-@pytest.mark.parametrize("ranks", [2, 100, 400, 1000, 8000])
-def test_a_broken_connection_waits_longer_than_the_watch_needs(ranks):
-    look = max(watch._LOOK_SECONDS, ranks / 20)
-    # It looks after standing still, hears of the others once a look, and gives them their silence from then on.
-    assert notice_seconds(ranks) >= watch._LOOK_SECONDS + (watch._SILENT_SECONDS + look) + look
+def test_meeting_without_peers_returns(fresh):
+    fresh.meet()
+
+
+@pytest.fixture
+def begun(fresh, monkeypatch):
+    """A watch of rank 0 that has begun, without threads; rank 1 is a process that sleeps."""
+    monkeypatch.setattr(watch_module.threading.Thread, "start", lambda thread: None)
+    handlers = {number: signal.getsignal(number) for number in (SIGTERM, SIGUSR1)}
+    child = subprocess.Popen(["sleep", "600"])
+    peers = {
+        rank: Peer(local_rank=rank, pid=pid, host="a", machine="a", device="cpu", devices=0)
+        for rank, pid in enumerate((os.getpid(), child.pid))
+    }
+    fresh.begin(dist.HashStore(), dist.HashStore(), peers, 0, [], timeout=60.0)
+    yield fresh, child
+    child.kill()
+    child.wait()
+    os.close(signal.set_wakeup_fd(-1))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def ended_processes(watch) -> list[int]:
+    """Descriptors of processes that have ended, after waiting for one of them."""
+    return [descriptor for descriptor, _ in watch._poll.poll(30_000)]
+
+
+def test_signal_arrives_at_the_pipe(begun):
+    watch, _ = begun
+    os.kill(os.getpid(), SIGUSR1)
+    assert ended_processes(watch) == [watch._signal_pipe]
+    assert os.read(watch._signal_pipe, 64) == bytes([SIGUSR1])
+
+
+def test_killed_rank_is_reported_after_the_grace_time(begun):
+    watch, child = begun
+    watch.enter("backward", 7)
+    child.kill()
+    (descriptor,) = ended_processes(watch)
+    now = time.monotonic()
+    watch._handle_process_end(descriptor, now)
+    watch._check_run(now + 2.9)
+    with pytest.raises(ExitError) as caught:
+        watch._check_run(now + 3.0)
+    status, message = caught.value.args
+    assert status == FAILED
+    assert f"LaunchError: rank 1 (process {child.pid} on a) is lost: killed by SIGKILL." in message
+    assert "The rank that reports this is in backward of step 7, at " in message
+    assert message.endswith("--from_resume 1.")
+
+
+def test_signals_of_the_launcher_are_ignored_after_a_rank_is_lost(begun):
+    watch, child = begun
+    child.kill()
+    (descriptor,) = ended_processes(watch)
+    watch._handle_process_end(descriptor, 100.0)
+    watch._handle_signal(SIGTERM, 100.0)
+    assert watch.stop_reason is None
+
+
+def test_end_of_the_launcher_asks_for_a_stop(begun):
+    watch, child = begun
+    watch.can_save()
+    watch._processes = dict.fromkeys(watch._processes)  # as if the child were the launcher
+    child.kill()
+    (descriptor,) = ended_processes(watch)
+    watch._handle_process_end(descriptor, 100.0)
+    assert watch.stop_reason == "the launcher has exited"
+    assert watch._lost == {}
+
+
+def test_statuses_are_requested_only_after_five_idle_seconds(begun):
+    watch, _ = begun
+    watch._check_run(watch._progress_at + 5.0)
+    assert not watch._exchange._requested.is_set()
+    watch._check_run(watch._progress_at + 5.1)
+    assert watch._exchange._requested.is_set()
+    watch._check_run(watch._progress_at + 1.0)
+    assert not watch._exchange._requested.is_set()
+
+
+def test_stuck_run_kills_the_late_rank_and_prints_one_message(begun, capsys):
+    watch, child = begun
+    watch.enter("backward", 7)
+    now = watch._progress_at + 61.0
+    late = watch._status(0)
+    watch.enter("optimizer step")
+    own = watch._status(0)
+    watch._progress_at = now - 61.0
+    watch._exchange.reply = Reply(time=now, statuses={0: own, 1: late})
+    watch._history.record({0: own, 1: late}, now - 61.0)
+    with pytest.raises(ExitError) as caught:
+        watch._check_run(now)
+    assert caught.value.args == (FAILED, None)
+    assert child.wait(timeout=30) == -signal.SIGKILL
+    said = capsys.readouterr().err
+    assert said.count("LaunchError") == 1
+    assert "no rank has made progress for 60 s (--timeout); rank 1 has not arrived" in said
+    assert "waiting in optimizer step of step 7" in said
+
+
+def test_statuses_are_forgotten_after_the_process_was_suspended(begun):
+    watch, _ = begun
+    watch._exchange.reply = Reply(time=1.0, statuses={})
+    watch._history.record({1: watch._status(0)}, 1.0)
+    watch._forget_statuses(500.0)
+    assert watch._exchange.reply is None
+    assert watch._history.statuses == {}
+    assert watch._progress_at == 500.0
