@@ -23,6 +23,8 @@ from minimind.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 _BLOCK_BYTES = 2**20
+# Names of fields in manifests of version 0.1.0 -> names of today.
+_RENAMED = {"layout": "sharding"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Manifest:
         stream: position in the stream of pairs at that step.
         identity: settings that must be equal for a run to resume from it.
         batch: how a global batch was split: batch_size, accumulation_steps.
-        layout: how the states are partitioned: ranks, ZeRO section, optimizer. Another layout needs resharding.
+        sharding: how the states are partitioned: ranks, ZeRO section, optimizer. If it differs, states are resharded.
         files: file name -> {"bytes", "sha256"}.
         unlogged: sums of the training metrics since the last logged step.
         attention: attention backend of the packs; empty in manifests of versions that did not record it.
@@ -45,7 +47,7 @@ class Manifest:
     stream: Mapping[str, Any]
     identity: Mapping[str, Any]
     batch: Mapping[str, int]
-    layout: Mapping[str, Any]
+    sharding: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
     unlogged: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attention: str = ""
@@ -67,7 +69,7 @@ class Manifest:
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             written = values.pop("sha256")
-            manifest = cls(**values)
+            manifest = cls(**{_RENAMED.get(name, name): value for name, value in values.items()})
         except FileNotFoundError as error:
             raise CheckpointError(f"{MANIFEST} is missing: the save did not finish, or files were deleted") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -65,7 +65,7 @@ class SavedStates:
         on_progress: called for each state that is read and each file that is opened.
 
     Raises:
-        CheckpointError: files without DeepSpeed's layout, or of another model.
+        CheckpointError: files that are not arranged as DeepSpeed writes them, or of another model.
     """
 
     def __init__(self, folder: Path, names: list[str], on_progress: Callable[[], object] = lambda: None) -> None:
@@ -85,7 +85,7 @@ class SavedStates:
             if not shards:
                 self._add_unsharded(names)
         except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: does not have DeepSpeed's checkpoint layout ({error!r})") from error
+            raise CheckpointError(f"{folder}: is not arranged as DeepSpeed writes checkpoints ({error!r})") from error
         if set(names) != set(self._pieces):
             differing = ", ".join(sorted(set(names) ^ set(self._pieces)))
             raise CheckpointError(f"{folder}: belongs to another model; parameters of only one of the two: {differing}")

@@ -42,7 +42,7 @@ class Checkpoints:
     Args:
         folder: the folder of all checkpoints.
         world: the ranks.
-        described: the manifest's description of the run: its identity, batch, layout and attention.
+        described: the manifest's description of the run: its identity, batch, sharding and attention.
         keep: how many of the newest are kept; None: all.
         patches: which patches of DeepSpeed the run uses; None: all.
         on_progress: called after each file that is written, and after each block or tensor that is read.
@@ -125,7 +125,7 @@ class Checkpoints:
     def _read(self, engine: Any, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
         try:
-            if checkpoint.manifest.layout != self.described["layout"]:
+            if checkpoint.manifest.sharding != self.described["sharding"]:
                 self._check_resharding(path)
                 load_resharded(engine, path, self.world, self._on_progress)
             elif engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
@@ -137,7 +137,7 @@ class Checkpoints:
             raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
 
     def _check_resharding(self, path: Path) -> None:
-        """Refuse to reshard if this DeepSpeed's layout of states is not the one that resharding was written for."""
+        """Refuse to reshard if this DeepSpeed arranges states otherwise than resharding expects."""
         if reason := self.patches.why_off(RESHARD_CHECKPOINTS):
             raise CheckpointError(
                 f"{path}: cannot resume with another number of ranks, ZeRO section or optimizer, since patch "

@@ -20,9 +20,9 @@ def keep_global_batch(settings: Settings, saved: Manifest, ranks: int) -> Settin
         ConfigError: no split fits; the message lists splits that do.
     """
     was = saved.batch
-    pairs = saved.layout["ranks"] * was["batch_size"] * was["accumulation_steps"]
+    pairs = saved.sharding["ranks"] * was["batch_size"] * was["accumulation_steps"]
     message = (
-        f"the checkpoint has {pairs} pairs per global step ({saved.layout['ranks']} ranks x batch_size "
+        f"the checkpoint has {pairs} pairs per global step ({saved.sharding['ranks']} ranks x batch_size "
         f"{was['batch_size']} x accumulation_steps {was['accumulation_steps']})"
     )
     if pairs % ranks:

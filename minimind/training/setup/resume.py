@@ -1,6 +1,6 @@
 """Resuming: which settings must be the same as in the run that wrote a checkpoint, and which may differ.
 
-    run -> describe -> identity, batch, layout, attention -> a checkpoint's manifest -> check_same_run
+    run -> describe -> identity, batch, sharding, attention -> a checkpoint's manifest -> check_same_run
 
 The number of ranks, the ZeRO stage and the split of a global batch may differ. Data, weights, objective and schedule
 may not.
@@ -31,7 +31,7 @@ _BEFORE = {"loss": "sigmoid"}
 
 
 def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[str, Any]:
-    """What a checkpoint's manifest says about this run: identity, batch, layout, attention.
+    """What a checkpoint's manifest says about this run: identity, batch, sharding, attention.
 
     Args:
         fingerprint: hash of the start weights.
@@ -54,7 +54,7 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
             "total_steps": data.total_steps,
         },
         "batch": {name: values[name] for name in ("batch_size", "accumulation_steps")},
-        "layout": {
+        "sharding": {
             "ranks": data.stream.world_size,
             "zero_optimization": engine["zero_optimization"],
             "optimizer": optimizer,
@@ -80,12 +80,12 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
     Raises:
         CheckpointError: names what differs.
     """
-    if swaps_to_nvme(checkpoint.manifest.layout):
+    if swaps_to_nvme(checkpoint.manifest.sharding):
         raise CheckpointError(
             f"{checkpoint.path}: cannot resume: it was written while states swapped to NVMe, and DeepSpeed does not "
             "write all of them; start anew in another --save_dir"
         )
-    if swaps_to_nvme(described["layout"]):
+    if swaps_to_nvme(described["sharding"]):
         raise CheckpointError(
             f"{checkpoint.path}: cannot resume: DeepSpeed does not restore all NVMe state; use the DeepSpeed file of "
             "the run that wrote it or ds_configs/zero3_offload.json, or start anew in another --save_dir"
@@ -109,8 +109,8 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
 
 def describe_reshard(checkpoint: Checkpoint, described: dict[str, Any]) -> str:
     """How the states must be redistributed for this run; empty if ranks and ZeRO settings are unchanged."""
-    was, now = checkpoint.manifest.layout, described["layout"]
+    was, now = checkpoint.manifest.sharding, described["sharding"]
     if was == now:
         return ""
-    old, new = (f"{layout['ranks']} ranks, ZeRO-{layout['zero_optimization'].get('stage', 0)}" for layout in (was, now))
+    old, new = (f"{one['ranks']} ranks, ZeRO-{one['zero_optimization'].get('stage', 0)}" for one in (was, now))
     return f", resharded: {old} -> {new}" if old != new else ", resharded for other ZeRO settings"

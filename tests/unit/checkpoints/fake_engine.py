@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from minimind.checkpoints.store import Checkpoints
 
 LAYOUT = {"ranks": 1, "zero_optimization": {"stage": 3}}
-DESCRIBED = {"identity": {"beta": 0.1}, "batch": {"batch_size": 1}, "layout": LAYOUT}
+DESCRIBED = {"identity": {"beta": 0.1}, "batch": {"batch_size": 1}, "sharding": LAYOUT}
 FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
 
 

@@ -28,7 +28,7 @@ NAMES = [
 def make_manifest(folder, **more) -> Manifest:
     files = {path.name: fingerprint_file(path) for path in folder.iterdir()}
     return Manifest(
-        step=3, stream={"pairs": 6}, identity={"beta": 0.1}, batch={}, layout={"ranks": 1}, files=files, **more
+        step=3, stream={"pairs": 6}, identity={"beta": 0.1}, batch={}, sharding={"ranks": 1}, files=files, **more
     )
 
 
@@ -44,9 +44,13 @@ def test_manifest_is_read_as_it_was_written(tmp_path):
 
 
 def write_older(folder, *missing):
-    """A manifest of a version that did not know some fields: its hash covers the fields that it has."""
+    """A manifest as version 0.1.0 wrote it: without some fields, and with `layout` for `sharding`.
+
+    Its hash covers the fields that it has.
+    """
     make_manifest(folder).write(folder)
     values = json.loads((folder / MANIFEST).read_text())
+    values["layout"] = values.pop("sharding")
     for name in (*missing, "sha256"):
         del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -59,6 +63,7 @@ def test_older_manifests_without_newer_fields_are_read(tmp_path, missing):
     read = Manifest.read(tmp_path)
     assert read.step == 3
     assert (read.listeners, read.attention, read.unlogged) == ({}, "", {})
+    assert read.sharding == {"ranks": 1}
     # Their hash is still compared.
     text = (tmp_path / MANIFEST).read_text()
     (tmp_path / MANIFEST).write_text(text.replace('"step": 3', '"step": 4'))

@@ -113,13 +113,13 @@ def test_another_model_is_named(states, tmp_path):
 def test_a_missing_rank_is_noticed(rank, states, tmp_path):
     write_stage3(tmp_path, states)
     (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").unlink()
-    with pytest.raises(CheckpointError, match="does not have DeepSpeed's checkpoint layout"):
+    with pytest.raises(CheckpointError, match="is not arranged as DeepSpeed writes checkpoints"):
         SavedStates(tmp_path, list(SHAPES))
 
 
 def test_files_that_are_not_deepspeeds_are_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="does not have DeepSpeed's checkpoint layout"):
+    with pytest.raises(CheckpointError, match="is not arranged as DeepSpeed writes checkpoints"):
         SavedStates(tmp_path, ["a"])
     torch.save({"module": {}}, tmp_path / "mp_rank_00_model_states.pt")
-    with pytest.raises(CheckpointError, match="does not have DeepSpeed's checkpoint layout"):
+    with pytest.raises(CheckpointError, match="is not arranged as DeepSpeed writes checkpoints"):
         SavedStates(tmp_path, ["a"])

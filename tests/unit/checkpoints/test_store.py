@@ -158,10 +158,10 @@ def test_resharding_is_refused_if_its_patch_is_off(tmp_path, world):
     save(Checkpoints(tmp_path, world, DESCRIBED, keep=None), 1)
     found = find_checkpoint(tmp_path, world, "error")
     patches = PatchSelection(disabled=frozenset({"reshard_checkpoints"}))
-    other = {**DESCRIBED, "layout": {**DESCRIBED["layout"], "ranks": 2}}
+    other = {**DESCRIBED, "sharding": {**DESCRIBED["sharding"], "ranks": 2}}
     engine = FakeEngine()
     with pytest.raises(CheckpointError, match=r"'reshard_checkpoints' is off: --disable_patches .*; resume with those"):
         Checkpoints(tmp_path, world, other, keep=None, patches=patches).load(SimpleNamespace(engine=engine), found)
-    # The layout of the checkpoint needs no resharding.
+    # The sharding of the checkpoint is unchanged.
     Checkpoints(tmp_path, world, DESCRIBED, keep=None, patches=patches).load(SimpleNamespace(engine=engine), found)
     assert engine.loaded == "step00000001"

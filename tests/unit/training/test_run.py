@@ -40,7 +40,7 @@ def resumed(tmp_path, monkeypatch, capsys):
         )
         opened = SimpleNamespace(
             start=3,
-            described={"layout": {"ranks": 1}},
+            described={"sharding": {"ranks": 1}},
             checkpoints=SimpleNamespace(load=lambda policy, one: loaded.append(one)),
         )
         console = module.Console(enabled=True)
@@ -53,7 +53,7 @@ def resumed(tmp_path, monkeypatch, capsys):
 
 
 def checkpoint(**damaged):
-    manifest = SimpleNamespace(layout={"ranks": 1}, listeners={"counter": {"count": 5}})
+    manifest = SimpleNamespace(sharding={"ranks": 1}, listeners={"counter": {"count": 5}})
     return SimpleNamespace(path=Path("step00000003"), manifest=manifest, damaged=damaged)
 
 

@@ -32,7 +32,7 @@ def choose(monkeypatch):
     monkeypatch.setattr(attention, "from_main", lambda world, action: action())
 
     def run(*flags, before=None, device=CPU, model=None, size=1):
-        manifest = Manifest(step=1, stream={}, identity={}, batch={}, layout={}, files={}, attention=before or "")
+        manifest = Manifest(step=1, stream={}, identity={}, batch={}, sharding={}, files={}, attention=before or "")
         prepared = Prepared(
             settings=parse_settings(flags),
             is_demo=False,

@@ -19,7 +19,7 @@ from tests.conftest import REPO
 
 def saved(ranks, batch_size, accumulation_steps) -> Manifest:
     batch = {"batch_size": batch_size, "accumulation_steps": accumulation_steps}
-    return Manifest(step=1, stream={}, identity={}, batch=batch, layout={"ranks": ranks}, files={})
+    return Manifest(step=1, stream={}, identity={}, batch=batch, sharding={"ranks": ranks}, files={})
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_data_model_objective_and_optimizer_may_not_differ(changed, said):
 def test_runs_with_nvme_states_cannot_be_resumed_nor_resume():
     nvme = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/drive"}}
     here, there = description(), description()
-    there["layout"]["zero_optimization"] = nvme
+    there["sharding"]["zero_optimization"] = nvme
     with pytest.raises(CheckpointError, match=r"written while states swapped to NVMe, .* start anew in another --save"):
         check_same_run(checkpoint(there, stream().position_after(3)), here, stream())
     with pytest.raises(CheckpointError, match=r"not restore all NVMe state; .*/zero3_offload\.json, or start anew"):
