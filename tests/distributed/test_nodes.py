@@ -155,7 +155,7 @@ def test_file_missing_on_one_node_is_an_error_before_loading(nodes, data, tmp_pa
     assert first.status != 0
     assert second.status != 0
     here, there = (node.name for node in nodes)
-    assert f"--data_path {data}: is there for rank 0 on {here}, not for rank 1 on {there}" in first.output
+    assert f"--data_path {data}: exists for rank 0 on {here}, but not for rank 1 on {there}" in first.output
     assert "Traceback" not in first.output + second.output
     assert not (tmp_path / "out").exists()
 
