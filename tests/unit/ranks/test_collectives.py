@@ -41,7 +41,7 @@ def test_error_of_every_rank_is_raised_without_their_numbers(outcomes):
     def fail() -> None:
         raise DataError("no file")
 
-    with pytest.raises(DataError, match="^no file$") as caught:
+    with pytest.raises(DataError, match=r"^no file$") as caught:
         agree(world(size=2), fail)
     assert caught.value.agreed
 
@@ -52,7 +52,7 @@ def test_error_of_the_only_rank_that_ran_is_raised_without_its_number(outcomes):
     def fail() -> None:
         raise DataError("no file")
 
-    with pytest.raises(DataError, match="^no file$"):
+    with pytest.raises(DataError, match=r"^no file$"):
         agree(world(size=2), fail)
 
 

@@ -97,7 +97,7 @@ def peers(*specs):
             ("a", 0, "cuda", 2),
             ("a", 1, "cuda", 2),
             ("b", 0, "cuda", 1),
-        ],  # machines may differ in their number of devices
+        ],  # numbers differ by machine
     ],
 )
 def test_suitable_devices_are_accepted(specs):
