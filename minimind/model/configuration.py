@@ -90,16 +90,7 @@ class MiniMindConfig(PretrainedConfig):
         self.rope_theta = float(fields.pop("rope_theta", 1e6))
         self.inference_rope_scaling = bool(fields.pop("inference_rope_scaling", False))
         self.yarn = self._yarn(fields.pop("yarn", None) or fields.pop("rope_scaling", None))
-        # Fields of the mixture of experts. Dense models keep them but do not use them, as in MiniMind.
-        self.num_experts = fields.pop("num_experts", fields.pop("n_routed_experts", 4))
-        self.num_experts_per_tok = fields.pop("num_experts_per_tok", 2 if is_2 else 1)
-        self.moe_intermediate_size = fields.pop("moe_intermediate_size", None) or self.intermediate_size
-        self.n_shared_experts = fields.pop("n_shared_experts", 1 if is_2 else 0) or 0
-        self.norm_topk_prob = fields.pop("norm_topk_prob", True)
-        self.seq_aux = fields.pop("seq_aux", is_2)
-        default_coef = 0.01 if is_2 else 5e-4
-        self.router_aux_loss_coef = fields.pop("router_aux_loss_coef", fields.pop("aux_loss_alpha", default_coef))
-        self.scoring_func = fields.pop("scoring_func", "softmax")
+        self._set_expert_fields(fields, is_2)
         # Standard deviation of random weights. MiniMind uses Hugging Face's default.
         self.initializer_range = fields.pop("initializer_range", 0.02)
         # transformers' own fields: MiniMind's tokenizers have <|im_start|> at 1 and <|im_end|> at 2.
@@ -109,6 +100,18 @@ class MiniMindConfig(PretrainedConfig):
         fields.setdefault("use_cache", True)
         super().__init__(**fields)
         self._check()
+
+    def _set_expert_fields(self, fields: dict[str, Any], is_2: bool) -> None:
+        """Take the fields of the mixture of experts. Dense models keep but ignore them, as in MiniMind."""
+        self.num_experts = fields.pop("num_experts", fields.pop("n_routed_experts", 4))
+        self.num_experts_per_tok = fields.pop("num_experts_per_tok", 2 if is_2 else 1)
+        self.moe_intermediate_size = fields.pop("moe_intermediate_size", None) or self.intermediate_size
+        self.n_shared_experts = fields.pop("n_shared_experts", 1 if is_2 else 0) or 0
+        self.norm_topk_prob = fields.pop("norm_topk_prob", True)
+        self.seq_aux = fields.pop("seq_aux", is_2)
+        default_coef = 0.01 if is_2 else 5e-4
+        self.router_aux_loss_coef = fields.pop("router_aux_loss_coef", fields.pop("aux_loss_alpha", default_coef))
+        self.scoring_func = fields.pop("scoring_func", "softmax")
 
     # Single values may be overridden by the field `yarn` or Hugging Face's `rope_scaling`.
     def _yarn(self, given: dict[str, Any] | None) -> dict[str, float] | None:

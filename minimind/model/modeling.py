@@ -103,6 +103,13 @@ class MiniMindPreTrainedModel(PreTrainedModel):
                 nn.init.normal_(stack, mean=0.0, std=self.config.initializer_range)
 
 
+def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
+    """Positions (B, T) that continue after the tokens in the cache."""
+    batch, length = hidden.shape[:2]
+    seen = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(seen, seen + length, device=hidden.device).expand(batch, -1)
+
+
 class MiniMindModel(MiniMindPreTrainedModel):
     """Backbone without the head."""
 
@@ -145,13 +152,11 @@ class MiniMindModel(MiniMindPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, not both")
         hidden = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
-        batch, length = hidden.shape[:2]
         cache = _given_cache(cache, past_key_values)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(seen, seen + length, device=hidden.device).expand(batch, -1)
+            position_ids = _next_positions(hidden, cache)
         # None for packs and where SDPA's own causal mask is enough.
         mask = create_causal_mask(
             config=self.config,
