@@ -49,7 +49,7 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
         LaunchError: the environment is incomplete, ranks are missing, or their devices do not match.
     """
     _silence_warnings()
-    # Without RANK the process is alone, and its parent, a shell for instance, may end before the run does.
+    # Only deepspeed and torchrun set RANK. Any other parent, for instance a shell, may end before the run does.
     launchers = launcher_pids() if "RANK" in os.environ else []
     os.environ.update(rank_variables(os.environ))
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -63,7 +63,7 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     rank, store, peers = join(timeout, device, 0 if device == "cpu" else accelerator.device_count())
     watch = Watch()
     watch.begin(store, connect(timeout), peers, rank, launchers, timeout)
-    # If the devices do not match every rank ends at once, rank 0 with the store. All must have read the peers by then.
+    # If the devices do not match, rank 0 ends and its store with it. All ranks must have read their peers before.
     watch.meet()
     check_devices(peers)
     if device != "cpu":
@@ -77,6 +77,7 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
         hosts=tuple(peers[other].host for other in range(len(peers))),
         meet=watch.meet,
     )
+    # After it DeepSpeed's communication is initialised on every rank.
     dist.barrier()
     if world.on_cpu:
         share_memory(world.rank, world.size, select_patches(disable_patches, speaks=world.is_main))
@@ -130,7 +131,7 @@ def _announce_first_compile(folder: Path) -> None:
 
 
 def _silence_warnings() -> None:
-    """Hide messages that a user can do nothing about."""
+    """Hide messages on which a user cannot act."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls a collective by a name that torch has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -43,6 +43,7 @@ def agree(world: World, action: Callable[[], Result], runs: bool = True) -> Resu
     """
     error: MiniMindError | None = None
     result = None
+    # Other exceptions are defects. They end this process with a traceback, and the watch then ends the other ranks.
     try:
         if runs:
             result = action()
@@ -51,6 +52,7 @@ def agree(world: World, action: Callable[[], Result], runs: bool = True) -> Resu
     outcomes = gather(world, (runs, error))
     failed = {rank: other for rank, (_, other) in enumerate(outcomes) if other is not None}
     if failed:
+        # Every rank raises the same text, so that only rank 0 has to print it.
         first = next(iter(failed.values()))
         all_failed = len(failed) == sum(ran for ran, _ in outcomes)
         raise type(first)(f"{first}{'' if all_failed else f' (only on {world.name(failed)})'}", agreed=True)
@@ -66,6 +68,7 @@ def main_first(world: World, action: Callable[[], Result]) -> Result:
         MiniMindError: on all ranks, if the action raised it on any.
     """
     is_first = world.local_rank == 0
+    # Two agreements on every rank: the second group starts when the first one has finished.
     early = agree(world, action, runs=is_first)
     late = agree(world, action, runs=not is_first)
     result = early if is_first else late
@@ -79,6 +82,7 @@ def from_main(world: World, action: Callable[[], Result]) -> Result:
     Raises:
         MiniMindError: on all ranks, if the action raised it.
     """
+    # torch fills the list in place on the ranks that receive. NCCL can broadcast only from a GPU's memory.
     box: list[Any] = [agree(world, action, runs=world.is_main)]
     dist.broadcast_object_list(box, src=0, device=None if world.on_cpu else world.device)
     return box[0]
@@ -89,6 +93,7 @@ def gather(world: World, value: Result) -> list[Result]:
 
     There is no time limit as long as any rank makes progress.
     """
+    # The collective itself would fail at torch's time limit while one rank still works.
     world.meet()
     values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value)
@@ -117,6 +122,7 @@ class StopVote:
 
     def __init__(self, timeout: float) -> None:
         limit = datetime.timedelta(seconds=timeout + EXTRA_TIMEOUT)
+        # A group of its own: within one group the vote would have to keep its place among the step's collectives.
         self._group = dist.new_group(backend="gloo", timeout=limit)
 
     def start(self, wants_stop: bool) -> None:

@@ -91,6 +91,7 @@ def locate(frame: FrameType | None) -> tuple[str, bool]:
     code = frame.f_code
     # `meet` is Watch.meet; `wait` is a method of the store and of asynchronous collectives.
     waits = code.co_name in ("meet", "wait") or any(part in code.co_filename for part in _WAITING)
+    # The innermost frame may be in torch or the standard library; a user needs the line of this project that called it.
     ours: FrameType | None = frame
     while ours is not None and not ours.f_code.co_filename.startswith(_PROJECT):
         ours = ours.f_back
@@ -107,6 +108,7 @@ def slowest_ranks(statuses: Mapping[int, RankStatus]) -> list[int]:
     """
     fewest = min(status.phases for status in statuses.values())
     last = [rank for rank, status in statuses.items() if status.phases == fewest]
+    # Ranks in the same phase: one computes, and the others wait for it in the phase's collective.
     computing = [rank for rank in last if not statuses[rank].waits]
     return computing or last
 
@@ -160,6 +162,7 @@ class StatusHistory:
             if before is None or (status.phases, status.ticks) != (before.phases, before.ticks):
                 # The first status of a rank says itself how long ago the rank made progress.
                 self._progress_at[rank] = now - (status.seconds if before is None else 0.0)
+            # Another heartbeat alone is a sign of life, but no progress.
             if before is None or status.heartbeat != before.heartbeat:
                 self._heartbeat_at[rank] = now
             self.statuses[rank] = status

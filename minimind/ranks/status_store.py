@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from minimind.ranks.status import RankStatus
 
+# Rank 0's store serves one small request per rank in this time.
 _REPORT_SECONDS = 1.0
 
 
@@ -71,6 +72,7 @@ class StatusExchange:
     def cancel(self) -> None:
         """Ask for no statuses, and discard the last reply, which would soon be outdated."""
         self._requested.clear()
+        # A read that has already begun may still store its reply afterwards.
         self.reply = None
 
     def discard(self) -> None:

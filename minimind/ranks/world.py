@@ -14,7 +14,7 @@ from minimind.ranks.status import name_ranks_by_host
 
 
 def _wait_for_nobody() -> None:
-    """Meeting of a rank that is not watched."""
+    """Default of `World.meet`, for a process without other ranks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class World:
     size: int
     device: torch.device
     hosts: tuple[str, ...] = ("localhost",)
+    # Not part of a rank's identity.
     meet: Callable[[], None] = dataclasses.field(default=_wait_for_nobody, repr=False, compare=False)
 
     @property
