@@ -1,0 +1,27 @@
+"""Writes the generated parts of all READMEs: `python -m tests.docs`."""
+
+from __future__ import annotations
+
+from tests.docs.language import chinese
+from tests.docs.pages import REPO, pages, regenerate
+from tests.docs.tables import dpo_flags, plan_flags
+from tests.docs.tree import descriptions
+
+
+def main() -> None:
+    """Write the READMEs, and list the texts that `chinese.json` lacks and those that it no longer needs."""
+    for page, language in pages():
+        old = page.read_text(encoding="utf-8")
+        new = regenerate(old, language)
+        if new != old:
+            page.write_text(new, encoding="utf-8")
+            print(f"written: {page.relative_to(REPO)}")
+    texts = [*(flag.help for flag in (*dpo_flags(), *plan_flags())), *descriptions().values()]
+    for text in chinese().missing(texts):
+        print(f"chinese.json lacks: {text}")
+    for text in chinese().unused(texts):
+        print(f"chinese.json no longer needs: {text}")
+
+
+if __name__ == "__main__":
+    main()

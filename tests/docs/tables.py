@@ -1,0 +1,89 @@
+"""Tables of flags: those of training, one table per section of the configuration, and those of the planning script.
+
+    DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
+    plan.py's argument parser -> plan_flags -> FlagRow
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from minimind.config import DPOConfig, fields_of
+from minimind.plan.command import _parser as plan_parser
+from tests.docs.language import Language
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlagRow:
+    """One flag as a table shows it.
+
+    Attributes:
+        section: heading of its table; empty for a table without one.
+        default: as it is typed on the command line; None where nothing is given.
+        choices: the values that are allowed; empty where the type alone decides.
+    """
+
+    name: str
+    section: str
+    default: Any
+    choices: tuple[Any, ...]
+    help: str
+
+
+def dpo_flags() -> list[FlagRow]:
+    """The flags of `launch/train_dpo.py`, in the order of `--help`."""
+    return [
+        FlagRow(
+            name=one.name,
+            section=one.section.capitalize(),
+            default=int(one.default) if one.kind is bool else one.default,
+            choices=one.metadata.choices or (),
+            help=one.metadata.help,
+        )
+        for one in fields_of(DPOConfig)
+    ]
+
+
+def plan_flags() -> list[FlagRow]:
+    """The flags that `launch/plan.py` has besides those of training."""
+    return [
+        FlagRow(
+            name=action.option_strings[0].removeprefix("--"),
+            section="",
+            default=action.default or None,
+            choices=(),
+            # The default has a column of its own.
+            help=(action.help or "").split(" (default: ")[0],
+        )
+        for action in plan_parser()._actions
+        if not isinstance(action, argparse._HelpAction)
+    ]
+
+
+def flag_tables(rows: Sequence[FlagRow], language: Language) -> list[str]:
+    """Lines of Markdown: a table for each section, in the order of the rows, below its heading."""
+    lines: list[str] = []
+    for section in dict.fromkeys(row.section for row in rows):
+        heading = [f"### {language.of(section)}", ""] if section else []
+        lines += ["", *heading, *_table([row for row in rows if row.section == section], language)]
+    return lines[1:]
+
+
+def _table(rows: Sequence[FlagRow], language: Language) -> list[str]:
+    header = " | ".join(language.of(word) for word in ("flag", "default", "meaning"))
+    return [f"| {header} |", "| --- | --- | --- |", *(_line(row, language) for row in rows)]
+
+
+def _line(row: FlagRow, language: Language) -> str:
+    text = language.of(row.help)
+    # Most help texts explain each choice. The choices are listed after those that do not.
+    if any(str(choice) not in text for choice in row.choices):
+        listed = language.comma.join(f"`{choice}`" for choice in row.choices)
+        text += f"{language.semicolon}{language.of('one of')}{language.colon}{listed}"
+    default = "" if row.default is None else f"`{row.default}`"
+    # Markdown takes an angle bracket for an HTML tag, and a bar for the end of the cell.
+    text = text.replace("<", "&lt;").replace("|", "\\|")
+    return f"| `--{row.name}` | {default} | {text} |"
