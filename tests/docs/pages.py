@@ -1,6 +1,6 @@
 """The READMEs, and the parts of them that are generated.
 
-    README with `<!-- generated: NAME -->` ... `<!-- end -->` -> regenerate -> the same with new lines between the marks
+README with `<!-- generated: NAME -->` ... `<!-- end -->` -> regenerate -> the same with new lines between the marks
 """
 
 from __future__ import annotations

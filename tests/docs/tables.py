@@ -1,7 +1,7 @@
 """Tables of flags: those of training, one table per section of the configuration, and those of the planning script.
 
-    DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
-    plan.py's argument parser -> plan_flags -> FlagRow
+DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
+plan.py's argument parser -> plan_flags -> FlagRow
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tree of `minimind/`: each folder and file with the first sentence of its docstring or opening comment.
 
-    minimind/**/*.py, *.cpp, *.h -> descriptions: path -> sentence -> tree_lines -> Markdown
+minimind/**/*.py, *.cpp, *.h -> descriptions: path -> sentence -> tree_lines -> Markdown
 """
 
 from __future__ import annotations
