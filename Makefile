@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # The launcher and ninja must be found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup train test test-all bench lint types check clean
+.PHONY: setup train test test-all bench docs lint types check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +44,9 @@ test-all: setup
 bench: setup
 	-pip install --quiet --editable ".[bench]"
 	python -m tests.benchmarks.bench $(FLAGS)
+
+docs: setup
+	python -m tests.docs
 
 lint: setup
 	ruff check .
