@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+import minimind
+from minimind.config import parse_settings
+from minimind.data import shapes
+from minimind.model import family
+from minimind.objective import losses
 from minimind.objective.losses import SigmoidLoss
+from minimind.training import run
 from tests.docs.language import ENGLISH, Language, chinese
 from tests.docs.pages import FOLDERS, REPO, pages, parts, regenerate
 from tests.docs.tables import FlagRow, dpo_flags, flag_tables, plan_flags
@@ -243,3 +250,50 @@ def test_figures_of_the_first_page_are_those_of_the_benchmarks(suffix):
         # The page of the benchmarks adds to some names, after a comma.
         full = all_rows.get(trainer) or next(cells for name, cells in all_rows.items() if name.startswith(trainer))
         assert figures == full, trainer
+
+
+# Worked examples of minimind/README.md
+
+
+def examples(suffix: str) -> dict[str, str]:
+    """Heading -> the Python block below it."""
+    text = read(REPO / f"minimind/README{suffix}.md")
+    return dict(re.findall(r"^### ([^\n]*)\n(?:(?!^#).)*?^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+EXAMPLES = examples("")
+SCRIPT = "A launch script"
+
+
+def test_every_kind_of_addition_has_an_example():
+    kinds = ["A loss", "A metric", "A row shape", "A listener", "A model family's quirk", SCRIPT]
+    assert list(EXAMPLES) == kinds
+    assert list(examples("_zh").values()) == list(EXAMPLES.values())
+
+
+@pytest.mark.parametrize("heading", [heading for heading in EXAMPLES if heading != SCRIPT])
+def test_example_runs(heading, monkeypatch):
+    # Copies of the tables, so that what an example registers does not outlive it.
+    monkeypatch.setattr(losses, "_LOSSES", dict(losses._LOSSES))
+    monkeypatch.setattr(shapes, "SHAPES", dict(shapes.SHAPES))
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    assert "assert " in EXAMPLES[heading]
+    exec(compile(EXAMPLES[heading], f"<{heading}>", "exec"), {"__name__": "__main__"})
+
+
+def test_example_of_a_launch_script_passes_its_flags_to_the_job(monkeypatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr(run, "main", started.append)
+    monkeypatch.setattr(sys, "argv", ["launch/train_dpo_float32.py", "--beta", "0.2"])
+    exec(compile(EXAMPLES[SCRIPT], f"<{SCRIPT}>", "exec"), {"__name__": "__main__"})
+    (argv,) = started
+    config = parse_settings(argv).config
+    assert (config.optimisation.dtype, config.objective.beta) == ("float32", 0.2)
+
+
+@pytest.mark.parametrize("suffix", ["", "_zh"])
+def test_names_in_the_python_section_are_public(suffix):
+    text = read(REPO / f"minimind/README{suffix}.md")
+    names = set(re.findall(r"\bminimind\.(\w+)\(", text))
+    assert len(names) >= 6
+    assert [name for name in names if not hasattr(minimind, name)] == []
