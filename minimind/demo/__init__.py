@@ -1,12 +1,12 @@
-"""The bundled default: what `deepspeed launch/train_dpo.py` trains on when nothing else is named.
+"""The bundled default of `deepspeed launch/train_dpo.py`: data, tokenizer and start weights, if no others are given.
 
     topics.py, english.py, chinese.py -> make_data.py -> train.jsonl, eval.jsonl
                                       -> make_tokenizer.py -> tokenizer/
                                       -> make_weights.py -> start.pth
 
-A small model answers simple questions in English and Chinese, a good part of the time rudely; DPO on the
-pairs makes it kind. Everything here is synthetic and can be made again, in the order above:
-`python -m minimind.demo.make_data` and so on.
+The start weights are a small model that answers simple questions in English and Chinese, often rudely. DPO on the
+pairs makes its answers friendly. All files are synthetic. The scripts make_* write them again, in the order above, for
+example `python -m minimind.demo.make_data`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EVAL_PATH = _FOLDER / "eval.jsonl"
 TOKENIZER_PATH = _FOLDER / "tokenizer"
 WEIGHT_PATH = _FOLDER / "start.pth"
 
-# Held-out questions for samples before and after training; a test keeps them held out.
+# Questions for samples before and after training. None of them is in the training data; a test checks that.
 SAMPLE_PROMPTS = (
     "What do horses eat?",
     "Can you work out 5 plus 6?",
@@ -28,7 +28,7 @@ SAMPLE_PROMPTS = (
     "五月过完了是什么？",
 )
 
-# What the demo sets in place of MiniMind's defaults, which are made for models a hundred times larger.
+# Values in place of MiniMind's defaults, which are for models a hundred times larger.
 SETTINGS = {
     "data_path": str(TRAIN_PATH),
     "eval_data_path": str(EVAL_PATH),

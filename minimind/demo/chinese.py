@@ -1,4 +1,4 @@
-"""How the demo asks and answers in Chinese; the words in braces are explained in `topics.py`."""
+"""Questions and answers of the demo in Chinese. `topics.py` explains the names in braces."""
 
 from __future__ import annotations
 

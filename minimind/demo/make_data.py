@@ -1,11 +1,11 @@
-"""Makes the demo's preference pairs: `python -m minimind.demo.make_data [--out DIR]`.
+"""Writes the demo's preference pairs: `python -m minimind.demo.make_data [--out DIR]`.
 
     topics -> split_cases(): cases (language, topic, fact, wording) -> make_pairs() -> JSON lines
 
-The chosen answer is right, kind and in the asker's language; the rejected one brushes the asker off. Which
-of the two is longer is left to a coin, so that length says nothing. Each fact is trained on in three of its
-five wordings; the held-out questions ask for some of the same facts in another one. Everything is drawn
-from a seed, so that a second run writes the same bytes.
+The chosen answer is correct, friendly and in the language of the question; the rejected answer is rude. Which of the
+two is longer is random, so that length does not predict the preference. The training data has each fact in three of its
+five wordings; the held-out questions ask for some of the same facts in another wording. All random choices come from
+one seed, so every run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LANGUAGES = (ENGLISH, CHINESE)
 
 _TRAIN_WORDINGS = 3
 _HELD_OUT_PER_TOPIC = 5
-# Shares of the pairs that have a system turn, and an earlier exchange.
+# Share of the pairs with a system turn, and share with an earlier exchange (question and answer).
 _WITH_SYSTEM = 0.2
 _WITH_HISTORY = 0.25
 
@@ -36,7 +36,7 @@ Pair = dict[str, list[Message]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One question that can be asked: a fact in one wording."""
+    """One question: a fact in one wording."""
 
     language: Language
     topic: Topic
@@ -44,7 +44,7 @@ class Case:
     wording: str
 
     def fill(self, template: str) -> str:
-        """Put the fact into a template (see `topics.py`)."""
+        """Insert the fact into a template (see `topics.py`)."""
         asked, answer = self.fact.asked, self.fact.answer
         return template.format(
             x=asked,
@@ -56,24 +56,25 @@ class Case:
 
     @property
     def question(self) -> str:
+        """The text of the question."""
         return self.fill(self.wording)
 
     def kind_answer(self, rng: Random) -> str:
-        """What a helpful assistant says: a friendly word, the answer, and at times another friendly word."""
+        """A friendly opening, the answer, and in half of the cases a friendly closing."""
         sentences = [rng.choice(self.language.openers), self.fill(rng.choice(self.topic.answers))]
         if rng.random() < 0.5:
             sentences.append(rng.choice(self.language.closers))
         return self.language.space.join(sentences)
 
     def rude_answer(self, rng: Random) -> str:
-        """What an assistant should not say: a refusal, often with a taunt or two after it."""
+        """A refusal, followed by up to two taunts."""
         sentences = [rng.choice(self.language.refusals), *rng.sample(self.language.taunts, rng.randint(0, 2))]
         return self.language.space.join(self.fill(sentence) for sentence in sentences)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """Every case once: those of the train file, those of the eval file, and those of neither."""
+    """All cases: those of the train file, those of the eval file, and those in neither file."""
 
     train: tuple[Case, ...]
     held_out: tuple[Case, ...]
@@ -81,7 +82,7 @@ class Split:
 
 
 def split_cases() -> Split:
-    """Train and eval ask for the same facts, but for no fact in the same wording."""
+    """Split the cases. Train and held-out cases share facts, but no wording of a fact."""
     rng = Random(SEED)
     train: list[Case] = []
     held_out: list[Case] = []
@@ -103,12 +104,12 @@ def split_cases() -> Split:
 
 
 def make_pair(case: Case, history: Sequence[Case], rng: Random) -> Pair:
-    """One preference pair.
+    """Make one preference pair.
 
     Args:
-        case: the question that is answered in two ways.
-        history: cases to draw an earlier exchange from, if there is one.
-        rng: decides on everything else.
+        case: the question of both halves.
+        history: cases from which an earlier exchange is drawn, if the pair has one.
+        rng: source of all random choices.
     """
     prompt = []
     if rng.random() < _WITH_SYSTEM:
@@ -124,7 +125,7 @@ def make_pair(case: Case, history: Sequence[Case], rng: Random) -> Pair:
 
 
 def make_pairs(cases: Sequence[Case], history: Sequence[Case], seed: int) -> list[Pair]:
-    """A pair per case; earlier exchanges are drawn from `history`, which must hold no held-out case."""
+    """Make one pair per case. Earlier exchanges are drawn from `history`, which must not contain held-out cases."""
     rng = Random(seed)
     return [make_pair(case, history, rng) for case in cases]
 
@@ -150,12 +151,12 @@ def _earlier_exchange(case: Case, history: Sequence[Case], rng: Random) -> list[
 
 
 def _answers(case: Case, rng: Random) -> tuple[str, str]:
-    """A kind and a rude answer; a coin says which is longer.
+    """A friendly and a rude answer; which one is longer is random.
 
-    Length is counted in UTF-8 bytes, since an answer may be in either language. A few answers are so short
-    or long that the coin cannot be obeyed; the tries are bounded for them.
+    Length is in UTF-8 bytes, because the two answers may be in different languages.
     """
     kind_is_longer = rng.random() < 0.5
+    # Some answers are so short or so long that no attempt gives the wanted order, so the attempts are limited.
     for _ in range(20):
         kind, rude = case.kind_answer(rng), case.rude_answer(rng)
         if (len(kind.encode()) > len(rude.encode())) == kind_is_longer:

@@ -1,11 +1,10 @@
-"""Makes the demo's tokenizer: `python -m minimind.demo.make_tokenizer [--out DIR]`.
+"""Writes the demo's tokenizer: `python -m minimind.demo.make_tokenizer [--out DIR]`.
 
     sentences, facts, characters, numbers, words -> byte-level BPE of 6400 tokens -> tokenizer/
 
-It is of MiniMind's kind: the same size, the same special tokens under the same ids, and the same frame
-around a turn. The demo's own sentences fill only a part of 6400 tokens; characters of the Chinese standard
-GB 2312, numbers and composed English words fill the rest, so that other text does not fall apart into
-bytes.
+Size, special tokens with their ids, and the markers around a turn are those of MiniMind's tokenizer. The demo's
+sentences need only a part of the 6400 tokens. Characters of the Chinese standard GB 2312, numbers and composed English
+words give the rest, so that other text is not split into single bytes.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ VOCAB_SIZE = 6400
 # In the order of their ids: 0, 1, 2.
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# How often a text of each kind is counted. Facts and roles weigh most, so that no token reaches over their
-# edges ("法国" and "的", never "国的"); common characters weigh enough to be one token each.
+# Number of repetitions of a text in the corpus. Facts and roles have the largest weight, so that no token crosses their
+# borders ("法国" and "的", never "国的"). The weight of common characters is enough to make each of them one token.
 _FACT_WEIGHT, _CHARACTER_WEIGHT = 500, 20
-# In bytes: four Chinese characters, or a word of eleven letters and its space.
+# In bytes: four Chinese characters, or an English word of eleven letters with a space.
 _MAX_TOKEN_LENGTH = 12
 
-# A turn is `<|im_start|>ROLE\nCONTENT<|im_end|>\n`. Tools are listed in the system turn; a tool's results are
-# told to the model by the user, those that follow one another in one turn.
+# A turn is `<|im_start|>ROLE\nCONTENT<|im_end|>\n`. The system turn lists the tools. Results of tools are written as a
+# user turn; consecutive results share one turn.
 CHAT_TEMPLATE = """\
 {%- set ns = namespace(system='', first=0) %}
 {%- if messages and messages[0].role == 'system' %}
@@ -107,11 +106,11 @@ _SUFFIXES = ("", "s", "ed", "er", "ing", "ly", "ness", "ful", "less", "able")
 
 
 def corpus() -> Iterator[str]:
-    """All text that the tokens are learnt from, each as often as it weighs."""
+    """The training text of the tokenizer; each text is repeated according to its weight."""
     cases = split_cases()
     facts = [text for case in cases.train for text in (case.fact.asked, case.fact.answer)]
     for text in (*facts, "system", "user", "assistant"):
-        # An English word is met both after a space and without one.
+        # English words occur both after a space and without one, and are different tokens then.
         yield from itertools.repeat(f"{text}\n {text}" if text.isascii() else text, _FACT_WEIGHT)
     for character in _common_characters():
         yield from itertools.repeat(character, _CHARACTER_WEIGHT)
@@ -136,7 +135,7 @@ def _composed_words() -> Iterator[str]:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE with exactly `VOCAB_SIZE` tokens."""
+    """Train a byte-level BPE tokenizer with exactly `VOCAB_SIZE` tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -153,7 +152,7 @@ def train_tokenizer() -> Tokenizer:
 
 
 def tokenizer_config() -> dict[str, object]:
-    """What transformers needs beside tokenizer.json."""
+    """Contents of tokenizer_config.json for transformers."""
     return {
         "add_bos_token": False,
         "add_eos_token": False,

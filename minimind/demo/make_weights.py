@@ -1,10 +1,10 @@
-"""Makes the demo's start weights: `python -m minimind.demo.make_weights [--out DIR]`; minutes on one core.
+"""Trains the demo's start weights: `python -m minimind.demo.make_weights [--out DIR]`, in minutes on one core.
 
     train and spare cases -> pairs -> rows of token ids -> supervised fine-tuning from scratch -> start.pth
 
-The model learns the kind and the rude answer of every pair as equally good, so that it knows what to say
-but not how: that is what DPO is to teach it. It never meets a held-out question. It needs the tokenizer, no
-DeepSpeed. The same machine writes the same weights again; another processor may round otherwise.
+The model learns the friendly and the rude answer of every pair with equal weight: it learns the facts and leaves the
+tone to DPO. Held-out questions are not in its data. The script needs the tokenizer and no DeepSpeed. The same machine
+writes the same weights every time; another processor may round differently.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from minimind.demo import TOKENIZER_PATH
 from minimind.demo.make_data import SEED, Message, make_pairs, split_cases
 
 _EPOCHS = 36
-# Epochs take turns among a few data sets: enough answers to a question to generalise, and few enough that the
-# question keeps a leaning of its own, so that greedy answers are of both kinds.
+# Epochs alternate between a few data sets, which have different answers to the same question. With one the model does
+# not generalise; with many every question has both tones equally often, and greedy answers would all have one tone.
 _DATA_SETS = 4
 _BATCH_ROWS = 32
 _LEARNING_RATE = 4e-3
@@ -37,14 +37,14 @@ _WARMUP_STEPS = 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One conversation: token ids (T,) int64, and which of them the model is to learn (T,) bool."""
+    """One conversation: token ids (T,) int64, and a mask of the tokens to learn (T,) bool."""
 
     ids: Tensor
     is_answer: Tensor
 
 
 def demo_config() -> MiniMindConfig:
-    """A MiniMind-3 small enough for two megabytes, two thirds of which are the embeddings of 6400 tokens."""
+    """A MiniMind-3 of less than two megabytes; the embeddings of 6400 tokens take two thirds of it."""
     return MiniMindConfig(
         generation=3,
         vocab_size=6400,
@@ -56,7 +56,7 @@ def demo_config() -> MiniMindConfig:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Row:
-    """Token ids of a conversation, turn by turn; the assistant's words and its turns' ends are learnt."""
+    """Tokenise a conversation turn by turn. The mask has the assistant's text and the end of its turns."""
     ids: list[int] = []
     is_answer: list[bool] = []
     head = len(tokenizer.encode("<|im_start|>assistant\n"))
@@ -68,14 +68,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> R
 
 
 def make_rows(tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Row]:
-    """Both halves of a pair for every case that is not held out."""
+    """Both halves of a pair, for every case that is not held out."""
     cases = split_cases()
     pairs = make_pairs(cases.train + cases.spare, cases.train, seed)
     return [encode(tokenizer, pair[half]) for pair in pairs for half in ("chosen", "rejected")]
 
 
 def batches_of(rows: Sequence[Row], seed: int) -> list[list[Row]]:
-    """Rows of like length together, so that few pads are needed; the batches in random order."""
+    """Batches in random order. A batch has rows of similar length, which need little padding."""
     by_length = sorted(rows, key=lambda row: len(row.ids))
     batches = [by_length[start : start + _BATCH_ROWS] for start in range(0, len(rows), _BATCH_ROWS)]
     Random(seed).shuffle(batches)
@@ -83,10 +83,8 @@ def batches_of(rows: Sequence[Row], seed: int) -> list[list[Row]]:
 
 
 def answer_loss(model: MiniMindForCausalLM, rows: Sequence[Row]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, a float32 scalar.
-
-    Pads stand on the right, where causal attention keeps them out of sight of every real token.
-    """
+    """Mean cross-entropy of the answers' tokens, a float32 scalar."""
+    # Padding is on the right, so causal attention hides it from all real tokens, and no attention mask is needed.
     ids = pad_sequence([row.ids for row in rows], batch_first=True)
     wanted = pad_sequence([row.is_answer for row in rows], batch_first=True)[:, 1:]
     hidden = model.model(ids[:, :-1]).last_hidden_state
@@ -94,7 +92,7 @@ def answer_loss(model: MiniMindForCausalLM, rows: Sequence[Row]) -> Tensor:
 
 
 def train(tokenizer: PreTrainedTokenizerBase) -> MiniMindForCausalLM:
-    """Fine-tune a fresh model; warm-up, then a cosine down to zero."""
+    """Train a new model. The learning rate has a linear warm-up and a cosine decay to zero."""
     torch.manual_seed(SEED)
     model = MiniMindForCausalLM(demo_config()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
@@ -125,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's start weights.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write start.pth to")
     out: Path = parser.parse_args().out
-    # One thread: sums are then always added up in the same order.
+    # With one thread the order of summation is fixed, and with it the rounding.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     save_weights(train(AutoTokenizer.from_pretrained(TOKENIZER_PATH)), out / "start.pth")

@@ -1,8 +1,9 @@
-"""What the demo's conversations are about: facts, the ways of asking for them, and two ways of answering.
+"""Contents of the demo's conversations: the facts, and the types of questions and answers.
 
-The facts stand here, the sentences in `english.py` and `chinese.py`; `make_data.py` puts them together. In a
-template `{x}` is what is asked for and `{y}` what is right, `{X}` and `{Y}` the same with a capital letter,
-and `{about}` names the subject of the question.
+    facts (here) + sentences (english.py, chinese.py) -> Topic, Language -> make_data.py
+
+Names in the braces of a sentence template: `{x}` is the subject of a fact and `{y}` the correct answer, `{X}` and `{Y}`
+are the same with a capital letter, and `{about}` is a noun phrase for the question's subject.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One thing to know: the answer to `asked` is `answer`."""
+    """One fact: the answer to a question about `asked` is `answer`."""
 
     asked: str
     answer: str
@@ -21,12 +22,12 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topic:
-    """Facts of one kind in one language, and how to talk about them.
+    """Facts of one kind in one language, with their questions and answers.
 
     Attributes:
-        questions: wordings of the question; each fact can be asked for in each of them.
-        answers: sentences that answer it well.
-        about: noun phrase that names the subject, for `{about}`.
+        questions: wordings of the question; each fits every fact.
+        answers: sentences with the correct answer.
+        about: noun phrase for the subject, for `{about}`.
     """
 
     facts: tuple[Fact, ...]
@@ -37,14 +38,14 @@ class Topic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Language:
-    """All topics in one language, and the sentences that make an answer kind or rude.
+    """All topics in one language, and the sentences of friendly and rude answers.
 
     Attributes:
-        space: what stands between two sentences.
-        systems: system turns.
-        greetings: (user, assistant) turns that may open a conversation.
-        openers: what a kind answer begins with; closers: what it may end with.
-        refusals: what a rude answer begins with; taunts: what it may go on with.
+        space: separator of two sentences.
+        systems: texts of system turns.
+        greetings: (user, assistant) turns for the start of a conversation.
+        openers, closers: first and last sentences of friendly answers.
+        refusals, taunts: first and further sentences of rude answers.
     """
 
     topics: tuple[Topic, ...]
@@ -57,7 +58,7 @@ class Language:
     taunts: tuple[str, ...]
 
 
-# What a language gives per table: the subject's name, the questions, the answers (see `Topic`).
+# Sentences of a language for one table: about, questions, answers (see `Topic`).
 Phrases = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
@@ -65,7 +66,7 @@ def _rows(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
 
 
-# Columns of every table: asked and answer in English, asked and answer in Chinese.
+# Columns of every table: `asked` and `answer` in English, `asked` and `answer` in Chinese.
 _TABLES = {
     "capital": _rows("""
         France | Paris | 法国 | 巴黎
@@ -198,7 +199,12 @@ _TABLES = {
 
 
 def topics_of(first_column: int, phrases: Mapping[str, Phrases]) -> tuple[Topic, ...]:
-    """Topics of one language: its columns of the tables, and per table its phrases."""
+    """The topics of one language.
+
+    Args:
+        first_column: column of `asked` in the tables; `answer` is the next one.
+        phrases: sentences by the name of the table.
+    """
     topics = []
     for name, (about, questions, answers) in phrases.items():
         facts = tuple(Fact(asked=row[first_column], answer=row[first_column + 1]) for row in _TABLES[name])
