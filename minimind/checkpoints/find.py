@@ -64,6 +64,7 @@ def find_checkpoint(
     damaged: dict[str, str] = {}
     found = None
     for name in from_main(world, lambda: resume_candidates(folder)):
+        # A collective: all ranks verify the same candidate, each a share of its files.
         manifest, problem = _verify(folder / name, world, on_progress)
         if manifest is not None:
             found = Checkpoint(path=folder / name, manifest=manifest, damaged=damaged)
@@ -117,6 +118,7 @@ def _verify(path: Path, world: World, on_progress: Callable[[], object]) -> tupl
     manifest = from_main(world, read)
     if isinstance(manifest, str):
         return None, manifest
+    # Hashing is the slow part, so the files are dealt to the ranks. Sorting makes all ranks agree on the deal.
     mine = sorted(manifest.files)[world.rank :: world.size]
     found = [problem for name in mine if (problem := find_damage(path / name, manifest.files[name], on_progress))]
     problems = [problem for part in gather(world, found) for problem in part]

@@ -143,6 +143,7 @@ def load_resharded(engine: Any, folder: Path, world: World, on_progress: Callabl
     Raises:
         CheckpointError: the files do not fit the model, or the optimizer's states cannot be resharded.
     """
+    # In the model's order, because stage 0's optimizer knows its parameters by number only.
     parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     saved = SavedStates(folder, list(parameters), on_progress)
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
@@ -179,6 +180,7 @@ def _shard_state(
 ) -> dict[str, Any]:
     """The state_dict that this rank would have written under this run's ranks and stage."""
     base = wrapped_optimizer(optimizer, stage)
+    # Zeros, because DeepSpeed pads flat tensors and expects padding to be 0.
     flats = [{key: torch.zeros(size) for key in saved.keys} for size in flat_sizes(optimizer, stage)]
     for name, owned in owned_ranges(optimizer, parameters, stage, rank).items():
         for key in saved.keys:
@@ -205,6 +207,7 @@ def _load_rest(engine: Any, weights: Mapping[str, nn.Parameter], saved: SavedSta
     for name, buffer in engine.module.named_buffers():
         if name in saved.model.weights:
             buffer.copy_(saved.model.weights[name])
+    # The scheduler and the counters do not depend on ranks or stage.
     engine.lr_scheduler.load_state_dict(saved.model.scheduler)
     for name, value in saved.model.counters.items():
         setattr(engine, name, value)

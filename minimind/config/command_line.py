@@ -105,6 +105,7 @@ def _zero_or_one(text: str) -> bool:
 
 def _unrecognized(argument: str, flags: Iterable[str]) -> str:
     given = argument.split("=")[0]
+    # The cutoff accepts a missing or a wrong letter and rejects unrelated names.
     near = difflib.get_close_matches(given.lstrip("-"), flags, n=1, cutoff=0.5)
     hint = f"did you mean --{near[0]}?" if near else "see --help"
     return f"unrecognized argument: {given}; {hint}"
@@ -112,6 +113,7 @@ def _unrecognized(argument: str, flags: Iterable[str]) -> str:
 
 def _out_of_range(flag: Flag, value: Any) -> str | None:
     low, above = flag.metadata.low, flag.metadata.above
+    # argparse accepts "nan" and "inf" as floats.
     if isinstance(value, float) and not math.isfinite(value):
         return f"--{flag.name} {value} is not a finite number"
     if low is not None and value < low:

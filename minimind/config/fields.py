@@ -119,6 +119,7 @@ def replace_values(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
     Raises:
         KeyError: no section declares one of the flags.
     """
+    # Grouped by section, so that each frozen section is replaced once.
     sections = {item.name: item.section for item in fields_of(type(config))}
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():

@@ -101,6 +101,7 @@ def _has_plain_shards(ds_config: dict[str, Any], model: nn.Module, patches: Patc
 def _fill_shards(model: nn.Module, source: WeightSource, world: World, on_progress: Callable[[], object]) -> None:
     """Every rank copies its own part of each tensor; nothing is communicated."""
     for name, parameter in model.named_parameters():
+        # `source.read` maps the file; only the pages of this share are read from disk.
         share = own_share(source.read(name), world)
         shard_of(parameter).narrow(0, 0, share.numel()).copy_(share)
         on_progress()

@@ -60,9 +60,11 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         ConfigError: lists every problem of the file, and every contradiction to flags and ranks.
     """
     values = read_config_file(path)
+    # MiniMind's optimizer: torch's own AdamW. DeepSpeed would otherwise compile its FusedAdam.
     values.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True, "fused": True}})
     problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
+    # Asked before `_bind_flags` fills the key, because `_bind_batch` may still choose an open value.
     fixed_accumulation = not _is_open(values, "gradient_accumulation_steps")
     settings = _bind_flags(values, settings, problems)
     settings = _bind_batch(values, settings, world_size, fixed_accumulation, problems)

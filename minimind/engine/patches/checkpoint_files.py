@@ -120,6 +120,7 @@ def shard_files(folder: Path) -> list[Path]:
         if rank is None:
             raise ValueError(f"{path.name} has no rank in its name")
         found.append((rank, path))
+    # As numbers: rank 10 comes after rank 9, not after rank 1.
     found.sort()
     ranks = [rank for rank, _ in found]
     if ranks != list(range(len(ranks))):

@@ -91,6 +91,7 @@ def owned_ranges(
 
 def _stage2_range(parameter: Any) -> OwnedRange | None:
     """Stages 1 and 2 flatten all parameters of a group together and partition the result; it may cut a parameter."""
+    # None if this rank's partition has no element of the parameter. In DeepSpeed "hp" is float32 and "lp" 16-bit.
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -105,6 +106,7 @@ def _stage2_range(parameter: Any) -> OwnedRange | None:
 
 def _stage3_range(optimizer: Any, parameter: Any, rank: int) -> OwnedRange:
     """Stage 3 pads and partitions each parameter by itself."""
+    # `part` is the padded share; the last ranks own less of the parameter, or nothing.
     group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start, stop = (min(edge * part, full_numel(parameter)) for edge in (rank, rank + 1))
     return OwnedRange(group=group, offset=offset, start=start, stop=stop)
