@@ -1,4 +1,4 @@
-"""Plan a run: `python launch/plan.py --hidden_size 4096 --gpus_per_node 8 --gpu_memory 80GiB`, or `--help`."""
+"""Plans the memory of a run: `python launch/plan.py --hidden_size 4096 --gpus_per_node 8 --gpu_memory 80GiB`, or `--help`."""
 
 from minimind.plan.command import main
 

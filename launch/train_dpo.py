@@ -1,4 +1,4 @@
-"""Train by DPO: `deepspeed launch/train_dpo.py --deepspeed ds_configs/zero2.json`, `--help` for every flag."""
+"""Trains by DPO: `deepspeed launch/train_dpo.py --deepspeed ds_configs/zero2.json`; `--help` lists every flag."""
 
 from minimind.training.run import main
 

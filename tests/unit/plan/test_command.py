@@ -42,7 +42,7 @@ def test_every_shipped_file_has_a_row_and_the_command_is_valid(capsys):
     assert settings.config.model.from_weight == "full_sft_4096.pth"
 
 
-@pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
+@pytest.mark.parametrize("name", ["launch/README.md", "launch/README_zh.md"])
 def test_the_readme_s_table_is_what_the_script_prints(name):
     printed = plan(ISSUE).splitlines()
     shown = [line[4:] for line in (REPO / name).read_text(encoding="utf-8").splitlines() if ".json  " in line]
