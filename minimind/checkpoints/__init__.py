@@ -1,0 +1,1 @@
+"""Checkpoints: manifest, saving, finding, loading and resharding."""

@@ -1,1 +1,1 @@
-
+"""Everything that uses DeepSpeed: its configuration files, the policy and the reference."""

@@ -1,1 +1,1 @@
-
+"""Models: MiniMind, adaptations of other families, and attention over packs."""

@@ -1,0 +1,1 @@
+"""Processes: launchers, agreement between ranks, signals, and lost or stuck ranks."""

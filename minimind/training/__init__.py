@@ -1,1 +1,1 @@
-
+"""The order of events in a run, for any job."""

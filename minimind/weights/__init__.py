@@ -1,1 +1,1 @@
-
+"""Weight files of MiniMind and Hugging Face: reading, names, export."""

@@ -1,0 +1,1 @@
+"""Jobs: what a step of each kind of training computes."""

@@ -1,0 +1,1 @@
+"""Listeners: objects that react to the events of a run."""

@@ -1,0 +1,1 @@
+"""From flags and files to a run that is ready to train."""
