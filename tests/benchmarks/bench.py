@@ -1,14 +1,15 @@
-"""DPO trainers on the same pairs, model, batch and machine: speed and memory, interleaved, medians of rounds.
+"""Compares DPO trainers on the same pairs, model, batch and machine: speed and memory, medians of interleaved rounds.
 
     python -m tests.benchmarks.bench [--data FILE.jsonl --tokenizer FOLDER] [--peers ours,minimind-fp32,...]
 
-Prints a table, what it comes to, the way to our first step and the parts of our steps; writes `bench-DATA.json` and
-`bench-DATA.png` into --out. A trainer that cannot run says why, and the rest goes on: TRL needs the `bench` extra.
-Absolute numbers are this machine's and this minute's; only ratios within one run say anything.
+Prints a table, its ratios, the time until this project's first step and the parts of its steps. Writes
+`bench-DATA.json` and `bench-DATA.png` into --out. If a trainer cannot run, the reason is printed and the others run;
+TRL needs the `bench` extra. Speeds change with the machine and from minute to minute, so only ratios of one run are
+meaningful.
 
-Every trainer warms up on the heaviest of the batches that are then timed, so that all have the memory that they will
-need before the clock starts: the first touch of a page is the system's time, and a trainer that pads every batch to the
-same size has it behind it after any batch.
+Every trainer warms up on the largest of the timed batches, so that it has all its memory before the clock starts. The
+first access to a page takes time in the kernel, and a trainer that pads every batch to the same size would have done
+that after any batch.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What every trainer reads lies in `folder`; `packs` are its pairs, one a pack."""
+    """The inputs of all trainers. `folder` has their files; `packs` are the pairs, one per pack."""
 
     arguments: argparse.Namespace
     folder: Path
@@ -87,13 +88,13 @@ class Bench:
         }
 
     def work(self, name: str) -> Work:
-        """What the steps that are timed of a trainer amount to."""
+        """The work in the timed steps of a trainer."""
         task, together = self.task(name), self.arguments.batch_size * PEERS[name].batches
         start = task.warmup_steps * together
         return work_of(self.packs[start : start + task.steps * together], self.config)
 
     def rates(self, dtype: str) -> GemmRates:
-        """GEMM rates at this minute, for a middling micro-batch."""
+        """GEMM rates measured now, for a micro-batch of median size."""
         each = self.work("ours")
         batches = each.pairs / self.arguments.batch_size
         tokens, targets = (max(1, round(count / batches)) for count in (each.packed_tokens, each.targets))
@@ -112,7 +113,7 @@ class Bench:
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
-    """Write what every trainer reads.
+    """Write the inputs of all trainers.
 
     Raises:
         SystemExit: the data has too few usable pairs.
@@ -149,13 +150,13 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the rounds gave.
+    """Results of the rounds.
 
     Attributes:
-        rounds: per trainer what `Bench.run` gave in each round.
-        missing: trainers that did not run, and why; those of `failed` should have.
-        steps: seconds of the parts of our own steps, from a run of its own.
-        kinds: seconds of all our own timed steps by kind of work, from another; empty where this project did not run.
+        rounds: results of `Bench.run` in each round, by trainer.
+        missing: trainers that did not run, and why; those in `failed` could have run.
+        steps: seconds of the parts of this project's steps, from a separate run.
+        kinds: seconds of this project's timed steps by kind of work, from another separate run; may be empty.
         kinds_rate: the GEMM rate around that run.
     """
 
@@ -177,7 +178,7 @@ class Measured:
 
 
 def measure(bench: Bench) -> Measured:
-    """All rounds, the trainers in turn within each; one that fails is left out from then on."""
+    """Run all rounds. Each has every trainer once; a trainer that fails is left out of later rounds."""
     arguments = bench.arguments
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.peers}
     missing: dict[str, str] = {}
@@ -187,12 +188,12 @@ def measure(bench: Bench) -> Measured:
             started = time.perf_counter()
             try:
                 rounds[name].append(bench.run(name))
-                told = f"{sum(rounds[name][-1]['seconds']):.1f} s of timed steps"
+                result = f"{sum(rounds[name][-1]['seconds']):.1f} s of timed steps"
             except PeerError as error:
                 missing[name] = str(error)
                 failed += [] if isinstance(error, NotHereError) else [name]
-                told = f"did not run: {error}"
-            print(f"round {number}, {name}: {told} ({time.perf_counter() - started:.0f} s in all)", flush=True)
+                result = f"did not run: {error}"
+            print(f"round {number}, {name}: {result} ({time.perf_counter() - started:.0f} s in all)", flush=True)
     if rounds.get("ours"):
         try:
             steps = bench.run("ours", timers=True)["steps"][bench.task("ours").warmup_steps :]
@@ -209,10 +210,10 @@ def _machine() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run it all; ends with status 1 if a trainer of this project that could have run did not."""
+    """Run the benchmark. The exit status is 1 if a configuration of this project failed that can run here."""
     arguments = parse(argv)
     logging.disable_progress_bar()
-    # An end from outside unwinds the stack, so that the trainer that runs is ended too.
+    # SIGTERM raises an exception, so that the running trainer is ended too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     data, out = Path(arguments.data).stem, Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

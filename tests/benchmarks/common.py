@@ -1,14 +1,13 @@
-"""What every benchmarked trainer is given, and what it must give back.
+"""Input and output of every benchmarked trainer.
 
 The driver (`bench.py`) writes a folder with `task.json`, `pairs.jsonl` (rows that every trainer can train on, in
-order), `start.pth`, `model/` and `tokenizer/`, and names it in the environment; a trainer's rank 0 writes
-`result.json`.
+order), `start.pth`, `model/` and `tokenizer/`. An environment variable has its path. Rank 0 of a trainer writes
+`result.json` there.
 
-Memory has one definition for all. Of a rank's peak memory up to its last timed step (resident; on a GPU what torch has
-allocated there) two parts are nobody's choice: what the process held before it made its first model (Python, torch,
-libraries), and the bare states: weights of policy and reference, the optimizer's own float32 copy of the weights where
-it keeps one, its moments. What is left is `above`: gradients, activations, logits, buffers, copies. A state that
-several tensors share counts once.
+Memory has one definition for all trainers: a rank's peak up to its last timed step, resident on a CPU, allocated by
+torch on a GPU. Two parts are the same for every trainer: the memory before the first model (Python, torch, libraries),
+and the states (weights of policy and reference, the optimizer's float32 weights if it has them, its moments). The rest
+is `above`: gradients, activations, logits, buffers, copies. Storage that several tensors share counts once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The driver's word to the scripts: deepspeed's launcher puts arguments of its own before theirs.
+# The variable with the folder's path. Arguments are not used, because the DeepSpeed launcher adds its own before them.
 FOLDER = "MINIMIND_BENCH_FOLDER"
 
 
@@ -36,7 +35,7 @@ class Task:
         batch_size: pairs per rank and micro-batch.
         warmup_steps, steps: global steps not timed, global steps timed, in this order.
         max_seq_len: tokens kept of a row.
-        options: what tells one configuration of a trainer from another.
+        options: settings that distinguish the configurations of one trainer.
     """
 
     folder: str
@@ -52,26 +51,26 @@ class Task:
 
 
 def read_task() -> Task:
-    """The task that the driver left."""
+    """The task that the driver has written."""
     return Task(**json.loads((Path(os.environ[FOLDER]) / "task.json").read_text()))
 
 
 def write_result(task: Task, seconds: list[float], memory: dict[str, float], **more: object) -> None:
-    """Seconds of each timed step, what `memory_of` says, and whatever else the driver shows."""
+    """Write the seconds of each timed step, the memory from `memory_of`, and other values that the driver prints."""
     (task.path / "result.json").write_text(json.dumps({"seconds": seconds, **memory, **more}))
 
 
 def now() -> float:
-    """The clock, read when the device has done what it was told."""
+    """The clock, read after the device has finished its queued work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def used_gib(peak: bool = False) -> float:
-    """This process's memory, or the most it ever was: on a GPU what torch has allocated there, else what is resident.
+    """This process's memory or its peak, in GiB: allocated by torch on a GPU, resident on a CPU.
 
-    Not `getrusage`, whose peak a process inherits from the one that started it.
+    `getrusage` is not used, because a process inherits its parent's peak there.
     """
     if DEVICE.type == "cuda":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**30
@@ -83,7 +82,7 @@ def used_gib(peak: bool = False) -> float:
 def memory_of(
     peak_gib: float, before_gib: float, models: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None
 ) -> dict[str, float]:
-    """Peak, and how much of it is above the process's start and the bare states (see the module's text)."""
+    """The peak, and its part above the memory at the start and the states (see the module's docstring)."""
     states_gib = states_bytes(models, optimizer) / 2**30
     return {
         "peak_memory_gib": peak_gib,
@@ -94,8 +93,8 @@ def memory_of(
 
 
 def states_bytes(models: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None) -> int:
-    """Bytes of weights, ZeRO-3 shards among them, and of all that an optimizer keeps, on the device that is measured;
-    shared storage counts once."""
+    """Bytes of weights (ZeRO-3 shards included) and of the optimizer's states on the measured device; shared storage
+    counts once."""
     tensors: list[Tensor] = []
     for model in models:
         for parameter in model.parameters():

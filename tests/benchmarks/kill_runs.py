@@ -1,8 +1,8 @@
-"""Kill a rank at a random moment, again and again, and go on: `python -m tests.benchmarks.kill_runs --runs 20`.
+"""Kills a rank at random moments and resumes, many times: `python -m tests.benchmarks.kill_runs --runs 20`.
 
-Every launch goes on from what the one before it left. Each must end with a non-zero status within a minute and name
-what died; in the end the curve must be that of a run that nothing interrupted, bit for bit. The moments, seeded: while
-starting, in a step, in the middle of a save; what is killed: either rank.
+Every launch resumes from the checkpoints of the one before. Each must end with a non-zero status within a minute and
+name the killed rank. At the end the metrics must equal those of an uninterrupted run bit for bit. Moments are drawn
+from a seed: during the start, in a step, in the middle of a save. Either rank may be killed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def flags(folder: Path, steps: int) -> tuple[object, ...]:
 
 
 def kill_once(arguments: tuple[object, ...], out: Path, moment: str, chance: random.Random) -> dict[str, object]:
-    """One launch, killed; what came of it."""
+    """Start one launch, kill a rank, and describe how the launch ended."""
     saved = out / "checkpoints"
     with Running(*arguments, "--save_dir", out, "--from_resume", 1) as run:
         run.wait_for(lambda: len(run.ranks) == 2)
@@ -60,7 +60,7 @@ def kill_once(arguments: tuple[object, ...], out: Path, moment: str, chance: ran
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print one line a kill, and whether the curve is the uninterrupted one."""
+    """Print one line per kill, and whether the metrics equal those of the uninterrupted run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,10 @@
-"""Peak memory of two ranks that load a large model as ZeRO-3 shards: `python -m tests.benchmarks.load_memory`.
+"""Measures the peak memory of two ranks that load a large model as ZeRO-3 shards.
 
-Weights of about `--billions` parameters are written once, as a `.pth` and as a Hugging Face folder; then policy and
-reference are built from each by the real code, and each rank's memory is set against the model's size in bf16.
+    python -m tests.benchmarks.load_memory [--billions B]
+
+Weights of about `--billions` parameters are written once, as a `.pth` and as a Hugging Face folder. Policy and
+reference are then built from each by the code of training, and each rank's memory is compared with the model's size in
+bf16.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def write_weights(folder: Path, *, hidden_size: int, num_hidden_layers: int, voc
 
 
 def measure(path: Path, folder: Path, *, ranks: int = 2, timeout: float = 500) -> list[dict]:
-    """What each rank of a launch held while it loaded; see the worker."""
+    """Memory of each rank of a launch while it loads; see tests/distributed/workers/load.py."""
     answer = folder / "answer.json"
     launch("tests/distributed/workers/load.py", path, answer, ranks=ranks, timeout=timeout, launcher=True).succeeded()
     return json.loads(answer.read_text())

@@ -1,5 +1,5 @@
-"""MiniMind's own way of DPO, from its published description: every row padded to max_seq_len, two full forwards over
-chosen and rejected rows, a full log-softmax, plain AdamW. float32 on a CPU as it ships, or bfloat16 under autocast."""
+"""MiniMind's DPO loop, from its published description: every row padded to max_seq_len, two full forwards over
+chosen and rejected rows, a full log-softmax, plain AdamW. On a CPU float32 as shipped, or bfloat16 under autocast."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""This project's training script, watched: what `launch/train_dpo.py` runs, with the clock and the memory written down.
+"""Runs this project's training script and records times and memory.
 
     deepspeed tests/benchmarks/rank.py tests.benchmarks.ours FLAGS      marks, timers -> minimind.training.run.main
 
-Marks are taken once each, so timed steps stay what they are. With the option `timers` every call of a step's parts is
-timed as well, with `profiled` torch's profiler tells kinds of work apart; those runs are not among the compared.
+Each mark is recorded once, so the timed steps are not slowed down. With the option `timers` every call of a step's
+parts is timed too; with `profiled` torch's profiler separates kinds of work. Such runs are not compared with other
+trainers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from minimind.training.setup import assemble, engines, references
 from tests.benchmarks.common import DEVICE, Task, memory_of, now, read_task, used_gib
 from tests.benchmarks.rank import STARTED
 
-# Parts of a step: what is timed, and its name.
+# Parts of a step: class, method, name of the part.
 PARTS = (
     (LiveReference, "score", "reference"),
     (CachedReference, "score", "reference"),
@@ -37,19 +38,19 @@ PARTS = (
     (Policy, "step", "optimizer"),
 )
 
-# Kinds of work, by the names of torch's profiler; the last is our own kernel's, given to it here.
+# Matrix products by their names in torch's profiler. The last one is this project's kernel, named below.
 _MATMUL = "native::matmul"
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm", _MATMUL)
 
 
 class Watch:
-    """What is known of this rank's run.
+    """Times and memory of this rank's run.
 
     Attributes:
-        marks: when (seconds since the epoch) something was first reached.
-        steps: per global step the seconds of each part; empty without timers.
-        kinds: of the timed steps together, seconds of each kind of work; empty unless profiled.
-        fill_seconds: of filling the reference's cache; None where there is none.
+        marks: name -> time, in seconds since the epoch.
+        steps: seconds of each part, by global step; empty without timers.
+        kinds: seconds of each kind of work in all timed steps; empty unless profiled.
+        fill_seconds: seconds of filling the reference's cache; None without a cache.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,7 @@ class Watch:
         setattr(owner, name, outer)
 
     def time_fill(self, fill: Callable[..., None]) -> Callable[..., None]:
-        """How long the reference took to score all pairs in advance, its engine's making included."""
+        """Record the seconds of scoring all pairs in advance, the construction of the engine included."""
 
         def timed(*args: Any, **kwargs: Any) -> None:
             started = now()
@@ -104,7 +105,7 @@ class Watch:
         setattr(owner, name, outer)
 
     def time_data(self, batches: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        """A step begins when its batches are asked for; waiting for them is its part `data`."""
+        """Start a step when its batches are requested; the wait for them is the part `data`."""
 
         def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
             inner = batches(*args, **kwargs)
@@ -120,7 +121,7 @@ class Watch:
         return timed
 
     def end_step(self, log: Callable[..., None]) -> Callable[..., None]:
-        """A step ends when it is logged: what it saves is no part of it, and of no other trainer's."""
+        """End a step when it is logged. Saving is not part of it, as for the other trainers."""
 
         def logged(*args: Any, **kwargs: Any) -> None:
             log(*args, **kwargs)
@@ -132,7 +133,7 @@ class Watch:
         return logged
 
     def profile(self, step: Callable[..., None], task: Task) -> Callable[..., None]:
-        """Tell kinds of work apart in all timed steps; the optimizer's is all of its part."""
+        """Profile the timed steps. The whole part `optimizer` counts as work of the optimizer."""
         profiler = torch.profiler.profile()
         name_products()
         self.time_calls(Policy, "step", "optimizer")
@@ -153,10 +154,10 @@ class Watch:
         return profiled
 
     def write(self, path: Path, trained: loop.Run) -> None:
-        """Leave it all to the driver; the engines are still whole."""
+        """Write everything for the driver, while the engines still exist."""
         parts = (trained.policy, trained.job.reference)
         held = [engine for part in parts if (engine := getattr(part, "engine", None))]
-        # DeepSpeed's optimizer, and within it torch's; at stage 0 in float32 there is only the latter.
+        # DeepSpeed's optimizer wraps torch's; at stage 0 in float32 there is only torch's.
         optimizer = trained.policy.engine.optimizer
         optimizer = getattr(optimizer, "optimizer", optimizer)
         memory = memory_of(self.peak_gib, self.start_gib, [engine.module for engine in held], optimizer)
@@ -175,7 +176,7 @@ class Watch:
 
 
 def name_products() -> None:
-    """Let torch's profiler see our own products."""
+    """Give this project's products a name in torch's profiler."""
     inner = products.call
 
     def call(name: str, *arguments: Any) -> Any:
@@ -188,7 +189,7 @@ def name_products() -> None:
 
 
 def kinds_of(events: Iterable[Any], optimizer: float, total: float) -> dict[str, float]:
-    """Seconds of each kind of work; what is neither matrix product, attention nor optimizer is everything else."""
+    """Seconds of each kind of work: matrix products, attention, optimizer, everything else."""
     kinds = {"matrix products": 0.0, "attention": 0.0, "optimizer": optimizer}
     for event in events:
         microseconds = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total

@@ -1,4 +1,4 @@
-"""The trainers that are compared, and one round of one of them: a command, run until it ends, and what it wrote.
+"""The compared trainers, and one round of a trainer: runs its command and reads its result.
 
 name -> Peer -> run_peer -> Round (seconds of timed steps, memory, start-up, parts of a step)
 """
@@ -27,16 +27,16 @@ from tests.benchmarks.rank import BIND
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 CORES = len(os.sched_getaffinity(0))
-# Options of our own trainer that are no flags of it: how closely it is watched.
+# Options of this project's trainer that are not its flags: they select how it is measured.
 WATCHED = ("timers", "profiled")
 
 
 class PeerError(Exception):
-    """A trainer did not run; the text says why in a line."""
+    """A trainer did not run; the text is one line with the reason."""
 
 
 class NotHereError(PeerError):
-    """It is for other machines."""
+    """The trainer is for other machines."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class Peer:
     """One configuration of one trainer.
 
     Attributes:
-        module: in this folder; `ours` takes `options` as flags of the training script.
-        ranks: under deepspeed's launcher; 0 is a bare `python`.
+        module: module in this folder; `ours` takes `options` as flags of the training script.
+        ranks: number of ranks under the DeepSpeed launcher; 0: plain `python`.
         bound: each rank has one core and one thread; otherwise the ranks share all cores.
         batches: micro-batches of a global step over all ranks.
         live_reference: the reference's forward is part of a step.
-        dtype: in which it multiplies.
+        dtype: dtype of its matrix products.
     """
 
     module: str
@@ -73,7 +73,7 @@ def _ours(*, ranks: int = 1, live_reference: bool = True, bound: bool = False, b
 
 
 def _trl() -> dict[str, Peer]:
-    """Every combination of ZeRO-2 under the launcher, gradient checkpointing, and the reference in advance."""
+    """TRL with every combination of ZeRO-2 under the launcher, gradient checkpointing, and a precomputed reference."""
     peers = {}
     for zero2 in (False, True):
         for precomputed in (False, True):
@@ -93,7 +93,7 @@ PEERS: dict[str, Peer] = {
     "ours-compiled": _ours(use_compile=1),
     "ours-checkpointed": _ours(gradient_checkpointing=1),
     "ours-cached": _ours(reference="cached", live_reference=False),
-    # The same global batches, of two micro-batches: one after the other on one core, or each on its own.
+    # The same global batches of two micro-batches: one after the other on one core, or each on a core of its own.
     "ours-1core": _ours(bound=True, batches=2),
     "ours-2ranks": _ours(ranks=2, bound=True, batches=2),
     "minimind-bf16": Peer(module="minimind_loop", options={"dtype": "bfloat16"}),
@@ -103,7 +103,7 @@ PEERS: dict[str, Peer] = {
 
 
 def task_of(peer: Peer, folder: Path, *, batch_size: int, max_seq_len: int, warmup_pairs: int, pairs: int) -> Task:
-    """The steps of one trainer over the first pairs of the file: at least `warmup_pairs` not timed, the rest timed."""
+    """The task of a trainer over the first pairs of the file: at least `warmup_pairs` untimed, the rest timed."""
     together = batch_size * peer.batches
     warmup_steps = math.ceil(warmup_pairs / together)
     return Task(
@@ -117,7 +117,7 @@ def task_of(peer: Peer, folder: Path, *, batch_size: int, max_seq_len: int, warm
 
 
 def run_peer(peer: Peer, task: Task, timeout: float) -> dict[str, Any]:
-    """One round: seconds of the timed steps, memory, and what else the trainer tells.
+    """Run one round. Returns the seconds of the timed steps, the memory, and other values of the trainer.
 
     Raises:
         NotHereError: it cannot run here.
@@ -136,7 +136,7 @@ def run_peer(peer: Peer, task: Task, timeout: float) -> dict[str, Any]:
     if peer.module == "ours":
         for used in ("ours", "warm"):
             shutil.rmtree(task.path / used, ignore_errors=True)
-        # Tokens are there, the reference's log-probs not: every round fills their cache anew.
+        # Tokens are cached, the reference's log-probs are not: every round fills that cache again.
         shutil.copytree(task.path / "cache", task.path / "warm")
         command += _flags(task)
     started = time.time()
@@ -187,7 +187,7 @@ def _run(peer: Peer, task: Task, command: list[str], timeout: float) -> None:
     try:
         output, _ = process.communicate(timeout=timeout)
     except BaseException as error:
-        # Its own process group, ranks among it: nothing of it may run on under the clock of the next.
+        # The trainer and its ranks are one process group, which is ended completely before the next trainer is timed.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -195,7 +195,7 @@ def _run(peer: Peer, task: Task, command: list[str], timeout: float) -> None:
             raise PeerError(f"took more than {timeout:.0f} s") from None
         raise
     finally:
-        # DeepSpeed's CPU ranks leave their shared memory behind; this project's own take theirs away.
+        # DeepSpeed's CPU ranks leave shared memory behind; this project's ranks remove theirs.
         for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
             buffer.unlink(missing_ok=True)
     if process.returncode:
@@ -204,7 +204,7 @@ def _run(peer: Peer, task: Task, command: list[str], timeout: float) -> None:
 
 
 def _why(output: str) -> str:
-    """The line that a Python error or one of ours ends with; of several ranks', the first."""
+    """The last line of an error message in the output; the first one if several ranks print it."""
     lines = [line.strip() for line in output.splitlines()]
     return next((line for line in lines if line.split(":")[0].split(".")[-1].endswith("Error")), "")[:300]
 

@@ -1,4 +1,4 @@
-"""A rank's first lines: the clock, and a core of its own where asked for, before torch starts its threads.
+"""Entry of a benchmarked rank: records the time, and binds it to a core if asked, before torch starts its threads.
 
 deepspeed tests/benchmarks/rank.py MODULE FLAGS      -> that module as a script
 """

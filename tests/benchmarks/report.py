@@ -1,4 +1,4 @@
-"""Rounds -> one line per trainer -> table, figures of comparison, chart."""
+"""Reports the rounds: one line per trainer, a table, ratios, a chart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.work import GemmRates, Work
 
-# Okabe and Ito's colours, told apart by every eye.
+# Colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = {"ours": "#0072B2", "minimind": "#E69F00", "trl": "#009E73"}
 _PART_COLOURS = ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#999999")
 
@@ -23,10 +23,10 @@ class Line:
     Attributes:
         utilisation: useful operations per second over the GEMM rate around the same round, in the trainer's dtype.
         utilisation_of_forward: the same over the rate of the forward's products alone.
-        peak_memory_gib, above_memory_gib: of the rank that held most; see `common.py`.
-        before_seconds: computing the reference's log-probs in advance; None with a live reference.
-        first_step_seconds: from the command to the end of the first step; None where it is not taken.
-        first_step_cpu_seconds: processor time of all threads of all ranks until there.
+        peak_memory_gib, above_memory_gib: memory of the rank with the largest peak; see `common.py`.
+        before_seconds: seconds of precomputing the reference's log-probs; None with a live reference.
+        first_step_seconds: seconds from the command to the end of the first step; None if not recorded.
+        first_step_cpu_seconds: processor time of all threads of all ranks up to that point.
         versus: this project's pairs/s with the same kind of reference over this trainer's; None without that run.
     """
 
@@ -80,13 +80,13 @@ def lines_of(
 
 
 def rate_of(one: Mapping[str, Any], live_reference: bool) -> float:
-    """The GEMM rate around one round: the machine's speed changes by the minute, a trainer's with it."""
+    """The GEMM rate around one round, because the machine's speed changes from minute to minute."""
     around = [GemmRates(**rates) for rates in one["gemm_rates"]]
     return statistics.mean(rates.of_training(live_reference=live_reference) for rates in around)
 
 
 def forward_rate_of(one: Mapping[str, Any]) -> float:
-    """As `rate_of`, of the forward's products alone."""
+    """Like `rate_of`, for the forward's products alone."""
     return statistics.mean(rates["forward"] for rates in one["gemm_rates"])
 
 
@@ -96,7 +96,7 @@ def _median(rounds: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def table(lines: Sequence[Line], missing: Mapping[str, str]) -> str:
-    """The lines as text, and why the trainers that are missing are."""
+    """The lines as text, and the reasons of missing trainers."""
     header = (
         "trainer",
         "pairs/s",
@@ -137,7 +137,7 @@ def _shown(seconds: float | None) -> str:
 
 
 def figures(lines: Sequence[Line]) -> dict[str, float]:
-    """What the comparison comes to; figures whose trainers did not run are left out."""
+    """Ratios of the comparison; ratios of trainers that did not run are left out."""
     by_name = {line.trainer: line for line in lines}
     out: dict[str, float] = {}
 
@@ -167,29 +167,29 @@ def figures(lines: Sequence[Line]) -> dict[str, float]:
 
 
 def startup(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Median seconds of each part of the way to the first step; the launcher's is up to the rank's first line."""
+    """Median seconds of each part of the start, up to the first step; `launcher` ends at the rank's first line."""
     return {part: statistics.median(one["startup"][part] for one in rounds) for part in rounds[0]["startup"]}
 
 
 def breakdown(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean seconds of each part of a step."""
     parts = dict.fromkeys(part for step in steps for part in step)
-    # What is left goes last.
+    # The remainder comes last.
     ordered = [part for part in parts if part != "everything else"] + ["everything else"]
     return {part: statistics.mean(step.get(part, 0.0) for step in steps) for part in ordered}
 
 
 def parts_text(title: str, parts: Mapping[str, float]) -> str:
-    """Parts with their seconds and shares, one a line."""
+    """Parts with their seconds and shares, one per line."""
     total = sum(parts.values())
     rows = [f"  {part:<16} {seconds:>7.3f} s {seconds / total:>6.1%}" for part, seconds in parts.items()]
     return "\n".join([f"{title}: {total:.3f} s", *rows])
 
 
 def kinds_text(kinds: Mapping[str, float], work: Work, rate: float) -> str:
-    """Seconds of each kind of work of our own steps, and at how much of the GEMM rate the useful operations went by.
+    """Seconds of each kind of work in this project's steps, and the rate of useful operations over the GEMM rate.
 
-    Products that are done twice (the head's, in its backward) take time and count once, here as everywhere.
+    Products that are computed twice (the head's, again in backward) take time but count once.
     """
     attention = 4 * work.attention_flops
     useful = {"matrix products": work.useful_flops(live_reference=True) - attention, "attention": attention}
@@ -204,7 +204,7 @@ def kinds_text(kinds: Mapping[str, float], work: Work, rate: float) -> str:
 
 
 def draw(lines: Sequence[Line], parts: Mapping[str, float], path: Path, title: str) -> None:
-    """Speed and memory side by side, a bar per trainer; under them the parts of one of our own steps."""
+    """Draw speed and memory side by side, one bar per trainer, and below the parts of one of this project's steps."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""All-gather and reduce of CPU ranks through shared memory against gloo's sockets, interleaved, medians.
+"""Compares all-gather and reduce of CPU ranks through shared memory with gloo's sockets: interleaved, medians.
 
 deepspeed --num_gpus 2 tests/benchmarks/shared_memory.py [millions of bf16 elements in all]
 """

@@ -25,7 +25,7 @@ def test_benchmark_of_two_trainers_and_one_that_cannot_run(tmp_path):
         [
             *(sys.executable, "-m", "tests.benchmarks.bench", "--peers", "ours,ours-1core,minimind-bf16"),
             *(part for name, value in sizes.items() for part in (f"--{name}", str(value))),
-            # Three launches: what ends one that hangs is its own time limit, for nothing else knows its ranks.
+            # Three launches. A launch that hangs is ended by its own time limit, which knows its ranks.
             *("--out", str(tmp_path), "--timeout", "200"),
         ],
         cwd=REPO,
@@ -33,7 +33,7 @@ def test_benchmark_of_two_trainers_and_one_that_cannot_run(tmp_path):
         text=True,
         timeout=850,
     )
-    # One of our own did not run, which is told by the status; the others did.
+    # The status shows that a configuration of this project did not run; the others did.
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ours-1core did not run: its global batch leaves no step to time" in done.stdout
     record = json.loads((tmp_path / "bench-train.json").read_text())
@@ -73,7 +73,7 @@ def test_failed_profile_keeps_the_measured_rounds(capsys):
 
 
 def test_trainer_for_other_machines_is_not_a_failure(tmp_path, monkeypatch):
-    """A GPU or a single core has no ranks to compare that are bound to cores; the benchmark ends well there."""
+    """On a GPU or a single core no ranks can be bound to cores; the benchmark still ends with status 0."""
     monkeypatch.setattr(peers, "CORES", 1)
     task = task_of(PEERS["ours-2ranks"], tmp_path, batch_size=4, max_seq_len=128, warmup_pairs=8, pairs=24)
     with pytest.raises(NotHereError):

@@ -1,4 +1,4 @@
-"""The count of useful operations: by hand, against torch's own count, and against a mask of who sees whom."""
+"""The count of useful operations, against values by hand, torch's own count, and an explicit attention mask."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_matrix_product_flops_are_those_that_torch_counts(packs):
 
 
 def attention_flops(one) -> float:
-    """Two products of head_dim for each head and each pair of tokens that a mask lets see each other."""
+    """Two products of size head_dim for each head and each pair of tokens that the mask allows."""
     seen = 0
     for prefix, chosen, rejected in one.segments:
         for first, length in ((0, prefix + chosen), (prefix, prefix + rejected)):

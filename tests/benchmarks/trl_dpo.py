@@ -1,7 +1,7 @@
-"""TRL's DPOTrainer on the same pairs, weights and batch, with the loss that is MiniMind's (`sigmoid_norm`).
+"""TRL's DPOTrainer on the same pairs, weights and batch, with MiniMind's loss (`sigmoid_norm`).
 
-Alone it trains bfloat16 weights with bfloat16 moments, as the Trainer does; under the launcher with DeepSpeed ZeRO-2 it
-has float32 master weights and the very optimizer that this project has.
+Under plain python it trains bfloat16 weights with bfloat16 moments, as the Trainer does. Under the launcher with
+DeepSpeed ZeRO-2 it has float32 weights in the optimizer, and the same optimizer as this project.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step with its data, as the other trainers' steps have theirs, and the peak memory after it."""
+    """Records the seconds of each step, data included as for the other trainers, and the peak memory after it."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -40,7 +40,7 @@ class Clock(TrainerCallback):
 
 
 class Trainer(DPOTrainer):
-    """DPOTrainer that keeps the time that the reference's log-probs took in advance."""
+    """DPOTrainer that records the time of precomputing the reference's log-probs."""
 
     precompute_seconds: float | None = None
 
@@ -52,10 +52,10 @@ class Trainer(DPOTrainer):
 
 
 def rows(path: Path) -> list[dict[str, object]]:
-    """Prompt and the two answers, as TRL has them.
+    """Rows in TRL's form: the prompt and two answers.
 
     Raises:
-        SystemExit: a pair whose halves do not differ in the last message only, which TRL cannot be given.
+        SystemExit: the halves of a pair differ in more than the last message, which TRL cannot express.
     """
     out = []
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
@@ -67,7 +67,7 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 
 def deepspeed_config() -> dict[str, object]:
-    """This project's own ZeRO-2 file, without the monitor; "auto" is the Trainer's to fill."""
+    """This project's ZeRO-2 file without the monitor; the Trainer fills its "auto" values."""
     config = json.loads((REPO / "ds_configs" / "zero2.json").read_text())
     del config["tensorboard"]
     return config
@@ -81,7 +81,7 @@ def main() -> None:
     precomputed = bool(task.options["precomputed"])
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
     clock = Clock()
-    # Made before the models, as transformers asks for: it tells them of DeepSpeed.
+    # Created before the models, as transformers requires: it enables DeepSpeed for them.
     config = DPOConfig(
         output_dir=str(task.path / "trl"),
         loss_type=["sigmoid_norm"],
@@ -108,7 +108,7 @@ def main() -> None:
     ]
     trainer = Trainer(
         model=models[0],
-        # With its log-probs in advance, TRL needs no second model and keeps none.
+        # With precomputed log-probs TRL needs no second model and keeps none.
         ref_model=None if precomputed else models[1],
         args=config,
         train_dataset=Dataset.from_list(rows(task.path / "pairs.jsonl")),
@@ -117,7 +117,7 @@ def main() -> None:
     )
     trainer.train()
     if task.options["zero2"]:
-        # use_cpu and DeepSpeed are seldom met together; the Trainer must not have gone on without.
+        # use_cpu together with DeepSpeed is rare; check that the Trainer really uses DeepSpeed.
         assert trainer.model_wrapped.zero_optimization_stage() == 2
     optimizer = trainer.optimizer
     while hasattr(optimizer, "optimizer"):  # what accelerate and DeepSpeed wrap

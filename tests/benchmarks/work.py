@@ -1,10 +1,10 @@
-"""What a trainer's steps amount to in arithmetic, and how fast this machine multiplies matrices.
+"""Counts the useful operations of training steps, and measures this machine's rate of matrix products.
 
-Useful is what exact DPO of these pairs needs, and no more: every token of a pair once, a prefix that both halves share
-once; in attention only the pairs of tokens that see each other; the output head, and of the last block what comes after
-attention, only where a token counts; the policy forward and backward (twice a forward: gradients of inputs and of
-weights), the reference, where it is not cached, forward. Nothing that is recomputed, padded or masked counts, nor do
-norms, softmax, activations and the optimizer. A multiplication and an addition are two operations.
+Useful operations are those that exact DPO of these pairs needs: every token of a pair once, a shared prefix once; in
+attention only pairs of tokens that see each other; the output head, and the part of the last block after attention,
+only at target positions; the policy's forward and backward (twice a forward: gradients of inputs and of weights); the
+reference's forward unless it is cached. Recomputed, padded and masked operations do not count, nor do norms, softmax,
+activations and the optimizer. A multiplication and an addition are two operations.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tests.benchmarks.common import DEVICE, now
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What some pairs amount to.
+    """Work in some pairs.
 
     Attributes:
-        pairs: how many.
-        row_tokens: tokens of both rows of each; a shared prefix counts for both.
+        pairs: number of pairs.
+        row_tokens: tokens of both rows of each pair; a shared prefix counts twice.
         packed_tokens: tokens that must be computed.
         targets: tokens whose log-prob counts.
         forward_flops: useful operations of one forward; `attention_flops` of them are attention's scores and values.
@@ -42,7 +42,7 @@ class Work:
     attention_flops: float
 
     def useful_flops(self, *, live_reference: bool) -> float:
-        """Useful operations of training on the pairs once."""
+        """Useful operations of one training pass over the pairs."""
         return self.forward_flops * (4 if live_reference else 3)
 
 
@@ -68,7 +68,7 @@ def work_of(packs: Sequence[PackedPairs], config: MiniMindConfig) -> Work:
 
 
 def _visible(prefix: int, chosen: int, rejected: int) -> int:
-    """(query, key) pairs that see each other in one pair of rows, the token itself included."""
+    """Number of (query, key) pairs in which the query sees the key, in one pair of rows; a token sees itself."""
     row = prefix + chosen
     return row * (row + 1) // 2 + rejected * prefix + rejected * (rejected + 1) // 2
 
@@ -77,7 +77,7 @@ _Products = tuple[tuple[int, int, int], ...]
 
 
 def _layer_products(config: MiniMindConfig) -> tuple[_Products, _Products]:
-    """Weights (n, k) of a layer's matrix products, and how many there are of each: up to attention, and after it."""
+    """Shapes (n, k) of a layer's weights and their numbers: those up to attention, and those after it."""
     h, inner = config.hidden_size, config.intermediate_size
     heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     return ((heads, h, 1), (kv, h, 2)), ((h, heads, 1), (inner, h, 2), (h, inner, 1))
@@ -88,9 +88,9 @@ class GemmRates:
     """Operations per second of this machine's matrix products in one dtype, at the model's own shapes.
 
     Attributes:
-        forward: of `x w'` of every weight of the model, each as often as it occurs, the head at its targets.
-        backward: the same of `g w` and `g' x`, the gradients.
-        peak: of the fastest product among all these, alone.
+        forward: rate of `x w'` over all weights of the model, each as often as it occurs, the head at targets only.
+        backward: rate of the gradients `g w` and `g' x` over the same weights.
+        peak: rate of the fastest of these products.
     """
 
     forward: float
@@ -98,14 +98,14 @@ class GemmRates:
     peak: float
 
     def of_training(self, *, live_reference: bool) -> float:
-        """The rate that utilisation is measured against: of training's own products, forward (twice with a live
-        reference) and backward (two for each of a forward's)."""
+        """Denominator of utilisation: the rate of training's products, forward (twice with a live reference) and
+        backward (two products for each of a forward)."""
         forwards = 2 if live_reference else 1
         return (forwards + 2) / (forwards / self.forward + 2 / self.backward)
 
 
 def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.dtype) -> GemmRates:
-    """Measure the rates for a pack of so many tokens and targets."""
+    """Measure the rates for a pack with this many tokens and targets."""
     flops, forward, backward, peak = 0.0, 0.0, 0.0, 0.0
     in_layer = itertools.chain(*_layer_products(config))
     products = [(tokens, n, k, count * config.num_hidden_layers) for n, k, count in in_layer]
