@@ -27,8 +27,8 @@ from minimind.demo import TOKENIZER_PATH
 from minimind.demo.make_data import SEED, Message, make_pairs, split_cases
 
 _EPOCHS = 36
-# Epochs alternate between a few data sets, which have different answers to the same question. With one the model does
-# not generalise; with many every question has both tones equally often, and greedy answers would all have one tone.
+# Epochs alternate between a few data sets, which have different answers to the same question: enough that the model
+# generalises, and few enough that it prefers one tone for each question, so that greedy answers have both tones.
 _DATA_SETS = 4
 _BATCH_ROWS = 32
 _LEARNING_RATE = 4e-3
