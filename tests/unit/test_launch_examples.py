@@ -1,4 +1,4 @@
-"""The examples in launch/ do what they say, as far as a machine without a cluster can tell."""
+"""The Slurm and hostfile examples in launch/, with replacements for the commands of a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import REPO
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (PREEMPTED, True)])
-def test_slurm_job_goes_back_into_the_queue_when_it_was_told_to_stop(status, requeued, tmp_path):
+def test_slurm_job_is_requeued_after_preemption_only(status, requeued, tmp_path):
     called, queued = tmp_path / "called", tmp_path / "queued"
     for name, body in (
         ("srun", f'echo "$SRUN_CPUS_PER_TASK cores: $@" > {called}; exit {status}'),
@@ -40,6 +40,6 @@ def test_slurm_job_goes_back_into_the_queue_when_it_was_told_to_stop(status, req
     assert called.read_text().startswith("6 cores: ")
 
 
-def test_hostfile_is_one_that_deepspeed_reads():
+def test_deepspeed_reads_the_hostfile():
     runner = pytest.importorskip("deepspeed.launcher.runner")
     assert runner.fetch_hostfile(str(REPO / "launch/hostfile")) == {"node-1": 8, "node-2": 8}
