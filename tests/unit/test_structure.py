@@ -13,15 +13,13 @@ PACKAGE = REPO / "minimind"
 MOST_LINES, MOST_FUNCTION_LINES = 300, 50
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "version.py"))
-# The demo's scripts are tested together, through the files that they make (demo/test_demo_files.py).
-MIRRORED = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] != "demo"]
 
 
 def relative(path: Path) -> str:
     return path.relative_to(REPO).as_posix()
 
 
-@pytest.mark.parametrize("path", MIRRORED, ids=relative)
+@pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_a_module_has_its_test_file(path):
     mirrored = path.relative_to(PACKAGE)
     assert (REPO / "tests" / "unit" / mirrored.parent / f"test_{mirrored.name}").is_file()
