@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 CONFIG ?= ds_configs/zero2.json
 RANKS ?= 1
 FUZZ ?= 2000
+# Test files run in this many processes at once; FLAGS="-n 0" runs them in one.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,12 +36,15 @@ $(READY): pyproject.toml
 train: setup
 	deepspeed --num_gpus $(RANKS) launch/train_dpo.py --deepspeed $(CONFIG) $(FLAGS)
 
+# Each worker takes whole files, so that the fixtures of a file are made once.
+PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: setup
-	pytest $(FLAGS)
+	$(PYTEST) $(FLAGS)
 
 # MINIMIND_FUZZ: new damaged files for each fuzz test.
 test-all: setup
-	MINIMIND_FUZZ=$(FUZZ) pytest --long $(FLAGS)
+	MINIMIND_FUZZ=$(FUZZ) $(PYTEST) --long $(FLAGS)
 
 bench: setup
 	-pip install --quiet --editable ".[bench]"

@@ -20,7 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that are marked long, unless --long is given."""
+    """Put the slow files first, so that no worker ends alone with one; leave out long tests unless --long is given."""
+    items.sort(key=lambda item: item.get_closest_marker("distributed") is None)
     if config.getoption("--long"):
         return
     left_out = [item for item in items if item.get_closest_marker("long") is not None]
