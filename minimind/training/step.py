@@ -55,10 +55,10 @@ def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricS
 
 @torch.no_grad()
 def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], sums: MetricSums) -> None:
-    """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each item that counts, else a 0."""
+    """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each example that counts, else a 0."""
     batch = batch.to_device(policy.world.device)
     (target,) = job.targets([batch])
     log_probs, aux_loss = policy.score(batch)
     outcome = job.outcome(batch, log_probs, target)
     weight = torch.tensor(weights, dtype=torch.float64, device=policy.world.device)
-    sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, weight)
+    sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))

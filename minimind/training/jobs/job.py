@@ -85,3 +85,17 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
     @abc.abstractmethod
     def size(self, batch: BatchKind) -> int:
         """Number of items of a micro-batch: its weight in the mean loss of a global step."""
+
+    def item_weights(self, batch: BatchKind, weights: Tensor) -> Tensor:
+        """Weight of each item, given those of the batch's examples.
+
+        An example is one entry of the table. Here each is one item; a job whose items are parts of examples, such as
+        tokens, repeats the weights.
+
+        Args:
+            weights: one for each example; 0 excludes its items from an evaluation.
+
+        Returns:
+            (N,) as many as `size` says.
+        """
+        return weights

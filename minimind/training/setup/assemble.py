@@ -133,7 +133,6 @@ def _listeners(
         world=world,
         watch=watch,
     )
-    yield Progress(console=console, epoch_of=epoch_of, job=run.job)
     if prepared.is_demo and world.is_main:
         yield Samples(
             prompts=demo.SAMPLE_PROMPTS,
@@ -142,3 +141,5 @@ def _listeners(
             trained=folder / weights_name(config),
             console=console,
         )
+    # Last: its clock starts at `Start`, after the work of all other listeners there.
+    yield Progress(console=console, epoch_of=epoch_of, job=run.job)

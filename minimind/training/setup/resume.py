@@ -8,7 +8,9 @@ may not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from minimind.checkpoints.find import Checkpoint
@@ -16,12 +18,13 @@ from minimind.config import DEFAULT
 from minimind.data.sampler import PairSampler
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
+from minimind.objective.losses import build_loss
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.training_data import TrainingData
 
 # Settings that are part of a run's identity.
 _IDENTITY = (
-    "beta average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row reference "
+    "average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row reference "
     "micro_batch_tokens"
 ).split()
 # Optimizer keys that select an implementation; they do not change what is computed.
@@ -45,6 +48,7 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
         "identity": {
             **identity,
             "loss": values["loss"],
+            **_loss_options(values["loss"], values),
             "optimizer": {**optimizer, "params": params},
             **model_identity(prepared),
             "data": data.table.key,
@@ -64,6 +68,11 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
     }
     # A manifest is read back from JSON, so what is compared with it passes through JSON too (tuples become lists).
     return json.loads(json.dumps(described))
+
+
+def _loss_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a loss, e.g. beta, as this run's settings give them."""
+    return dataclasses.asdict(build_loss(name, values))
 
 
 def model_identity(prepared: Prepared) -> dict[str, object]:
@@ -90,7 +99,9 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
             f"{checkpoint.path}: cannot resume: DeepSpeed does not restore all NVMe state; use the DeepSpeed file of "
             "the run that wrote it or ds_configs/zero3_offload.json, or start anew in another --save_dir"
         )
-    was, now = {**_BEFORE, **checkpoint.manifest.identity}, described["identity"]
+    now = described["identity"]
+    # An option that the loss did not have when the checkpoint was written has the value that keeps its numbers.
+    was = {**_loss_options(now["loss"], {}), **_BEFORE, **checkpoint.manifest.identity}
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:
         listed = "\n".join(f"  {line}" for line in differing)

@@ -17,6 +17,7 @@ from minimind.objective.rows import ReferenceScores
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
+from minimind.training.jobs.job import BatchOutcome
 from minimind.training.metrics import MetricSums
 from minimind.training.step import eval_step, train_step
 
@@ -103,3 +104,29 @@ def test_an_evaluation_counts_only_pairs_with_weight(one_rank):
     assert metrics["logps/chosen"] == pytest.approx(-3.0)
     assert metrics["pairs_per_second"] == 2.0
     assert metrics["tokens_per_second"] == 24.0  # 2 pairs x 2 rows x 6 tokens
+
+
+class TokenJob(DPOJob):
+    """Has an item for each target of a pair, as a job over tokens has."""
+
+    name, item = "token", "targets"
+
+    def outcome(self, batch, log_probs, target):
+        return BatchOutcome(losses=-log_probs, metrics={})
+
+    def size(self, batch):
+        return len(batch.target_ids)
+
+    def item_weights(self, batch, weights):
+        return weights.repeat_interleave(batch.target_counts.sum(1))
+
+
+def test_an_evaluation_of_a_job_over_tokens_weights_each_token_as_its_example(one_rank):
+    """Two pairs of 6 targets: -1 each, but the second pair's last is -50 and does not count."""
+    base = job()
+    tokens = TokenJob(loss=base.loss, average_log_prob=False, reference=base.reference)
+    tokens.metrics = ()
+    sums = MetricSums(WORLD, tokens)
+    eval_step(Policy({1: -50.0}), tokens, pack([pair(1), pair(2)]), [1.0, 0.0], sums)
+    metrics = sums.reduce(seconds=1.0)
+    assert (metrics["loss"], metrics["targets_per_second"]) == (1.0, 6.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,27 @@ from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
+from minimind.objective import losses
+from minimind.objective.losses import SigmoidLoss
 from minimind.training.setup.resume import check_same_run, describe, describe_reshard
 
 # MiniMind's optimizer in a DeepSpeed file for a CPU, and in one for offloading.
 TORCH = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999], "torch_adam": True, "fused": True}}
 OFFLOAD = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999]}}
+
+
+@pytest.fixture
+def shifted_loss(monkeypatch):
+    """Registers a loss with an option of its own."""
+    monkeypatch.setattr(losses, "_LOSSES", dict(losses._LOSSES))
+
+    @losses.register_loss
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class ShiftedLoss(SigmoidLoss):
+        name = "shifted"
+        shift: float = 0.5
+
+    return ShiftedLoss
 
 
 def stream(ranks=2, seed=42):
@@ -102,16 +119,29 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tokens):
     assert json.dumps(now["identity"], sort_keys=True) == json.dumps(earlier["identity"], sort_keys=True)
 
 
-def test_a_manifest_without_a_loss_means_the_sigmoid_loss():
+def test_a_manifest_without_a_loss_means_the_sigmoid_loss(shifted_loss):
     """Earlier versions had only this loss, and did not write it."""
     saved = description()
     del saved["identity"]["loss"]
     old = checkpoint(saved, stream().position_after(3))
     check_same_run(old, description(), stream())
-    other = description()
-    other["identity"]["loss"] = "ipo"
-    with pytest.raises(CheckpointError, match="loss was 'sigmoid', is 'ipo'"):
-        check_same_run(old, other, stream())
+    with pytest.raises(CheckpointError, match="loss was 'sigmoid', is 'shifted'"):
+        check_same_run(old, description(flags="--loss shifted"), stream())
+
+
+def test_options_of_the_loss_belong_to_the_run(shifted_loss):
+    saved = checkpoint(description(flags="--loss shifted"), stream().position_after(3))
+    assert saved.manifest.identity["shift"] == 0.5
+    now = description(flags="--loss shifted")
+    now["identity"]["shift"] = 2.0
+    with pytest.raises(CheckpointError, match=r"shift was 0\.5, is 2\.0"):
+        check_same_run(saved, now, stream())
+
+
+def test_an_option_that_is_newer_than_the_checkpoint_has_its_default(shifted_loss):
+    saved = description(flags="--loss shifted")
+    del saved["identity"]["shift"]
+    check_same_run(checkpoint(saved, stream().position_after(3)), description(flags="--loss shifted"), stream())
 
 
 def test_settings_that_were_not_given_are_written_as_before():
