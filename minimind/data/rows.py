@@ -1,28 +1,39 @@
 """Checked preference rows: two conversations in one common form, whatever shape the file has.
 
-    messages of both halves (shapes.py) -> checked_row -> PreferenceRow -> template.py
+    messages of both halves (shapes.py), other columns (columns.py) -> checked_row -> PreferenceRow -> template.py
 
-A message is `{"role": ..., "content": ...}`. An invalid row raises `RowError`; whether it stops the run is decided
-later, by `--on_bad_row`.
+An invalid row raises `RowError`; whether it stops the run is decided later, by `--on_bad_row`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import reprlib
+from collections.abc import Mapping
 from typing import Any
 
+from minimind.data.columns import Columns
+from minimind.data.messages import Message, has_developer, read_messages
 from minimind.data.sources import RowError
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceRow:
-    """Two conversations with equal messages before the first assistant turn that differs."""
+    """Two conversations with equal messages before the first assistant turn that differs.
 
-    chosen: list[dict[str, Any]]
-    rejected: list[dict[str, Any]]
+    Attributes:
+        chosen, rejected: messages as the chat template takes them, from the system message on.
+        tools: descriptions of functions for the chat template; None if there are none.
+        template_kwargs: further variables of the chat template for this row.
+        unused: columns of the row that have a value and are not used.
+        has_developer: messages of the role `developer` were read as system messages.
+    """
+
+    chosen: list[Message]
+    rejected: list[Message]
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    has_developer: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,49 +51,45 @@ class BadRow:
     tokenized: bool
 
 
-def checked_row(*, chosen: Any, rejected: Any) -> PreferenceRow:
+def checked_row(*, chosen: Any, rejected: Any, columns: Columns | None = None) -> PreferenceRow:
     """Check two conversations and make a row of them.
 
     Args:
         chosen, rejected: lists of messages, if the row is valid.
+        columns: the other columns of the row; None if it has none.
 
     Raises:
         RowError: the reason, without file and line.
     """
-    _check_messages("chosen", chosen)
-    _check_messages("rejected", rejected)
-    _check_prompts(chosen, rejected)
-    return PreferenceRow(chosen=chosen, rejected=rejected)
+    columns = columns or Columns()
+    halves = {half: read_messages(half, value) for half, value in (("chosen", chosen), ("rejected", rejected))}
+    for half, messages in halves.items():
+        if not any(message["role"] == "assistant" for message in messages):
+            raise RowError(f"{half!r} has no assistant turn")
+    completed = {half: columns.complete(half, messages) for half, messages in halves.items()}
+    # Messages are counted as the file has them, without a prompt that was put in front.
+    _check_prompts(completed, {half: len(completed[half]) - len(halves[half]) for half in halves})
+    return PreferenceRow(
+        **completed,
+        tools=columns.tools,
+        template_kwargs=columns.template_kwargs,
+        unused=columns.unused,
+        has_developer=columns.has_developer or has_developer(chosen) or has_developer(rejected),
+    )
 
 
-def _check_messages(half: str, messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise RowError(f"{half!r} is not a list of messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or "role" not in message:
-            raise RowError(f"{half!r} message {index} is not an object with 'role' and 'content'")
-        if message["role"] not in ROLES:
-            role = reprlib.repr(message["role"])
-            raise RowError(f"{half!r} message {index} has the unknown role {role}; use one of {', '.join(ROLES)}")
-        # An assistant turn that only calls tools needs no text.
-        calls_tools = message["role"] == "assistant" and message.get("tool_calls")
-        content = message.get("content")
-        if not isinstance(content, str) and not calls_tools:
-            raise RowError(f"{half!r} message {index} has no text in 'content'")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError(f"{half!r} has no assistant turn")
-
-
-def _check_prompts(chosen: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
+def _check_prompts(halves: Mapping[str, list[Message]], added: Mapping[str, int]) -> None:
     """Check that the first difference is between two assistant turns: DPO compares answers to the same prompt."""
+    chosen, rejected = halves["chosen"], halves["rejected"]
     for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
         if one == other:
             continue
         if one["role"] == other["role"] == "assistant":
             return
         raise RowError(
-            f"the prompts differ: message {index} of 'chosen' ({one['role']}) and of 'rejected' ({other['role']}) are "
-            "not equal, and no assistant turn before it differs"
+            f"the prompts differ: message {max(0, index - added['chosen'])} of 'chosen' ({one['role']}) and message "
+            f"{max(0, index - added['rejected'])} of 'rejected' ({other['role']}) are not equal, and no assistant turn "
+            "before them differs"
         )
     # Without a difference so far, one conversation continues the other, unless they have the same length.
     if len(chosen) == len(rejected):

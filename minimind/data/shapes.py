@@ -3,7 +3,7 @@
     line -> parse_json (sources.py) -> the first shape that recognises the value -> PreferenceRow (checked by rows.py)
 
 To add a shape, write its conversion, add an entry to `SHAPES` and a test. A conversion ends with `checked_row`, so
-the checks are the same for every shape.
+the checks are the same for every shape; it passes on what `read_columns` makes of the columns that it does not read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from minimind.data.columns import read_columns
 from minimind.data.rows import PreferenceRow, checked_row
 from minimind.data.sources import RowError, parse_json
 
@@ -35,7 +36,8 @@ class RowShape:
 
 
 def _convert_conversations(row: Mapping[str, Any]) -> PreferenceRow:
-    return checked_row(chosen=row["chosen"], rejected=row["rejected"])
+    columns = read_columns(row, own=("chosen", "rejected"))
+    return checked_row(chosen=row["chosen"], rejected=row["rejected"], columns=columns)
 
 
 # The first shape that recognises a row converts it, so a more specific shape must come before a more general one.

@@ -80,6 +80,7 @@ def test_damaged_rows(line):
         assert_row_or_reason(line)
 
 
+COLUMNS = ("chosen", "rejected", "prompt", "system", "tools", "chat_template_kwargs", "score")
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(("user", "assistant", "system", "tool")) | json_values()},
@@ -91,7 +92,7 @@ MESSAGES = st.lists(
 
 
 @fuzzed(200)
-@given(st.dictionaries(st.sampled_from(("chosen", "rejected", "tools")), MESSAGES | json_values()) | json_values())
+@given(st.dictionaries(st.sampled_from(COLUMNS), MESSAGES | json_values()) | json_values())
 def test_rows_of_other_types(row):
     with only_our_errors():
         assert_row_or_reason(json.dumps(row).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minimind.data.columns import read_columns
 from minimind.data.rows import checked_row
 from minimind.data.sources import RowError
 from tests.conftest import conversation, pair
@@ -44,15 +45,15 @@ BAD = {
     "no assistant": (with_chosen([USER]), "'chosen' has no assistant turn"),
     "different questions": (
         {"chosen": conversation("A?", "Yes."), "rejected": conversation("B?", "No.")},
-        r"the prompts differ: message 0 of 'chosen' \(user\) and of 'rejected' \(user\) are not equal",
+        r"the prompts differ: message 0 of 'chosen' \(user\) and message 0 of 'rejected' \(user\) are not equal",
     ),
     "different roles": (
         {"chosen": [USER, ANSWER], "rejected": [{**USER, "role": "system"}, ANSWER]},
-        r"message 0 of 'chosen' \(user\) and of 'rejected' \(system\)",
+        r"message 0 of 'chosen' \(user\) and message 0 of 'rejected' \(system\)",
     ),
     "questions differ after a shared turn": (
         {"chosen": conversation("A", "B", "C", "D"), "rejected": conversation("A", "B", "X", "Y")},
-        r"message 2 of .* \(user\) are not equal, and no assistant turn before it differs",
+        r"message 2 of .* \(user\) are not equal, and no assistant turn before them differs",
     ),
     "the same twice": ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "are the same"),
 }
@@ -104,3 +105,45 @@ def test_valid_row_keeps_its_messages(name):
     row = checked_row(**ACCEPTED[name])
     assert row.chosen == ACCEPTED[name]["chosen"]
     assert row.rejected == ACCEPTED[name]["rejected"]
+
+
+def test_columns_complete_both_halves_and_come_along():
+    tool = {"type": "function", "function": {"name": "add"}}
+    columns = read_columns(
+        {"prompt": [USER], "system": "Be kind.", "tools": [tool], "chat_template_kwargs": {"plain": True}, "id": 7},
+        own=(),
+    )
+    row = checked_row(chosen=[ANSWER], rejected=[{"role": "assistant", "content": "Five."}], columns=columns)
+    system = {"role": "system", "content": "Be kind."}
+    assert row.chosen == [system, USER, ANSWER]
+    assert row.rejected == [system, USER, {"role": "assistant", "content": "Five."}]
+    assert (row.tools, row.template_kwargs, row.unused) == ([tool], {"plain": True}, ("id",))
+
+
+def test_an_answer_in_the_prompt_is_no_answer_of_a_half():
+    columns = read_columns({"prompt": conversation("A?", "B", "C?")}, own=())
+    with pytest.raises(RowError, match="'rejected' has no assistant turn"):
+        checked_row(chosen=[ANSWER], rejected=[{"role": "tool", "content": "4"}], columns=columns)
+
+
+def test_messages_are_counted_without_a_prompt_that_is_put_in_front():
+    columns = read_columns({"prompt": conversation("A?", "B", "C?")}, own=())
+    tools = ({"role": "tool", "content": text} for text in ("4", "5"))
+    chosen, rejected = ([ANSWER, tool, ANSWER] for tool in tools)
+    with pytest.raises(RowError, match=r"message 1 of 'chosen' \(tool\) and message 1 of 'rejected' \(tool\) are"):
+        checked_row(chosen=chosen, rejected=rejected, columns=columns)
+
+
+@pytest.mark.parametrize("halves", [("chosen",), ("rejected",), ("chosen", "rejected")])
+def test_a_developer_message_is_a_system_message_and_is_noted(halves):
+    roles = {half: "developer" if half in halves else "system" for half in ("chosen", "rejected")}
+    row = checked_row(**{half: [{"role": role, "content": "Be kind."}, *GOOD[half]] for half, role in roles.items()})
+    assert row.chosen[0] == row.rejected[0] == {"role": "system", "content": "Be kind."}
+    assert row.has_developer
+    assert not checked_row(**GOOD).has_developer
+
+
+def test_null_is_no_difference_between_prompts():
+    one = {"role": "user", "content": "?", "name": None, "tool_calls": None}
+    row = checked_row(chosen=[one, ANSWER], rejected=[{"role": "user", "content": "?"}, {**ANSWER, "content": "No."}])
+    assert row.chosen[0] == {"role": "user", "content": "?"}

@@ -23,8 +23,17 @@ def test_conversations_are_taken_as_they_are():
     assert parse_row(line(GOOD)) == PreferenceRow(chosen=GOOD["chosen"], rejected=GOOD["rejected"])
 
 
-def test_other_keys_are_ignored():
-    assert parse_row(line({**GOOD, "source": "test", "score": 3})) == parse_row(line(GOOD))
+def test_columns_of_no_use_are_named():
+    row = parse_row(line({"id": None, **GOOD, "source": "test", "score": 3}))
+    assert row == PreferenceRow(**GOOD, unused=("source", "score"))
+
+
+def test_columns_of_the_conversation_are_used():
+    columns = {"prompt": "What is two and two?", "system": "Be kind.", "tools": '[{"name": "add"}]'}
+    row = parse_row(line({**GOOD, **columns, "chat_template_kwargs": {"plain": True}}))
+    system = {"role": "system", "content": "Be kind."}
+    assert (row.chosen, row.rejected) == ([system, *GOOD["chosen"]], [system, *GOOD["rejected"]])
+    assert (row.tools, row.template_kwargs, row.unused) == ([{"name": "add"}], {"plain": True}, ())
 
 
 def test_byte_order_mark_and_windows_line_end_are_ignored():

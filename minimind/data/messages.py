@@ -1,0 +1,105 @@
+"""Checked messages of one conversation.
+
+    messages of a half or of a prompt, as the file has them -> read_messages -> messages as the chat template takes them
+
+A message is `{"role": ..., "content": ...}`. Other keys pass to the chat template as they are, with these exceptions:
+null is read as "not given" (column formats write it for every key that another row has), arguments of tool calls that
+are a JSON text become the object that they describe, and the role `developer` is read as `system`.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from minimind.data.sources import RowError, parse_json
+
+Message = dict[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool")
+# OpenAI's newer name of the role that instructs the model. Few chat templates know it.
+DEVELOPER = "developer"
+
+
+def read_messages(column: str, messages: Any) -> list[Message]:
+    """Check a list of messages and bring it into the form that chat templates expect.
+
+    Args:
+        column: name of the column, for error messages.
+        messages: the column's value; it is not changed.
+
+    Raises:
+        RowError: the reason, without file and line.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RowError(f"{column!r} is not a list of messages")
+    read = [_read_message(f"{column!r} message {index}", message) for index, message in enumerate(messages)]
+    if _has_role(messages, DEVELOPER) and _has_role(messages, "system"):
+        raise RowError(f"{column!r} has both a system and a developer message; keep one of them")
+    return read
+
+
+def has_developer(messages: Any) -> bool:
+    """Whether a column's value is a list with a message of the role `developer`."""
+    return isinstance(messages, list) and _has_role(messages, DEVELOPER)
+
+
+def _has_role(messages: list[Any], role: str) -> bool:
+    return any(isinstance(message, dict) and message.get("role") == role for message in messages)
+
+
+def _read_message(place: str, message: Any) -> Message:
+    if not isinstance(message, dict) or "role" not in message:
+        raise RowError(f"{place} is not an object with 'role' and 'content'")
+    if None in message.values():
+        # Whether an assistant turn has the content null or none at all is left to the template.
+        message = {key: value for key, value in message.items() if value is not None or key == "content"}
+    role = message.get("role")
+    if role == DEVELOPER:
+        message = {**message, "role": "system"}
+    elif role not in ROLES:
+        raise RowError(f"{place} has the unknown role {reprlib.repr(role)}; use one of {', '.join(ROLES)}")
+    # An assistant turn that only calls tools needs no text.
+    calls = message.get("tool_calls") if role == "assistant" else None
+    if not isinstance(message.get("content"), str) and not calls:
+        raise RowError(f"{place} has no text in 'content'")
+    if calls:
+        message = {**message, "tool_calls": _read_calls(place, calls)}
+    return message
+
+
+def _read_calls(place: str, calls: Any) -> list[Any]:
+    """Tool calls, each `{"name": ..., "arguments": {...}}` or `{"function": {"name": ..., "arguments": {...}}}`."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RowError(f"{place}: 'tool_calls' is not a list of objects")
+    read = []
+    for index, call in enumerate(calls):
+        function = call.get("function")
+        if isinstance(function, dict):
+            call = {**call, "function": _with_parsed_arguments(f"{place}, tool call {index}", function)}
+        read.append(_with_parsed_arguments(f"{place}, tool call {index}", call))
+    return read
+
+
+def _with_parsed_arguments(place: str, function: Message) -> Message:
+    """OpenAI gives arguments as a JSON text. A template that writes them as JSON would quote that text again."""
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return function
+    # Some servers give an empty text for a function without arguments.
+    parsed = parse_json_text(f"{place}: 'arguments'", arguments) if arguments.strip() else {}
+    if not isinstance(parsed, dict):
+        raise RowError(f"{place}: the text in 'arguments' is not a JSON object")
+    return {**function, "arguments": parsed}
+
+
+def parse_json_text(place: str, text: str) -> Any:
+    """The value of a JSON text inside a row.
+
+    Raises:
+        RowError: names the place.
+    """
+    try:
+        return parse_json(text.encode("utf-8"))
+    except RowError as error:
+        raise RowError(f"{place} is a text that is not valid JSON ({error})") from error
