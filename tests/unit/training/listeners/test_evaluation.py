@@ -52,6 +52,7 @@ def made():
             metrics=(),
             targets=lambda batches: [None],
             outcome=lambda batch, log_probs, target: BatchOutcome(losses=log_probs, metrics={}),
+            item_weights=lambda batch, weights: weights,
         )
         listener = Evaluation(
             table=TABLE,
