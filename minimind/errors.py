@@ -35,6 +35,10 @@ class ConfigError(MiniMindError):
         return cls(f"{len(problems)} problems:\n{listed}", agreed=agreed)
 
 
+class PackError(ConfigError):
+    """A model's layers ask packed attention for something that it does not compute."""
+
+
 class DataError(MiniMindError):
     """A preference file, a chat template or a tokenizer cannot be used."""
 

@@ -31,4 +31,9 @@ class ModelConfig:
     rope_theta: float | None = flag(
         None, "base of the rotary embedding, if the weights do not contain it (MiniMind: 1e6)", low=0
     )
+    dropout: bool = flag(
+        False,
+        "0: the model's dropout is turned off, so that the policy starts as its reference; 1: train with the dropout "
+        "of the model's configuration",
+    )
     inference_rope_scaling: bool = flag(False, "1: YaRN scaling of the rotary embedding, for contexts above 2048")

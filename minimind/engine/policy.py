@@ -27,6 +27,7 @@ from minimind.engine.patches.optimizer import patch_optimizer
 from minimind.engine.patches.partitions import full_numel
 from minimind.engine.patches.registry import select_patches
 from minimind.errors import ConfigError, TrainingError
+from minimind.model.dropout import turn_off_dropout
 from minimind.model.packed_attention import NATIVE
 from minimind.ranks.world import World
 from minimind.weights.construction import restore_computed_buffers
@@ -58,6 +59,8 @@ class Policy:
         dtype = getattr(torch, config.optimisation.dtype)
         patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
         scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
+        if not config.model.dropout:
+            turn_off_dropout(scorer.model)
         if config.engine.gradient_checkpointing:
             # Newer transformers have renamed the method. Reentrant checkpointing loses the auxiliary loss's gradient.
             old = scorer.model.gradient_checkpointing_enable
@@ -129,6 +132,24 @@ class Policy:
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss."""
         return self.engine(batch)
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, training: bool = False) -> Tensor:
+        """Log-probs of a batch's targets, (K,) float32, of a model that may fail; the engine is usable afterwards.
+
+        Args:
+            training: compute in train mode, else in eval mode.
+        """
+        self.engine.train(training)
+        try:
+            return self.engine(batch.to_device(self.world.device))[0]
+        except Exception:
+            if self.stage == 3:
+                # The hooks that release a module's weights have not run for the modules that failed.
+                self.engine.empty_partition_cache()
+            raise
+        finally:
+            self.engine.train()
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate the gradient of one micro-batch's share of a global step's loss.

@@ -2,19 +2,24 @@
 
     PackedPairs -> backbone over the pack -> hidden states of K positions -> output head in blocks -> (K,) float32
     PaddedPairs -> the model's own forward -> logits -> (K,) float32      for models that cannot compute packs
+    PlainRow    -> the same over one row alone                            the oracle of both
 
 All computation is inside one `forward`, because ZeRO-3 gathers weights only there.
 """
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minimind.data.packs import Batch, PackedPairs, PaddedPairs
+from minimind.engine.plain_row import PlainRow
 from minimind.model.family import family_of
-from minimind.model.packed_attention import NATIVE, PACKED_ATTENTION, PackSegments
+from minimind.model.own_attention import AttentionSwitch
+from minimind.model.packed_attention import NATIVE, PackSegments
 from minimind.objective.log_probs import target_log_probs
 
 
@@ -30,20 +35,31 @@ class PairScorer(nn.Module):
         super().__init__()
         self.model = model
         self.attention = attention
+        self._switch = AttentionSwitch.of(model)
+        # A model without attention (RWKV, xLSTM) may know neither a cache nor a mask.
+        parameters = inspect.signature(model.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in parameters else {}
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32."""
+        """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32.
+
+        Raises:
+            PackError: a pack, and the model's attention does something that packs do not have.
+        """
         if isinstance(batch, PackedPairs):
             return self._packed(batch)
-        assert isinstance(batch, PaddedPairs)
-        self.model.config._attn_implementation = "sdpa"
-        out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False)
+        self._switch.own()
+        if isinstance(batch, PlainRow):
+            out = self.model(input_ids=batch.token_ids[None], **self._options)
+        else:
+            assert isinstance(batch, PaddedPairs)
+            out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, **self._options)
         logits = out.logits.flatten(0, 1)[batch.target_positions].float()
         log_probs = logits.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
         return log_probs, _aux_loss(out, log_probs)
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
-        self.model.config._attn_implementation = PACKED_ATTENTION
+        self._switch.packed()
         selects = family_of(self.model.config).backbone_selects_positions
         out = self.model.base_model(
             input_ids=batch.token_ids[None],

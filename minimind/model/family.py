@@ -36,7 +36,7 @@ class ModelFamily:
     Attributes:
         label: configuration -> name of the model for the user.
         packs_by_construction: the model computes packs exactly, which tests of this project prove. Other models are
-            compared with their own padded forward before a run uses packs.
+            compared with their own forward over single rows before a run trains them.
         backbone_selects_positions: the backbone accepts `keep` (K,) and returns only those K positions.
         exports_pth: a run also writes the weights as MiniMind's `.pth`.
         dropout_fields: fields of the configuration that may hold the dropout probability of attention weights.
@@ -72,8 +72,8 @@ def family_of(config: PretrainedConfig) -> ModelFamily:
 def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     """The reason why a model cannot be trained on packs, or None if its configuration gives no reason.
 
-    A configuration does not show everything: before a run uses packs it also compares the model's log-probs of one
-    pack with those of the same rows padded.
+    A configuration does not show everything: before a run uses packs it also compares the model's log-probs of a pack
+    with those of each row alone (`training/setup/oracle.py`).
 
     Args:
         max_seq_len: tokens in the longest row.
@@ -84,15 +84,17 @@ def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     if not getattr(model_class, "_supports_attention_backend", False):
         return f"{model_class.__name__} does not use transformers' attention interface"
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        return "it has layers with other than full attention"
+    text = config.get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if others:
+        return f"it has layers of the kind {others[0]}"
     # A window that is at least as long as the longest row hides nothing.
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_len:
+    window = getattr(text, "sliding_window", None)
+    if window is not None and getattr(text, "use_sliding_window", True) and window < max_seq_len:
         return f"it attends over a sliding window of {window} tokens"
-    if getattr(config, "output_router_logits", False):
+    if getattr(text, "output_router_logits", False):
         return "its auxiliary loss is part of its own forward (output_router_logits)"
     for name in _LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
+        if getattr(text, name, None) not in (None, 1, 1.0):
             return f"it transforms its logits ({name})"
     return None

@@ -10,6 +10,8 @@ Each row attends to exactly its own tokens, and the shared prefix is computed on
 Qwen3 and other models need no change:
 
     model(..., pack) -> packed_attention -> BACKENDS[pack.backend] -> attention output
+
+What a model wants beyond causal softmax attention (sinks, soft capping, a window, a bias) is refused, never ignored.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from minimind.errors import PackError
 from minimind.model import flex_attention, varlen_attention
 from minimind.model.device_transfer import to_device
 from minimind.native import ops, torch_ops
@@ -33,6 +36,9 @@ PACKED_ATTENTION = "minimind_packed_pairs"
 NATIVE, SDPA, VARLEN, FLEX = "native", "sdpa", "varlen", "flex"
 
 # For each pair the number of tokens of (prefix, rest of chosen, rest of rejected), in the order of the pack.
+# Keyword arguments with which models pass on what does not change causal softmax attention over a pack.
+_WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "position_embeddings", "use_cache", "layer_idx"})
+
 Segments = tuple[tuple[int, int, int], ...]
 Value = TypeVar("Value")
 
@@ -62,6 +68,11 @@ class PackSegments:
         """Lengths of all segments in the order of the pack, (3N,) int64; cached."""
         return self.cached(("lengths", device), lambda: to_device(np.array(self.segments, np.int64).ravel(), device))
 
+    @property
+    def longest_row(self) -> int:
+        """Number of tokens of the longest row."""
+        return max(prefix + max(chosen, rejected) for prefix, chosen, rejected in self.segments)
+
     def rejected_mask(self, prefix: int, rejected: int, device: torch.device) -> Tensor:
         """Lower-right causal mask (rejected, prefix + rejected), True where attention is allowed; cached."""
         return self.cached((prefix, rejected, device), lambda: torch_ops.rejected_mask(prefix, rejected, device))
@@ -76,13 +87,31 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    pack: PackSegments,
+    pack: PackSegments | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D)."""
-    assert attention_mask is None, "a pack has no mask: its segments define which tokens attend to which"
+    """Attention over a pack; query (1, heads, T, D), key and value (1, kv heads, T, D) -> (1, T, heads, D).
+
+    Raises:
+        PackError: the layer wants something else than causal softmax attention over the tokens of each row.
+    """
+    if pack is None:
+        raise PackError("its layers do not pass the pack on to the attention function")
+    if attention_mask is not None:
+        raise PackError("its layers make an attention mask of their own")
+    if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
+        raise PackError("its attention is not causal")
+    if query.shape[2] != key.shape[2]:
+        raise PackError("its attention has keys of other tokens than its queries")
+    if sliding_window is not None and sliding_window < pack.longest_row:
+        raise PackError(f"it attends over a sliding window of {sliding_window} tokens")
+    for name, value_of in others.items():
+        if value_of is not None and value_of is not False and name not in _WITHOUT_EFFECT:
+            raise PackError(f"its attention takes {name!r}, which packs do not support")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout:  # no other backend supports dropout
         return sdpa_by_segment(query, key, value, pack, scaling, dropout), None

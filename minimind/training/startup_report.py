@@ -6,6 +6,7 @@ from minimind.config import Settings
 from minimind.data.table import PairTable
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
+from minimind.model.dropout import dropout_fields
 from minimind.model.family import family_of
 from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
@@ -39,6 +40,10 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         )
     if config.engine.use_compile and world.on_cpu and config.optimisation.dtype == "bfloat16":
         console.say("  --use_compile 1 has no benefit in bfloat16 on a CPU: compiled blocks do not use the CPU kernels")
+    if dropout := dropout_fields(model):
+        listed = ", ".join(f"{name} {value:g}" for name, value in sorted(dropout.items()))
+        kept = "is kept" if config.model.dropout else "is turned off (--dropout 1 keeps it)"
+        console.say(f"  dropout of the model {kept}: {listed}")
     _report_values(prepared.settings, console)
     if world.is_main:
         _report_memory(prepared, console, world)

@@ -64,7 +64,8 @@ def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, befo
     config = prepared.settings.config
     dtype = getattr(torch, config.optimisation.dtype)
     shape = dataclasses.replace(
-        attention_shape(prepared.source.config, dtype, world.device), kernels=config.engine.kernels == AUTO
+        attention_shape(prepared.source.config, dtype, world.device, dropout=config.model.dropout),
+        kernels=config.engine.kernels == AUTO,
     )
     choice = from_main(world, lambda: _choose(shape, config.engine.attention, before, _measured_pack(data)))
     if world.size > 1 and not world.on_cpu:
@@ -111,8 +112,14 @@ def _measured_pack(data: TrainingData) -> Segments:
     return segments[:number]
 
 
-def attention_shape(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> AttentionShape:
-    """Sizes of a model's attention, from its configuration; where layers differ, the largest."""
+def attention_shape(
+    config: PretrainedConfig, dtype: torch.dtype, device: torch.device, dropout: bool = False
+) -> AttentionShape:
+    """Sizes of a model's attention, from its configuration; where layers differ, the largest.
+
+    Args:
+        dropout: the run keeps the model's dropout.
+    """
     model = config.get_text_config()
     heads = given_size(model, "num_attention_heads") or 1
     # In multi-head latent attention `head_dim` is only the part of a head that is rotated.
@@ -124,5 +131,5 @@ def attention_shape(config: PretrainedConfig, dtype: torch.dtype, device: torch.
         value_dim=given_size(model, "v_head_dim"),
         dtype=dtype,
         device=device,
-        dropout=max(getattr(model, name, None) or 0.0 for name in family_of(config).dropout_fields),
+        dropout=max(getattr(model, name, None) or 0.0 for name in family_of(config).dropout_fields) if dropout else 0.0,
     )

@@ -58,7 +58,8 @@ def open_references(
         # One engine serves all tables.
         references = [_live_reference(prepared, policy, watch.tick)] * len(tables)
     else:
-        kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded"
+        # Version 0.1 computed padded rows with SDPA in every model; its caches must not be read.
+        kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded, the model's own attention"
         about = {**described, "dtype": config.optimisation.dtype, "layout": kind}
         assert config.data.cache_dir is not None
         caches = [ReferenceCache(Path(config.data.cache_dir), table, about, policy.world) for table in tables]

@@ -18,6 +18,7 @@ from minimind.config import DEFAULT
 from minimind.data.sampler import PairSampler
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
+from minimind.model.dropout import dropout_fields
 from minimind.objective.losses import build_loss
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.training_data import TrainingData
@@ -30,7 +31,7 @@ _IDENTITY = (
 # Optimizer keys that select an implementation; they do not change what is computed.
 _IMPLEMENTATION_KEYS = ("torch_adam", "fused", "foreach")
 # Values that manifests of earlier versions do not contain, because these were the only ones.
-_BEFORE = {"loss": "sigmoid"}
+_BEFORE = {"loss": "sigmoid", "dropout": True}
 
 
 def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[str, Any]:
@@ -44,6 +45,9 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
     params = {name: value for name, value in optimizer["params"].items() if name not in _IMPLEMENTATION_KEYS}
     identity = {name: values[name] for name in _IDENTITY}
     identity["micro_batch_tokens"] = values["micro_batch_tokens"] or 0
+    # Without dropout in the model the flag changes nothing.
+    if dropout_fields(prepared.source.config):
+        identity["dropout"] = values["dropout"]
     described = {
         "identity": {
             **identity,

@@ -1,26 +1,23 @@
-"""Checks of the models before the first update.
+"""The check of policy and reference before the first update.
 
-policy, reference, a few pairs -> check_start     the policy with its start weights is the reference
-policy, one pair in two layouts -> layouts_agree  the model computes the same packed as padded
+policy, reference, a few pairs -> check_start -> the policy with its start weights is the reference, or an error
 """
 
 from __future__ import annotations
 
 import torch
 
-from minimind.data.packs import PackedPairs, PaddedPairs, PairBatch
+from minimind.data.packs import PairBatch
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.errors import TrainingError
 from minimind.objective.losses import PreferenceLoss
-from minimind.objective.rows import row_lengths, row_log_probs, row_sums
-from minimind.ranks.collectives import all_reduce, gather
+from minimind.objective.rows import row_lengths, row_sums
+from minimind.ranks.collectives import gather
 
 # Largest difference of a row's summed log-prob, divided by the square root of its number of targets, that rounding
 # explains. Rounding errors of single targets add up like a random walk, hence the square root.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}
-# Largest difference between the mean log-probs of a row in two layouts that rounding explains.
-LAYOUT_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 
 
 @torch.no_grad()
@@ -48,19 +45,3 @@ def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: s
     scaled, worst, line = max(gather(policy.world, mine))
     if scaled > START_TOLERANCE[dtype]:
         raise TrainingError(reference.mismatch(worst, line, loss.start_value()), agreed=True)
-
-
-@torch.no_grad()
-def layouts_agree(policy: Policy, packed: PackedPairs, padded: PaddedPairs) -> bool:
-    """Whether the same pairs score the same packed as padded, on every rank.
-
-    A model may change attention or logits in a way that a pack does not know of. This comparison detects it.
-    """
-    rows = []
-    policy.eval()
-    for batch in (packed, padded):
-        moved = batch.to_device(policy.world.device)
-        rows.append(row_log_probs(policy.score(moved)[0], moved.target_counts, average_log_prob=True))
-    policy.train()
-    difference = all_reduce((rows[0] - rows[1]).abs().max(), "max")
-    return bool(difference <= LAYOUT_TOLERANCE[policy.dtype])

@@ -20,6 +20,7 @@ def test_defaults_are_minimind_s():
         "num_attention_heads": None,
         "num_experts_per_tok": None,
         "rope_theta": None,
+        "dropout": False,
         "inference_rope_scaling": False,
     }
 

@@ -50,3 +50,41 @@ def test_a_shard_is_made_from_the_share_of_its_rank(rank, monkeypatch):
         one._set_master_weights(SimpleNamespace(read=VALUES.__getitem__))
     assert got == SHARES[rank]
     assert mode.largest <= 4
+
+
+def probing(stage: int, fails: bool) -> tuple[policy.Policy, list]:
+    """A policy of an engine that remembers its calls."""
+    calls: list = []
+
+    class Engine:
+        def train(self, mode: bool = True) -> None:
+            calls.append(mode)
+
+        def empty_partition_cache(self) -> None:
+            calls.append("partition")
+
+        def __call__(self, batch):
+            calls.append("forward")
+            if fails:
+                raise ValueError("no")
+            return torch.ones(2), torch.zeros(())
+
+    one = policy.Policy.__new__(policy.Policy)
+    one.engine, one.stage = Engine(), stage
+    one.world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    return one, calls
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_probe_leaves_the_engine_in_train_mode(training):
+    one, calls = probing(stage=3, fails=False)
+    assert one.probe(SimpleNamespace(to_device=lambda device: None), training).tolist() == [1, 1]
+    assert calls == [training, "forward", True]
+
+
+@pytest.mark.parametrize(("stage", "restored"), [(2, []), (3, ["partition"])])
+def test_weights_that_a_failed_forward_gathered_are_partitioned_again(stage, restored):
+    one, calls = probing(stage, fails=True)
+    with pytest.raises(ValueError, match="no"):
+        one.probe(SimpleNamespace(to_device=lambda device: None))
+    assert calls == [False, "forward", *restored, True]

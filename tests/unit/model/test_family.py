@@ -6,6 +6,7 @@ import pytest
 from transformers import (
     BloomConfig,
     Gemma2Config,
+    Gemma3Config,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
@@ -86,6 +87,8 @@ def test_the_plan_counts_float32_norm_inputs_by_family(config, expected):
         Qwen3Config(),
         MixtralConfig(sliding_window=None),
         GraniteConfig(logits_scaling=1.0),
+        # A layer with a window is like any other if the window is at least as long as the longest row.
+        Qwen3Config(layer_types=["full_attention", "sliding_attention"], num_hidden_layers=2, sliding_window=128),
         # Qwen2 and Mistral declare a window; it matters only where it is used and shorter than the longest row.
         Qwen2Config(use_sliding_window=False, sliding_window=32),
         MistralConfig(sliding_window=128),
@@ -100,7 +103,16 @@ def test_models_that_can_be_packed(config):
     ("config", "reason"),
     [
         (BloomConfig(), "BloomForCausalLM does not use transformers' attention interface"),
-        (Qwen3Config(layer_types=["full_attention", "sliding_attention"], num_hidden_layers=2), "layers with other"),
+        (
+            Qwen3Config(layer_types=["full_attention", "chunked_attention"], num_hidden_layers=2),
+            "kind chunked_attention",
+        ),
+        (
+            Gemma3Config(
+                text_config={"layer_types": ["sliding_attention"], "num_hidden_layers": 1, "sliding_window": 9}
+            ),
+            "sliding window of 9 tokens",
+        ),
         (MistralConfig(sliding_window=127), "sliding window of 127 tokens"),
         (MixtralConfig(sliding_window=None, output_router_logits=True), "output_router_logits"),
         (GraniteConfig(logits_scaling=8.0), "transforms its logits (logits_scaling)"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from minimind.errors import PackError
 from minimind.model import packed_attention as module
 from minimind.model.packed_attention import BACKENDS, NATIVE, SDPA, PackSegments, packed_attention
 from minimind.native import ops, torch_ops
@@ -88,6 +89,49 @@ def test_dropout_is_applied_with_every_backend(backend):
     """Without dropout attention over ones gives only ones. With dropout outputs differ."""
     torch.manual_seed(0)
     assert len(attend(backend, dropout=0.5).unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"pack": None}, "do not pass the pack on"),
+        ({"attention_mask": torch.zeros(1, 1, 9, 9)}, "make an attention mask of their own"),
+        ({"is_causal": False}, "not causal"),
+        ({"sliding_window": 6}, "sliding window of 6 tokens"),
+        ({"s_aux": torch.zeros(2)}, "takes 's_aux'"),
+        ({"softcap": 50.0}, "takes 'softcap'"),
+        ({"position_bias": torch.zeros(1, 2, 9, 9)}, "takes 'position_bias'"),
+        ({"something_new": 1}, "takes 'something_new'"),
+        ({"key": torch.ones(1, 2, 8, 8)}, "keys of other tokens"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_whatever_else_a_layer_asks_for_is_refused(options, reason):
+    """Rows of 4 + 3 and 4 + 2 tokens: a window of 7 hides nothing, one of 6 does."""
+    given = {"pack": PackSegments(((4, 3, 2),)), "attention_mask": None, "key": torch.ones(1, 2, 9, 8), **options}
+    query, key = torch.ones(1, 2, 9, 8), given.pop("key")
+    with pytest.raises(PackError, match=reason):
+        packed_attention(nn.Module(), query, key, torch.ones_like(key), **given)
+
+
+def test_a_layer_that_says_it_is_not_causal_is_refused():
+    """BERT's layers say so in an attribute of the module."""
+    layer, ones = nn.Module(), torch.ones(1, 2, 9, 8)
+    layer.is_causal = False
+    with pytest.raises(PackError, match="not causal"):
+        packed_attention(layer, ones, ones, ones, None, pack=PackSegments(((4, 3, 2),)))
+    packed_attention(layer, ones, ones, ones, None, pack=PackSegments(((4, 3, 2),)), is_causal=True)
+
+
+def test_arguments_without_effect_are_taken():
+    ones = torch.ones(1, 2, 9, 8)
+    options = {"sliding_window": 7, "s_aux": None, "output_attentions": False, "position_ids": torch.arange(9)}
+    out, _ = packed_attention(nn.Module(), ones, ones, ones, None, pack=PackSegments(((4, 3, 2),)), **options)
+    assert torch.equal(out, torch.ones(1, 9, 2, 8))
+
+
+def test_longest_row_counts_the_prefix_once_for_each_half():
+    assert PackSegments(((4, 3, 2), (1, 0, 9))).longest_row == 10
 
 
 def test_native_uses_the_kernel_of_the_table_and_sdpa_does_not(monkeypatch):

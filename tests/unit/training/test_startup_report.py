@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MambaConfig
+from transformers import GPT2Config, MambaConfig
 
 from minimind.config import parse_settings
 from minimind.model.configuration import MiniMindConfig
@@ -49,6 +49,23 @@ def test_too_little_memory_is_a_warning_with_numbers_and_a_remedy(prepared, monk
 
 def test_enough_memory_is_no_warning(prepared, monkeypatch):
     assert "WARNING" not in report(prepared, monkeypatch, free=2**40)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "  dropout of the model is turned off (--dropout 1 keeps it): attn_pdrop 0.1, resid_pdrop 0.25"),
+        (("--dropout", "1"), "  dropout of the model is kept: attn_pdrop 0.1, resid_pdrop 0.25"),
+    ],
+)
+def test_dropout_of_the_model_is_printed(prepared, monkeypatch, flags, expected):
+    prepared.source.config = GPT2Config(attn_pdrop=0.1, resid_pdrop=0.25, embd_pdrop=0.0, summary_first_dropout=0.5)
+    prepared.settings = parse_settings(["--deepspeed", "ds_configs/zero2.json", *flags])
+    assert expected in report(prepared, monkeypatch, free=2**40).splitlines()
+
+
+def test_a_model_without_dropout_prints_nothing_about_it(prepared, monkeypatch):
+    assert "dropout of the model" not in report(prepared, monkeypatch, free=2**40)
 
 
 def test_a_model_that_cannot_be_planned_is_not_checked(prepared, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,9 +136,12 @@ def test_nothing_is_measured_if_rows_will_be_padded(choose, monkeypatch):
     ],
 )
 def test_attention_sizes_come_from_the_configuration(model, heads, kv_heads, head_dim, dropout):
-    assert attention_shape(model, torch.bfloat16, CPU) == AttentionShape(
+    expected = AttentionShape(
         heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=torch.bfloat16, device=CPU, dropout=dropout
     )
+    assert attention_shape(model, torch.bfloat16, CPU, dropout=True) == expected
+    # A run turns dropout off unless it is asked to keep it.
+    assert attention_shape(model, torch.bfloat16, CPU) == dataclasses.replace(expected, dropout=0.0)
 
 
 def test_latent_attention_has_another_size_for_values():

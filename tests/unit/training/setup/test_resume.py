@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import GPT2Config
 
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
@@ -83,6 +84,27 @@ def test_data_model_objective_and_optimizer_may_not_differ(changed, said):
         check_same_run(saved, description(**changed), stream())
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3  # no other difference is listed
+
+
+def test_dropout_is_compared_where_the_model_has_it():
+    """Earlier versions trained with the model's dropout."""
+    model = GPT2Config(attn_pdrop=0.1)
+    for flags, others in (("", "--dropout 1"), ("--dropout 1", "")):
+        saved = checkpoint(description(model=model, flags=flags), stream().position_after(3))
+        check_same_run(saved, description(model=model, flags=flags), stream())
+        with pytest.raises(CheckpointError, match="dropout was"):
+            check_same_run(saved, description(model=model, flags=others), stream())
+    earlier = description(model=model, flags="--dropout 1")
+    del earlier["identity"]["dropout"]
+    saved = checkpoint(earlier, stream().position_after(3))
+    check_same_run(saved, description(model=model, flags="--dropout 1"), stream())
+    with pytest.raises(CheckpointError, match="dropout was True, is False"):
+        check_same_run(saved, description(model=model), stream())
+
+
+def test_dropout_does_not_matter_for_a_model_without_it():
+    saved = checkpoint(description(), stream().position_after(3))
+    check_same_run(saved, description(flags="--dropout 1"), stream())
 
 
 def test_runs_with_nvme_states_cannot_be_resumed_nor_resume():

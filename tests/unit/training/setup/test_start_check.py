@@ -1,4 +1,4 @@
-"""The comparison of policy and reference before the first update, and of one pair in two layouts."""
+"""The comparison of policy and reference before the first update."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minimind.errors import TrainingError
 from minimind.objective.losses import SigmoidLoss
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
-from minimind.training.setup.start_check import START_TOLERANCE, check_start, layouts_agree
+from minimind.training.setup.start_check import START_TOLERANCE, check_start
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -38,7 +38,7 @@ def policy(log_probs=LOG_PROBS):
         calls=calls,
         eval=lambda: calls.append("eval"),
         train=lambda: calls.append("train"),
-        score=lambda batch: calls.append("score") or (getattr(batch, "log_probs", log_probs), torch.zeros(())),
+        score=lambda batch: calls.append("score") or (log_probs, torch.zeros(())),
     )
 
 
@@ -73,10 +73,3 @@ def test_the_tolerance_of_a_sum_grows_with_the_square_root_of_its_targets(differ
 def test_a_log_prob_that_is_not_a_number_is_a_mismatch():
     with pytest.raises(TrainingError, match="inf at line 9"):
         check_start(policy(), reference([-4.0, -4.0], [math.nan, -1.0]), BATCH, "bfloat16", SigmoidLoss())
-
-
-@pytest.mark.parametrize(("other", "agree"), [(-1.0, True), (-1.001, False), (math.nan, False)])
-def test_layouts_are_compared_by_mean_log_probs(other, agree):
-    packed = Batch(target_counts=COUNTS, log_probs=LOG_PROBS)
-    padded = Batch(target_counts=COUNTS, log_probs=torch.tensor([-1.0] * 9 + [other]))
-    assert layouts_agree(policy(), packed, padded) is agree

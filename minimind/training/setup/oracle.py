@@ -1,0 +1,173 @@
+"""The oracle: what a run computes is compared, before it trains, with the model as transformers builds it.
+
+    a short and a long pair -> plain rows -> log-probs of each row alone, by the model's own forward and attention
+                            -> a pack     -> log-probs \\
+                            -> padded     -> log-probs  > equal within rounding? -> Verdict: packed, padded or refused
+
+Packed is preferred, then padded. All forwards run in the policy's engine, so that under ZeRO-3, where no rank has the
+whole model, the compared weights are those that train. All ranks score the same pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from minimind.data.packs import Batch, PackedPairs, PairBatch, pack, pad
+from minimind.data.table import PairTable, PreferencePair
+from minimind.engine.plain_row import plain_row, plain_rows
+from minimind.engine.policy import Policy
+from minimind.errors import MiniMindError, PackError
+from minimind.ranks.collectives import gather
+
+PACKED, PADDED, REFUSED = "packed", "padded", "refused"
+# Largest difference of a row's log-probs, as the root of the mean square over its targets, that rounding explains. In
+# 16 bits a logit of size 16 is rounded by up to 2^-4 (bfloat16) or 2^-7 (float16), and each layer adds its own share.
+# In float32 sums in another order change a log-prob by about 1e-6 for each layer.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+_REASON_LENGTH = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a run may lay out its rows.
+
+    Attributes:
+        layout: packed, padded or refused.
+        reason: why not packed; for a refused model why neither. Empty if packed.
+    """
+
+    layout: str
+    reason: str = ""
+
+
+def probe_pairs(table: PairTable) -> tuple[PreferencePair, ...]:
+    """The shortest and the longest pair whose both halves have targets."""
+    order = table.packed_tokens.argsort(kind="stable")
+
+    def first(indices: Iterable[int]) -> PreferencePair | None:
+        pairs = (table[int(index)] for index in indices)
+        return next((one for one in pairs if one.chosen_mask[1:].any() and one.rejected_mask[1:].any()), None)
+
+    found = [pair for pair in (first(order), first(order[::-1])) if pair is not None]
+    # Under `--on_bad_row keep` a file may have no such pair; then the lengths alone are tried.
+    return tuple(found) or (table[int(order[0])], table[int(order[-1])])
+
+
+class ObstacleError(Exception):
+    """The reason, in one line, why something cannot be trained exactly. Every rank raises it."""
+
+
+def judge(
+    policy: Policy, pairs: Sequence[PreferencePair], pad_id: int, obstacle: str | None, deterministic: bool = True
+) -> Verdict:
+    """The layout in which the policy computes what its model computes for each row alone. All ranks must call.
+
+    Args:
+        pairs: what is compared; the same on all ranks.
+        obstacle: a known reason against packs, which are then not tried.
+        deterministic: the model has no dropout, so that train mode must give the numbers of eval mode.
+    """
+    try:
+        rows = _scores(policy, [row for pair in pairs for row in plain_rows(pair)])
+        if not all(bool(row.isfinite().all()) for row in rows):
+            raise ObstacleError("its own log-probs of a row are not finite; check the weights")
+        _check_causal(policy, pairs, rows)
+    except ObstacleError as problem:
+        return Verdict(layout=REFUSED, reason=f"{problem}")
+    modes = (False, True) if deterministic else (False,)
+    try:
+        if obstacle is not None:
+            raise ObstacleError(obstacle)
+        _check_layout(policy, pack(pairs), rows, modes)
+        return Verdict(layout=PACKED)
+    except ObstacleError as problem:
+        reason = str(problem)
+    try:
+        _check_layout(policy, pad(pairs, pad_id), rows, modes)
+        return Verdict(layout=PADDED, reason=reason)
+    except ObstacleError as problem:
+        return Verdict(layout=REFUSED, reason=f"{reason}; {problem}")
+
+
+def _check_causal(policy: Policy, pairs: Sequence[PreferencePair], rows: Sequence[Tensor]) -> None:
+    """Cut the tokens after the first half of a row's targets: the log-probs of that half must stay.
+
+    Raises:
+        ObstacleError: they change.
+    """
+    halves = [half for pair in pairs for half in ((pair.chosen, pair.chosen_mask), (pair.rejected, pair.rejected_mask))]
+    cut, expected = [], []
+    for (tokens, mask), row in zip(halves, rows, strict=True):
+        if len(row) < 2:
+            continue
+        kept = len(row) // 2
+        # The last input is the token that predicts the last target that is kept.
+        inputs = int(mask[1:].nonzero()[0][kept - 1]) + 1
+        cut.append(plain_row(tokens, mask, pairs[0].line, inputs))
+        expected.append(row[:kept])
+    without = "it is not causal (an encoder, or is_decoder is false in its config.json): without the tokens after them"
+    _require_equal(policy, _scores(policy, cut), expected, f"{without}, log-probs of a row change")
+
+
+def _check_layout(policy: Policy, batch: PairBatch, rows: Sequence[Tensor], modes: Iterable[bool]) -> None:
+    """Compare a batch with each of its rows alone, in eval mode and in train mode.
+
+    Raises:
+        ObstacleError: the model cannot compute the batch, or computes something else.
+    """
+    layout = "a pack" if isinstance(batch, PackedPairs) else "padded rows"
+    for training in modes:
+        (log_probs,) = _scores(policy, [batch], training)
+        mode = " in train mode" if training else ""
+        what = f"its log-probs of {layout}{mode} differ from those of each row alone"
+        _require_equal(policy, _by_row(batch, log_probs), rows, what)
+
+
+def _scores(policy: Policy, batches: Sequence[Batch], training: bool = False) -> list[Tensor]:
+    """Log-probs of each batch.
+
+    Raises:
+        ObstacleError: the model raised anything, on any rank. Ranks run the same code on the same pairs, so all of
+            them raise or none; else one would wait for the others, and the watch ends the run.
+    """
+    found: list[Tensor] = []
+    mine = ""
+    try:
+        found = [policy.probe(batch, training) for batch in batches]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # says nothing about the model
+    except PackError as error:
+        mine = str(error)
+    except MiniMindError:
+        raise
+    except Exception as error:  # noqa: BLE001 - models of every kind raise every kind
+        lines = str(error).strip().splitlines() or [""]
+        mine = f"its forward raises {type(error).__name__}: {lines[0]}"[:_REASON_LENGTH]
+    if problem := next(filter(None, gather(policy.world, mine)), ""):
+        raise ObstacleError(problem)
+    return found
+
+
+def _by_row(batch: PairBatch, log_probs: Tensor) -> list[Tensor]:
+    """Log-probs (K,) of a batch of pairs -> those of each row: chosen, rejected, chosen, ..."""
+    parts = log_probs.split(batch.target_counts.flatten().tolist())
+    rows = []
+    for prefix, chosen, rejected in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        rows += [torch.cat((prefix, chosen)), torch.cat((prefix, rejected))]
+    return rows
+
+
+def _require_equal(policy: Policy, rows: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
+    """Raises ObstacleError where rounding does not explain the difference of two lists of rows, on any rank."""
+    distances = [
+        float((one - other).square().mean().sqrt().nan_to_num(nan=torch.inf))
+        for one, other in zip(rows, expected, strict=True)
+        if len(other)
+    ]
+    worst, tolerance = max(gather(policy.world, max(distances, default=0.0))), TOLERANCE[policy.dtype]
+    if worst > tolerance:
+        raise ObstacleError(f"{what} by {worst:.3g} (rounding in {policy.dtype} explains {tolerance:g})")
