@@ -5,6 +5,7 @@ package registers MiniMind with transformers' Auto classes and compiles nothing.
 """
 
 from minimind.data.dataset import DPODataset
+from minimind.data.encoder import encode_conversation
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.objective.dpo import dpo_loss
@@ -18,6 +19,7 @@ __all__ = [
     "MiniMindForCausalLM",
     "__version__",
     "dpo_loss",
+    "encode_conversation",
     "load_weights",
     "logits_to_log_probs",
     "save_weights",

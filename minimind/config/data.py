@@ -18,6 +18,17 @@ class DataConfig:
     tokenizer_path: str | None = flag(
         None, "tokenizer folder; not needed for a Hugging Face folder, which contains its own"
     )
+    chat_template: str | None = flag(None, "file with a Jinja chat template to use instead of the tokenizer's own")
+    template_kwargs: str | None = flag(
+        None, """further variables of the chat template, a JSON object, e.g. '{"enable_thinking": false}'"""
+    )
+    mask: str = flag(
+        "turns",
+        "turns: the assistant's turns as the template renders them; minimind: MiniMind's rule to the letter, which "
+        "searches for the markers of a turn in the tokens",
+        choices=("turns", "minimind"),
+    )
+    last_turn_only: bool = flag(False, "1: only the assistant's last turn counts; 0: all its turns count")
     max_seq_len: int = flag(1024, "maximum length of a row in tokens; longer rows are truncated", low=2)
     on_bad_row: str = flag(
         "error",

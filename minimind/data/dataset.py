@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from minimind.data.encoder import MINIMIND, EncodingOptions, MiniMindEncoder
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes import parse_row
 from minimind.data.sources import RowError, read_lines
-from minimind.data.template import ChatEncoder
 from minimind.errors import DataError
 
 
@@ -27,9 +27,9 @@ class DPODataset(Dataset[dict[str, Tensor]]):
 
     Args:
         path: JSON-lines file with rows of a shape in `shapes.SHAPES`.
-        tokenizer: must have a chat template. Without a pad token, id 0 pads.
+        tokenizer: must have a chat template with MiniMind's markers. Without a pad token, id 0 pads.
         max_length: tokens per row; longer rows are truncated, shorter rows padded.
-        empty_think_ratio: see `ChatEncoder`.
+        empty_think_ratio: see `EncodingOptions`.
 
     Raises:
         DataError: the file cannot be read, or a row is invalid; the message names the line.
@@ -43,7 +43,7 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         empty_think_ratio: float = 1.0,
     ) -> None:
         self.path = Path(path)
-        self.encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
+        self.encoder = MiniMindEncoder(tokenizer, EncodingOptions(mask=MINIMIND, empty_think_ratio=empty_think_ratio))
         self.max_length = max_length
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.rows: list[tuple[int, PreferenceRow]] = []
@@ -70,11 +70,11 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         for half, messages in (("chosen", row.chosen), ("rejected", row.rejected)):
             try:
                 encoded = self.encoder.encode(messages, number)
-            except Exception as error:
-                # A chat template is a program and may raise any exception.
-                raise DataError(f"{self.path}, line {number}: the chat template rejects the row ({error})") from error
-            padding = self.max_length - len(encoded.tokens)
-            tokens = torch.tensor(encoded.tokens + [self.pad_id] * padding)
+            except RowError as error:
+                raise DataError(f"{self.path}, line {number}: {error}") from error
+            ids, mask = (part[: self.max_length] for part in encoded)
+            padding = self.max_length - len(ids)
+            tokens = torch.tensor(ids + [self.pad_id] * padding)
             out[f"x_{half}"], out[f"y_{half}"] = tokens[:-1], tokens[1:]
-            out[f"mask_{half}"] = torch.tensor(encoded.mask + [0] * padding)[1:]
+            out[f"mask_{half}"] = torch.tensor(mask + [0] * padding)[1:]
         return out

@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from minimind.data.encoder import ConversationEncoder, EncodingOptions, build_encoder
 from minimind.data.rows import BadRow
-from minimind.data.template import ChatEncoder
 from minimind.data.tokens import Chunk, tokenize
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 1
+_FORMAT = 2
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
 _ATTENTION_TOKENS = 8192
 _BAD_ROWS_SHOWN = 10
+_DEFAULT_OPTIONS = EncodingOptions()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class PairTable:
         offsets: (2n + 1,) int64, start of each row, and the total length.
         prefixes, lines: (n,) int64, as in `PreferencePair`.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
+        counts: number of rows with a property that the user is told of, by its name in tokens.py.
         selected: indices of the pairs in use, ascending.
     """
 
@@ -76,6 +79,7 @@ class PairTable:
     prefixes: NDArray[np.int64]
     lines: NDArray[np.int64]
     bad: tuple[BadRow, ...]
+    counts: Mapping[str, int]
     selected: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -145,16 +149,17 @@ def load_table(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
-    empty_think_ratio: float,
     num_workers: int,
     cache_dir: Path,
+    options: EncodingOptions = _DEFAULT_OPTIONS,
     on_progress: Callable[[], None] = lambda: None,
 ) -> PairTable:
     """Load a preference file from the cache, or tokenise it and write the cache.
 
     Args:
-        max_length, empty_think_ratio: see `ChatEncoder`.
+        max_length: tokens per row; longer rows are truncated at the end.
         num_workers: largest number of worker processes.
+        options: how conversations are encoded.
         on_progress: called for each tokenised chunk of rows.
 
     Raises:
@@ -164,12 +169,14 @@ def load_table(
     if not path.is_file():
         problem = "is a folder, not a file" if path.is_dir() else "no such preference file"
         raise DataError(f"{path}: {problem}; --data_path needs a file with one JSON object per line")
-    encoder = ChatEncoder(tokenizer, max_length, empty_think_ratio)
-    key = _key(path, encoder)
+    encoder = build_encoder(tokenizer, options)
+    key = _key(path, encoder, max_length)
     folder = cache_dir / f"pairs-{key}"
     table = _open(path, key, folder)
     if table is None:
-        _write(folder, _with_progress(tokenize(path, encoder, num_workers), on_progress))
+        _write(
+            folder, _with_progress(tokenize(path, encoder, max_length=max_length, num_workers=num_workers), on_progress)
+        )
         table = _open(path, key, folder)
     if table is None:
         raise DataError(f"{folder}: cannot read the tokenised data after writing it; try another --cache_dir")
@@ -182,14 +189,14 @@ def _with_progress(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> 
         yield chunk
 
 
-def _key(path: Path, encoder: ChatEncoder) -> str:
+def _key(path: Path, encoder: ConversationEncoder, max_length: int) -> str:
     """Hash of everything that the arrays depend on."""
     digest = hashlib.sha256()
     tokenizer = encoder.tokenizer
     # A fast tokenizer can serialise its whole pipeline (normaliser, merges, ...), a slow one only its vocabulary.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    settings = [_FORMAT, encoder.max_length, encoder.empty_think_ratio, encoder.start, encoder.end]
+    settings = [_FORMAT, max_length, *encoder.key()]
     digest.update(json.dumps([settings, content, tokenizer.chat_template, tokenizer.special_tokens_map]).encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -207,6 +214,7 @@ def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
         prefixes: list[int] = []
         lines: list[int] = []
         bad: list[BadRow] = []
+        counts: Counter[str] = Counter()
         with (partial / "tokens.i32").open("wb") as tokens, (partial / "mask.u8").open("wb") as mask:
             for chunk in chunks:
                 chunk.tokens.tofile(tokens)
@@ -215,10 +223,11 @@ def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
                 prefixes += chunk.prefixes
                 lines += chunk.lines
                 bad += chunk.bad
+                counts.update(chunk.counts)
         np.save(partial / "offsets.npy", np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64))
         np.save(partial / "prefixes.npy", np.array(prefixes, np.int64))
         np.save(partial / "lines.npy", np.array(lines, np.int64))
-        meta = {"format": _FORMAT, "bad": [dataclasses.asdict(row) for row in bad]}
+        meta = {"format": _FORMAT, "bad": [dataclasses.asdict(row) for row in bad], "counts": counts}
         (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
         try:
             os.replace(partial, folder)
@@ -248,6 +257,7 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
             prefixes=prefixes,
             lines=lines,
             bad=tuple(BadRow(**row) for row in meta["bad"]),
+            counts=meta["counts"],
             selected=np.arange(len(lines)),
         )
         return table if _is_consistent(table) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minimind.config import Settings
 from minimind.data.table import PairTable
+from minimind.data.tokens import OTHER_MASK
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
 from minimind.model.dropout import dropout_fields
@@ -87,6 +88,11 @@ def report_data(console: Console, data: TrainingData, max_steps: int | None) -> 
         console.say(f"  --max_steps {max_steps} will not be reached: the pairs make {stream.total_steps} steps")
     for table in data.tables:
         _report_bad_rows(console, table)
+        if number := table.counts.get(OTHER_MASK):
+            console.say(
+                f"  {table.path}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or count a "
+                "user's words, and the turns count here instead (--mask minimind: the rule)"
+            )
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
         console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")

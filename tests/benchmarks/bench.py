@@ -123,7 +123,6 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
         Path(arguments.data),
         tokenizer,
         max_length=arguments.max_seq_len,
-        empty_think_ratio=1.0,
         num_workers=2,
         cache_dir=folder / "cache",
     ).handle_bad_rows("skip")

@@ -23,7 +23,6 @@ def packs(tokenizer, tmp_path_factory):
         REPO / "minimind" / "demo" / "eval.jsonl",
         tokenizer,
         max_length=128,
-        empty_think_ratio=1.0,
         num_workers=0,
         cache_dir=folder,
     )

@@ -88,6 +88,8 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "XDG_CACHE_HOME": _cache_home().name,
+        # Otherwise torch.compile takes code from /tmp that an earlier run compiled for other vector instructions.
+        "TORCHINDUCTOR_CACHE_DIR": f"{_cache_home().name}/inductor",
     }
 
 

@@ -31,9 +31,7 @@ def data_problem(tokenizer, write_rows, tmp_path):
 
     def check(*rows, max_length=64):
         path = write_rows(*rows)
-        table = load_table(
-            path, tokenizer, max_length=max_length, empty_think_ratio=1.0, num_workers=0, cache_dir=tmp_path / "cache"
-        )
+        table = load_table(path, tokenizer, max_length=max_length, num_workers=0, cache_dir=tmp_path / "cache")
         with pytest.raises(DataError) as caught:
             table.handle_bad_rows("error")
         assert str(path) in str(caught.value)

@@ -103,9 +103,7 @@ def read_everywhere(content: bytes, tokenizer, folder) -> None:
     path = folder / "pairs.jsonl"
     path.write_bytes(content)
     with only_our_errors():
-        table = load_table(
-            path, tokenizer, max_length=64, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "cache"
-        )
+        table = load_table(path, tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
         for policy in ("error", "skip", "keep"):
             message = ""
             try:
@@ -146,7 +144,7 @@ def test_damaged_caches(data, tokenizer, tmp_path_factory):
     (folder / "pairs.jsonl").write_bytes(FILE)
 
     def load():
-        limits = {"max_length": 64, "empty_think_ratio": 1.0, "num_workers": 0}
+        limits = {"max_length": 64, "num_workers": 0}
         return load_table(folder / "pairs.jsonl", tokenizer, **limits, cache_dir=folder / "cache")
 
     load()

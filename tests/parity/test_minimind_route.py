@@ -101,7 +101,6 @@ def test_a_pack_gives_the_loss_and_gradients_of_minimind(name, average, max_leng
         rows_path,
         tokenizer,
         max_length=max_length,
-        empty_think_ratio=1.0,
         num_workers=0,
         cache_dir=tmp_path / "cache",
     )

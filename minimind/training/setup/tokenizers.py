@@ -16,7 +16,7 @@ def load_tokenizer(config: DPOConfig, source: WeightSource | None) -> PreTrained
     """The tokenizer; `source` is None if the start weights cannot be opened.
 
     Raises:
-        ConfigError: no folder is known, or it does not exist.
+        ConfigError: no folder is known, or it does not exist; the file of --chat_template cannot be used.
         DataError: the folder holds no usable tokenizer.
     """
     path: str | Path | None = config.data.tokenizer_path or (source.tokenizer_path if source is not None else None)
@@ -30,7 +30,21 @@ def load_tokenizer(config: DPOConfig, source: WeightSource | None) -> PreTrained
     if not Path(path).is_dir():
         raise ConfigError(f"--tokenizer_path {path}: no such folder")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # transformers raises exceptions of many classes for a broken folder.
         raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error
+    if config.data.chat_template:
+        # Saved with the tokenizer, so that the trained model is used with the template it was trained with.
+        tokenizer.chat_template = _read_template(Path(config.data.chat_template))
+    return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat_template {path}: cannot read the file ({error})") from error
+    if not template.strip():
+        raise ConfigError(f"--chat_template {path}: the file is empty")
+    return template

@@ -6,10 +6,14 @@ preference files -> load_pairs -> PairTable -> PairSampler -> TrainingData
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from minimind.config import DPOConfig
+from minimind.config.data import DataConfig
+from minimind.data.encoder import EncodingOptions
 from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable, load_table
 from minimind.errors import ConfigError
@@ -78,11 +82,33 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
             Path(path),
             prepared.tokenizer,
             max_length=config.max_seq_len,
-            empty_think_ratio=config.empty_think_ratio,
+            options=encoding_options(config),
             num_workers=config.num_workers,
             cache_dir=cache_dir(prepared.settings.config),
             on_progress=on_progress,
         ).handle_bad_rows(config.on_bad_row),
+    )
+
+
+def encoding_options(config: DataConfig) -> EncodingOptions:
+    """How conversations are encoded under these flags.
+
+    Raises:
+        ConfigError: --template_kwargs is not a JSON object.
+    """
+    kwargs: Any = {}
+    if config.template_kwargs:
+        try:
+            kwargs = json.loads(config.template_kwargs)
+        except ValueError as error:
+            raise ConfigError(f"--template_kwargs: invalid JSON ({error}): {config.template_kwargs}") from error
+    if not isinstance(kwargs, dict):
+        raise ConfigError(f"--template_kwargs: not a JSON object: {config.template_kwargs}")
+    return EncodingOptions(
+        mask=config.mask,
+        empty_think_ratio=config.empty_think_ratio,
+        template_kwargs=kwargs,
+        last_turn_only=config.last_turn_only,
     )
 
 

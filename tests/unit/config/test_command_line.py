@@ -18,6 +18,8 @@ NOT_GIVEN = {
     "data_path": "",
     "eval_data_path": "",
     "tokenizer_path": "",
+    "chat_template": "",
+    "template_kwargs": "",
     "cache_dir": "",
     "deepspeed": "",
     "reference_config": "",

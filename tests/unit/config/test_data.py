@@ -15,6 +15,10 @@ def test_defaults_are_minimind_s():
         "data_path": None,
         "eval_data_path": None,
         "tokenizer_path": None,
+        "chat_template": None,
+        "template_kwargs": None,
+        "mask": "turns",
+        "last_turn_only": False,
         "max_seq_len": 1024,
         "on_bad_row": "error",
         "empty_think_ratio": 1.0,  # keeps all, as MiniMind2

@@ -17,7 +17,6 @@ def load(tokenizer, tmp_path):
         settings = {
             "tokenizer": tokenizer,
             "max_length": 64,
-            "empty_think_ratio": 1.0,
             "num_workers": 0,
             "cache_dir": tmp_path / "cache",
         }

@@ -22,7 +22,7 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
     folder = tmp_path_factory.mktemp("loader")
     path = folder / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(pair(f"Number {i}?", "Yes.", "No!")) for i in range(COUNT)))
-    return load_table(path, tokenizer, max_length=64, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "cache")
+    return load_table(path, tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
 
 
 @pytest.fixture(scope="module")

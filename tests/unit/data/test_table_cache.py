@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from minimind import demo
+from minimind.data.encoder import EncodingOptions
 from minimind.errors import DataError
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content
 
@@ -68,7 +69,17 @@ def test_key_changes_with_a_byte_of_the_file(load, write_rows):
     assert content(before)[0] != content(after)[0]
 
 
-@pytest.mark.parametrize("change", [{"max_length": 32}, {"empty_think_ratio": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": 32},
+        {"options": EncodingOptions(empty_think_ratio=0.5)},
+        {"options": EncodingOptions(mask="minimind")},
+        {"options": EncodingOptions(template_kwargs={"enable_thinking": False})},
+        {"options": EncodingOptions(last_turn_only=True)},
+    ],
+    ids=str,
+)
 def test_key_changes_with_a_setting(load, write_rows, change):
     path = write_rows(*ROWS)
     assert load(path).key != load(path, **change).key

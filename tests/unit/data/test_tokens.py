@@ -10,11 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from minimind.data import tokens
+from minimind.data.encoder import EncodingOptions, TurnEncoder
 from minimind.data.rows import BadRow
-from minimind.data.template import ChatEncoder
 from minimind.data.tokens import Chunk, tokenize
 from tests.conftest import pair
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT
+
+OPTIONS = EncodingOptions()
 
 
 def plain(chunks: list[Chunk]) -> list[dict]:
@@ -23,13 +25,13 @@ def plain(chunks: list[Chunk]) -> list[dict]:
 
 
 def bad_rows(path, tokenizer, max_length: int) -> list[BadRow]:
-    (chunk,) = tokenize(path, ChatEncoder(tokenizer, max_length), 0)
+    (chunk,) = tokenize(path, TurnEncoder(tokenizer, OPTIONS), max_length=max_length, num_workers=0)
     return chunk.bad
 
 
 def test_chunk_concatenates_the_rows(write_rows, tokenizer):
-    encoder = ChatEncoder(tokenizer, 64)
-    (chunk,) = tokenize(write_rows(*ROWS, "{broken", SHORT), encoder, 0)
+    encoder = TurnEncoder(tokenizer, OPTIONS)
+    (chunk,) = tokenize(write_rows(*ROWS, "{broken", SHORT), encoder, max_length=64, num_workers=0)
     rows = [encoder.encode(row[half], 1) for row in (*ROWS, SHORT) for half in ("chosen", "rejected")]
     assert chunk.tokens.tolist() == list(itertools.chain.from_iterable(row.tokens for row in rows))
     assert chunk.mask.tolist() == list(itertools.chain.from_iterable(row.mask for row in rows))
@@ -70,14 +72,14 @@ def test_row_without_an_answer_after_truncation_is_bad(write_rows, tokenizer):
 def test_reason_names_the_half_without_an_answer(write_rows, tokenizer):
     """Truncation of one half only needs a longer prompt there; here the encoder clears the mask of one half instead."""
 
-    class OneHalf(ChatEncoder):
-        def encode(self, messages, row_number):
-            row = super().encode(messages, row_number)
+    class OneHalf(TurnEncoder):
+        def encode_compared(self, messages, row_number, **given):
+            compared = super().encode_compared(messages, row_number, **given)
             if messages[-1]["content"] == "No.":
-                row.mask[1:] = [0] * (len(row.mask) - 1)
-            return row
+                compared.row.mask[1:] = [0] * (len(compared.row.mask) - 1)
+            return compared
 
-    (chunk,) = tokenize(write_rows(SHORT), OneHalf(tokenizer, 64), 0)
+    (chunk,) = tokenize(write_rows(SHORT), OneHalf(tokenizer, OPTIONS), max_length=64, num_workers=0)
     reason = "truncation to 64 tokens (--max_seq_len) removes the rejected answer"
     assert chunk.bad == [BadRow(line=1, reason=reason, tokenized=True)]
 
@@ -120,8 +122,8 @@ def pools(monkeypatch):
 
 
 def test_worker_processes_give_the_same_chunks(two_cores, many_rows, pools, tokenizer):
-    encoder = ChatEncoder(tokenizer, 64)
-    serial, parallel = (list(tokenize(many_rows, encoder, workers)) for workers in (0, 3))
+    encoder = TurnEncoder(tokenizer, OPTIONS)
+    serial, parallel = (list(tokenize(many_rows, encoder, max_length=64, num_workers=workers)) for workers in (0, 3))
     assert pools == [2]
     assert [len(chunk.lines) + len(chunk.bad) for chunk in serial] == [8, 8, 8, 8, 7]
     assert [row.line for chunk in serial for row in chunk.bad] == [36]
@@ -138,6 +140,7 @@ def test_no_worker_starts_where_it_would_gain_nothing(
     two_cores, pools, write_rows, tokenizer, monkeypatch, rows, num_workers, cores
 ):
     monkeypatch.setattr(tokens.os, "sched_getaffinity", lambda pid: set(range(cores)))
-    chunks = list(tokenize(write_rows(*[SHORT] * rows), ChatEncoder(tokenizer, 64), num_workers))
+    encoder = TurnEncoder(tokenizer, OPTIONS)
+    chunks = list(tokenize(write_rows(*[SHORT] * rows), encoder, max_length=64, num_workers=num_workers))
     assert [line for chunk in chunks for line in chunk.lines] == list(range(1, rows + 1))
     assert pools == []

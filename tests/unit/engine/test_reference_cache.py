@@ -51,7 +51,7 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
     path = folder / "pairs.jsonl"
     rows = [pair(f"Number {i}?", "Yes. " * (i + 1), "No!" * (2 * i + 1)) for i in range(COUNT)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    return load_table(path, tokenizer, max_length=256, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "t")
+    return load_table(path, tokenizer, max_length=256, num_workers=0, cache_dir=folder / "t")
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ folder = Path({folder!r})
 dist.init_process_group("gloo", init_method=f"file://{{folder}}/killed", rank=0, world_size=1)
 tokenizer = AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
 table = load_table(
-    Path({path!r}), tokenizer, max_length=256, empty_think_ratio=1.0, num_workers=0, cache_dir=folder / "tables"
+    Path({path!r}), tokenizer, max_length=256, num_workers=0, cache_dir=folder / "tables"
 )
 for _ in ReferenceCache(folder / "cache", table, ABOUT, WORLD).fill(StandIn(pairs_per_forward=1), pack):
     time.sleep(0.05)

@@ -140,7 +140,7 @@ def test_logits_do_not_depend_on_later_tokens(model):
     changed = ids.clone()
     changed[0, 5] = (ids[0, 5] + 1) % VOCAB
     one, other = model(ids).logits[0], model(changed).logits[0]
-    torch.testing.assert_close(one[:5], other[:5], rtol=0, atol=1e-6)
+    torch.testing.assert_close(one[:5], other[:5], rtol=0, atol=1e-5)
     assert (one[5:] - other[5:]).abs().amax(1).min() > 1e-4
 
 

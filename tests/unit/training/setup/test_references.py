@@ -24,7 +24,7 @@ def tables(tokenizer, tmp_path):
     for name, count in (("train", 9), ("eval", 4)):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(json.dumps(pair(f"{name} {i}?", "Yes.", "No!")) for i in range(count)))
-        options = {"max_length": 64, "empty_think_ratio": 1.0, "num_workers": 0, "cache_dir": tmp_path}
+        options = {"max_length": 64, "num_workers": 0, "cache_dir": tmp_path}
         found.append(load_table(path, tokenizer, **options))
     return found
 

@@ -1,0 +1,121 @@
+"""Finds the texts with which a chat template opens and closes an assistant's turn.
+
+    sample conversation with known words -> rendered -> text around the words -> TurnMarkers
+
+Nothing is assumed about the style of the template. Texts are compared in units, so that a marker such as `<|end|>` is
+never cut: a unit is a special token of the tokenizer, another text in brackets, or one character.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from minimind.data.control_tokens import special_tokens
+from minimind.data.sources import RowError
+from minimind.data.template import ChatTemplate, TemplateInput
+
+# Words of the sample conversation. No template writes them, and no template changes letters and digits.
+_WORDS = ("Question0a", "Answer0a", "Question1b", "Answer1b")
+_BRACKETED = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
+# Opens a block of reasoning. A reasoning block is text of the turn even where the generation prompt opens it, as in
+# MiniMind's own rule.
+_REASONING = re.compile(r"think|reason", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TurnMarkers:
+    """Texts around an assistant's turn.
+
+    Attributes:
+        header: opens a turn, e.g. `<|im_start|>assistant` and a newline; empty if the template writes nothing of its
+            own between a question and its answer.
+        end: closes a turn that a message follows; may be empty.
+        last_end: closes the last turn; may be empty.
+    """
+
+    header: str
+    end: str
+    last_end: str
+
+
+def find_markers(template: ChatTemplate, given: TemplateInput) -> TurnMarkers:
+    """The markers of a template under these arguments.
+
+    Raises:
+        RowError: the template cannot render the sample conversation, or does not write all of its words in order.
+    """
+    arguments = TemplateInput(arguments=given.arguments)
+    roles = ("user", "assistant")
+    sample = [{"role": roles[i % 2], "content": word} for i, word in enumerate(_WORDS)]
+    before, first, between, second, last = _parts(template.render(sample, arguments), _WORDS)
+    _, closed = _parts(template.render(sample[:1], arguments), _WORDS[:1])
+    _, opened = _parts(template.render(sample[:1], arguments, generation_prompt=True), _WORDS[:1])
+    unit = re.compile("|".join([*_alternatives(template), _BRACKETED, r"(?s:.)"]))
+    header = _header(unit.findall(opened), unit.findall(closed), (first, second))
+    end, last_end = _ends(unit, before, between, last, header)
+    return TurnMarkers(header=header, end=end, last_end=last_end)
+
+
+def _alternatives(template: ChatTemplate) -> list[str]:
+    return [re.escape(token) for token in special_tokens(template.tokenizer)]
+
+
+def _parts(text: str, words: Sequence[str]) -> list[str]:
+    """The text before, between and after the words.
+
+    Raises:
+        RowError: a word is missing, occurs twice, or is out of order.
+    """
+    parts = []
+    for word in words:
+        if text.count(word) != 1:
+            raise RowError("the chat template does not write each message of a sample conversation once")
+        part, _, text = text.partition(word)
+        parts.append(part)
+    return [*parts, text]
+
+
+def _header(opened: list[str], closed: list[str], before_answers: Sequence[str]) -> str:
+    """The generation prompt up to a reasoning block, if the template also writes it before given answers."""
+    # A template may end a whole conversation with more than the question's own end, so both are compared.
+    prompt = opened[_common(opened, closed) :]
+    kept = next((index for index, unit in enumerate(prompt) if len(unit) > 1 and _REASONING.search(unit)), len(prompt))
+    header = "".join(prompt[:kept])
+    return next((text for text in (header, header.rstrip()) if all(text in part for part in before_answers)), "")
+
+
+def _ends(unit: re.Pattern[str], before: str, between: str, last: str, header: str) -> tuple[str, str]:
+    """The ends of an earlier and of the last turn.
+
+    Args:
+        before: text before the first question.
+        between: text between an answer and the next question: the end, then the header of the question.
+        last: text after the last answer: the end, then whatever ends a whole conversation.
+    """
+    middle, final = unit.findall(between), unit.findall(last)
+    common = "".join(middle[: _common(middle, final)])
+    if common or not last:
+        return common, common
+    # The last turn has an end of its own.
+    opener = next(iter(unit.findall(header)), "")
+    if opener and opener in middle:
+        end = middle[: middle.index(opener)]
+    else:
+        # The header of the second question is that of the first one.
+        first = unit.findall(before)
+        end = middle[: len(middle) - _common(middle[::-1], first[::-1])]
+    markers = [index for index, text in enumerate(final) if len(text) > 1]
+    stop = markers[0] + 1 if markers else len(final)
+    while stop < len(final) and final[stop].isspace():
+        stop += 1
+    return "".join(end), "".join(final[:stop])
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Number of leading units that both have."""
+    count = 0
+    while count < min(len(one), len(other)) and one[count] == other[count]:
+        count += 1
+    return count
