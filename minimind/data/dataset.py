@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.encoder import MINIMIND, EncodingOptions, MiniMindEncoder
+from minimind.data.encoding import MINIMIND, EncodingOptions
+from minimind.data.minimind_rule import MiniMindEncoder
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes import parse_row
 from minimind.data.sources import RowError, read_lines
@@ -69,7 +70,7 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         out = {}
         for half, messages in (("chosen", row.chosen), ("rejected", row.rejected)):
             try:
-                encoded = self.encoder.encode(messages, number)
+                encoded = self.encoder.encode(messages, number, row.tools, row.template_kwargs)
             except RowError as error:
                 raise DataError(f"{self.path}, line {number}: {error}") from error
             ids, mask = (part[: self.max_length] for part in encoded)

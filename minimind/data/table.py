@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.encoder import ConversationEncoder, EncodingOptions, build_encoder
+from minimind.data.encoder import build_encoder
+from minimind.data.encoding import ConversationEncoder, EncodingOptions
 from minimind.data.rows import BadRow
 from minimind.data.tokens import Chunk, tokenize
 from minimind.errors import DataError

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minimind.data.encoder import ConversationEncoder, TokenizedRow
+from minimind.data.encoding import ConversationEncoder, TokenizedRow
 from minimind.data.rows import BadRow
 from minimind.data.shapes import parse_row
 from minimind.data.sources import RowError, read_lines
@@ -119,7 +119,10 @@ def _encode_lines(encoder: ConversationEncoder, max_length: int, lines: list[tup
     for number, line in lines:
         try:
             row = parse_row(line)
-            halves = [encoder.encode_compared(messages, number) for messages in (row.chosen, row.rejected)]
+            halves = [
+                encoder.encode_compared(messages, number, tools=row.tools, template_kwargs=row.template_kwargs)
+                for messages in (row.chosen, row.rejected)
+            ]
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue

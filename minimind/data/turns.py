@@ -42,11 +42,13 @@ def find_turns(
         text, spans = template.render_generation(messages, given)
         turns = [Turn(start=start, text_end=end, end=end) for start, end in spans]
         _check_number(_assistants(messages), len(turns))
-        return text, turns
-    text = template.render(messages, given)
-    finder = _Finder(template, markers, messages, given, text)
-    turns = finder.all_at_once() or finder.one_by_one()
+    else:
+        text = template.render(messages, given)
+        finder = _Finder(template, markers, messages, given, text)
+        turns = finder.all_at_once() or finder.one_by_one()
     _check_calls_written(messages, text, turns)
+    if given.tools and any(_function_name(tool) not in text for tool in given.tools):
+        raise RowError("the chat template does not write the tools")
     if any(one.end > other.start for one, other in itertools.pairwise(turns)):
         raise RowError("the chat template mixes the texts of different assistant turns")
     return text, turns
@@ -177,9 +179,14 @@ def _check_calls_written(messages: Messages, text: str, turns: Sequence[Turn]) -
     """Raises RowError if a template leaves out the names of called tools: the model would learn to call none."""
     for index, turn in zip(_assistants(messages), turns, strict=True):
         for call in messages[index].get("tool_calls") or ():
-            function = call.get("function", call) if isinstance(call, Mapping) else {}
-            if str(function.get("name")) not in text[turn.start : turn.end]:
+            if _function_name(call) not in text[turn.start : turn.end]:
                 raise RowError(f"the chat template does not write the tool calls of message {index}")
+
+
+def _function_name(tool: Any) -> str:
+    """Name of a tool, or of the tool that a call names; empty if it has none."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return str(function.get("name", "")) if isinstance(function, Mapping) else ""
 
 
 def _check_number(assistants: Sequence[int], found: int) -> None:

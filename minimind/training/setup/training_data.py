@@ -13,7 +13,7 @@ from typing import Any
 
 from minimind.config import DPOConfig
 from minimind.config.data import DataConfig
-from minimind.data.encoder import EncodingOptions
+from minimind.data.encoding import EncodingOptions
 from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable, load_table
 from minimind.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from minimind import demo
-from minimind.data.encoder import EncodingOptions
+from minimind.data.encoding import EncodingOptions
 from minimind.errors import DataError
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content
 

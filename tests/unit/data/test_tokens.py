@@ -10,7 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from minimind.data import tokens
-from minimind.data.encoder import EncodingOptions, TurnEncoder
+from minimind.data.encoder import TurnEncoder
+from minimind.data.encoding import EncodingOptions
 from minimind.data.rows import BadRow
 from minimind.data.tokens import Chunk, tokenize
 from tests.conftest import pair
