@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from minimind.data.packs import Batch, PackedPairs, PaddedPairs
 from minimind.engine.plain_row import PlainRow
+from minimind.errors import PackError
 from minimind.model.family import family_of
 from minimind.model.own_attention import AttentionSwitch
 from minimind.model.packed_attention import NATIVE, PackSegments
@@ -39,12 +40,13 @@ class PairScorer(nn.Module):
         # A model without attention (RWKV, xLSTM) may know neither a cache nor a mask.
         parameters = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in parameters else {}
+        self._obstacle = _head_obstacle(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32.
 
         Raises:
-            PackError: a pack, and the model's attention does something that packs do not have.
+            PackError: a pack, and the model's attention or head does something that packs do not have.
         """
         if isinstance(batch, PackedPairs):
             return self._packed(batch)
@@ -59,6 +61,8 @@ class PairScorer(nn.Module):
         return log_probs, _aux_loss(out, log_probs)
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
+        if self._obstacle:
+            raise PackError(self._obstacle)
         self._switch.packed()
         selects = family_of(self.model.config).backbone_selects_positions
         out = self.model.base_model(
@@ -74,6 +78,19 @@ class PairScorer(nn.Module):
         head = self.model.get_output_embeddings()
         log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
         return log_probs, _aux_loss(out, log_probs)
+
+
+def _head_obstacle(model: PreTrainedModel) -> str:
+    """Why the output head cannot be computed from its weight and bias alone; empty if it can.
+
+    A scale of 1 or a bias of 0 would change no log-prob before the first update, but its gradient would be missing.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return f"its output head is not a linear layer ({type(head).__name__})"
+    known = {id(parameter) for module in (model.base_model, head) for parameter in module.parameters()}
+    others = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
+    return f"it has parameters outside its backbone and its head ({others[0]})" if others else ""
 
 
 def _aux_loss(out: object, like: Tensor) -> Tensor:

@@ -114,8 +114,11 @@ def packed_attention(
             raise PackError(f"its attention takes {name!r}, which packs do not support")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout:  # no other backend supports dropout
-        return sdpa_by_segment(query, key, value, pack, scaling, dropout), None
-    return BACKENDS[pack.backend](query, key, value, pack, scaling), None
+        out = sdpa_by_segment(query, key, value, pack, scaling, dropout)
+    else:
+        out = BACKENDS[pack.backend](query, key, value, pack, scaling)
+    # Some models take a view of it. Models that reshape it would copy it there.
+    return out.contiguous(), None
 
 
 def sdpa_by_segment(

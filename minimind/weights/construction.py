@@ -59,7 +59,9 @@ def model_from_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) 
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
         tensor = tensors[first_name[id(old)]]
-        _replace(model, name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        # Some parameters are constants, for example Pegasus' sinusoidal positions.
+        trains = old.requires_grad and tensor.is_floating_point()
+        _replace(model, name, nn.Parameter(tensor, requires_grad=trains))
     for name, buffer in model.named_buffers():
         if name in tensors:
             buffer.copy_(tensors[name])

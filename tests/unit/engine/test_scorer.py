@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from minimind.data.packs import pack, pad
 from minimind.data.table import PreferencePair
+from minimind.engine.plain_row import plain_rows
 from minimind.engine.scorer import PairScorer
+from minimind.errors import PackError
+from tests.parity.families import tiny_config, tiny_model
 from tests.unit.weights.conftest import llama, minimind
 
 # Rows of 6 and 5 tokens that share 3; the last three (two) tokens of a row are targets.
@@ -47,3 +51,48 @@ def test_log_probs_are_those_of_each_row_alone(model, layout):
 def test_a_mixture_of_experts_has_an_auxiliary_loss():
     model = minimind("minimind3_moe").train()
     assert PairScorer(model)(pack([PAIR]))[1].item() > 0
+
+
+class ScaledHead(nn.Linear):
+    """A head with a factor that is 1 before training."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, bias=False)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, hidden):
+        return super().forward(hidden) * self.scale
+
+
+def test_a_head_with_more_than_a_weight_is_not_packed():
+    """Its log-probs would be right and the gradient of its factor missing."""
+    model = llama(tied=False)
+    model.lm_head = ScaledHead(32, 61)
+    with pytest.raises(PackError, match=r"its output head is not a linear layer \(ScaledHead\)"):
+        PairScorer(model)(pack([PAIR]))
+    assert PairScorer(model)(pad([PAIR]))[0].isfinite().all()
+
+
+def test_parameters_between_backbone_and_head_are_not_packed():
+    model = llama(tied=False)
+    model.extra = nn.Linear(2, 2)
+    with pytest.raises(PackError, match=r"parameters outside its backbone and its head \(extra\.weight\)"):
+        PairScorer(model)(pack([PAIR]))
+
+
+@torch.no_grad()
+def test_a_plain_row_is_scored_alone():
+    model = llama(tied=True)
+    rows = [PairScorer(model)(row)[0] for row in plain_rows(PAIR)]
+    assert torch.cat(rows).tolist() == pytest.approx(expected(model), abs=1e-6)
+
+
+@torch.no_grad()
+def test_padded_rows_have_the_models_own_attention_after_a_pack():
+    """Gemma-2's soft capping exists in eager attention only."""
+    model = tiny_model(tiny_config("gemma2"))
+    reference = expected(model)
+    scorer = PairScorer(model)
+    with pytest.raises(PackError, match="softcap"):
+        scorer(pack([PAIR]))
+    assert scorer(pad([PAIR]))[0].tolist() == pytest.approx(reference, abs=1e-5)

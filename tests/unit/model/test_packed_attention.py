@@ -130,6 +130,11 @@ def test_arguments_without_effect_are_taken():
     assert torch.equal(out, torch.ones(1, 9, 2, 8))
 
 
+def test_output_can_be_viewed():
+    """Some models call `view` on it."""
+    assert all(attend(backend).is_contiguous() for backend in (NATIVE, SDPA))
+
+
 def test_longest_row_counts_the_prefix_once_for_each_half():
     assert PackSegments(((4, 3, 2), (1, 0, 9))).longest_row == 10
 

@@ -15,6 +15,7 @@ from minimind.weights.construction import (
     uninitialized_model,
 )
 from minimind.weights.names import EMBEDDING, HEAD
+from tests.parity.families import tiny_config, tiny_model
 from tests.unit.weights.conftest import llama, minimind
 
 IDS = torch.arange(3, 14)[None]
@@ -108,6 +109,14 @@ def test_models_with_ties_and_buffers_of_their_own_are_complete(config):
     tokens = torch.randint(3, 64, (2, 9))
     assert not any(tensor.is_meta for tensor in [*built.parameters(), *built.buffers()])
     torch.testing.assert_close(built(tokens).logits, model(tokens).logits, rtol=0, atol=0)
+
+
+def test_parameters_that_are_constants_do_not_train():
+    """Pegasus' sinusoidal positions are a parameter without gradient."""
+    model = tiny_model(tiny_config("pegasus"))
+    built = model_from_tensors(model.config, {name: model.state_dict()[name] for name in tensor_shapes(model)})
+    constants = [name for name, parameter in built.named_parameters() if not parameter.requires_grad]
+    assert constants == ["model.decoder.embed_positions.weight"]
 
 
 def test_a_missing_tensor_is_an_error():
