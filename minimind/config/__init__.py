@@ -25,6 +25,7 @@ from minimind.config.settings import (
     DEMO,
     FLAG,
     MEASURED,
+    OTHER_FLAG,
     WEIGHTS,
     Settings,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "DEMO",
     "FLAG",
     "MEASURED",
+    "OTHER_FLAG",
     "WEIGHTS",
     "DPOConfig",
     "DataConfig",

@@ -29,11 +29,19 @@ class DataConfig:
         choices=("turns", "minimind"),
     )
     last_turn_only: bool = flag(False, "1: only the assistant's last turn counts; 0: all its turns count")
-    max_seq_len: int = flag(1024, "maximum length of a row in tokens; longer rows are truncated", low=2)
+    max_seq_len: int = flag(1024, "maximum length of a row in tokens; --on_long_row is for longer rows", low=2)
+    on_long_row: str = flag(
+        "cut",
+        "pairs with a row above max_seq_len: cut: cut rows at their end, and leave out pairs that keep no difference; "
+        "keep: cut and leave out none, as MiniMind does: such a pair has a loss of ln 2 and no gradient; skip: leave "
+        "out all of them; error: list them and stop; cut_prompt: leave out the oldest turns of the prompt until both "
+        "rows fit, then like cut",
+        choices=("cut", "keep", "skip", "error", "cut_prompt"),
+    )
     on_bad_row: str = flag(
         "error",
-        "error: list the bad rows and stop; skip: count the bad rows and leave them out; keep: like skip, but keep "
-        "rows that lost their whole answer by truncation, with a loss of ln 2 and no gradient, as MiniMind does",
+        "rows that are wrong: error: list them and stop; skip: count them and leave them out; keep: like skip, with "
+        "--on_long_row keep",
         choices=("error", "skip", "keep"),
     )
     empty_think_ratio: float = flag(

@@ -43,7 +43,8 @@ class BadRow:
     Attributes:
         line: line number in the file, from 1.
         reason: the problem.
-        tokenized: True if the row is valid but truncation leaves no answer; `--on_bad_row keep` keeps such rows.
+        tokenized: True if the row is tokenised all the same: only the difference between its halves does not reach the
+            tokens that count. `--on_bad_row keep` keeps such rows.
     """
 
     line: int

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.data.encoder import build_encoder
 from minimind.data.encoding import ConversationEncoder, EncodingOptions
+from minimind.data.pairs import LengthLimit
 from minimind.data.rows import BadRow
 from minimind.data.tokens import Chunk, tokenize
 from minimind.errors import DataError
@@ -34,7 +35,8 @@ _FORMAT = 2
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
 _ATTENTION_TOKENS = 8192
-_BAD_ROWS_SHOWN = 10
+# Arrays of the cache with one or two values for each pair, by name, with their dtypes.
+_SMALL = {"full_lengths": np.int64, "prefixes": np.int64, "lines": np.int64, "cuts": np.uint8}
 _DEFAULT_OPTIONS = EncodingOptions()
 
 
@@ -66,9 +68,13 @@ class PairTable:
         key: hash of everything that the arrays depend on.
         tokens, mask: the 2n rows concatenated, chosen before rejected; int32 and uint8.
         offsets: (2n + 1,) int64, start of each row, and the total length.
+        full_lengths: (2n,) int64, tokens of each row before anything was cut.
         prefixes, lines: (n,) int64, as in `PreferencePair`.
+        cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
+        max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
         counts: number of rows with a property that the user is told of, by its name in tokens.py.
+        unused: number of rows of everything that is not used, e.g. of a column.
         selected: indices of the pairs in use, ascending.
     """
 
@@ -77,10 +83,14 @@ class PairTable:
     tokens: NDArray[np.int32]
     mask: NDArray[np.uint8]
     offsets: NDArray[np.int64]
+    full_lengths: NDArray[np.int64]
     prefixes: NDArray[np.int64]
     lines: NDArray[np.int64]
+    cuts: NDArray[np.uint8]
+    max_length: int
     bad: tuple[BadRow, ...]
     counts: Mapping[str, int]
+    unused: Mapping[str, int]
     selected: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -97,31 +107,6 @@ class PairTable:
             prefix=int(self.prefixes[row]),
             line=int(self.lines[row]),
         )
-
-    def handle_bad_rows(self, on_bad_row: str) -> PairTable:
-        """The table under a policy for bad rows.
-
-        Args:
-            on_bad_row: "error" raises an error that lists the bad rows; "skip" omits them; "keep" omits invalid rows
-                but keeps rows without an answer after truncation: as in MiniMind, their loss is constant (ln 2 for the
-                DPO loss) and their gradient 0.
-
-        Raises:
-            DataError: there are bad rows under "error", or no row is left.
-        """
-        if self.bad and on_bad_row == "error":
-            shown = "\n".join(f"  line {row.line}: {row.reason}" for row in self.bad[:_BAD_ROWS_SHOWN])
-            more = f"\n  ... and {len(self.bad) - _BAD_ROWS_SHOWN} more" if len(self.bad) > _BAD_ROWS_SHOWN else ""
-            raise DataError(
-                f"{self.path}: {len(self.bad)} of {self.total_rows} rows cannot be trained on:\n{shown}{more}\n"
-                "Correct the rows, increase --max_seq_len, or omit the rows with --on_bad_row skip."
-            )
-        selected = np.arange(len(self.lines))
-        if on_bad_row == "skip":
-            selected = np.flatnonzero(~np.isin(self.lines, [row.line for row in self.bad]))
-        if not len(selected):
-            raise DataError(f"{self.path}: none of the {self.total_rows} rows can be trained on")
-        return dataclasses.replace(self, selected=selected)
 
     @property
     def costs(self) -> NDArray[np.float64]:
@@ -153,31 +138,32 @@ def load_table(
     num_workers: int,
     cache_dir: Path,
     options: EncodingOptions = _DEFAULT_OPTIONS,
+    cut_prompt: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> PairTable:
     """Load a preference file from the cache, or tokenise it and write the cache.
 
     Args:
-        max_length: tokens per row; longer rows are truncated at the end.
+        max_length, cut_prompt: how long a row may be, and how longer rows are cut; see `LengthLimit`.
         num_workers: largest number of worker processes.
         options: how conversations are encoded.
         on_progress: called for each tokenised chunk of rows.
 
     Raises:
         DataError: the file is missing or empty, the tokenizer cannot be used, or the cache cannot be written. Bad rows
-            raise no error here; see `PairTable.handle_bad_rows`.
+            raise no error here; see `select_pairs`.
     """
     if not path.is_file():
         problem = "is a folder, not a file" if path.is_dir() else "no such preference file"
         raise DataError(f"{path}: {problem}; --data_path needs a file with one JSON object per line")
     encoder = build_encoder(tokenizer, options)
-    key = _key(path, encoder, max_length)
+    limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
+    key = _key(path, encoder, limit)
     folder = cache_dir / f"pairs-{key}"
     table = _open(path, key, folder)
     if table is None:
-        _write(
-            folder, _with_progress(tokenize(path, encoder, max_length=max_length, num_workers=num_workers), on_progress)
-        )
+        chunks = tokenize(path, encoder, max_length=max_length, cut_prompt=cut_prompt, num_workers=num_workers)
+        _write(folder, _with_progress(chunks, on_progress), limit)
         table = _open(path, key, folder)
     if table is None:
         raise DataError(f"{folder}: cannot read the tokenised data after writing it; try another --cache_dir")
@@ -190,14 +176,14 @@ def _with_progress(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> 
         yield chunk
 
 
-def _key(path: Path, encoder: ConversationEncoder, max_length: int) -> str:
+def _key(path: Path, encoder: ConversationEncoder, limit: LengthLimit) -> str:
     """Hash of everything that the arrays depend on."""
     digest = hashlib.sha256()
     tokenizer = encoder.tokenizer
     # A fast tokenizer can serialise its whole pipeline (normaliser, merges, ...), a slow one only its vocabulary.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    settings = [_FORMAT, max_length, *encoder.key()]
+    settings = [_FORMAT, limit.max_length, limit.cut_prompt, *encoder.key()]
     digest.update(json.dumps([settings, content, tokenizer.chat_template, tokenizer.special_tokens_map]).encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -205,31 +191,13 @@ def _key(path: Path, encoder: ConversationEncoder, max_length: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
+def _write(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
     """Write the arrays to a temporary folder, then rename it, so that a killed run leaves no incomplete cache."""
     partial = folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-        lengths: list[int] = []
-        prefixes: list[int] = []
-        lines: list[int] = []
-        bad: list[BadRow] = []
-        counts: Counter[str] = Counter()
-        with (partial / "tokens.i32").open("wb") as tokens, (partial / "mask.u8").open("wb") as mask:
-            for chunk in chunks:
-                chunk.tokens.tofile(tokens)
-                chunk.mask.tofile(mask)
-                lengths += chunk.lengths
-                prefixes += chunk.prefixes
-                lines += chunk.lines
-                bad += chunk.bad
-                counts.update(chunk.counts)
-        np.save(partial / "offsets.npy", np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64))
-        np.save(partial / "prefixes.npy", np.array(prefixes, np.int64))
-        np.save(partial / "lines.npy", np.array(lines, np.int64))
-        meta = {"format": _FORMAT, "bad": [dataclasses.asdict(row) for row in bad], "counts": counts}
-        (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+        _write_arrays(partial, chunks, limit)
         try:
             os.replace(partial, folder)
         except OSError:
@@ -244,22 +212,52 @@ def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def _write_arrays(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
+    lengths: list[int] = []
+    small: dict[str, list[int]] = {name: [] for name in _SMALL}
+    bad: list[BadRow] = []
+    counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
+    with (folder / "tokens.i32").open("wb") as tokens, (folder / "mask.u8").open("wb") as mask:
+        for chunk in chunks:
+            chunk.tokens.tofile(tokens)
+            chunk.mask.tofile(mask)
+            lengths += chunk.lengths
+            for name, values in small.items():
+                values += getattr(chunk, name)
+            bad += chunk.bad
+            counts.update(chunk.counts)
+            unused.update(chunk.unused)
+    np.save(folder / "offsets.npy", np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64))
+    for name, values in small.items():
+        np.save(folder / f"{name}.npy", np.array(values, _SMALL[name]))
+    meta = {
+        "format": _FORMAT,
+        "max_length": limit.max_length,
+        "bad": [dataclasses.asdict(row) for row in bad],
+        "counts": counts,
+        "unused": unused,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
 def _open(path: Path, key: str, folder: Path) -> PairTable | None:
     """The table in a cache folder, or None if it is missing or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        lines, prefixes = np.load(folder / "lines.npy"), np.load(folder / "prefixes.npy")
+        small = {name: np.load(folder / f"{name}.npy") for name in _SMALL}
         table = PairTable(
             path=path,
             key=key,
             tokens=_map(folder / "tokens.i32", np.int32),
             mask=_map(folder / "mask.u8", np.uint8),
             offsets=np.load(folder / "offsets.npy"),
-            prefixes=prefixes,
-            lines=lines,
+            **small,
+            max_length=meta["max_length"],
             bad=tuple(BadRow(**row) for row in meta["bad"]),
             counts=meta["counts"],
-            selected=np.arange(len(lines)),
+            unused=meta["unused"],
+            selected=np.arange(len(small["lines"])),
         )
         return table if _is_consistent(table) else None
     except Exception:  # noqa: BLE001 - numpy raises many exceptions on damaged headers; the caller rebuilds the cache
@@ -268,7 +266,11 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
 
 def _is_consistent(table: PairTable) -> bool:
     """Whether the sizes of the arrays agree and all offsets and prefixes are in range."""
-    if len(table.offsets) != 2 * len(table.lines) + 1 or len(table.prefixes) != len(table.lines):
+    number = len(table.lines)
+    sizes = (len(table.offsets) - 1, len(table.full_lengths), 2 * len(table.prefixes), 2 * len(table.cuts))
+    if sizes != (2 * number,) * 4:
+        return False
+    if not (isinstance(table.max_length, int) and isinstance(table.counts, dict) and isinstance(table.unused, dict)):
         return False
     lengths = np.diff(table.offsets)
     offsets_valid = table.offsets[0] == 0 and bool((lengths >= 0).all())

@@ -1,6 +1,6 @@
 """Tokenises a preference file, in worker processes if the file is large.
 
-    lines (sources.py) -> parse_row (shapes.py) -> encode (encoder.py) -> truncated -> chunks of flat arrays, in order
+    lines (sources.py) -> parse_row (shapes.py) -> encode_pair (pairs.py) -> chunks of flat arrays, in file order
 
 A row that cannot be used becomes a `BadRow` of its chunk; it does not stop the others.
 """
@@ -20,13 +20,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minimind.data.encoding import ConversationEncoder, TokenizedRow
-from minimind.data.rows import BadRow
+from minimind.data.encoding import ConversationEncoder
+from minimind.data.left_out import check_rendered, not_used, words_of
+from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
+from minimind.data.rows import BadRow, PreferenceRow
 from minimind.data.shapes import parse_row
 from minimind.data.sources import RowError, read_lines
+from minimind.data.template import TemplateInput
 
-# Name in `Chunk.counts`: rows whose tokens or mask differ from those of MiniMind's rule.
-OTHER_MASK = "other_mask"
+# Names in `Chunk.counts`: rows whose tokens or mask differ from those of MiniMind's rule, and rows whose messages of
+# the role `developer` were read as system messages.
+OTHER_MASK, DEVELOPER = "other_mask", "developer"
+# Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
+# left.
+PROMPT_CUT, END_CUT, LOST = 1, 2, 4
 _ROWS_PER_TASK = 256
 # Below this number of rows, starting worker processes takes longer than they save.
 _MIN_ROWS_FOR_WORKERS = 4 * _ROWS_PER_TASK
@@ -39,28 +46,34 @@ class Chunk:
     Attributes:
         tokens, mask: all rows concatenated, chosen before rejected.
         lengths: tokens of each of the 2n rows.
+        full_lengths: the same before anything was cut.
         prefixes: number of leading tokens that both rows of a pair share, n values.
         lines: line number of each pair in the file, n values.
+        cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST.
         bad: rows that cannot be trained on; those with `tokenized` are also among the n pairs.
         counts: number of rows with a property that the user is told of, by a name from this module.
+        unused: number of rows of everything that is not used, e.g. of a column.
     """
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.uint8]
     lengths: list[int]
+    full_lengths: list[int]
     prefixes: list[int]
     lines: list[int]
+    cuts: list[int]
     bad: list[BadRow]
     counts: Mapping[str, int]
+    unused: Mapping[str, int]
 
 
 # Set once per worker process: sending the tokenizer with every task would cost more than the task.
-_worker: tuple[ConversationEncoder, int] | None = None
+_worker: tuple[ConversationEncoder, LengthLimit] | None = None
 
 
-def _start_worker(encoder: ConversationEncoder, max_length: int) -> None:
+def _start_worker(encoder: ConversationEncoder, limit: LengthLimit) -> None:
     global _worker
-    _worker = encoder, max_length
+    _worker = encoder, limit
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -77,27 +90,30 @@ def _run_task(lines: list[tuple[int, bytes]]) -> Chunk:
     return _encode_lines(*_worker, lines)
 
 
-def tokenize(path: Path, encoder: ConversationEncoder, *, max_length: int, num_workers: int) -> Iterator[Chunk]:
+def tokenize(
+    path: Path, encoder: ConversationEncoder, *, max_length: int, cut_prompt: bool = False, num_workers: int
+) -> Iterator[Chunk]:
     """Yield the chunks of a file, in file order.
 
     Args:
-        max_length: tokens per row; longer rows are truncated at the end.
+        max_length, cut_prompt: how long a row may be, and how longer rows are cut; see `LengthLimit`.
         num_workers: largest number of worker processes; the number of cores is another limit. Fewer than 2, or a
             small file: this process does the work.
 
     Raises:
         DataError: the file is missing, unreadable or empty.
     """
+    limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
     batches = _batched(read_lines(path), _ROWS_PER_TASK)
     first = list(itertools.islice(batches, _MIN_ROWS_FOR_WORKERS // _ROWS_PER_TASK))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
     if sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2:
         for batch in itertools.chain(first, batches):
-            yield _encode_lines(encoder, max_length, batch)
+            yield _encode_lines(encoder, limit, batch)
         return
     # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder, max_length)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder, limit)) as pool:
         yield from pool.map(_run_task, itertools.chain(first, batches))
 
 
@@ -107,55 +123,44 @@ def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tup
         yield batch
 
 
-def _encode_lines(encoder: ConversationEncoder, max_length: int, lines: list[tuple[int, bytes]]) -> Chunk:
+def _encode_lines(encoder: ConversationEncoder, limit: LengthLimit, lines: list[tuple[int, bytes]]) -> Chunk:
     """Parse and tokenise lines, given with their numbers."""
-    tokens: list[int] = []
-    mask: list[int] = []
-    lengths: list[int] = []
-    prefixes: list[int] = []
+    words = words_of(encoder.template)
+    pairs: list[EncodedPair] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
     counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     for number, line in lines:
         try:
             row = parse_row(line)
-            halves = [
-                encoder.encode_compared(messages, number, tools=row.tools, template_kwargs=row.template_kwargs)
-                for messages in (row.chosen, row.rejected)
-            ]
+            pair = _encode(row, number, encoder, limit)
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
-        counts[OTHER_MASK] += any(half.differs for half in halves)
-        chosen, rejected = (_truncated(half.row, max_length) for half in halves)
-        # The first token of a row is never a target, so a mask on it alone leaves nothing to train on.
-        empty = [half for half, r in (("chosen", chosen), ("rejected", rejected)) if not any(r.mask[1:])]
-        if empty or chosen.tokens == rejected.tokens:
-            lost = f"the {' and the '.join(empty)} answer" if empty else "the difference between the answers"
-            reason = f"truncation to {max_length} tokens (--max_seq_len) removes {lost}"
-            bad.append(BadRow(line=number, reason=reason, tokenized=True))
-        prefixes.append(_common_prefix(chosen.tokens, rejected.tokens))
+        if pair.problem is not None:
+            bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
+        counts[OTHER_MASK] += pair.other_mask
+        counts[DEVELOPER] += row.has_developer
+        unused.update(not_used(row, words))
+        pairs.append(pair)
         numbers.append(number)
-        for half in (chosen, rejected):
-            tokens += half.tokens
-            mask += half.mask
-            lengths.append(len(half.tokens))
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
     return Chunk(
-        tokens=np.array(tokens, np.int32),
-        mask=np.array(mask, np.uint8),
-        lengths=lengths,
-        prefixes=prefixes,
+        tokens=np.array([token for row in rows for token in row.tokens], np.int32),
+        mask=np.array([value for row in rows for value in row.mask], np.uint8),
+        lengths=[len(row.tokens) for row in rows],
+        full_lengths=[length for pair in pairs for length in pair.lengths],
+        prefixes=[pair.prefix for pair in pairs],
         lines=numbers,
+        cuts=[PROMPT_CUT * pair.prompt_cut + END_CUT * pair.end_cut + LOST * pair.is_lost for pair in pairs],
         bad=bad,
         counts=counts,
+        unused=unused,
     )
 
 
-def _truncated(row: TokenizedRow, length: int) -> TokenizedRow:
-    return TokenizedRow(row.tokens[:length], row.mask[:length])
-
-
-def _common_prefix(one: list[int], other: list[int]) -> int:
-    shorter = min(len(one), len(other))
-    differing = np.flatnonzero(np.array(one[:shorter]) != np.array(other[:shorter]))
-    return int(differing[0]) if len(differing) else shorter
+def _encode(row: PreferenceRow, number: int, encoder: ConversationEncoder, limit: LengthLimit) -> EncodedPair:
+    arguments = {**encoder.options.template_kwargs, **row.template_kwargs}
+    check_rendered(row, encoder.template, TemplateInput(tools=row.tools, arguments=arguments))
+    return encode_pair(row, number, encoder, limit)

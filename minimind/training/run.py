@@ -57,7 +57,7 @@ def run_training(prepared: Prepared, world: World, watch: Watch) -> bool:
     report_settings(prepared, console, world)
     watch.enter("tokenising")
     data = load_data(prepared, world, watch.tick)
-    report_data(console, data, prepared.settings.config.optimisation.max_steps)
+    report_data(console, data, prepared.settings.config)
     prepared = choose_attention_backend(prepared, world, watch, data, console)
     opened = open_run(prepared, data, world, watch, console)
     engines = build_engines(prepared, data, opened, world, watch, console)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from minimind.config import Settings
-from minimind.data.table import PairTable
+from minimind.config import DPOConfig, Settings
 from minimind.data.tokens import OTHER_MASK
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
@@ -13,11 +12,9 @@ from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
 from minimind.training.console import Console
+from minimind.training.row_report import row_messages
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.training_data import TrainingData
-
-# Bad rows that are listed by line; the rest is counted.
-_LISTED = 8
 
 
 def report_settings(prepared: Prepared, console: Console, world: World) -> None:
@@ -77,9 +74,9 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  WARNING: {warning}")
 
 
-def report_data(console: Console, data: TrainingData, max_steps: int | None) -> None:
+def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None:
     """Print the number of pairs and steps, and every row and pair that is not trained on."""
-    stream, total_steps = data.stream, data.total_steps
+    stream, total_steps, max_steps = data.stream, data.total_steps, config.optimisation.max_steps
     epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
     console.say(f"{len(data.table)} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
     if total_steps < stream.total_steps:
@@ -87,7 +84,8 @@ def report_data(console: Console, data: TrainingData, max_steps: int | None) -> 
     if max_steps is not None and max_steps > stream.total_steps:
         console.say(f"  --max_steps {max_steps} will not be reached: the pairs make {stream.total_steps} steps")
     for table in data.tables:
-        _report_bad_rows(console, table)
+        for message in row_messages(table, config.data):
+            console.say(f"  {table.path}: {message}")
         if number := table.counts.get(OTHER_MASK):
             console.say(
                 f"  {table.path}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or count a "
@@ -96,14 +94,6 @@ def report_data(console: Console, data: TrainingData, max_steps: int | None) -> 
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
         console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")
-
-
-def _report_bad_rows(console: Console, table: PairTable) -> None:
-    if not table.bad:
-        return
-    lines = ", ".join(str(row.line) for row in table.bad[:_LISTED]) + (", ..." if len(table.bad) > _LISTED else "")
-    left_out = table.total_rows - len(table)
-    console.say(f"  {table.path}: {len(table.bad)} bad rows (lines {lines}), {left_out} left out of {table.total_rows}")
 
 
 def _shown(value: object) -> str:

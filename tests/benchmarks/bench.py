@@ -34,6 +34,7 @@ from transformers.utils import logging
 import minimind
 from minimind import demo
 from minimind.data.packs import PackedPairs, pack
+from minimind.data.selection import select_pairs
 from minimind.data.table import load_table
 from tests.benchmarks import report
 from tests.benchmarks.common import Task
@@ -125,7 +126,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
         max_length=arguments.max_seq_len,
         num_workers=2,
         cache_dir=folder / "cache",
-    ).handle_bad_rows("skip")
+    )
+    table = select_pairs(table, on_bad_row="skip", on_long_row="cut")
     each = arguments.batch_size
     count = arguments.steps * each
     if len(table) < count:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minimind import demo
+from minimind.data.selection import select_pairs
 from minimind.data.table import load_table
 from minimind.errors import DataError, WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -33,7 +34,7 @@ def data_problem(tokenizer, write_rows, tmp_path):
         path = write_rows(*rows)
         table = load_table(path, tokenizer, max_length=max_length, num_workers=0, cache_dir=tmp_path / "cache")
         with pytest.raises(DataError) as caught:
-            table.handle_bad_rows("error")
+            select_pairs(table, on_bad_row="error", on_long_row="error")
         assert str(path) in str(caught.value)
         assert "--on_bad_row skip" in str(caught.value)
         return str(caught.value), table
@@ -73,18 +74,31 @@ def test_different_prompts_in_a_pair(data_problem):
     assert "message 0" in message
 
 
-def test_nothing_left_of_the_answer_after_truncation(data_problem):
-    message, _ = data_problem(GOOD, pair("Why? " * 100, "Because.", "No."))
-    assert "line 2: truncation to 64 tokens (--max_seq_len) removes the chosen and the rejected answer" in message
+def test_a_long_pair_is_listed_with_its_lengths(data_problem):
+    message, table = data_problem("nonsense", GOOD, pair("Why? " * 100, "Because.", "No."))
+    chosen, rejected = table.full_lengths[-2:]
+    assert min(chosen, rejected) > 200
+    assert "1 of 2 pairs are longer than --max_seq_len 64" in message
+    assert f"line 3: {chosen} tokens chosen, {rejected} rejected" in message
+    assert f"--max_seq_len {max(chosen, rejected)} would keep 99 % of the pairs whole" in message
 
 
 def test_all_bad_rows_are_listed_at_once_and_skip_counts_them(data_problem):
     message, table = data_problem("nonsense", GOOD, {"chosen": []}, pair("Why? " * 100, "Because.", "No."))
-    assert "3 of 4 rows" in message
+    assert "2 of 4 rows" in message
     assert re.findall(r"line (\d)", message) == ["1", "3", "4"]
-    skipped = table.handle_bad_rows("skip")
+    skipped = select_pairs(table, on_bad_row="skip", on_long_row="cut")
     assert [skipped[index].line for index in range(len(skipped))] == [2]
-    assert len(skipped.bad) == 3
+    assert len(skipped.bad) == 2
+
+
+def test_equal_texts_are_not_blamed_on_the_length(data_problem):
+    question, answer = GOOD["chosen"]
+    halves = ([question, {**answer, "score": score}] for score in (9, 1))
+    message, _ = data_problem(GOOD, dict(zip(("chosen", "rejected"), halves, strict=True)))
+    assert "line 2: the answers have the same text" in message
+    assert "'score'" in message
+    assert "--max_seq_len" not in message
 
 
 # ---- weights ----

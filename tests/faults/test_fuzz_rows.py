@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minimind.config import DataConfig
 from minimind.data.dataset import DPODataset
 from minimind.data.packs import pack
 from minimind.data.rows import PreferenceRow
+from minimind.data.selection import select_pairs
 from minimind.data.shapes import parse_row
 from minimind.data.sources import RowError
 from minimind.data.table import load_table
 from minimind.errors import MiniMindError
+from minimind.training.row_report import row_messages
 from tests.conftest import pair
 from tests.faults.fuzzing import damaged, fuzzed, json_values, only_our_errors
 
@@ -104,14 +108,16 @@ def read_everywhere(content: bytes, tokenizer, folder) -> None:
     path.write_bytes(content)
     with only_our_errors():
         table = load_table(path, tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
-        for policy in ("error", "skip", "keep"):
+        for bad, long in itertools.product(("error", "skip", "keep"), ("cut", "keep", "skip", "error")):
             message = ""
             try:
-                kept = table.handle_bad_rows(policy)
+                kept = select_pairs(table, on_bad_row=bad, on_long_row=long)
                 assert all(len(kept[index].chosen) for index in range(len(kept)))
             except MiniMindError as error:
                 message = str(error)
             assert len(message.encode("utf-8")) < 10_000
+            config = DataConfig(on_bad_row=bad, on_long_row=long)
+            assert all(len(line.encode("utf-8")) < 3_000 for line in row_messages(table, config))
     with only_our_errors():
         data = DPODataset(path, tokenizer, max_length=64)
         for index in range(len(data)):
@@ -151,5 +157,6 @@ def test_damaged_caches(data, tokenizer, tmp_path_factory):
     path = data.draw(st.sampled_from(sorted((folder / "cache").glob("*/*"))))
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     with only_our_errors():
-        table = load().handle_bad_rows("keep")
+        table = select_pairs(load(), on_bad_row="keep", on_long_row="keep")
+        list(row_messages(table, DataConfig()))
         pack([table[index] for index in range(len(table))])

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from minimind.config import Settings
+from minimind.data.selection import KEEP
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
 from minimind.objective.losses import Need, build_loss, loss_names
@@ -61,6 +62,16 @@ def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError("--eval_interval needs held-out pairs: --eval_data_path")
     if settings.explicit("on_bad_checkpoint") and not config.run.from_resume:
         yield ConfigError("--on_bad_checkpoint needs --from_resume 1")
+
+
+def row_policies_agree(draft: Draft) -> Iterator[MiniMindError]:
+    """--on_bad_row keep, which stands for --on_long_row keep too, is not given beside another --on_long_row."""
+    data = draft.settings.config.data
+    if data.on_bad_row == KEEP and data.on_long_row != KEEP:
+        yield ConfigError(
+            f"--on_bad_row keep means --on_long_row keep, but --on_long_row is {data.on_long_row}; for rows that are "
+            "wrong give --on_bad_row skip"
+        )
 
 
 def demo_keeps_its_weights(draft: Draft) -> Iterator[MiniMindError]:
@@ -152,6 +163,7 @@ def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
 CHECKS: Sequence[Check] = (
     data_files_exist,
     flags_have_their_partner,
+    row_policies_agree,
     demo_keeps_its_weights,
     weights_are_complete,
     sizes_are_those_of_the_weights,

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
-from minimind.config import DEMO, DPOConfig, Settings
+from minimind.config import DEMO, OTHER_FLAG, DPOConfig, Settings
+from minimind.data.selection import KEEP
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
 from minimind.ranks.world import World
@@ -61,6 +62,8 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     is_demo = not settings.config.data.data_path
     if is_demo:
         settings = settings.with_defaults(demo.SETTINGS, DEMO)
+    if settings.config.data.on_bad_row == KEEP:
+        settings = settings.with_defaults({"on_long_row": KEEP}, OTHER_FLAG)
     config = settings.config
     source = problems.attempt(lambda: open_start_weights(config))
     if source is not None:

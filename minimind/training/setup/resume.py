@@ -25,13 +25,13 @@ from minimind.training.setup.training_data import TrainingData
 
 # Settings that are part of a run's identity.
 _IDENTITY = (
-    "average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row reference "
+    "average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row reference "
     "micro_batch_tokens"
 ).split()
 # Optimizer keys that select an implementation; they do not change what is computed.
 _IMPLEMENTATION_KEYS = ("torch_adam", "fused", "foreach")
 # Values that manifests of earlier versions do not contain, because these were the only ones.
-_BEFORE = {"loss": "sigmoid", "dropout": True}
+_BEFORE = {"loss": "sigmoid", "dropout": True, "on_long_row": "cut"}
 
 
 def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
         )
     now = described["identity"]
     # An option that the loss did not have when the checkpoint was written has the value that keeps its numbers.
-    was = {**_loss_options(now["loss"], {}), **_BEFORE, **checkpoint.manifest.identity}
+    was = {**_loss_options(now["loss"], {}), **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:
         listed = "\n".join(f"  {line}" for line in differing)
@@ -120,6 +120,13 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
             f"was at {checkpoint.manifest.stream}, here it would be at {place}. Another version of this project or of "
             "numpy may order pairs differently: resume with the version that wrote the checkpoint."
         )
+
+
+def _before(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings that did not exist when an identity was written."""
+    # Before --on_long_row, --on_bad_row keep kept the rows that truncation left without an answer.
+    kept = {"on_long_row": "keep"} if identity.get("on_bad_row") == "keep" else {}
+    return {**_BEFORE, **kept}
 
 
 def describe_reshard(checkpoint: Checkpoint, described: dict[str, Any]) -> str:

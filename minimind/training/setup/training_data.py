@@ -15,6 +15,7 @@ from minimind.config import DPOConfig
 from minimind.config.data import DataConfig
 from minimind.data.encoding import EncodingOptions
 from minimind.data.sampler import PairSampler
+from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.table import PairTable, load_table
 from minimind.errors import ConfigError
 from minimind.ranks.collectives import from_main, main_first
@@ -48,7 +49,7 @@ def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None])
     """Tokenise the preference files, or read their cache, and lay out the order of pairs; all ranks call it.
 
     Raises:
-        DataError: a file, or under `--on_bad_row error` a row, cannot be used.
+        DataError: a file cannot be used, or has rows that `--on_bad_row error` or `--on_long_row error` refuse.
         ConfigError: the pairs do not fill one global batch.
     """
     config = prepared.settings.config
@@ -74,20 +75,23 @@ def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None])
 
 
 def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callable[[], None]) -> PairTable:
-    """One preference file under the run's policy for bad rows. One rank per machine tokenises, the others read."""
+    """The pairs of one preference file that the run uses. One rank per machine tokenises, the others read."""
     config = prepared.settings.config.data
-    return main_first(
-        world,
-        lambda: load_table(
+
+    def load() -> PairTable:
+        table = load_table(
             Path(path),
             prepared.tokenizer,
             max_length=config.max_seq_len,
             options=encoding_options(config),
+            cut_prompt=config.on_long_row == CUT_PROMPT,
             num_workers=config.num_workers,
             cache_dir=cache_dir(prepared.settings.config),
             on_progress=on_progress,
-        ).handle_bad_rows(config.on_bad_row),
-    )
+        )
+        return select_pairs(table, on_bad_row=config.on_bad_row, on_long_row=config.on_long_row)
+
+    return main_first(world, load)
 
 
 def encoding_options(config: DataConfig) -> EncodingOptions:

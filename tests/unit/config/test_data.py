@@ -20,6 +20,7 @@ def test_defaults_are_minimind_s():
         "mask": "turns",
         "last_turn_only": False,
         "max_seq_len": 1024,
+        "on_long_row": "cut",
         "on_bad_row": "error",
         "empty_think_ratio": 1.0,  # keeps all, as MiniMind2
         "shuffle": True,
@@ -37,6 +38,7 @@ def test_defaults_are_minimind_s():
         ("num_workers", "-1", "is below 0"),
         ("empty_think_ratio", "-0.1", "is below 0"),
         ("on_bad_row", "ignore", "invalid choice: 'ignore'"),
+        ("on_long_row", "truncate", "invalid choice: 'truncate'"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(flag, value, message):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
+from minimind.data.rows import BadRow
 from minimind.data.table import PairTable
 from tests.conftest import conversation, pair
 
@@ -36,3 +41,31 @@ def content(table: PairTable) -> list[tuple]:
 
 def lines(table: PairTable) -> list[int]:
     return [table[index].line for index in range(len(table))]
+
+
+def table_of(
+    *pairs: tuple[int, int, int],
+    bad: tuple[BadRow, ...] = (),
+    counts: dict[str, int] | None = None,
+    unused: dict[str, int] | None = None,
+) -> PairTable:
+    """A table of pairs in lines 1, 2, ..., given as full length of chosen, of rejected, and cuts; rows of 100 tokens
+    at most."""
+    lengths = np.array([length for pair in pairs for length in pair[:2]], np.int64)
+    offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, 100)))).astype(np.int64)
+    return PairTable(
+        path=Path("pairs.jsonl"),
+        key="",
+        tokens=np.zeros(offsets[-1], np.int32),
+        mask=np.ones(offsets[-1], np.uint8),
+        offsets=offsets,
+        full_lengths=lengths,
+        prefixes=np.zeros(len(pairs), np.int64),
+        lines=np.arange(1, len(pairs) + 1),
+        cuts=np.array([pair[2] for pair in pairs], np.uint8),
+        max_length=100,
+        bad=bad,
+        counts=counts or {},
+        unused=unused or {},
+        selected=np.arange(len(pairs)),
+    )

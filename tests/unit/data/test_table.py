@@ -1,14 +1,16 @@
-"""Tables of tokenised pairs: their content, the policies for bad rows, and costs."""
+"""Tables of tokenised pairs: their content, what the length limit cuts, bad rows, and costs."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from minimind import demo
 from minimind.data.packs import pack
-from minimind.errors import DataError
+from minimind.data.selection import select_pairs
+from minimind.data.tokens import DEVELOPER, END_CUT, LOST, PROMPT_CUT
 from tests.conftest import pair
-from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content, lines
+from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, lines
 
 
 def test_pairs_are_the_rendered_rows_of_the_file(load, write_rows, tokenizer):
@@ -32,64 +34,62 @@ def test_shared_answer_is_masked_in_both_halves(load, write_rows, tokenizer):
     assert one.chosen_mask[: one.prefix].tolist() == one.rejected_mask[: one.prefix].tolist()
 
 
-def test_bad_rows_are_listed_with_line_and_reason(load, write_rows):
+def test_rows_that_cannot_be_used_are_bad_and_count_as_rows(load, write_rows):
     table = load(write_rows(ROWS[0], "{broken", "", ROWS[1], '{"chosen": [], "rejected": []}'))
-    with pytest.raises(DataError) as caught:
-        table.handle_bad_rows("error")
-    message = str(caught.value)
-    assert "pairs.jsonl: 2 of 4 rows cannot be trained on" in message
-    assert "line 2: invalid JSON" in message
-    assert "line 5: 'chosen' is not a list of messages" in message
-    assert "Correct the rows, increase --max_seq_len, or omit the rows with --on_bad_row skip." in message
+    assert [(row.line, row.tokenized) for row in table.bad] == [(2, False), (5, False)]
+    assert [row.reason[:12] for row in table.bad] == ["invalid JSON", "'chosen' is "]
+    assert lines(table) == [1, 4]
+    assert table.total_rows == 4
 
 
-def test_ten_of_many_bad_rows_are_shown(load, write_rows):
-    table = load(write_rows(ROWS[0], *["{"] * 13))
-    with pytest.raises(DataError) as caught:
-        table.handle_bad_rows("error")
-    message = str(caught.value)
-    assert "13 of 14 rows" in message
-    assert message.count("invalid JSON") == 10
-    assert "... and 3 more" in message
+def test_a_pair_without_a_difference_is_bad_and_tokenised(load, write_rows):
+    question, answer = ROWS[0]["chosen"]
+    same = {"chosen": [question, {**answer, "score": 2}], "rejected": [question, {**answer, "score": 1}]}
+    table = load(write_rows(SHORT, same))
+    assert [(row.line, row.tokenized) for row in table.bad] == [(2, True)]
+    assert lines(table) == [1, 2]
+    assert table[1].chosen.tolist() == table[1].rejected.tolist()
+    assert table.total_rows == 2
 
 
-def test_policy_error_keeps_a_table_without_bad_rows(load, write_rows):
-    table = load(write_rows(*ROWS))
-    assert table.bad == ()
-    assert content(table.handle_bad_rows("error")) == content(table)
+def test_long_rows_are_cut_and_keep_their_lengths(load, write_rows):
+    path = write_rows(SHORT, LONG_QUESTION)
+    whole, cut = load(path), load(path, max_length=12)
+    assert whole.bad == cut.bad == ()
+    assert cut.full_lengths.tolist() == whole.full_lengths.tolist() == np.diff(whole.offsets).tolist()
+    assert np.diff(cut.offsets).tolist() == np.minimum(whole.full_lengths, 12).tolist()
+    assert (whole.cuts.tolist(), cut.cuts.tolist()) == ([0, 0], [END_CUT, END_CUT | LOST])
+    assert (whole.max_length, cut.max_length) == (64, 12)
+    assert cut[1].chosen.tolist() == whole[1].chosen[:12].tolist()
+    assert not cut[1].chosen_mask.any()
 
 
-def test_policy_error_rejects_truncated_rows(load, write_rows):
-    table = load(write_rows(SHORT, LONG_QUESTION), max_length=12)
-    with pytest.raises(DataError, match=r"1 of 2 rows .*\n  line 2: truncation to 12 tokens"):
-        table.handle_bad_rows("error")
+def test_cut_prompts_have_arrays_of_their_own(load, write_rows, tokenizer):
+    path = write_rows(ROWS[1])
+    limit = int(max(load(path).full_lengths)) - 1
+    cut, prompt_cut = load(path, max_length=limit), load(path, max_length=limit, cut_prompt=True)
+    assert cut.key != prompt_cut.key
+    assert cut.full_lengths.tolist() == prompt_cut.full_lengths.tolist()
+    assert prompt_cut.cuts.tolist() == [PROMPT_CUT]
+    expected = tokenizer.apply_chat_template(ROWS[1]["chosen"][2:], tokenize=False)
+    assert tokenizer.decode(prompt_cut[0].chosen) == expected
 
 
-def test_policy_skip_omits_invalid_and_truncated_rows(load, write_rows):
-    table = load(write_rows("{broken", LONG_QUESTION, SHORT), max_length=12).handle_bad_rows("skip")
-    assert lines(table) == [3]
-    assert table.total_rows == 3
+def test_columns_of_no_use_are_counted_over_all_rows(load, write_rows):
+    rows = [{**row, "score": index or None, "id": index} for index, row in enumerate(ROWS)]
+    assert load(write_rows(*rows, "{broken")).unused == {"column 'score'": 2, "column 'id'": 3}
 
 
-def test_policy_keep_omits_invalid_rows_only(load, write_rows):
-    table = load(write_rows("{broken", LONG_QUESTION, SHORT), max_length=12).handle_bad_rows("keep")
-    assert lines(table) == [2, 3]
-    assert len(table[0].chosen) == 12
-    assert not table[0].chosen_mask.any()
-    assert table[1].chosen_mask.any()
-
-
-@pytest.mark.parametrize("policy", ["skip", "keep"])
-def test_table_without_a_usable_row_is_an_error(load, write_rows, policy):
-    table = load(write_rows("{broken", "[]"))
-    with pytest.raises(DataError, match="none of the 2 rows can be trained on"):
-        table.handle_bad_rows(policy)
+def test_developer_messages_are_counted(load, write_rows):
+    developer = {"role": "developer", "content": "Be kind."}
+    row = {half: [developer, *messages] for half, messages in SHORT.items()}
+    assert load(write_rows(row, SHORT)).counts[DEVELOPER] == 1
 
 
 def test_packed_tokens_are_the_lengths_of_the_packs(load, write_rows):
     table = load(write_rows(*ROWS, pair("Go on", "Yes", "Yes, I do"), "broken"), max_length=24)
-    for policy in ("skip", "keep"):
-        selected = table.handle_bad_rows(policy)
+    for policy in ("cut", "keep", "skip"):
+        selected = select_pairs(table, on_bad_row="skip", on_long_row=policy)
         packs = [pack([selected[i]]) for i in range(len(selected))]
         assert selected.packed_tokens.tolist() == [len(one.token_ids) for one in packs]
 

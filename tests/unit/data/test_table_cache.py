@@ -41,8 +41,15 @@ def test_names_of_the_cache_files(load, tmp_path):
     table = load(demo.EVAL_PATH)
     assert cache_folders(tmp_path) == [f"pairs-{table.key}"]
     assert sorted(path.name for path in (tmp_path / "cache" / f"pairs-{table.key}").iterdir()) == [
-        "lines.npy", "mask.u8", "meta.json", "offsets.npy", "prefixes.npy", "tokens.i32",
-    ]  # fmt: skip
+        "cuts.npy",
+        "full_lengths.npy",
+        "lines.npy",
+        "mask.u8",
+        "meta.json",
+        "offsets.npy",
+        "prefixes.npy",
+        "tokens.i32",
+    ]
 
 
 def test_key_does_not_depend_on_the_path(load, write_rows, tmp_path):
@@ -157,10 +164,17 @@ def test_cache_that_cannot_be_written_is_an_error(load, write_rows, tmp_path):
         load(write_rows(*ROWS), cache_dir=blocked)
 
 
-def test_bad_rows_are_cached(load, write_rows):
-    path = write_rows(SHORT, "{kaputt 你好", LONG_QUESTION)
-    assert load(path, max_length=12).bad == load(path, max_length=12).bad
-    assert [(row.line, row.tokenized) for row in load(path, max_length=12).bad] == [(2, False), (3, True)]
+def test_bad_rows_lengths_and_counts_are_cached(load, write_rows):
+    question, answer = SHORT["chosen"]
+    same = {"chosen": [question, {**answer, "score": 2}], "rejected": [question, {**answer, "score": 1}]}
+    path = write_rows({**SHORT, "id": 1}, "{kaputt 你好", LONG_QUESTION, same)
+    made, read = load(path, max_length=12), load(path, max_length=12)
+    assert [(row.line, row.tokenized) for row in read.bad] == [(2, False), (4, True)]
+    assert (read.bad, read.counts, read.unused) == (made.bad, made.counts, made.unused)
+    assert read.unused == {"column 'id'": 1, "'score' of messages": 1}
+    for name in ("full_lengths", "cuts", "lines", "prefixes"):
+        assert getattr(read, name).tolist() == getattr(made, name).tolist()
+    assert read.max_length == 12
 
 
 def test_progress_is_reported_while_tokenising_only(load, write_rows):

@@ -13,7 +13,7 @@ from minimind.data import tokens
 from minimind.data.encoder import TurnEncoder
 from minimind.data.encoding import EncodingOptions
 from minimind.data.rows import BadRow
-from minimind.data.tokens import Chunk, tokenize
+from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, Chunk, tokenize
 from tests.conftest import pair
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT
 
@@ -43,14 +43,6 @@ def test_chunk_concatenates_the_rows(write_rows, tokenizer):
         assert chosen.tokens[prefix] != rejected.tokens[prefix]
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "length"),
-    [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 4], 2), ([5], [6], 0), ([], [6], 0), ([7, 8], [7, 8], 2)],
-)
-def test_common_prefix(one, other, length):
-    assert tokens._common_prefix(one, other) == tokens._common_prefix(other, one) == length
-
-
 def test_row_that_the_template_rejects_is_bad(write_rows, tokenizer):
     strict = copy.deepcopy(tokenizer)
     reject = "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endfor %}"
@@ -64,32 +56,64 @@ def test_row_that_the_template_rejects_is_bad(write_rows, tokenizer):
     assert bad_rows(write_rows(ROWS[0], with_tool), strict, 64) == [BadRow(line=2, reason=reason, tokenized=False)]
 
 
-def test_row_without_an_answer_after_truncation_is_bad(write_rows, tokenizer):
-    reason = "truncation to 12 tokens (--max_seq_len) removes the chosen and the rejected answer"
-    expected = [BadRow(line=2, reason=reason, tokenized=True)]
-    assert bad_rows(write_rows(SHORT, LONG_QUESTION), tokenizer, 12) == expected
+def test_pair_that_truncation_leaves_without_an_answer_is_lost_and_not_bad(write_rows, tokenizer):
+    encoder = TurnEncoder(tokenizer, OPTIONS)
+    (chunk,) = tokenize(write_rows(SHORT, LONG_QUESTION), encoder, max_length=12, num_workers=0)
+    assert chunk.bad == []
+    # The short row loses what follows its answer.
+    assert chunk.cuts == [END_CUT, END_CUT | LOST]
+    assert chunk.lengths == [12] * 4
+    assert chunk.full_lengths == [
+        len(encoder.encode(row[half], 1).tokens) for row in (SHORT, LONG_QUESTION) for half in ("chosen", "rejected")
+    ]
 
 
-def test_reason_names_the_half_without_an_answer(write_rows, tokenizer):
-    """Truncation of one half only needs a longer prompt there; here the encoder clears the mask of one half instead."""
+def test_row_without_a_token_that_counts_is_bad_and_tokenised(write_rows, tokenizer):
+    """The encoder clears the mask of one half, as a mask that misses a turn would."""
 
     class OneHalf(TurnEncoder):
-        def encode_compared(self, messages, row_number, **given):
-            compared = super().encode_compared(messages, row_number, **given)
+        def encode_compared(self, messages, row_number, *given):
+            compared = super().encode_compared(messages, row_number, *given)
             if messages[-1]["content"] == "No.":
                 compared.row.mask[1:] = [0] * (len(compared.row.mask) - 1)
             return compared
 
     (chunk,) = tokenize(write_rows(SHORT), OneHalf(tokenizer, OPTIONS), max_length=64, num_workers=0)
-    reason = "truncation to 64 tokens (--max_seq_len) removes the rejected answer"
-    assert chunk.bad == [BadRow(line=1, reason=reason, tokenized=True)]
+    (bad,) = chunk.bad
+    assert (bad.line, bad.tokenized) == (1, True)
+    assert bad.reason.startswith("no token of 'rejected' counts")
+    assert chunk.lines == [1]
+    assert chunk.cuts == [0]
 
 
-def test_row_with_equal_answers_after_truncation_is_bad(write_rows, tokenizer):
+def test_difference_that_truncation_cuts_off_is_lost(write_rows, tokenizer):
     long = "one two three four five six seven eight nine ten eleven twelve "
     path = write_rows(SHORT, pair("Count", long + "thirteen", long + "no more"))
-    reason = "truncation to 16 tokens (--max_seq_len) removes the difference between the answers"
-    assert bad_rows(path, tokenizer, 16) == [BadRow(line=2, reason=reason, tokenized=True)]
+    (chunk,) = tokenize(path, TurnEncoder(tokenizer, OPTIONS), max_length=16, num_workers=0)
+    assert (chunk.bad, chunk.cuts) == ([], [0, END_CUT | LOST])
+    assert chunk.prefixes[1] == 16
+
+
+def test_prompts_are_cut_if_asked(write_rows, tokenizer):
+    encoder = TurnEncoder(tokenizer, OPTIONS)
+    path, limit = write_rows(ROWS[1]), len(encoder.encode(ROWS[1]["chosen"], 1).tokens) - 1
+    for cut_prompt, cuts in ((False, [END_CUT]), (True, [PROMPT_CUT])):
+        (chunk,) = tokenize(path, encoder, max_length=limit, cut_prompt=cut_prompt, num_workers=0)
+        assert chunk.cuts == cuts
+
+
+def test_part_that_the_template_leaves_out_makes_a_bad_row(write_rows, tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = tokenizer.chat_template.replace("{%- if tools %}", "{%- if false %}")
+    (bad,) = bad_rows(write_rows(SHORT, {**SHORT, "tools": [{"name": "add"}]}), plain, 64)
+    assert (bad.line, bad.tokenized) == (2, False)
+    assert bad.reason.startswith("the chat template leaves out the column 'tools'")
+
+
+def test_rows_with_columns_of_no_use_are_counted(write_rows, tokenizer):
+    rows = [{**SHORT, "id": 1}, {**SHORT, "id": 2, "note": "x"}, SHORT, "{broken"]
+    (chunk,) = tokenize(write_rows(*rows), TurnEncoder(tokenizer, OPTIONS), max_length=64, num_workers=0)
+    assert chunk.unused == {"column 'id'": 2, "column 'note'": 1}
 
 
 @pytest.fixture

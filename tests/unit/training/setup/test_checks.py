@@ -70,6 +70,17 @@ def test_flags_that_need_another(flags, message):
     assert problems(draft(*flags, "--eval_data_path", __file__, "--from_resume", "1")) == []
 
 
+def test_on_bad_row_keep_means_on_long_row_keep():
+    keep = ("--on_bad_row", "keep", "--on_long_row")
+    assert problems(draft(*keep, "keep")) == []
+    for other in ("cut", "skip", "error", "cut_prompt"):
+        assert problems(draft(*keep, other)) == [
+            f"ConfigError: --on_bad_row keep means --on_long_row keep, but --on_long_row is {other}; for rows that are "
+            "wrong give --on_bad_row skip"
+        ]
+        assert problems(draft("--on_bad_row", "skip", "--on_long_row", other)) == []
+
+
 def test_the_demo_refuses_other_weights_under_its_tokenizer():
     one = draft("--from_weight", "mine.pth", is_demo=True)
     (error,) = checks.demo_keeps_its_weights(one)

@@ -39,6 +39,20 @@ def test_the_last_settings_are_those_of_the_deepspeed_file(tmp_path):
     assert settings.config.optimisation.dtype == "float32"
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), ("cut", "default")),
+        (("--on_bad_row", "skip"), ("cut", "default")),
+        (("--on_bad_row", "keep"), ("keep", "another flag")),
+        (("--on_bad_row", "keep", "--on_long_row", "keep"), ("keep", "flag")),
+    ],
+)
+def test_on_bad_row_keep_sets_on_long_row(flags, expected, tmp_path):
+    settings = prepare(parse_settings([*ZERO2, "--save_dir", str(tmp_path), *flags]), WORLD).settings
+    assert (settings.config.data.on_long_row, settings.origins["on_long_row"]) == expected
+
+
 def test_problems_of_all_stages_are_one_error(tmp_path):
     flags = ["--data_path", str(tmp_path / "none.jsonl"), "--from_weight", "nowhere", "--eval_interval", "3"]
     with pytest.raises(ConfigError) as caught:

@@ -141,6 +141,21 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tokens):
     assert json.dumps(now["identity"], sort_keys=True) == json.dumps(earlier["identity"], sort_keys=True)
 
 
+@pytest.mark.parametrize(("bad", "long"), [("error", "cut"), ("skip", "cut"), ("keep", "keep")])
+def test_a_manifest_without_a_policy_for_long_rows_means_what_its_version_did(bad, long):
+    """Earlier versions cut rows at their end, and left out those without an answer unless --on_bad_row was keep."""
+    saved = description(flags=f"--on_bad_row {bad}")
+    del saved["identity"]["on_long_row"]
+    old = checkpoint(saved, stream().position_after(3))
+    for policy in ("cut", "keep", "skip", "cut_prompt"):
+        now = description(flags=f"--on_bad_row {bad} --on_long_row {policy}")
+        if policy == long:
+            check_same_run(old, now, stream())
+        else:
+            with pytest.raises(CheckpointError, match=f"on_long_row was '{long}', is '{policy}'"):
+                check_same_run(old, now, stream())
+
+
 def test_a_manifest_without_a_loss_means_the_sigmoid_loss(shifted_loss):
     """Earlier versions had only this loss, and did not write it."""
     saved = description()

@@ -1,0 +1,109 @@
+"""Says what is wrong with a pair whose difference does not reach the tokens that count.
+
+    PreferenceRow, both halves tokenised at full length -> check_prompts, no_difference -> reason
+
+Halves that differ as messages can be equal as tokens: a template leaves keys out, strips texts and rewrites turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minimind.data.encoding import TokenizedRow
+from minimind.data.messages import Message
+from minimind.data.rows import PreferenceRow
+from minimind.data.sources import RowError
+
+
+def common_prefix(one: list[int], other: list[int]) -> int:
+    """Number of leading tokens that two rows share."""
+    shorter = min(len(one), len(other))
+    differing = np.flatnonzero(np.array(one[:shorter]) != np.array(other[:shorter]))
+    return int(differing[0]) if len(differing) else shorter
+
+
+def difference_counts(chosen: TokenizedRow, rejected: TokenizedRow, prefix: int) -> bool:
+    """Whether a pair can teach anything: both rows have a token that counts, and one of these is behind the prefix.
+
+    Where no token behind the shared prefix counts, both rows count the same tokens after the same context, so their
+    log-probs are equal whatever the model is.
+
+    Args:
+        prefix: number of leading tokens that both rows share.
+    """
+    # The first token of a row is never a target.
+    counted = [any(row.mask[1:]) for row in (chosen, rejected)]
+    return all(counted) and any(any(row.mask[max(prefix, 1) :]) for row in (chosen, rejected))
+
+
+def check_prompts(row: PreferenceRow, rejected: TokenizedRow, encode: Callable[[list[Message]], TokenizedRow]) -> None:
+    """Check that the first difference that the template renders is between two assistant turns.
+
+    `checked_row` has found a difference between two assistant turns. If the template drops it, a later user turn that
+    differs would make two prompts of one.
+
+    Args:
+        rejected: the rejected half, tokenised.
+        encode: tokenises messages of this row.
+
+    Raises:
+        RowError: the prompts differ.
+    """
+    pairs = list(zip(row.chosen, row.rejected, strict=False))
+    # Few rows have other differences than those between assistant turns; only these are tokenised again.
+    if not any(one != other and not _both_answers(one, other) for one, other in pairs):
+        return
+    dropped: list[Message] = []
+    for index, (one, other) in enumerate(pairs):
+        if one == other:
+            continue
+        if not _both_answers(one, other):
+            keys = _listed(_differing_keys(dropped))
+            raise RowError(
+                f"the prompts differ: message {index} of 'chosen' ({one['role']}) and of 'rejected' ({other['role']}) "
+                f"are not equal, and the assistant turns before them differ only in {keys}, which the chat template "
+                "does not render"
+            )
+        if encode([*row.rejected[:index], one, *row.rejected[index + 1 :]]).tokens != rejected.tokens:
+            return
+        dropped += [one, other]
+
+
+def no_difference(row: PreferenceRow, chosen: TokenizedRow, rejected: TokenizedRow) -> str:
+    """Why a pair has no difference that counts, for the pair's full length."""
+    uncounted = [half for half, one in (("chosen", chosen), ("rejected", rejected)) if not any(one.mask[1:])]
+    if uncounted:
+        halves = " and of ".join(map(repr, uncounted))
+        return f"no token of {halves} counts: the assistant turns are empty, or the mask (--mask) does not find them"
+    if chosen.tokens != rejected.tokens:
+        return "the tokens that count are the same: 'chosen' and 'rejected' differ only outside of them"
+    differing = [
+        message for pair in zip(row.chosen, row.rejected, strict=False) if pair[0] != pair[1] for message in pair
+    ]
+    keys = _differing_keys(differing)
+    if "content" in keys or "tool_calls" in keys or not keys:
+        place = f"in {_listed(keys)}" if keys else "in the number of messages"
+        return f"the chat template renders 'chosen' and 'rejected' the same: it drops their difference {place}"
+    return (
+        f"the answers have the same text: 'chosen' and 'rejected' differ only in {_listed(keys)}, which the chat "
+        "template does not render"
+    )
+
+
+def _both_answers(one: Message, other: Message) -> bool:
+    return bool(one["role"] == other["role"] == "assistant")
+
+
+def _differing_keys(messages: Sequence[Message]) -> list[str]:
+    """Keys with different values in (message of chosen, message of rejected), ..., in the order of the messages."""
+    keys: dict[str, Any] = {}
+    for one, other in zip(messages[::2], messages[1::2], strict=True):
+        keys |= {key: None for key in {**one, **other} if one.get(key) != other.get(key)}
+    return list(keys)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(map(repr, keys))

@@ -1,0 +1,161 @@
+"""Which pairs of a table are trained on: those that are not wrong, and of those that are too long what the user says.
+
+    PairTable -> select_pairs, --on_bad_row, --on_long_row -> PairTable with fewer pairs selected
+              -> summarize_lengths -> LengthSummary, for messages
+
+The arrays of a table are the same under every policy, except that `cut_prompt` has arrays of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimind.data.table import PairTable
+from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT
+from minimind.errors import DataError
+
+# Values of --on_bad_row and of --on_long_row.
+ERROR, SKIP, KEEP, CUT, CUT_PROMPT = "error", "skip", "keep", "cut", "cut_prompt"
+# Share of the pairs that the recommended --max_seq_len keeps whole.
+_WHOLE_SHARE = 0.99
+# Rows that an error lists.
+_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthSummary:
+    """How the length limit meets the pairs that are not wrong.
+
+    Attributes:
+        limit: --max_seq_len.
+        pairs: number of pairs that are not wrong.
+        too_long: pairs with a row above the limit.
+        prompt_cut: pairs that lost turns of their prompt.
+        end_cut: pairs of which a row lost its end.
+        lost: pairs without a difference that counts after cutting.
+        enough: smallest limit that keeps 99 % of the pairs whole, in tokens; 0 if there are no pairs.
+        longest: smallest limit that keeps all pairs whole.
+    """
+
+    limit: int
+    pairs: int
+    too_long: int
+    prompt_cut: int
+    end_cut: int
+    lost: int
+    enough: int
+    longest: int
+
+    @property
+    def advice(self) -> str:
+        """Which --max_seq_len would do; for a table with pairs that are too long."""
+        # If fewer than one in a hundred is too long, 99 % are whole already.
+        if self.enough <= self.limit:
+            return f"--max_seq_len {self.longest} would keep all pairs whole"
+        return f"--max_seq_len {self.enough} would keep 99 % of the pairs whole"
+
+
+def summarize_lengths(table: PairTable) -> LengthSummary:
+    """Count what the length limit did to the pairs of a table, selected or not."""
+    right = ~_wrong(table)
+    needed, cuts = np.sort(_needed(table)[right]), table.cuts[right]
+    return LengthSummary(
+        limit=table.max_length,
+        pairs=len(needed),
+        too_long=int((needed > table.max_length).sum()),
+        prompt_cut=int((cuts & PROMPT_CUT > 0).sum()),
+        end_cut=int((cuts & END_CUT > 0).sum()),
+        lost=int((cuts & LOST > 0).sum()),
+        enough=int(needed[math.ceil(_WHOLE_SHARE * len(needed)) - 1]) if len(needed) else 0,
+        longest=int(needed[-1]) if len(needed) else 0,
+    )
+
+
+def select_pairs(table: PairTable, *, on_bad_row: str, on_long_row: str) -> PairTable:
+    """The table with the pairs that are trained on.
+
+    Args:
+        on_bad_row: what to do with rows that are wrong. ERROR raises an error that lists them; SKIP leaves them out;
+            KEEP leaves them out, except those that are wrong only because no difference that counts is left in tokens.
+        on_long_row: what to do with pairs above the length limit. ERROR raises an error that lists them; SKIP leaves
+            them out; CUT and CUT_PROMPT keep those that still have a difference that counts; KEEP keeps all: as in
+            MiniMind, a pair without a difference has a constant loss (ln 2 for the DPO loss) and no gradient.
+
+    Raises:
+        DataError: there are such rows under ERROR, or no pair is left.
+    """
+    wrong, too_long = _wrong(table), _needed(table) > table.max_length
+    too_long &= ~wrong
+    problems = []
+    if table.bad and on_bad_row == ERROR:
+        problems.append(_bad_rows_problem(table))
+    if too_long.any() and on_long_row == ERROR:
+        problems.append(_long_rows_problem(table, too_long))
+    if problems:
+        raise DataError("\n".join(problems))
+    left_out = np.zeros_like(wrong)
+    if on_bad_row != KEEP:
+        left_out |= wrong
+    if on_long_row == SKIP:
+        left_out |= too_long
+    elif on_long_row != KEEP:
+        left_out |= table.cuts & LOST > 0
+    if left_out.all():
+        raise DataError(_nothing_left(table, on_long_row))
+    return dataclasses.replace(table, selected=np.flatnonzero(~left_out))
+
+
+def _wrong(table: PairTable) -> NDArray[np.bool_]:
+    """Which tokenised pairs are wrong, (n,)."""
+    return np.isin(table.lines, [row.line for row in table.bad])
+
+
+def _needed(table: PairTable) -> NDArray[np.int64]:
+    """The limit that each pair needs to stay whole, (n,)."""
+    return table.full_lengths.reshape(-1, 2).max(1)
+
+
+def _bad_rows_problem(table: PairTable) -> str:
+    listed = _listed([f"line {row.line}: {row.reason}" for row in table.bad[:_SHOWN]], len(table.bad))
+    return (
+        f"{table.path}: {len(table.bad)} of {table.total_rows} rows cannot be trained on:\n{listed}\n"
+        "Correct the rows, or omit them with --on_bad_row skip."
+    )
+
+
+def _long_rows_problem(table: PairTable, too_long: NDArray[np.bool_]) -> str:
+    indices = np.flatnonzero(too_long)
+    lengths = table.full_lengths.reshape(-1, 2)
+    lines = [
+        f"line {table.lines[index]}: {lengths[index, 0]} tokens chosen, {lengths[index, 1]} rejected"
+        for index in indices[:_SHOWN]
+    ]
+    summary = summarize_lengths(table)
+    return (
+        f"{table.path}: {len(indices)} of {summary.pairs} pairs are longer than --max_seq_len {summary.limit}:\n"
+        f"{_listed(lines, len(indices))}\n"
+        f"Increase it ({summary.advice}), or choose --on_long_row cut, cut_prompt, skip or keep."
+    )
+
+
+def _listed(lines: list[str], number: int) -> str:
+    more = [f"... and {number - len(lines)} more"] if number > len(lines) else []
+    return "\n".join(f"  {line}" for line in [*lines, *more])
+
+
+def _nothing_left(table: PairTable, on_long_row: str) -> str:
+    """Why no pair is left to train on."""
+    summary, reasons = summarize_lengths(table), []
+    if table.bad:
+        reasons.append(f"{len(table.bad)} are wrong, the first in line {table.bad[0].line}: {table.bad[0].reason}")
+    if on_long_row == SKIP and summary.too_long:
+        reasons.append(f"{summary.too_long} are longer than --max_seq_len {summary.limit}; {summary.advice}")
+    elif summary.lost:
+        reasons.append(
+            f"{summary.lost} keep no difference when they are cut to --max_seq_len {summary.limit}; {summary.advice}"
+        )
+    return f"{table.path}: none of the {table.total_rows} rows can be trained on: {'; '.join(reasons)}"

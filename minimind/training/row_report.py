@@ -1,0 +1,90 @@
+"""Messages about the rows of one file: wrong rows, rows that are too long, and what of the rows is not used.
+
+    PairTable, DataConfig -> row_messages -> lines of the console
+
+Every message names the file, gives a number, and names the flag that decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minimind.config import DataConfig
+from minimind.data.selection import CUT_PROMPT, KEEP, SKIP, LengthSummary, summarize_lengths
+from minimind.data.table import PairTable
+from minimind.data.tokens import DEVELOPER
+
+# Lines that are listed, and columns and keys that are named; the rest is counted.
+_LISTED, _NAMED = 8, 12
+
+
+def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
+    """What the user should know about the rows of a file, one line each; nothing about a file without peculiarities.
+
+    Args:
+        table: the pairs that the run uses, as `select_pairs` gives them under the same flags.
+    """
+    if table.bad:
+        yield _wrong_rows(table, config)
+    summary = summarize_lengths(table)
+    if summary.too_long:
+        yield _long_rows(summary, config)
+    if table.unused:
+        yield _unused(table)
+    if number := table.counts.get(DEVELOPER):
+        yield f"in {_rows(number)} a message of the role developer is read as the system message"
+
+
+def _wrong_rows(table: PairTable, config: DataConfig) -> str:
+    lines = ", ".join(str(row.line) for row in table.bad[:_LISTED]) + (", ..." if len(table.bad) > _LISTED else "")
+    kept = sum(row.tokenized for row in table.bad) if config.on_bad_row == KEEP else 0
+    but = f" except {kept} that MiniMind trains on" if kept else ""
+    first = table.bad[0]
+    return (
+        f"{len(table.bad)} of {_rows(table.total_rows)} are wrong and left out{but} (--on_bad_row "
+        f"{config.on_bad_row}): lines {lines}; line {first.line}: {first.reason}"
+    )
+
+
+def _long_rows(summary: LengthSummary, config: DataConfig) -> str:
+    parts = [
+        f"pairs longer than --max_seq_len {summary.limit}: {_share(summary.too_long, summary.pairs)}",
+        *_done_with(summary, config.on_long_row),
+        summary.advice,
+    ]
+    return f"{'; '.join(parts)} (--on_long_row {config.on_long_row})"
+
+
+def _done_with(summary: LengthSummary, on_long_row: str) -> Iterator[str]:
+    """What happened to the pairs that are too long."""
+    if on_long_row == SKIP:
+        yield "all of them left out"
+        return
+    if on_long_row == CUT_PROMPT:
+        yield f"without the oldest turns of their prompt: {summary.prompt_cut}"
+    if summary.end_cut:
+        yield f"cut at the end: {summary.end_cut}"
+    if summary.lost and on_long_row == KEEP:
+        yield f"kept without a difference, with a loss of ln 2 and no gradient: {_share(summary.lost, summary.pairs)}"
+    elif summary.lost:
+        yield f"left out, since no difference remains: {_share(summary.lost, summary.pairs)}"
+
+
+def _unused(table: PairTable) -> str:
+    """Columns, keys and variables that nothing reads, those of most rows first."""
+    ordered = sorted(table.unused.items(), key=lambda item: -item[1])
+    named = [f"{name} ({_rows(number)})" for name, number in ordered[:_NAMED]]
+    more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
+    return f"not used: {', '.join(named)}{more}"
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    """A part with its share in percent; never 0.0 or 100.0 % for a part that is neither."""
+    share = 100 * part / whole
+    if 0 < part < whole:
+        share = min(max(share, 0.1), 99.9)
+    return f"{part} of {whole} ({share:.1f} %)"

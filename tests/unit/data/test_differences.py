@@ -1,0 +1,126 @@
+"""Differences between halves that reach the tokens that count, or do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimind.data.differences import check_prompts, common_prefix, difference_counts, no_difference
+from minimind.data.encoding import TokenizedRow
+from minimind.data.rows import PreferenceRow
+from minimind.data.sources import RowError
+from tests.conftest import conversation
+
+
+def row(tokens: list[int], counted: list[int]) -> TokenizedRow:
+    """A row whose tokens at these places count."""
+    return TokenizedRow(tokens, [int(index in counted) for index in range(len(tokens))])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "length"),
+    [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 4], 2), ([5], [6], 0), ([], [6], 0), ([7, 8], [7, 8], 2)],
+)
+def test_common_prefix(one, other, length):
+    assert common_prefix(one, other) == common_prefix(other, one) == length
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "counts"),
+    [
+        (row([1, 2, 3], [2]), row([1, 2, 4], [2]), True),
+        # The same answer after another one that differs: its context differs.
+        (row([1, 2, 3, 9], [3]), row([1, 2, 4, 9], [3]), True),
+        (row([1, 2, 3], [2]), row([1, 2, 3], [2]), False),
+        # One half has lost its answer.
+        (row([1, 2, 3], [2]), row([1, 2, 4], []), False),
+        # Only the shared prefix counts; the difference is in a user's words.
+        (row([1, 2, 3], [1]), row([1, 2, 4], [1]), False),
+        (row([1, 2], [1]), row([1, 2, 4], [1]), False),
+        # One conversation continues the other with an answer.
+        (row([1, 2], [1]), row([1, 2, 4, 5], [1, 3]), True),
+        # The first token is no target.
+        (row([1, 2], [0]), row([3, 2], [0]), False),
+    ],
+)
+def test_difference_counts(chosen, rejected, counts):
+    prefix = common_prefix(chosen.tokens, rejected.tokens)
+    assert difference_counts(chosen, rejected, prefix) == counts
+    assert difference_counts(rejected, chosen, prefix) == counts
+
+
+def rendered(messages: list[dict]) -> TokenizedRow:
+    """A template that renders roles and stripped contents, and no other key; a token is a character."""
+    text = "".join(f"{message['role'][0]}{message['content'].strip()}|" for message in messages)
+    return TokenizedRow([ord(letter) for letter in text], [1] * len(text))
+
+
+def scored(content: str, score: float) -> dict:
+    return {"role": "assistant", "content": content, "score": score}
+
+
+QUESTION, GOOD = conversation("Q", "good")
+LATER, LATER_TOO = ({"role": "user", "content": text} for text in ("And?", "Why?"))
+
+
+def prompts_of(chosen: list[dict], rejected: list[dict]) -> None:
+    check_prompts(PreferenceRow(chosen=chosen, rejected=rejected), rendered(rejected), rendered)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ([QUESTION, GOOD], [QUESTION, {**GOOD, "content": "bad"}]),
+        # Users react to answers that differ.
+        ([QUESTION, GOOD, LATER, GOOD], [QUESTION, {**GOOD, "content": "bad"}, LATER_TOO, GOOD]),
+        ([QUESTION, scored("same", 1), LATER, GOOD], [QUESTION, scored("same", 2), LATER, scored("bad", 0)]),
+    ],
+)
+def test_prompts_are_equal_up_to_a_rendered_difference(chosen, rejected):
+    prompts_of(chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    ("other", "keys"),
+    [(scored("same", 2), "'score'"), ({"role": "assistant", "content": "same "}, "'content', 'score'")],
+)
+def test_a_difference_that_is_not_rendered_does_not_make_prompts_of_two(other, keys):
+    with pytest.raises(RowError) as caught:
+        prompts_of([QUESTION, scored("same", 1), LATER, GOOD], [QUESTION, other, LATER_TOO, GOOD])
+    assert str(caught.value) == (
+        "the prompts differ: message 2 of 'chosen' (user) and of 'rejected' (user) are not equal, and the assistant "
+        f"turns before them differ only in {keys}, which the chat template does not render"
+    )
+
+
+def reason(chosen: list[dict], rejected: list[dict]) -> str:
+    return no_difference(PreferenceRow(chosen=chosen, rejected=rejected), rendered(chosen), rendered(rejected))
+
+
+def test_reason_of_equal_texts_names_the_other_keys():
+    assert reason([QUESTION, scored("same", 9.0)], [QUESTION, scored("same", 1.0)]) == (
+        "the answers have the same text: 'chosen' and 'rejected' differ only in 'score', which the chat template does "
+        "not render"
+    )
+
+
+def test_reason_of_a_text_that_the_template_drops():
+    assert reason([QUESTION, GOOD], [QUESTION, {**GOOD, "content": "good\n"}]) == (
+        "the chat template renders 'chosen' and 'rejected' the same: it drops their difference in 'content'"
+    )
+
+
+def test_reason_of_messages_that_the_template_drops():
+    question, answer = row([1], []), row([1, 2], [1])
+    halves = PreferenceRow(chosen=[QUESTION, GOOD], rejected=[QUESTION, GOOD, LATER])
+    assert no_difference(halves, answer, answer).endswith("it drops their difference in the number of messages")
+    assert no_difference(halves, question, answer) == (
+        "no token of 'chosen' counts: the assistant turns are empty, or the mask (--mask) does not find them"
+    )
+    assert "no token of 'chosen' and of 'rejected' counts" in no_difference(halves, question, question)
+
+
+def test_reason_of_a_difference_outside_of_what_counts():
+    halves = PreferenceRow(chosen=[QUESTION, GOOD], rejected=[QUESTION, GOOD, LATER])
+    assert no_difference(halves, row([1, 2], [1]), row([1, 2, 3], [1])) == (
+        "the tokens that count are the same: 'chosen' and 'rejected' differ only outside of them"
+    )

@@ -1,0 +1,100 @@
+"""Messages about rows: what a person reads about wrong rows, long rows and columns of no use."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimind.config import DataConfig
+from minimind.data.rows import BadRow
+from minimind.data.table import PairTable
+from minimind.data.tokens import DEVELOPER, END_CUT, LOST, PROMPT_CUT
+from minimind.training.row_report import row_messages
+from tests.unit.data.tables import table_of
+
+
+def messages(table: PairTable, **flags: str) -> list[str]:
+    return list(row_messages(table, DataConfig(**flags)))
+
+
+def test_a_file_without_peculiarities_needs_no_message():
+    assert messages(table_of((100, 3, 0), (5, 5, 0), counts={DEVELOPER: 0})) == []
+
+
+def broken(*lines: int) -> tuple[BadRow, ...]:
+    return tuple(BadRow(line=line, reason="invalid JSON", tokenized=False) for line in lines)
+
+
+def test_wrong_rows():
+    assert messages(table_of((5, 5, 0), bad=broken(3, 4)), on_bad_row="skip") == [
+        "2 of 3 rows are wrong and left out (--on_bad_row skip): lines 3, 4; line 3: invalid JSON"
+    ]
+
+
+def test_eight_of_many_wrong_rows_are_listed():
+    (message,) = messages(table_of((5, 5, 0), bad=broken(*range(11, 20))), on_bad_row="skip")
+    assert message.startswith("9 of 10 rows are wrong")
+    assert "lines 11, 12, 13, 14, 15, 16, 17, 18, ...; line 11: invalid JSON" in message
+
+
+def test_wrong_rows_that_are_kept():
+    same = BadRow(line=1, reason="the answers have the same text", tokenized=True)
+    (message,) = messages(table_of((5, 5, 0), (5, 6, 0), bad=(same, *broken(3))), on_bad_row="keep", on_long_row="keep")
+    assert message == (
+        "2 of 3 rows are wrong and left out except 1 that MiniMind trains on (--on_bad_row keep): lines 1, 3; line 1: "
+        "the answers have the same text"
+    )
+
+
+# Of four pairs one fits, two are cut, and one keeps no difference.
+LONG = table_of((90, 100, 0), (90, 101, END_CUT), (101, 3, END_CUT), (400, 300, END_CUT | LOST))
+ADVICE = "--max_seq_len 400 would keep 99 % of the pairs whole"
+
+
+@pytest.mark.parametrize(
+    ("policy", "done"),
+    [
+        ("cut", "cut at the end: 3; left out, since no difference remains: 1 of 4 (25.0 %)"),
+        ("keep", "cut at the end: 3; kept without a difference, with a loss of ln 2 and no gradient: 1 of 4 (25.0 %)"),
+        ("skip", "all of them left out"),
+    ],
+)
+def test_long_rows(policy, done):
+    assert messages(LONG, on_long_row=policy) == [
+        f"pairs longer than --max_seq_len 100: 3 of 4 (75.0 %); {done}; {ADVICE} (--on_long_row {policy})"
+    ]
+
+
+def test_long_rows_with_cut_prompts():
+    table = table_of((90, 100, 0), (90, 101, PROMPT_CUT), (400, 300, PROMPT_CUT | END_CUT))
+    assert messages(table, on_long_row="cut_prompt") == [
+        "pairs longer than --max_seq_len 100: 2 of 3 (66.7 %); without the oldest turns of their prompt: 2; cut at the "
+        f"end: 1; {ADVICE} (--on_long_row cut_prompt)"
+    ]
+
+
+def test_a_small_share_is_not_nothing():
+    """One pair in 2,000; 99 % are whole as it is."""
+    (message,) = messages(table_of((200, 3, END_CUT), *[(5, 5, 0)] * 1999))
+    assert message == (
+        "pairs longer than --max_seq_len 100: 1 of 2000 (0.1 %); cut at the end: 1; --max_seq_len 200 would keep all "
+        "pairs whole (--on_long_row cut)"
+    )
+
+
+def test_columns_of_no_use_are_listed_by_frequency():
+    table = table_of((5, 5, 0), unused={"column 'note'": 1, "column 'score'": 300, "'weight' of messages": 20})
+    assert messages(table) == [
+        "not used: column 'score' (300 rows), 'weight' of messages (20 rows), column 'note' (1 row)"
+    ]
+
+
+def test_twelve_of_many_columns_are_named():
+    (message,) = messages(table_of((5, 5, 0), unused={f"column 'c{index}'": 1 for index in range(15)}))
+    assert message.count("column") == 12
+    assert message.endswith(" and 3 more")
+
+
+def test_developer_messages():
+    assert messages(table_of((5, 5, 0), counts={DEVELOPER: 1})) == [
+        "in 1 row a message of the role developer is read as the system message"
+    ]
