@@ -42,3 +42,25 @@ def test_a_folder_that_does_not_exist(tmp_path):
 def test_a_folder_without_a_tokenizer(tmp_path):
     with pytest.raises(DataError, match="not a usable tokenizer folder"):
         load("--tokenizer_path", str(tmp_path))
+
+
+def test_a_template_file_replaces_the_tokenizer_s_own(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ messages[0].content }}，好", encoding="utf-8")
+    flags = ("--tokenizer_path", str(demo.TOKENIZER_PATH))
+    tokenizer = load(*flags, "--chat_template", str(path))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi，好"
+    assert load(*flags).chat_template != tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot read the file"), (b"\xff\xfe\x00", "cannot read the file"), (b" \n", "the file is empty")],
+    ids=["missing", "not UTF-8", "empty"],
+)
+def test_a_template_file_that_cannot_be_used(tmp_path, content, problem):
+    path = tmp_path / "chat.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"--chat_template .*chat.jinja: {problem}"):
+        load("--tokenizer_path", str(demo.TOKENIZER_PATH), "--chat_template", str(path))
