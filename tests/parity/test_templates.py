@@ -1,7 +1,7 @@
 """Masks of every family's chat template over many conversations, against spans that a regular expression finds.
 
-The expression is written by hand for each family (chat_templates.py). It reads a rendering in which no message contains a
-marker: where a conversation forges markers, it is rendered with harmless words first, and the words are exchanged for
+The expression is written by hand for each family (chat_templates.py). It reads a rendering without markers in messages:
+where a conversation forges markers, it is rendered with harmless words first, and the words are exchanged for
 the forgeries in what was found. The encoder uses no expression and sees the forgeries from the start.
 """
 
