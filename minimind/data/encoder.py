@@ -29,9 +29,11 @@ from minimind.data.encoding import (
     TokenizedRow,
     option_values,
 )
+from minimind.data.messages import read_messages
 from minimind.data.minimind_rule import MiniMindEncoder
 from minimind.data.sources import RowError
 from minimind.data.template import Messages, TemplateInput
+from minimind.data.tool_arguments import fit_arguments
 from minimind.data.turn_markers import TurnMarkers, find_markers
 from minimind.data.turns import Turn, find_turns
 from minimind.errors import DataError
@@ -147,10 +149,13 @@ def encode_conversation(
 
     Raises:
         DataError: the tokenizer or its template cannot be used.
-        RowError: a `ValueError`; the template rejects the conversation, or an assistant's turn is not found in the
-            rendered text.
+        RowError: a `ValueError`; a message is invalid, the template rejects the conversation, or an assistant's turn is
+            not found in the rendered text.
     """
-    return TurnEncoder(tokenizer, EncodingOptions()).encode(messages, 0, tools, template_kwargs)
+    encoder = TurnEncoder(tokenizer, EncodingOptions())
+    read = read_messages("messages", list(messages))
+    fitted = fit_arguments(read, encoder.template, encoder.given(tools, template_kwargs))
+    return encoder.encode(fitted, 0, tools, template_kwargs)
 
 
 def _counted(starts: NDArray[np.int64], ends: NDArray[np.int64], turn: Turn) -> NDArray[np.bool_]:

@@ -26,7 +26,7 @@ from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
 from minimind.data.rows import BadRow, PreferenceRow
 from minimind.data.shapes import parse_row
 from minimind.data.sources import RowError, read_lines
-from minimind.data.template import TemplateInput
+from minimind.data.tool_arguments import fit_arguments
 
 # Names in `Chunk.counts`: rows whose tokens or mask differ from those of MiniMind's rule, and rows whose messages of
 # the role `developer` were read as system messages.
@@ -161,6 +161,8 @@ def _encode_lines(encoder: ConversationEncoder, limit: LengthLimit, lines: list[
 
 
 def _encode(row: PreferenceRow, number: int, encoder: ConversationEncoder, limit: LengthLimit) -> EncodedPair:
-    arguments = {**encoder.options.template_kwargs, **row.template_kwargs}
-    check_rendered(row, encoder.template, TemplateInput(tools=row.tools, arguments=arguments))
+    template, given = encoder.template, encoder.given(row.tools, row.template_kwargs)
+    chosen, rejected = (fit_arguments(messages, template, given) for messages in (row.chosen, row.rejected))
+    row = dataclasses.replace(row, chosen=chosen, rejected=rejected)
+    check_rendered(row, template, given)
     return encode_pair(row, number, encoder, limit)

@@ -12,6 +12,7 @@ import minimind
 from minimind.data.encoder import TurnEncoder, build_encoder
 from minimind.data.encoding import MINIMIND, EncodingOptions
 from minimind.data.minimind_rule import MiniMindEncoder
+from minimind.data.sources import RowError
 from minimind.errors import DataError
 from tests.conftest import conversation
 from tests.unit.data.encoded import WORD, counted, with_template
@@ -89,6 +90,20 @@ def test_encode_conversation_gives_what_training_uses(tokenizer):
     assert (
         tokenizer.decode([token for token, counts in zip(tokens, mask, strict=True) if counts]) == "Hello!<|im_end|>\n"
     )
+
+
+def test_encode_conversation_parses_arguments_of_tool_calls(tokenizer):
+    """OpenAI gives them as a JSON text. The template writes them as JSON, so the text would be quoted."""
+    quoting = with_template(tokenizer, tokenizer.chat_template.replace("arguments if arguments is string else ", ""))
+    calls = [{"function": {"name": "clock", "arguments": '{"zone": "CET"}'}}]
+    messages = [{"role": "user", "content": "Time?"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    tokens, _ = minimind.encode_conversation(messages, quoting)
+    assert '"arguments": {"zone": "CET"}}</tool_call>' in tokenizer.decode(tokens)
+
+
+def test_encode_conversation_refuses_an_invalid_message(tokenizer):
+    with pytest.raises(RowError, match="'messages' message 0 has the unknown role 'human'"):
+        minimind.encode_conversation([{"role": "human", "content": "Hi"}], tokenizer)
 
 
 def test_encode_conversation_takes_tools_and_arguments(tokenizer):

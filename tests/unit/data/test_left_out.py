@@ -23,6 +23,8 @@ CALL = {
 RESULT = {"role": "tool", "content": "Italy"}
 TOOLS = [{"type": "function", "function": {"name": "where"}}]
 
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "?"}}, "required": ["city"]}
+
 # Only users and assistants, and only their contents.
 PLAIN = "{% for m in messages if m.role in ('user', 'assistant') %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 # A system message of "/short" is a switch.
@@ -136,3 +138,40 @@ def test_words_of_one_and_of_several_templates(tokenizer):
     assert words_of(ChatTemplate(changed)) == {"messages", "0", "content"}
     changed.chat_template = {"default": "{{ bos_token }}", "tool_use": "{{ tools }}"}
     assert words_of(ChatTemplate(changed)) == {"bos_token", "tools"}
+
+
+# Families whose templates do not mention tools. Those of other families write them.
+WITHOUT_TOOLS = {
+    *("cohere", "cohere2", "deepseekv3", "gemma", "gemma3", "llama3", "phi3", "phi3_5", "qwen2_5_vl"),
+}
+
+
+def test_tools_and_system_messages_under_the_templates_of_real_families(check, shared):
+    paths = sorted((shared / "templates").glob("*.jinja"))
+    assert len(paths) >= 25
+    described = [{"type": "function", "function": {"name": "where", "description": "?", "parameters": PARAMETERS}}]
+    reasons = {}
+    for path in paths:
+        rows = {
+            "tools": row_of(QUESTION, tools=described),
+            "short": row_of(system("Be kind."), QUESTION),
+            "long": row_of(system("Be kind to everyone who asks."), QUESTION),
+        }
+        for name, row in rows.items():
+            if (reason := reason_of(check, row, path.read_text(encoding="utf-8"))) is not None:
+                reasons[path.stem, name] = reason
+    no_system = "the chat template rejects the row: System role not supported"
+    assert {key: reasons.pop(key, None) for key in (("gemma", "short"), ("gemma", "long"))} == {
+        ("gemma", "short"): no_system,
+        ("gemma", "long"): no_system,
+    }
+    assert set(reasons) == {(family, "tools") for family in WITHOUT_TOOLS}
+    assert all("leaves out the column 'tools'" in reason for reason in reasons.values())
+
+
+def reason_of(check, row: PreferenceRow, source: str) -> str | None:
+    try:
+        check(row, source)
+    except RowError as error:
+        return str(error)
+    return None
