@@ -29,6 +29,7 @@ from minimind.engine.patches.registry import select_patches
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.dropout import turn_off_dropout
 from minimind.model.packed_attention import NATIVE
+from minimind.model.text_half import freeze_other_parts
 from minimind.ranks.world import World
 from minimind.weights.construction import restore_computed_buffers
 from minimind.weights.sources import WeightSource
@@ -61,6 +62,7 @@ class Policy:
         scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
         if not config.model.dropout:
             turn_off_dropout(scorer.model)
+        self.frozen = freeze_other_parts(scorer.model)
         if config.engine.gradient_checkpointing:
             # Newer transformers have renamed the method. Reentrant checkpointing loses the auxiliary loss's gradient.
             old = scorer.model.gradient_checkpointing_enable
@@ -78,7 +80,7 @@ class Policy:
         self.world = world
         self._on_progress = on_progress
         self.dtype = config.optimisation.dtype
-        self._names = list(source.shapes())
+        self._source = source
         restore_computed_buffers(self.engine.module.model)
         if self.dtype != "float32":
             self._set_master_weights(source)
@@ -94,6 +96,8 @@ class Policy:
         """
         for name, parameter in self.engine.module.model.named_parameters():
             self._on_progress()
+            if not parameter.requires_grad:
+                continue  # the optimizer does not have it
             # A memory-mapped tensor in the file's dtype. DeepSpeed copies only this rank's part of it.
             value = source.read(name)
             if self.stage < 3:
@@ -195,15 +199,22 @@ class Policy:
         They are the optimizer's float32 weights, because bf16 weights do not contain small updates.
         """
         model = self.engine.module.model
-        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        buffers = dict(model.named_buffers())
         state = {}
-        for name in self._names:
+        for name in self._source.shapes():
             self._on_progress()
-            tensor = parameters[name] if name in parameters else buffers[name]
-            # At stage 0 in float32 there is no separate float32 copy: the parameter itself is the weight.
-            full = safe_get_full_fp32_param(tensor) if name in parameters else None
+            if name in trained:
+                full = safe_get_full_fp32_param(trained[name])
+                # At stage 0 in float32 there is no separate float32 copy: the parameter itself is the weight.
+                tensor = trained[name] if full is None else full
+            elif name in buffers:
+                tensor = buffers[name]
+            elif self.world.is_main:
+                # Frozen, so it has not changed. Under ZeRO-3 no rank has the whole of it.
+                tensor = self._source.read(name)
             if self.world.is_main:
-                state[name] = (tensor if full is None else full).detach().to("cpu", torch.float32, copy=True)
+                state[name] = tensor.detach().to("cpu", torch.float32, copy=True)
         return state
 
     def close(self) -> None:

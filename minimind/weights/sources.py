@@ -208,6 +208,10 @@ def open_weights(path: Path, extra_fields: Mapping[str, Any]) -> WeightSource:
         return MiniMindSource(open_folder(path), config, tokenizer_path=path)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise WeightsError(f"{path}: model type {config.model_type!r} is not a causal language model")
+    try:
+        config.get_text_config()
+    except ValueError as error:
+        raise WeightsError(f"{path / 'config.json'}: has more than one half that reads text ({error})") from error
     return HuggingFaceSource(path, config)
 
 

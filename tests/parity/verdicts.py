@@ -21,6 +21,7 @@ from minimind.data.packs import Batch
 from minimind.engine.scorer import PairScorer
 from minimind.model.dropout import turn_off_dropout
 from minimind.model.family import packing_obstacle
+from minimind.model.text_half import freeze_other_parts
 from minimind.ranks.world import World
 from minimind.training.setup.oracle import judge
 from minimind.weights.construction import model_from_tensors, tensor_shapes
@@ -109,6 +110,7 @@ def as_a_run_builds_it(config: PretrainedConfig, plain: PreTrainedModel) -> PreT
     tensors = {name: (parameters.get(name, state.get(name))).detach().clone() for name in tensor_shapes(plain)}
     model = model_from_tensors(config, tensors)
     turn_off_dropout(model)
+    freeze_other_parts(model)
     return model
 
 

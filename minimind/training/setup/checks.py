@@ -99,7 +99,7 @@ def sizes_are_those_of_the_weights(draft: Draft) -> Iterator[MiniMindError]:
     """Flags of model sizes agree with the weights, and rows are not longer than the model's positions."""
     if draft.source is None:
         return
-    settings, model = draft.settings, draft.source.config
+    settings, model = draft.settings, draft.source.config.get_text_config()
     for name in MODEL_SETTINGS:
         given, value = getattr(settings.config.model, name), getattr(model, name, None)
         # A 0 on the command line means "not given", except for a switch.
@@ -116,10 +116,11 @@ def tokenizer_fits_the_model(draft: Draft) -> Iterator[MiniMindError]:
     if draft.source is None or draft.tokenizer is None:
         return
     largest = max(draft.tokenizer.get_vocab().values()) + 1
-    if largest > draft.source.config.vocab_size:
+    known = draft.source.config.get_text_config().vocab_size
+    if largest > known:
         yield ConfigError(
             f"the tokenizer at {draft.tokenizer.name_or_path} has {largest} tokens, {draft.source.origin} only "
-            f"{draft.source.config.vocab_size}; they do not belong together"
+            f"{known}; they do not belong together"
         )
 
 

@@ -72,6 +72,9 @@ def build_engines(
     # After the policy is built: memory that only the initialisation needs must go back to the system.
     if world.on_cpu and config.engine.keep_memory:
         native.keep_memory()
+    if policy.frozen:
+        listed = ", ".join(f"{part} ({tensors} tensors)" for part, tensors in policy.frozen.items())
+        console.say(f"  frozen, because a text does not reach it: {listed}")
     # The layout is chosen before the references, because cached log-probs depend on it.
     layout = choose_layout(prepared, policy, data.table, console)
     loss = build_loss(config.objective.loss, prepared.settings.values)

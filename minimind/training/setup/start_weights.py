@@ -67,6 +67,7 @@ def _file_name(config: DPOConfig, name: str) -> str:
 
 def with_model_sizes(settings: Settings, source: WeightSource) -> Settings:
     """Settings with the sizes of the weights' model. Flags stay; a check compares them with the weights."""
-    found = {name: getattr(source.config, name, None) for name in MODEL_SETTINGS}
+    # The sizes of a composite model are those of its text half.
+    found = {name: getattr(source.config.get_text_config(), name, None) for name in MODEL_SETTINGS}
     origin = "default" if settings.config.model.from_weight == "none" else WEIGHTS
     return settings.with_defaults({name: value for name, value in found.items() if value is not None}, origin)

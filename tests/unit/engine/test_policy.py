@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,6 +20,16 @@ SHARES = {
     1: {"weight": [4, 5, 6, 7], "bias": [0]},
     2: {"weight": [8, 9, 0, 0], "bias": [0]},
 }
+
+
+class Parameter(str):
+    """The name of a parameter, in place of the parameter."""
+
+    requires_grad = True
+
+
+class Frozen(Parameter):
+    requires_grad = False
 
 
 class LargestMade(TorchDispatchMode):
@@ -43,8 +54,8 @@ def test_a_shard_is_made_from_the_share_of_its_rank(rank, monkeypatch):
     one = policy.Policy.__new__(policy.Policy)
     one._on_progress = lambda: None
     one.stage, one.world = 3, World(rank=rank, local_rank=rank, size=3, device=torch.device("cpu"))
-    # The name stands for the parameter here.
-    model = SimpleNamespace(named_parameters=lambda: [(name, name) for name in VALUES])
+    named = [*((name, Parameter(name)) for name in VALUES), ("tower", Frozen("tower"))]
+    model = SimpleNamespace(named_parameters=lambda: named)
     one.engine = SimpleNamespace(module=SimpleNamespace(model=model))
     with LargestMade(VALUES.values()) as mode:
         one._set_master_weights(SimpleNamespace(read=VALUES.__getitem__))
@@ -73,6 +84,27 @@ def probing(stage: int, fails: bool) -> tuple[policy.Policy, list]:
     one.engine, one.stage = Engine(), stage
     one.world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     return one, calls
+
+
+def test_frozen_weights_are_written_as_they_were_read(monkeypatch):
+    """At ZeRO-3 the parameter is empty on every rank."""
+    monkeypatch.setattr(policy, "safe_get_full_fp32_param", lambda parameter: parameter + 1)
+    trained, frozen = (nn.Parameter(torch.zeros(size), requires_grad=size > 0) for size in (2, 0))
+    model = SimpleNamespace(
+        named_parameters=lambda: [("trained", trained), ("frozen", frozen)],
+        named_buffers=lambda: [("buffer", torch.tensor([7.0]))],
+    )
+    one = policy.Policy.__new__(policy.Policy)
+    one._on_progress = lambda: None
+    one.world = World(rank=0, local_rank=0, size=2, device=torch.device("cpu"))
+    one.engine = SimpleNamespace(module=SimpleNamespace(model=model))
+    one._source = SimpleNamespace(
+        shapes=lambda: dict.fromkeys(("trained", "buffer", "frozen")), read={"frozen": torch.tensor([3.5])}.__getitem__
+    )
+    state = {name: tensor.tolist() for name, tensor in one.full_state().items()}
+    assert state == {"trained": [1.0, 1.0], "buffer": [7.0], "frozen": [3.5]}
+    one.world = World(rank=1, local_rank=1, size=2, device=torch.device("cpu"))
+    assert one.full_state() == {}
 
 
 @pytest.mark.parametrize("training", [False, True])

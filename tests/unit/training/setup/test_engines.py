@@ -25,7 +25,7 @@ def native_calls(monkeypatch, *flags: str, device: str = "cpu") -> list[object]:
 
     monkeypatch.setattr(engines.native, "prepare", lambda **wanted: calls.append(wanted))
     monkeypatch.setattr(engines.native, "keep_memory", lambda: calls.append("heap"))
-    monkeypatch.setattr(engines, "Policy", lambda *_: calls.append("policy"))
+    monkeypatch.setattr(engines, "Policy", lambda *_: calls.append("policy") or SimpleNamespace(frozen={}))
     monkeypatch.setattr(engines, "choose_layout", stop)
     prepared = SimpleNamespace(settings=parse_settings(flags), source=None, policy_config=None)
     nothing = SimpleNamespace(total_steps=1, table=None, tables=[], enter=lambda _: None, tick=None)
