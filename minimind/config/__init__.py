@@ -19,25 +19,25 @@ from minimind.config.objective import ObjectiveConfig
 from minimind.config.optimisation import OptimisationConfig
 from minimind.config.run import RunConfig
 from minimind.config.settings import (
+    BAD_ROWS_KEPT,
     CHECKPOINT,
     DEEPSPEED_FILE,
     DEFAULT,
     DEMO,
     FLAG,
     MEASURED,
-    OTHER_FLAG,
     WEIGHTS,
     Settings,
 )
 
 __all__ = [
+    "BAD_ROWS_KEPT",
     "CHECKPOINT",
     "DEEPSPEED_FILE",
     "DEFAULT",
     "DEMO",
     "FLAG",
     "MEASURED",
-    "OTHER_FLAG",
     "WEIGHTS",
     "DPOConfig",
     "DataConfig",

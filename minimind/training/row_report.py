@@ -64,10 +64,9 @@ def _done_with(summary: LengthSummary, on_long_row: str) -> Iterator[str]:
         yield f"without the oldest turns of their prompt: {summary.prompt_cut}"
     if summary.end_cut:
         yield f"cut at the end: {summary.end_cut}"
-    if summary.lost and on_long_row == KEEP:
-        yield f"kept without a difference, with a loss of ln 2 and no gradient: {_share(summary.lost, summary.pairs)}"
-    elif summary.lost:
-        yield f"left out, since no difference remains: {_share(summary.lost, summary.pairs)}"
+    if summary.lost:
+        fate = "kept with a loss of ln 2 and no gradient" if on_long_row == KEEP else "left out"
+        yield f"of these {fate}, since no difference remains: {_share(summary.lost, summary.pairs)}"
 
 
 def _unused(table: PairTable) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
-from minimind.config import DEMO, OTHER_FLAG, DPOConfig, Settings
+from minimind.config import BAD_ROWS_KEPT, DEMO, DPOConfig, Settings
 from minimind.data.selection import KEEP
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
@@ -63,7 +63,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     if is_demo:
         settings = settings.with_defaults(demo.SETTINGS, DEMO)
     if settings.config.data.on_bad_row == KEEP:
-        settings = settings.with_defaults({"on_long_row": KEEP}, OTHER_FLAG)
+        settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
     config = settings.config
     source = problems.attempt(lambda: open_start_weights(config))
     if source is not None:

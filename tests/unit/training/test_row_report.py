@@ -53,8 +53,11 @@ ADVICE = "--max_seq_len 400 would keep 99 % of the pairs whole"
 @pytest.mark.parametrize(
     ("policy", "done"),
     [
-        ("cut", "cut at the end: 3; left out, since no difference remains: 1 of 4 (25.0 %)"),
-        ("keep", "cut at the end: 3; kept without a difference, with a loss of ln 2 and no gradient: 1 of 4 (25.0 %)"),
+        ("cut", "cut at the end: 3; of these left out, since no difference remains: 1 of 4 (25.0 %)"),
+        (
+            "keep",
+            "cut at the end: 3; of these kept without a difference, with a loss of ln 2 and no gradient: 1 of 4 (25.0 %)",
+        ),
         ("skip", "all of them left out"),
     ],
 )

@@ -44,7 +44,7 @@ def test_the_last_settings_are_those_of_the_deepspeed_file(tmp_path):
     [
         ((), ("cut", "default")),
         (("--on_bad_row", "skip"), ("cut", "default")),
-        (("--on_bad_row", "keep"), ("keep", "another flag")),
+        (("--on_bad_row", "keep"), ("keep", "--on_bad_row keep")),
         (("--on_bad_row", "keep", "--on_long_row", "keep"), ("keep", "flag")),
     ],
 )
