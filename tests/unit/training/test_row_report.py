@@ -56,7 +56,8 @@ ADVICE = "--max_seq_len 400 would keep 99 % of the pairs whole"
         ("cut", "cut at the end: 3; of these left out, since no difference remains: 1 of 4 (25.0 %)"),
         (
             "keep",
-            "cut at the end: 3; of these kept without a difference, with a loss of ln 2 and no gradient: 1 of 4 (25.0 %)",
+            "cut at the end: 3; of these kept with a loss of ln 2 and no gradient, since no difference remains: 1 of 4 "
+            "(25.0 %)",
         ),
         ("skip", "all of them left out"),
     ],

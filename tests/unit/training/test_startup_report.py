@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +11,16 @@ import torch
 from transformers import GPT2Config, MambaConfig
 
 from minimind.config import parse_settings
+from minimind.data.sampler import PairSampler
+from minimind.data.tokens import END_CUT
 from minimind.model.configuration import MiniMindConfig
 from minimind.plan import check
 from minimind.plan.options import DS_CONFIGS, read_zero
 from minimind.ranks.world import World
-from minimind.training.startup_report import report_settings
+from minimind.training.setup.training_data import TrainingData
+from minimind.training.startup_report import report_data, report_settings
 from minimind.weights.construction import empty_model, tensor_shapes
+from tests.unit.data.tables import table_of
 
 
 @pytest.fixture
@@ -83,3 +89,22 @@ def test_a_run_without_checkpoints_prints_so(device, printed, prepared, monkeypa
     for name in ("offload_optimizer", "offload_param"):
         prepared.policy_config.values["zero_optimization"][name]["device"] = device
     assert ("NO CHECKPOINTS" in report(prepared, monkeypatch, free=2**40)) == printed
+
+
+def test_every_file_has_its_own_lines_about_rows():
+    tables = [
+        dataclasses.replace(table_of((5, 5, 0), unused={"column 'id'": 2}), path=Path("train.jsonl")),
+        dataclasses.replace(table_of((5, 300, END_CUT)), path=Path("eval.jsonl")),
+    ]
+    stream = PairSampler(
+        num_pairs=1, epochs=1, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+    )
+    data = TrainingData(table=tables[0], eval_table=tables[1], stream=stream, total_steps=1)
+    lines = []
+    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config)
+    assert lines == [
+        "1 pairs x 1 epoch = 1 steps of 1 pairs",
+        "  train.jsonl: not used: column 'id' (2 rows)",
+        "  eval.jsonl: pairs longer than --max_seq_len 100: 1 of 1 (100.0 %); cut at the end: 1; --max_seq_len 300 "
+        "would keep 99 % of the pairs whole (--on_long_row cut)",
+    ]

@@ -106,3 +106,37 @@ def test_template_kwargs_reach_every_row(load, tokenizer, file, monkeypatch):
 def test_template_kwargs_that_are_no_json_object(load, file, text, problem):
     with pytest.raises(ConfigError, match=f"--template_kwargs: {problem}"):
         load(file, "--template_kwargs", text)
+
+
+LONG = pair("Why? " * 30, "Because.", "No.")
+LONG_ANSWER = pair("Why?", "Because it is so. " * 20, "No.")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("cut", [1, 3]), ("cut_prompt", [1, 3]), ("skip", [1]), ("keep", [1, 2, 3])]
+)
+def test_long_rows_follow_the_flag_in_both_files(load, write_rows, policy, expected):
+    """The second pair loses its answers to the limit, the third only the end of one answer."""
+    rows = (pair("Good?", "Yes.", "No!"), LONG, LONG_ANSWER)
+    path, held_out = write_rows(*rows), write_rows(*rows, name="eval.jsonl")
+    flags = ("--max_seq_len", "32", "--batch_size", "1", "--on_long_row", policy, "--eval_data_path", str(held_out))
+    data = load(path, *flags)
+    assert [[table[index].line for index in range(len(table))] for table in data.tables] == [expected] * 2
+    assert data.total_steps == len(expected)
+
+
+def test_long_rows_of_either_file_can_be_an_error(load, file, write_rows):
+    held_out = write_rows(LONG, name="eval.jsonl")
+    flags = ("--max_seq_len", "32", "--batch_size", "1", "--on_long_row", "error")
+    assert load(file, *flags).total_steps == 10
+    with pytest.raises(DataError, match=r"eval\.jsonl: 1 of 1 pairs are longer than --max_seq_len 32"):
+        load(file, *flags, "--eval_data_path", str(held_out))
+
+
+def test_one_cache_serves_all_policies_but_cut_prompt(load, write_rows):
+    path = write_rows(pair("Good?", "Yes.", "No!"), LONG)
+    keys = {
+        policy: load(path, "--max_seq_len", "32", "--batch_size", "1", "--on_long_row", policy).table.key
+        for policy in ("cut", "keep", "skip", "cut_prompt")
+    }
+    assert keys["cut"] == keys["keep"] == keys["skip"] != keys["cut_prompt"]
