@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.messages import Message, has_developer, parse_json_text, read_messages
+from minimind.data.messages import Message, differing_keys, has_developer, listed, parse_json_text, read_messages
 from minimind.data.sources import RowError
 
 USED = ("prompt", "system", "tools", "chat_template_kwargs")
@@ -182,5 +182,4 @@ def _first_difference(half: str, messages: list[Message], start: int, prompt: li
     one, other = messages[start + index], prompt[prompt_start + index]
     if one["role"] != other["role"]:
         return f"its message {start + index} has the role {one['role']}, {place} the role {other['role']}"
-    keys = [repr(key) for key in {**one, **other} if one.get(key) != other.get(key)]
-    return f"its message {start + index} and {place} differ in {', '.join(keys)}"
+    return f"its message {start + index} and {place} differ in {listed(differing_keys(one, other))}"

@@ -8,12 +8,11 @@ Halves that differ as messages can be equal as tokens: a template leaves keys ou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from minimind.data.encoding import TokenizedRow
-from minimind.data.messages import Message
+from minimind.data.messages import Message, differing_keys, listed
 from minimind.data.rows import PreferenceRow
 from minimind.data.sources import RowError
 
@@ -42,8 +41,8 @@ def difference_counts(chosen: TokenizedRow, rejected: TokenizedRow, prefix: int)
 def check_prompts(row: PreferenceRow, rejected: TokenizedRow, encode: Callable[[list[Message]], TokenizedRow]) -> None:
     """Check that the first difference that the template renders is between two assistant turns.
 
-    `checked_row` has found a difference between two assistant turns. If the template drops it, a later user turn that
-    differs would make two prompts of one.
+    `checked_row` has compared the contents of prompts. Their other keys must be equal if the template reads them. And
+    if it drops the difference between two answers, a later user turn that differs would make two prompts of one.
 
     Args:
         rejected: the rejected half, tokenised.
@@ -56,20 +55,22 @@ def check_prompts(row: PreferenceRow, rejected: TokenizedRow, encode: Callable[[
     # Few rows have other differences than those between assistant turns; only these are tokenised again.
     if not any(one != other and not _both_answers(one, other) for one, other in pairs):
         return
-    dropped: list[Message] = []
+    dropped: list[str] = []
     for index, (one, other) in enumerate(pairs):
         if one == other:
             continue
-        if not _both_answers(one, other):
-            keys = _listed(_differing_keys(dropped))
-            raise RowError(
-                f"the prompts differ: message {index} of 'chosen' ({one['role']}) and of 'rejected' ({other['role']}) "
-                f"are not equal, and the assistant turns before them differ only in {keys}, which the chat template "
-                "does not render"
-            )
-        if encode([*row.rejected[:index], one, *row.rejected[index + 1 :]]).tokens != rejected.tokens:
+        if encode([*row.rejected[:index], one, *row.rejected[index + 1 :]]).tokens == rejected.tokens:
+            dropped += differing_keys(one, other)
+            continue
+        if _both_answers(one, other):
             return
-        dropped += [one, other]
+        before = (
+            f"; messages before them differ in {_listed_once(dropped)}, which it does not render" if dropped else ""
+        )
+        raise RowError(
+            f"the prompts differ: the chat template renders message {index} of 'chosen' ({one['role']}) and of "
+            f"'rejected' ({other['role']}) differently, which differ in {listed(differing_keys(one, other))}{before}"
+        )
 
 
 def no_difference(row: PreferenceRow, chosen: TokenizedRow, rejected: TokenizedRow) -> str:
@@ -80,15 +81,13 @@ def no_difference(row: PreferenceRow, chosen: TokenizedRow, rejected: TokenizedR
         return f"no token of {halves} counts: the assistant turns are empty, or the mask (--mask) does not find them"
     if chosen.tokens != rejected.tokens:
         return "the tokens that count are the same: 'chosen' and 'rejected' differ only outside of them"
-    differing = [
-        message for pair in zip(row.chosen, row.rejected, strict=False) if pair[0] != pair[1] for message in pair
-    ]
-    keys = _differing_keys(differing)
+    pairs = zip(row.chosen, row.rejected, strict=False)
+    keys = [key for one, other in pairs for key in differing_keys(one, other)]
     if "content" in keys or "tool_calls" in keys or not keys:
-        place = f"in {_listed(keys)}" if keys else "in the number of messages"
+        place = f"in {_listed_once(keys)}" if keys else "in the number of messages"
         return f"the chat template renders 'chosen' and 'rejected' the same: it drops their difference {place}"
     return (
-        f"the answers have the same text: 'chosen' and 'rejected' differ only in {_listed(keys)}, which the chat "
+        f"the answers have the same text: 'chosen' and 'rejected' differ only in {_listed_once(keys)}, which the chat "
         "template does not render"
     )
 
@@ -97,13 +96,5 @@ def _both_answers(one: Message, other: Message) -> bool:
     return bool(one["role"] == other["role"] == "assistant")
 
 
-def _differing_keys(messages: Sequence[Message]) -> list[str]:
-    """Keys with different values in (message of chosen, message of rejected), ..., in the order of the messages."""
-    keys: dict[str, Any] = {}
-    for one, other in zip(messages[::2], messages[1::2], strict=True):
-        keys |= {key: None for key in {**one, **other} if one.get(key) != other.get(key)}
-    return list(keys)
-
-
-def _listed(keys: Sequence[str]) -> str:
-    return ", ".join(map(repr, keys))
+def _listed_once(keys: Sequence[str]) -> str:
+    return listed(dict.fromkeys(keys))

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from minimind.data.messages import Message
+from minimind.data.messages import Message, listed
 from minimind.data.rows import PreferenceRow
 from minimind.data.sources import RowError
 from minimind.data.template import ChatTemplate, TemplateInput
@@ -53,10 +53,10 @@ def not_used(row: PreferenceRow, words: frozenset[str]) -> Iterator[str]:
     Args:
         words: all words of the chat template's source; a key that is not among them cannot be read by it.
     """
-    yield from (f"column {name!r}" for name in row.unused)
-    yield from (f"{name!r} of 'chat_template_kwargs'" for name in row.template_kwargs if name not in words)
+    yield from (f"column {listed([name])}" for name in row.unused)
+    yield from (f"{listed([name])} of 'chat_template_kwargs'" for name in row.template_kwargs if name not in words)
     keys = {key: None for message in (*row.chosen, *row.rejected) for key in message if key not in _KNOWN_KEYS}
-    yield from (f"{key!r} of messages" for key in keys if key not in words)
+    yield from (f"{listed([key])} of messages" for key in keys if key not in words)
 
 
 def words_of(template: ChatTemplate) -> frozenset[str]:

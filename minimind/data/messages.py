@@ -10,6 +10,7 @@ are a JSON text become the object that they describe, and the role `developer` i
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from minimind.data.sources import RowError, parse_json
@@ -19,6 +20,8 @@ Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 # OpenAI's newer name of the role that instructs the model. Few chat templates know it.
 DEVELOPER = "developer"
+# Names in a message, and characters of a name.
+_NAMED, _NAME_LENGTH = 6, 48
 
 
 def read_messages(column: str, messages: Any) -> list[Message]:
@@ -37,6 +40,18 @@ def read_messages(column: str, messages: Any) -> list[Message]:
     if _has_role(messages, DEVELOPER) and _has_role(messages, "system"):
         raise RowError(f"{column!r} has both a system and a developer message; keep one of them")
     return read
+
+
+def differing_keys(one: Message, other: Message) -> list[str]:
+    """Keys with different values in two messages."""
+    return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: quoted, the first few, each shortened."""
+    names = list(names)
+    shown = [repr(name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}...") for name in names[:_NAMED]]
+    return ", ".join(shown) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def has_developer(messages: Any) -> bool:

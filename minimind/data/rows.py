@@ -80,18 +80,20 @@ def checked_row(*, chosen: Any, rejected: Any, columns: Columns | None = None) -
 
 
 def _check_prompts(halves: Mapping[str, list[Message]], added: Mapping[str, int]) -> None:
-    """Check that the first difference is between two assistant turns: DPO compares answers to the same prompt."""
+    """Check that the first difference is between two assistant turns: DPO compares answers to the same prompt.
+
+    Whether the chat template reads other keys than the content of a prompt's messages is checked when it renders them.
+    """
     chosen, rejected = halves["chosen"], halves["rejected"]
     for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
-        if one == other:
-            continue
-        if one["role"] == other["role"] == "assistant":
+        if one["role"] == other["role"] == "assistant" and one != other:
             return
+        if one["role"] == other["role"] and one.get("content") == other.get("content"):
+            continue
         raise RowError(
             f"the prompts differ: message {max(0, index - added['chosen'])} of 'chosen' ({one['role']}) and message "
             f"{max(0, index - added['rejected'])} of 'rejected' ({other['role']}) are not equal, and no assistant turn "
             "before them differs"
         )
-    # Without a difference so far, one conversation continues the other, unless they have the same length.
-    if len(chosen) == len(rejected):
+    if chosen == rejected:
         raise RowError("'chosen' and 'rejected' are the same")

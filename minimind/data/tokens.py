@@ -138,6 +138,9 @@ def _encode_lines(encoder: ConversationEncoder, limit: LengthLimit, lines: list[
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
+        except RecursionError:
+            bad.append(BadRow(line=number, reason="nested too deeply", tokenized=False))
+            continue
         if pair.problem is not None:
             bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
         counts[OTHER_MASK] += pair.other_mask

@@ -56,6 +56,9 @@ MALICIOUS = [
     b'{"chosen": [], "chosen": {}, "rejected": [], "rejected": [null]}',
     LINES[0].replace(b"Four.", b"\\ud800").replace(b"Five.", b"\\u0000"),
     LINES[0].replace(b"user", b"u" * 2_000_000),
+    LINES[0][:-1] + b', "' + b"c" * 2_000_000 + b'": 1}',
+    LINES[0].replace(b'"role"', b'"' + b"k" * 2_000_000 + b'": 1, "role"', 1),
+    LINES[0][:-1] + b', "prompt": [{"role": "user", "content": "?", "' + b"k" * 2_000_000 + b'": 1}]}',
     LINES[4].replace(b'"add"', b'"\\udc80"'),
     LINES[4].replace(b'"a": 2', b'"\\ud83d": 2'),
 ]  # fmt: skip

@@ -87,8 +87,26 @@ def test_a_difference_that_is_not_rendered_does_not_make_prompts_of_two(other, k
     with pytest.raises(RowError) as caught:
         prompts_of([QUESTION, scored("same", 1), LATER, GOOD], [QUESTION, other, LATER_TOO, GOOD])
     assert str(caught.value) == (
-        "the prompts differ: message 2 of 'chosen' (user) and of 'rejected' (user) are not equal, and the assistant "
-        f"turns before them differ only in {keys}, which the chat template does not render"
+        "the prompts differ: the chat template renders message 2 of 'chosen' (user) and of 'rejected' (user) "
+        f"differently, which differ in 'content'; messages before them differ in {keys}, which it does not render"
+    )
+
+
+def test_keys_of_a_prompt_that_are_not_rendered_may_differ():
+    prompts_of([{**QUESTION, "id": 1}, GOOD], [{**QUESTION, "id": 2}, {**GOOD, "content": "bad"}])
+
+
+def test_keys_of_a_prompt_that_are_rendered_must_be_equal():
+    def with_names(messages: list[dict]) -> TokenizedRow:
+        text = "".join(f"{message.get('name', '')}:{message['content']}|" for message in messages)
+        return TokenizedRow([ord(letter) for letter in text], [1] * len(text))
+
+    chosen, rejected = [{**QUESTION, "name": "Ann"}, GOOD], [QUESTION, {**GOOD, "content": "bad"}]
+    with pytest.raises(RowError) as caught:
+        check_prompts(PreferenceRow(chosen=chosen, rejected=rejected), with_names(rejected), with_names)
+    assert str(caught.value) == (
+        "the prompts differ: the chat template renders message 0 of 'chosen' (user) and of 'rejected' (user) "
+        "differently, which differ in 'name'"
     )
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from minimind.data.messages import has_developer, parse_json_text, read_messages
+from minimind.data.messages import differing_keys, has_developer, listed, parse_json_text, read_messages
 from minimind.data.sources import RowError
 
 USER = {"role": "user", "content": "Weather?"}
@@ -99,6 +99,18 @@ def test_developer_beside_system_is_an_error():
     messages = [{"role": "system", "content": "Be kind."}, {"role": "developer", "content": "Be brief."}, USER]
     with pytest.raises(RowError, match=r"^'prompt' has both a system and a developer message; keep one of them$"):
         read_messages("prompt", messages)
+
+
+def test_keys_that_differ():
+    one = {"role": "user", "content": "a", "id": 1, "name": None}
+    assert differing_keys(one, {"content": "b", "role": "user", "weight": 0}) == ["content", "id", "weight"]
+    assert differing_keys(one, one) == []
+
+
+def test_names_are_listed_shortly():
+    assert listed(["score", "id"]) == "'score', 'id'"
+    assert listed(map(str, range(9))) == "'0', '1', '2', '3', '4', '5' and 3 more"
+    assert listed(["k" * 48, "k" * 49]) == f"'{'k' * 48}', '{'k' * 48}...'"
 
 
 def test_json_text():

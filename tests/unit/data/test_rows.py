@@ -143,6 +143,18 @@ def test_a_developer_message_is_a_system_message_and_is_noted(halves):
     assert not checked_row(**GOOD).has_developer
 
 
+def test_other_keys_of_a_prompt_are_compared_when_they_are_rendered():
+    row = checked_row(chosen=[{**USER, "id": 1}, ANSWER], rejected=[{**USER, "id": 2}, {**ANSWER, "content": "Five."}])
+    assert [half[0]["id"] for half in (row.chosen, row.rejected)] == [1, 2]
+
+
+def test_results_of_different_calls_may_differ():
+    calls = [{**TOOL_CALL, "content": "", "tool_calls": [{"name": name}]} for name in ("add", "subtract")]
+    results = [{"role": "tool", "content": content} for content in ("4", "0")]
+    chosen, rejected = ([USER, *turns, ANSWER] for turns in zip(calls, results, strict=True))
+    assert checked_row(chosen=chosen, rejected=rejected).chosen == chosen
+
+
 def test_null_is_no_difference_between_prompts():
     one = {"role": "user", "content": "?", "name": None, "tool_calls": None}
     row = checked_row(chosen=[one, ANSWER], rejected=[{"role": "user", "content": "?"}, {**ANSWER, "content": "No."}])
