@@ -63,7 +63,8 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
     if problems:
         raise ConfigError.from_problems(problems, agreed=agreed)
     # A command line cannot give None; 0 and "" stand for it.
-    values = {name: value or None if flags[name].optional else value for name, value in values.items()}
+    emptied = {name for name in values if flags[name].optional and not flags[name].metadata.zero_is_a_value}
+    values = {name: value or None if name in emptied else value for name, value in values.items()}
     origins = {name: FLAG if name in values else DEFAULT for name in flags}
     return Settings(config=replace_values(job(), values), origins=origins)
 

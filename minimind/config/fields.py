@@ -28,12 +28,14 @@ class FlagMetadata:
         choices: the allowed values; None allows all.
         low: the smallest allowed value.
         above: a bound that the value must exceed.
+        zero_is_a_value: for a flag that may be None: a 0 on the command line is a 0, not "not given".
     """
 
     help: str
     choices: tuple[Any, ...] | None = None
     low: float | None = None
     above: float | None = None
+    zero_is_a_value: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Flag:
     Attributes:
         section: name of the field of the job's configuration that holds the flag's section.
         kind: bool, int, float or str.
-        optional: the value may be None, which means "not given". On the command line 0 or "" says the same.
+        optional: the value may be None, which means "not given". On the command line 0 or "" says the same, unless
+            `zero_is_a_value`.
         default: the value without a flag.
         metadata: help, choices and bounds.
     """
@@ -63,9 +66,16 @@ def flag(
     choices: Sequence[Any] | None = None,
     low: float | None = None,
     above: float | None = None,
+    zero_is_a_value: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag; see `FlagMetadata` for the arguments."""
-    metadata = FlagMetadata(help=help, choices=None if choices is None else tuple(choices), low=low, above=above)
+    metadata = FlagMetadata(
+        help=help,
+        choices=None if choices is None else tuple(choices),
+        low=low,
+        above=above,
+        zero_is_a_value=zero_is_a_value,
+    )
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 
 

@@ -36,4 +36,11 @@ class ModelConfig:
         "0: the model's dropout is turned off, so that the policy starts as its reference; 1: train with the dropout "
         "of the model's configuration",
     )
+    router_aux_loss_coef: float | None = flag(
+        None,
+        "coefficient of the auxiliary loss that balances a mixture's experts; without this flag that of the model's "
+        "configuration, which in transformers has the loss only with output_router_logits",
+        low=0,
+        zero_is_a_value=True,
+    )
     inference_rope_scaling: bool = flag(False, "1: YaRN scaling of the rotary embedding, for contexts above 2048")

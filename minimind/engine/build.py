@@ -35,6 +35,7 @@ def build_scorer(
     attention: str = NATIVE,
     patches: PatchSelection | None = None,
     on_progress: Callable[[], object] = lambda: None,
+    router_aux_loss_coef: float | None = None,
 ) -> PairScorer:
     """A scorer with the source's weights; partitioned if the DeepSpeed file says stage 3. All ranks must call.
 
@@ -46,11 +47,12 @@ def build_scorer(
         attention: attention backend for packs, a name of `packed_attention.BACKENDS`.
         patches: which patches the run uses; None: all.
         on_progress: called after each tensor or module that is filled.
+        router_aux_loss_coef: see `PairScorer`.
     """
     if ds_config["zero_optimization"]["stage"] < 3:
         # Each tensor is copied: a tensor that is mapped from a file or shared with another model must not be trained.
         state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors(source)}
-        return PairScorer(model_from_tensors(source.config, state), attention)
+        return PairScorer(model_from_tensors(source.config, state), attention, router_aux_loss_coef)
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
     if _has_plain_shards(ds_config, model, patches or PatchSelection()):
@@ -61,7 +63,7 @@ def build_scorer(
     for name, buffer in model.named_buffers():
         if name in source.shapes():
             buffer.copy_(source.read(name))
-    scorer = PairScorer(model, attention)
+    scorer = PairScorer(model, attention, router_aux_loss_coef)
     # The scorer multiplies by the head's weight itself, outside the head's forward. Without registration DeepSpeed
     # gathers such a weight on access, through a blocking collective whose copy gives gloo's thread an OpenMP pool of
     # its own. With more OpenMP threads than processors every operation waits for the scheduler.

@@ -59,7 +59,8 @@ class Policy:
         config = resolved.settings.config
         dtype = getattr(torch, config.optimisation.dtype)
         patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
-        scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
+        coefficient = config.model.router_aux_loss_coef
+        scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress, coefficient)
         if not config.model.dropout:
             turn_off_dropout(scorer.model)
         self.frozen = freeze_other_parts(scorer.model)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from minimind.errors import PackError
 from minimind.model.family import family_of
 from minimind.model.own_attention import AttentionSwitch
 from minimind.model.packed_attention import NATIVE, PackSegments
+from minimind.model.router_loss import RouterLoss
 from minimind.objective.log_probs import target_log_probs
 
 
@@ -30,9 +30,12 @@ class PairScorer(nn.Module):
     Args:
         model: the model.
         attention: attention backend over packs, a name of `packed_attention.BACKENDS`.
+        router_aux_loss_coef: coefficient of a mixture's auxiliary loss; None: as the model's configuration says.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: str = NATIVE) -> None:
+    def __init__(
+        self, model: PreTrainedModel, attention: str = NATIVE, router_aux_loss_coef: float | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
@@ -41,6 +44,7 @@ class PairScorer(nn.Module):
         parameters = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in parameters else {}
         self._obstacle = _head_obstacle(model)
+        self._router_loss = RouterLoss(model, router_aux_loss_coef)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32.
@@ -51,25 +55,28 @@ class PairScorer(nn.Module):
         if isinstance(batch, PackedPairs):
             return self._packed(batch)
         self._switch.own()
+        options = {**self._options, **self._router_loss.options(self.training)}
         if isinstance(batch, PlainRow):
-            out = self.model(input_ids=batch.token_ids[None], **self._options)
+            out = self.model(input_ids=batch.token_ids[None], **options)
         else:
             assert isinstance(batch, PaddedPairs)
-            out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, **self._options)
+            out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, **options)
         logits = out.logits.flatten(0, 1)[batch.target_positions].float()
         log_probs = logits.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
-        return log_probs, _aux_loss(out, log_probs)
+        return log_probs, self._router_loss.of_rows(out, self.training)
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
         if self._obstacle:
             raise PackError(self._obstacle)
         self._switch.packed()
         selects = family_of(self.model.config).backbone_selects_positions
+        pack = PackSegments(batch.segments, self.attention)
         out = self.model.base_model(
             input_ids=batch.token_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            pack=PackSegments(batch.segments, self.attention),
+            pack=pack,
+            **self._router_loss.options(self.training),
             **({"keep": batch.target_positions} if selects else {}),
         )
         hidden = out.last_hidden_state.squeeze(0)
@@ -77,7 +84,7 @@ class PairScorer(nn.Module):
             hidden = hidden.index_select(0, batch.target_positions)
         head = self.model.get_output_embeddings()
         log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
-        return log_probs, _aux_loss(out, log_probs)
+        return log_probs, self._router_loss.of_pack(out, pack, self.training)
 
 
 def _head_obstacle(model: PreTrainedModel) -> str:
@@ -91,8 +98,3 @@ def _head_obstacle(model: PreTrainedModel) -> str:
     known = {id(parameter) for module in (model.base_model, head) for parameter in module.parameters()}
     others = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
     return f"it has parameters outside its backbone and its head ({others[0]})" if others else ""
-
-
-def _aux_loss(out: object, like: Tensor) -> Tensor:
-    aux_loss = getattr(out, "aux_loss", None)
-    return aux_loss if isinstance(aux_loss, Tensor) else torch.zeros((), device=like.device)

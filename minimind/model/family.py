@@ -38,6 +38,7 @@ class ModelFamily:
         packs_by_construction: the model computes packs exactly, which tests of this project prove. Other models are
             compared with their own forward over single rows before a run trains them.
         backbone_selects_positions: the backbone accepts `keep` (K,) and returns only those K positions.
+        scales_router_loss: the backbone of a mixture returns the auxiliary loss, multiplied by its coefficient.
         exports_pth: a run also writes the weights as MiniMind's `.pth`.
         dropout_fields: fields of the configuration that may hold the dropout probability of attention weights.
         keeps_float32_norm_inputs: in 16-bit training each RMSNorm keeps float32 copies of its activations.
@@ -46,6 +47,7 @@ class ModelFamily:
     label: Callable[[PretrainedConfig], str] = _model_type
     packs_by_construction: bool = False
     backbone_selects_positions: bool = False
+    scales_router_loss: bool = False
     exports_pth: bool = False
     dropout_fields: tuple[str, ...] = ("attention_dropout", "attn_pdrop")
     keeps_float32_norm_inputs: bool = True
@@ -57,6 +59,7 @@ MINIMIND = ModelFamily(
     label=_minimind_generation,
     packs_by_construction=True,
     backbone_selects_positions=True,
+    scales_router_loss=True,
     exports_pth=True,
     dropout_fields=("dropout",),
     keeps_float32_norm_inputs=False,
@@ -92,8 +95,6 @@ def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     window = getattr(text, "sliding_window", None)
     if window is not None and getattr(text, "use_sliding_window", True) and window < max_seq_len:
         return f"it attends over a sliding window of {window} tokens"
-    if getattr(text, "output_router_logits", False):
-        return "its auxiliary loss is part of its own forward (output_router_logits)"
     for name in _LOGIT_TRANSFORMS:
         if getattr(text, name, None) not in (None, 1, 1.0):
             return f"it transforms its logits ({name})"

@@ -37,7 +37,9 @@ NATIVE, SDPA, VARLEN, FLEX = "native", "sdpa", "varlen", "flex"
 
 # For each pair the number of tokens of (prefix, rest of chosen, rest of rejected), in the order of the pack.
 # Keyword arguments with which models pass on what does not change causal softmax attention over a pack.
-_WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "position_embeddings", "use_cache", "layer_idx"})
+_WITHOUT_EFFECT = frozenset(
+    {"position_ids", "cache_position", "position_embeddings", "use_cache", "layer_idx", "output_router_logits"}
+)
 
 Segments = tuple[tuple[int, int, int], ...]
 Value = TypeVar("Value")

@@ -8,6 +8,7 @@ from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
 from minimind.model.dropout import dropout_fields
 from minimind.model.family import family_of
+from minimind.model.router_loss import router_coefficient
 from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
@@ -42,6 +43,8 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         listed = ", ".join(f"{name} {value:g}" for name, value in sorted(dropout.items()))
         kept = "is kept" if config.model.dropout else "is turned off (--dropout 1 keeps it)"
         console.say(f"  dropout of the model {kept}: {listed}")
+    if coefficient := router_coefficient(model, config.model.router_aux_loss_coef):
+        console.say(f"  auxiliary loss of the experts: coefficient {coefficient:g} (--router_aux_loss_coef)")
     _report_values(prepared.settings, console)
     if world.is_main:
         _report_memory(prepared, console, world)

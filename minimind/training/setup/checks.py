@@ -18,6 +18,8 @@ from minimind.config import Settings
 from minimind.data.selection import KEEP
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
+from minimind.model.family import family_of
+from minimind.model.router_loss import has_router_loss
 from minimind.objective.losses import Need, build_loss, loss_names
 from minimind.ranks.world import World
 from minimind.training.setup.start_weights import MODEL_SETTINGS, weights_name
@@ -124,6 +126,17 @@ def tokenizer_fits_the_model(draft: Draft) -> Iterator[MiniMindError]:
         )
 
 
+def mixture_has_its_loss(draft: Draft) -> Iterator[MiniMindError]:
+    """A coefficient of the experts' auxiliary loss is given only for a model that has this loss."""
+    given = draft.settings.config.model.router_aux_loss_coef
+    if draft.source is not None and given and not has_router_loss(draft.source.config):
+        name = family_of(draft.source.config).label(draft.source.config)
+        yield ConfigError(
+            f"--router_aux_loss_coef {given:g}: {draft.source.origin} is a {name} model, which has no experts or no "
+            "auxiliary loss of them; drop the flag"
+        )
+
+
 def attention_is_available(draft: Draft) -> Iterator[MiniMindError]:
     """The attention backend that a flag names can exist on this device; it is tried later."""
     config = draft.settings.config
@@ -169,6 +182,7 @@ CHECKS: Sequence[Check] = (
     weights_are_complete,
     sizes_are_those_of_the_weights,
     tokenizer_fits_the_model,
+    mixture_has_its_loss,
     attention_is_available,
     loss_is_known,
     start_weights_are_not_overwritten,

@@ -21,6 +21,7 @@ def test_defaults_are_minimind_s():
         "num_experts_per_tok": None,
         "rope_theta": None,
         "dropout": False,
+        "router_aux_loss_coef": None,
         "inference_rope_scaling": False,
     }
 
@@ -33,9 +34,16 @@ def test_defaults_are_minimind_s():
         ("num_attention_heads", "-1", "is below 0"),
         ("num_experts_per_tok", "-1", "is below 0"),
         ("rope_theta", "-1", "is below 0"),
+        ("router_aux_loss_coef", "-0.1", "is below 0"),
         ("generation", "1", "invalid choice: 1"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(flag, value, message):
     with pytest.raises(ConfigError, match=rf"--{flag}:? .*{message}"):
         parse_settings([f"--{flag}", value])
+
+
+@pytest.mark.parametrize(("given", "value"), [((), None), (("0",), 0.0), (("0.5",), 0.5)])
+def test_a_coefficient_of_0_is_not_the_configuration_s(given, value):
+    flags = ("--router_aux_loss_coef", *given) if given else ()
+    assert parse_settings(flags).config.model.router_aux_loss_coef == value

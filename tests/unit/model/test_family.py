@@ -86,6 +86,7 @@ def test_the_plan_counts_float32_norm_inputs_by_family(config, expected):
         LlamaConfig(),
         Qwen3Config(),
         MixtralConfig(sliding_window=None),
+        MixtralConfig(sliding_window=None, output_router_logits=True),
         GraniteConfig(logits_scaling=1.0),
         # A layer with a window is like any other if the window is at least as long as the longest row.
         Qwen3Config(layer_types=["full_attention", "sliding_attention"], num_hidden_layers=2, sliding_window=128),
@@ -114,7 +115,6 @@ def test_models_that_can_be_packed(config):
             "sliding window of 9 tokens",
         ),
         (MistralConfig(sliding_window=127), "sliding window of 127 tokens"),
-        (MixtralConfig(sliding_window=None, output_router_logits=True), "output_router_logits"),
         (GraniteConfig(logits_scaling=8.0), "transforms its logits (logits_scaling)"),
         (
             Gemma2Config(layer_types=["full_attention"], num_hidden_layers=1, sliding_window=None),

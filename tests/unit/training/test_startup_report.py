@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, MambaConfig
+from transformers import GPT2Config, MambaConfig, MixtralConfig
 
 from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
@@ -72,6 +72,18 @@ def test_dropout_of_the_model_is_printed(prepared, monkeypatch, flags, expected)
 
 def test_a_model_without_dropout_prints_nothing_about_it(prepared, monkeypatch):
     assert "dropout of the model" not in report(prepared, monkeypatch, free=2**40)
+
+
+@pytest.mark.parametrize(
+    ("flags", "coefficient"),
+    [((), "0.25"), (("--router_aux_loss_coef", "0.5"), "0.5"), (("--router_aux_loss_coef", "0"), "")],
+)
+def test_the_auxiliary_loss_of_experts_is_printed(prepared, monkeypatch, flags, coefficient):
+    prepared.source.config = MixtralConfig(output_router_logits=True, router_aux_loss_coef=0.25)
+    prepared.settings = parse_settings(["--deepspeed", "ds_configs/zero2.json", *flags])
+    lines = [line for line in report(prepared, monkeypatch, free=2**40).splitlines() if "auxiliary loss" in line]
+    expected = [f"  auxiliary loss of the experts: coefficient {coefficient} (--router_aux_loss_coef)"]
+    assert lines == (expected if coefficient else [])
 
 
 def test_a_model_that_cannot_be_planned_is_not_checked(prepared, monkeypatch):

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import Gemma3Config, LlamaConfig, MixtralConfig
 
 from minimind.config import parse_settings
 from minimind.errors import ConfigError, DataError, WeightsError
@@ -151,3 +152,32 @@ def test_start_weights_are_not_overwritten(tmp_path):
         (error,) = checks.start_weights_are_not_overwritten(one)
         assert isinstance(error, ConfigError)
         assert "would be overwritten by this run" in str(error)
+
+
+def source_of(config) -> SimpleNamespace:
+    return SimpleNamespace(config=config, origin="start", check_fit=lambda: None)
+
+
+def test_a_coefficient_of_the_experts_needs_experts():
+    flags = ("--router_aux_loss_coef", "0.5")
+    (error,) = checks.mixture_has_its_loss(draft(*flags))
+    assert str(error) == (
+        "--router_aux_loss_coef 0.5: start.pth is a MiniMind generation 2 model, which has no experts or no auxiliary "
+        "loss of them; drop the flag"
+    )
+    (error,) = checks.mixture_has_its_loss(draft(*flags, source=source_of(LlamaConfig())))
+    assert "start is a llama model" in str(error)
+    for config in (MiniMindConfig(use_moe=True), MixtralConfig()):
+        assert list(checks.mixture_has_its_loss(draft(*flags, source=source_of(config)))) == []
+    # 0 asks for nothing.
+    assert list(checks.mixture_has_its_loss(draft("--router_aux_loss_coef", "0"))) == []
+
+
+def test_sizes_of_a_composite_model_are_those_of_its_text_half():
+    text = {"vocab_size": 99, "max_position_embeddings": 256}
+    source = source_of(Gemma3Config(text_config=text))
+    found = problems(draft("--max_seq_len", "257", source=source))
+    assert found == [
+        "ConfigError: --max_seq_len is 257, but the model has 256 positions",
+        "ConfigError: the tokenizer at folder has 100 tokens, start only 99; they do not belong together",
+    ]
