@@ -39,8 +39,10 @@ def router_coefficient(config: PretrainedConfig, given: float | None) -> float:
 
     As in transformers, a configuration has the loss only with `output_router_logits`.
     """
-    if not has_router_loss(config):
-        return 0.0
+    return _coefficient(config, given) if has_router_loss(config) else 0.0
+
+
+def _coefficient(config: PretrainedConfig, given: float | None) -> float:
     if given is not None:
         return given
     if not family_of(config).scales_router_loss and not getattr(config, "output_router_logits", False):
@@ -63,7 +65,8 @@ class RouterLoss:
         self._model = model
         self._scaled = family_of(model.config).scales_router_loss
         self._function = _function(type(model))
-        self.coefficient = router_coefficient(model.config, given)
+        # Not by `has_router_loss`: some models keep only the text half of their configuration.
+        self.coefficient = 0.0 if self._function is None else _coefficient(model.config, given)
         if self._scaled and given is not None:
             model.config.router_aux_loss_coef = given
 
