@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor
 
-from minimind.engine.patches.registry import Patch, PatchSelection
+from minimind.engine.patches.registry import Patch, PatchSelection, find
 from minimind.native import ops
 
 _MODULE = "deepspeed.runtime.zero.stage_1_and_2"
@@ -71,7 +70,8 @@ def patch_optimizer(optimizer: Any, single_rank: bool, patches: PatchSelection) 
         single_rank: whether the world has one rank.
         patches: which patches the run uses.
     """
-    known = isinstance(optimizer, stage_1_and_2.DeepSpeedZeroOptimizer)
+    stage_1_and_2 = find(_CLASS)
+    known = isinstance(stage_1_and_2, type) and isinstance(optimizer, stage_1_and_2)
     if not known or optimizer.dtype == torch.float32 or optimizer.gradient_accumulation_dtype != optimizer.dtype:
         return
     # float16 keeps DeepSpeed's own overflow check: its loss scaling depends on it.
@@ -127,7 +127,7 @@ def _cast_gradients_once(optimizer: Any) -> None:
     (DeepSpeed's `safe_set_full_grad` would): its norm is already computed.
     """
     get_partition, get_norm = optimizer.get_flat_partition, optimizer.get_grad_norm_direct
-    flat_group = getattr(stage_1_and_2, _FLAT_GROUP)
+    flat_group = find(f"{_MODULE}:{_FLAT_GROUP}")
     buffers: dict[int | None, Tensor] = {}  # parameter group -> reused float32 buffer
 
     def get_float32_partition(*arguments: Any, **options: Any) -> Any:

@@ -18,6 +18,8 @@ from typing import Any
 
 import deepspeed
 
+# What `find` returns for a name that the installed DeepSpeed lacks; no attribute of it exists, and None is a value.
+_MISSING = object()
 # The value of --disable_patches that turns every patch off.
 ALL = "all"
 
@@ -66,21 +68,24 @@ class Patch:
 
     def missing(self, target: object = None) -> list[str]:
         """The names and attributes that the installed DeepSpeed lacks; attributes only if a target is given."""
-        absent = [name for name in self.names if not _exists(name)]
+        absent = [name for name in self.names if find(name) is _MISSING]
         return absent + [name for name in self.attributes if target is not None and not hasattr(target, name)]
 
 
-def _exists(name: str) -> bool:
+def find(name: str) -> Any:
+    """A private object of DeepSpeed, by "module:name" or "module:Class.method"; `_MISSING` if there is none.
+
+    Patches import no private module themselves: a DeepSpeed without it would then fail at the import, instead of
+    running with the patch off.
+    """
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
     except ImportError:
-        return False
+        return _MISSING
     for part in path.split("."):
-        if not hasattr(found, part):
-            return False
-        found = getattr(found, part)
-    return True
+        found = getattr(found, part, _MISSING)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.comm import comm
 from torch import Tensor
 
-from minimind.engine.patches.registry import Patch, PatchSelection
+from minimind.engine.patches.registry import Patch, PatchSelection, find
 
+# DeepSpeed's communication backend; None before `init_distributed`.
+_BACKEND = "deepspeed.comm.comm:cdb"
 SHARE_MEMORY = Patch(
     name="share_memory",
     purpose="sends tensors of 256 KiB and more between CPU ranks of one machine through shared memory",
@@ -30,7 +31,7 @@ SHARE_MEMORY = Patch(
     names=(
         "deepspeed.comm.torch:TorchBackend.reduce",
         "deepspeed.comm.torch:TorchBackend._reduce_op",
-        "deepspeed.comm.comm:cdb",
+        _BACKEND,
     ),
     attributes=("all_gather_function", "reduce_scatter_function", "shm_vector_kernel_level"),
 )
@@ -60,11 +61,12 @@ def share_memory(rank: int, size: int, patches: PatchSelection) -> None:
         patches: which patches the run uses.
     """
     possible = size > 1 and _is_usable(rank, size)
-    usable = torch.tensor(int(possible and patches.uses(SHARE_MEMORY, comm.cdb)))
+    backend = find(_BACKEND)
+    usable = torch.tensor(int(possible and patches.uses(SHARE_MEMORY, backend)))
     # Also a barrier: after it every rank has opened the other ranks' buffers, so their names can go.
     dist.all_reduce(usable, op=dist.ReduceOp.MIN)
     if usable:
-        _SharedCollectives(comm.cdb, rank, size).install()
+        _SharedCollectives(backend, rank, size).install()
     _buffer_file(rank).unlink(missing_ok=True)
 
 
@@ -81,7 +83,7 @@ def _is_usable(rank: int, size: int) -> bool:
         return False
     if not hasattr(torch.ops.deepspeed, "inference_all_reduce_"):
         return False
-    if getattr(comm.cdb, "shm_vector_kernel_level", 0) < _KERNEL_LEVEL:
+    if getattr(find(_BACKEND), "shm_vector_kernel_level", 0) < _KERNEL_LEVEL:
         return False
     buffer = _buffer_file(rank)
     return buffer.exists() and buffer.stat().st_size >= _BUFFER_BYTES

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import tomllib
 from types import SimpleNamespace
 
 import deepspeed
 import pytest
 
+from minimind.engine.patches import optimizer, shared_memory
 from minimind.engine.patches.catalog import PATCHES
+from minimind.engine.patches.optimizer import CAST_GRADIENTS_ONCE
 from minimind.engine.patches.registry import (
     TESTED,
     Patch,
@@ -17,6 +20,7 @@ from minimind.engine.patches.registry import (
     flag_problems,
     select_patches,
 )
+from minimind.engine.patches.shared_memory import SHARE_MEMORY
 from tests.conftest import REPO
 
 PATCH = Patch(
@@ -133,3 +137,21 @@ def test_module_names_of_every_patch_exist_in_the_installed_deepspeed():
     assert TESTED.contains(deepspeed.__version__)
     assert {patch.name: patch.missing() for patch in PATCHES} == {patch.name: [] for patch in PATCHES}
     assert len({patch.name for patch in PATCHES}) == len(PATCHES)
+
+
+def test_a_deepspeed_without_a_private_module_runs_with_its_patches_off(monkeypatch):
+    absent = {"deepspeed.runtime.zero.stage_1_and_2", "deepspeed.comm.comm"}
+    real = importlib.import_module
+
+    def without(name):
+        if name in absent:
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    for patch in (CAST_GRADIENTS_ONCE, SHARE_MEMORY):
+        assert " has no deepspeed." in PatchSelection(report=lambda line: None).why_off(patch)
+    # Neither module of patches has imported a private module by itself, so both can be loaded and do nothing.
+    for module in (optimizer, shared_memory):
+        assert not [value for value in vars(module).values() if getattr(value, "__name__", "") in absent]
+    optimizer.patch_optimizer(SimpleNamespace(), single_rank=True, patches=PatchSelection())

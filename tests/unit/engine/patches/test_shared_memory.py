@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.comm import comm
 
 from minimind.engine.patches import shared_memory
 from minimind.engine.patches.registry import PatchSelection
@@ -96,7 +97,7 @@ def test_buffer_of_a_full_disk_is_not_used(size, usable, tmp_path, monkeypatch):
             file.truncate(size)
     monkeypatch.setattr(shared_memory, "_buffer_file", lambda rank: path)
     monkeypatch.setattr(shared_memory.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(shared_memory.comm, "cdb", SimpleNamespace(shm_vector_kernel_level=2))
+    monkeypatch.setattr(comm, "cdb", SimpleNamespace(shm_vector_kernel_level=2))
     monkeypatch.setattr(torch.ops, "deepspeed", SimpleNamespace(inference_all_reduce_=None), raising=False)
     monkeypatch.setenv("LOCAL_SIZE", "2")
     assert shared_memory._is_usable(0, 2) is usable
