@@ -17,7 +17,7 @@ from minimind.config.fields import flat_values, replace_values
 from minimind.config.jobs import DPOConfig, JobConfig
 
 FLAG, DEFAULT, DEMO, DEEPSPEED_FILE, WEIGHTS = "flag", "default", "demo", "DeepSpeed file", "weights"
-CHECKPOINT, MEASURED, BAD_ROWS_KEPT = "checkpoint", "measured", "--on_bad_row keep"
+CHECKPOINT, MEASURED, ENVIRONMENT, BAD_ROWS_KEPT = "checkpoint", "measured", "environment", "--on_bad_row keep"
 
 Job = TypeVar("Job", bound=JobConfig, default=DPOConfig, covariant=True)
 
@@ -29,7 +29,7 @@ class Settings(Generic[Job]):
     Attributes:
         config: the values, by section.
         origins: flag name -> "flag", "default", "demo", "DeepSpeed file", "weights", "checkpoint", "measured",
-            or another flag that implies the value.
+            "environment", or another flag that implies the value.
     """
 
     config: Job

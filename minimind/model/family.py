@@ -41,6 +41,7 @@ class ModelFamily:
         scales_router_loss: the backbone of a mixture returns the auxiliary loss, multiplied by its coefficient.
         exports_pth: a run also writes the weights as MiniMind's `.pth`.
         dropout_fields: fields of the configuration that may hold the dropout probability of attention weights.
+        has_own_linear_layers: linear layers multiply through native/ops.py, so the CPU kernels compute them.
         keeps_float32_norm_inputs: in 16-bit training each RMSNorm keeps float32 copies of its activations.
     """
 
@@ -50,6 +51,7 @@ class ModelFamily:
     scales_router_loss: bool = False
     exports_pth: bool = False
     dropout_fields: tuple[str, ...] = ("attention_dropout", "attn_pdrop")
+    has_own_linear_layers: bool = False
     keeps_float32_norm_inputs: bool = True
 
 
@@ -62,6 +64,7 @@ MINIMIND = ModelFamily(
     scales_router_loss=True,
     exports_pth=True,
     dropout_fields=("dropout",),
+    has_own_linear_layers=True,
     keeps_float32_norm_inputs=False,
 )
 FAMILIES: Mapping[type[PretrainedConfig], ModelFamily] = {MiniMindConfig: MINIMIND}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -25,17 +24,19 @@ from pathlib import Path
 
 import torch
 
+from minimind.native import processor
+
 _KERNELS = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "matmul.cpp"))
 _HEAP = (Path(__file__).with_name("heap.cpp"),)
 _FLAGS = ("-std=c++17", "-O3", "-fPIC")
-_KERNEL_FLAGS = ("-march=native", "-fno-math-errno", "-fopenmp")
+_KERNEL_FLAGS = ("-fno-math-errno", "-fopenmp")
 _COMPILE_SECONDS = 120
 
 # Argument types of each exported function, one letter per argument: p pointer, l long, f float, d double. After ">" the
 # type of the result. They must match the C++ declarations: ctypes does not check them.
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
 _SIGNATURES = {
-    "matmul_suits_processor": ">l",
+    "bfloat16_products": ">l",
     "matmul_space": "pll>l",
     "matmul": "plplll",
     "matmul_swiglu_space": "ll>l",
@@ -107,13 +108,11 @@ def _load_heap() -> ctypes.CDLL | None:
 
 @functools.cache
 def _load_kernels() -> ctypes.CDLL | None:
-    # GCC and clang use only half of AVX-512's vector width unless told otherwise.
-    width = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
     # Link to the OpenMP runtime that torch has loaded. A second one would have its own threads, which spin on the cores
     # of the first one's while they wait for work.
     openmp = _openmp_runtime() or "-fopenmp"
     try:
-        loaded = _load(_KERNELS, (*_KERNEL_FLAGS, *width), (openmp,))
+        loaded = _load(_KERNELS, (*processor.compiler_flags(), *_KERNEL_FLAGS), (openmp,))
     except (OSError, subprocess.SubprocessError) as error:
         _warn("the CPU kernels were not compiled", error)
         return None

@@ -125,10 +125,13 @@ struct BlockPacker {
 
 extern "C" {
 
-// Whether this kernel is the fastest way on this processor: it has vector instructions for bfloat16 products, and no
-// matrix units (AMX), which torch's library uses and this kernel does not.
-long matmul_suits_processor() {
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+// The fastest way of multiplying on this processor, by its number in processor.py. 1: this kernel, which needs vector
+// instructions for bfloat16 products. 2: torch, whose library uses matrix units (AMX) and ARM's instructions. 0: neither
+// exists, and torch multiplies in float32.
+long bfloat16_products() {
+#if defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return 2;
+#elif defined(__AVX512BF16__)
     return 1;
 #else
     return 0;

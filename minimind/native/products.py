@@ -5,7 +5,8 @@
 
 All tensors are bfloat16 on a CPU unless a docstring says otherwise; ops.py checks that. Arguments and results are those
 of ops.py's function of the same name. Whether the kernel of matmul.cpp multiplies two matrices also depends on their
-layout and on the processor: torch multiplies the others, in the same order of steps.
+layout and on the processor: torch multiplies the others, in the same order of steps. On a processor without bfloat16
+instructions it multiplies in float32, which is several times as fast there as its own bfloat16, and rounds once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minimind.native.functions import call
+from minimind.native.processor import Products
 from minimind.native.selection import kernels_take
 
 # The kernel copies the right matrix into another layout first. With fewer rows on the left, as when a text is generated
@@ -48,11 +50,11 @@ class Product:
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """No gradient."""
-    if not _fits(a, b, out):
-        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        return torch.mm(a, b)  # raises its own error
     if out is None:
         out = a.new_empty(a.shape[0], b.shape[1])
-    _multiply([Product(a, b, out)])
+    _multiply_any([Product(a, b, out)])
     return out
 
 
@@ -90,12 +92,12 @@ def _fits(a: Tensor, b: Tensor, out: Tensor | None = None) -> bool:
     else:
         # The kernel reads pairs of successive elements from each row of `a`.
         layout_fits = depth % 2 == 0 and (row_major_b or column_major_b)
-    return layout_fits and _suits_processor()
+    return layout_fits and _fastest() is Products.KERNEL
 
 
 @functools.cache
-def _suits_processor() -> bool:
-    return bool(call("matmul_suits_processor"))
+def _fastest() -> Products:
+    return Products(call("bfloat16_products"))
 
 
 def _transposed(a: Tensor, b: Tensor) -> tuple[bool, bool]:
@@ -121,14 +123,40 @@ def _multiply(products: Sequence[Product]) -> None:
 
 def _multiply_any(products: Sequence[Product]) -> None:
     """As `_multiply`, of any layout and dtype: in one call of the kernel if all products fit it, else by torch."""
-    fit = all(kernels_take(p.left, p.right) and _fits(p.left, p.right, p.out) for p in products)
+    takes = all(kernels_take(p.left, p.right) for p in products)
+    fit = takes and all(_fits(p.left, p.right, p.out) for p in products)
     if fit and len({p.transposed for p in products}) == 1:
         return _multiply(products)
+    if takes and _fastest() is Products.FLOAT32:
+        return _multiply_in_float32(products)
     for number, product in enumerate(products):
         if number and product.out is products[0].out:
             product.out.addmm_(product.left, product.right)
         else:
             torch.mm(product.left, product.right, out=product.out)
+        if product.residual is not None:
+            product.out.add_(product.residual)
+
+
+def _multiply_in_float32(products: Sequence[Product]) -> None:
+    """As `_multiply`: matrices are cast to float32, each once, and every result or sum of results is rounded once."""
+    wide: dict[int, Tensor] = {}  # by the address of a Python object, which lives as long as `products`
+
+    def cast(x: Tensor) -> Tensor:
+        if id(x) not in wide:
+            wide[id(x)] = x.float()
+        return wide[id(x)]
+
+    total: Tensor | None = None
+    for number, product in enumerate(products):
+        left, right = cast(product.left), cast(product.right)
+        if total is not None:
+            total.addmm_(left, right)
+        else:
+            total = torch.mm(left, right)
+        if number + 1 == len(products) or products[number + 1].out is not product.out:
+            product.out.copy_(total)
+            total = None
         if product.residual is not None:
             product.out.add_(product.residual)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import PretrainedConfig
+
 from minimind.config import DPOConfig, Settings
 from minimind.data.tokens import OTHER_MASK
 from minimind.engine.ds_zero import swaps_to_nvme
@@ -9,6 +11,8 @@ from minimind.errors import WeightsError
 from minimind.model.dropout import dropout_fields
 from minimind.model.family import family_of
 from minimind.model.router_loss import router_coefficient
+from minimind.native import AUTO, processor
+from minimind.native.processor import Products
 from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
@@ -39,6 +43,7 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         )
     if config.engine.use_compile and world.on_cpu and config.optimisation.dtype == "bfloat16":
         console.say("  --use_compile 1 has no benefit in bfloat16 on a CPU: compiled blocks do not use the CPU kernels")
+    _report_products(console, world, config, model)
     if dropout := dropout_fields(model):
         listed = ", ".join(f"{name} {value:g}" for name, value in sorted(dropout.items()))
         kept = "is kept" if config.model.dropout else "is turned off (--dropout 1 keeps it)"
@@ -48,6 +53,19 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
     _report_values(prepared.settings, console)
     if world.is_main:
         _report_memory(prepared, console, world)
+
+
+def _report_products(console: Console, world: World, config: DPOConfig, model: PretrainedConfig) -> None:
+    """Print how a CPU multiplies bfloat16 matrices, and a warning if that is slow."""
+    if not world.on_cpu or config.optimisation.dtype != "bfloat16":
+        return
+    if config.engine.kernels == AUTO and family_of(model).has_own_linear_layers:
+        console.say(f"  bfloat16 matrices are multiplied by {processor.describe()}")
+    elif processor.fastest_products() is Products.FLOAT32:
+        console.say(
+            "  WARNING: torch multiplies bfloat16 matrices slowly on this CPU, which has no instructions for them; "
+            "--dtype float32 is several times as fast"
+        )
 
 
 def _report_values(settings: Settings, console: Console) -> None:

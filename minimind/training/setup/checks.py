@@ -20,6 +20,7 @@ from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
 from minimind.model.family import family_of
 from minimind.model.router_loss import has_router_loss
+from minimind.native import processor
 from minimind.objective.losses import Need, build_loss, loss_names
 from minimind.ranks.world import World
 from minimind.training.setup.start_weights import MODEL_SETTINGS, weights_name
@@ -174,6 +175,12 @@ def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
         )
 
 
+def processor_is_known(draft: Draft) -> Iterator[MiniMindError]:
+    """MINIMIND_CPU names instructions that this machine may have."""
+    if draft.world.on_cpu and (problem := processor.problem()):
+        yield ConfigError(problem)
+
+
 CHECKS: Sequence[Check] = (
     data_files_exist,
     flags_have_their_partner,
@@ -186,6 +193,7 @@ CHECKS: Sequence[Check] = (
     attention_is_available,
     loss_is_known,
     start_weights_are_not_overwritten,
+    processor_is_known,
 )
 
 

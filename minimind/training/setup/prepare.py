@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
 from minimind.config import BAD_ROWS_KEPT, DEMO, DPOConfig, Settings
+from minimind.config.environment import with_switches
 from minimind.data.selection import KEEP
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
@@ -58,6 +59,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         ConfigError: all problems at once; a single problem keeps its own class.
     """
     problems = Problems()
+    settings = with_switches(settings)
     # Each stage can change settings that the next one reads: demo, weights, DeepSpeed files.
     is_demo = not settings.config.data.data_path
     if is_demo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minimind.native import products
+from minimind.native.processor import Products
 
 
 @pytest.fixture
@@ -19,5 +20,5 @@ def kernel_calls(monkeypatch) -> list[str]:
         return call(name, *arguments)
 
     monkeypatch.setattr(products, "call", counted)
-    monkeypatch.setattr(products, "_suits_processor", lambda: True)
+    monkeypatch.setattr(products, "_fastest", lambda: Products.KERNEL)
     return calls

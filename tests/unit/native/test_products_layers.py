@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from minimind.native import functions, products
 from minimind.native.library import compiled_kernels
+from minimind.native.processor import Products
 from tests.unit.native.products_support import assert_product, assert_same, numbers, spaced
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels", "kernel_calls")
@@ -79,19 +80,19 @@ def test_linear_with_residual(shape):
         products.linear(x, weight, residual[..., :-1])
 
 
-@pytest.mark.parametrize("suits", [True, False])
-def test_a_fused_residual_has_the_bits_of_a_separate_sum(suits, monkeypatch):
+@pytest.mark.parametrize("fastest", Products)
+def test_a_fused_residual_has_the_bits_of_a_separate_sum(fastest, monkeypatch):
     """A policy whose layers are called one by one and its reference must start with a margin of exactly 0."""
-    monkeypatch.setattr(products, "_suits_processor", lambda: suits)
+    monkeypatch.setattr(products, "_fastest", lambda: fastest)
     x, weight, residual = numbers(101, 34), numbers(70, 34, seed=1), numbers(101, 70, seed=2)
     assert torch.equal(products.linear(x, weight, residual), products.linear(x, weight) + residual)
 
 
-@pytest.mark.parametrize("suits", [True, False])
+@pytest.mark.parametrize("fastest", Products)
 @pytest.mark.parametrize("learns", [(1, 1, 1, 1, 1), (1, 0, 1, 0, 0), (0, 0, 0, 1, 1), (0, 1, 0, 0, 0)])
 @pytest.mark.parametrize(("shape", "inner"), [((70,), 64), ((2, 51), 70), ((40,), 2), ((3,), 64), ((0,), 64)])
-def test_feed_forward(shape, inner, learns, suits, monkeypatch):
-    monkeypatch.setattr(products, "_suits_processor", lambda: suits)
+def test_feed_forward(shape, inner, learns, fastest, monkeypatch):
+    monkeypatch.setattr(products, "_fastest", lambda: fastest)
     sizes = [(*shape, 34), (inner, 34), (inner, 34), (34, inner), (*shape, 34)]
     inputs = [numbers(*size, seed=seed) for seed, size in enumerate(sizes)]
 
@@ -163,4 +164,30 @@ def test_the_kernel_is_used_on_processors_with_bf16_vectors_and_no_matrix_units(
     macros = subprocess.run(
         [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
     ).stdout
-    assert loaded.matmul_suits_processor() == ("__AVX512BF16__" in macros and "__AMX_BF16__" not in macros)
+    units = "__AMX_BF16__" in macros or "__ARM_FEATURE_BF16_VECTOR_ARITHMETIC" in macros
+    expected = Products.TORCH if units else Products.KERNEL if "__AVX512BF16__" in macros else Products.FLOAT32
+    assert Products(loaded.bfloat16_products()) is expected
+
+
+def test_sums_of_products_in_float32_are_rounded_once(monkeypatch):
+    """Twice 0.375 of the step between 1 and the next number of bfloat16: alone it is lost, together it is not."""
+    monkeypatch.setattr(products, "_fastest", lambda: Products.FLOAT32)
+    right = torch.tensor([[1.0], [0.375 * 2**-7]], dtype=torch.bfloat16)
+    both, second = (torch.tensor([row] * 40, dtype=torch.bfloat16) for row in ([1.0, 1.0], [0.0, 1.0]))
+    out = torch.empty(40, 1, dtype=torch.bfloat16)
+    products._multiply_any([products.Product(both, right, out), products.Product(second, right, out)])
+    assert torch.equal(out, torch.full_like(out, 1 + 2**-7))  # 1 + 0.75 steps
+    products._multiply_any([products.Product(both, right, out)])
+    assert torch.equal(out, torch.ones_like(out))  # 1 + 0.375 steps
+
+
+def test_without_bfloat16_instructions_no_product_is_torch_s_own(monkeypatch):
+    monkeypatch.setattr(products, "_fastest", lambda: Products.FLOAT32)
+    dtypes = []
+    multiply = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **given: (dtypes.append(a.dtype), multiply(a, b, **given))[1])
+    x, weights = numbers(70, 34).requires_grad_(), [numbers(24, 34, seed=seed).requires_grad_() for seed in (1, 2)]
+    one, other = products.linears(x, *weights)
+    (one.float().sum() + other.float().sum()).backward()
+    products.matmul(x.detach(), weights[0].detach().t())
+    assert set(dtypes) == {torch.float32}

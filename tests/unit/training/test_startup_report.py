@@ -14,6 +14,7 @@ from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
 from minimind.data.tokens import END_CUT
 from minimind.model.configuration import MiniMindConfig
+from minimind.native import processor
 from minimind.plan import check
 from minimind.plan.options import DS_CONFIGS, read_zero
 from minimind.ranks.world import World
@@ -84,6 +85,36 @@ def test_the_auxiliary_loss_of_experts_is_printed(prepared, monkeypatch, flags, 
     lines = [line for line in report(prepared, monkeypatch, free=2**40).splitlines() if "auxiliary loss" in line]
     expected = [f"  auxiliary loss of the experts: coefficient {coefficient} (--router_aux_loss_coef)"]
     assert lines == (expected if coefficient else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "instructions", "expected"),
+    [
+        (
+            MiniMindConfig(),
+            (),
+            {"avx2", "avx512_bf16"},
+            "  bfloat16 matrices are multiplied by the project's CPU kernel",
+        ),
+        (
+            MiniMindConfig(),
+            (),
+            {"avx2"},
+            "  bfloat16 matrices are multiplied by float32 products, since the CPU has no",
+        ),
+        (MiniMindConfig(), ("--kernels", "torch"), {"avx2"}, "  WARNING: torch multiplies bfloat16 matrices slowly"),
+        (GPT2Config(), (), {"avx2"}, "  WARNING: torch multiplies bfloat16 matrices slowly"),
+        (GPT2Config(), (), {"avx512_bf16"}, ""),
+        (MiniMindConfig(), ("--dtype", "float32"), {"avx2"}, ""),
+    ],
+)
+def test_how_bfloat16_matrices_are_multiplied(prepared, monkeypatch, config, flags, instructions, expected):
+    monkeypatch.setattr(processor, "instructions", lambda: frozenset(instructions))
+    prepared.source.config = config
+    prepared.settings = parse_settings(["--deepspeed", "ds_configs/zero2.json", *flags])
+    lines = [line for line in report(prepared, monkeypatch, free=2**40).splitlines() if "bfloat16 matrices" in line]
+    assert len(lines) == bool(expected)
+    assert "".join(lines).startswith(expected)
 
 
 def test_a_model_that_cannot_be_planned_is_not_checked(prepared, monkeypatch):

@@ -181,3 +181,8 @@ def test_sizes_of_a_composite_model_are_those_of_its_text_half():
         "ConfigError: --max_seq_len is 257, but the model has 256 positions",
         "ConfigError: the tokenizer at folder has 100 tokens, start only 99; they do not belong together",
     ]
+
+
+def test_an_unknown_instruction_set(monkeypatch):
+    monkeypatch.setenv("MINIMIND_CPU", "sse")
+    assert problems(draft()) == ["ConfigError: MINIMIND_CPU=sse: use native, avx512 or avx2"]
