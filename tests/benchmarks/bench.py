@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import re
 import signal
 import statistics
 import sys
@@ -36,6 +37,7 @@ from minimind import demo
 from minimind.data.packs import PackedPairs, pack
 from minimind.data.selection import select_pairs
 from minimind.data.table import load_table
+from minimind.native.processor import Products, describe, fastest_products
 from tests.benchmarks import report
 from tests.benchmarks.common import Task
 from tests.benchmarks.peers import CORES, PEERS, NotHereError, PeerError, run_peer, task_of
@@ -96,10 +98,14 @@ class Bench:
 
     def rates(self, dtype: str) -> GemmRates:
         """GEMM rates measured now, for a micro-batch of median size."""
+        if torch.cuda.is_available() or dtype != "bfloat16" or fastest_products() is not Products.FLOAT32:
+            measured = dtype
+        else:
+            measured = "float32"  # a CPU without bfloat16 instructions multiplies bfloat16 matrices in float32
         each = self.work("ours")
         batches = each.pairs / self.arguments.batch_size
         tokens, targets = (max(1, round(count / batches)) for count in (each.packed_tokens, each.targets))
-        return gemm_rates(self.config, tokens, targets, _DTYPES[dtype])
+        return gemm_rates(self.config, tokens, targets, _DTYPES[measured])
 
     def task(self, name: str) -> Task:
         """The steps that a trainer takes in a round."""
@@ -187,6 +193,7 @@ def measure(bench: Bench) -> Measured:
     for number in range(1, arguments.rounds + 1):
         for name in (name for name in arguments.peers if name not in missing):
             started = time.perf_counter()
+            print(f"round {number}, {name} ...", flush=True)
             try:
                 rounds[name].append(bench.run(name))
                 result = f"{sum(rounds[name][-1]['seconds']):.1f} s of timed steps"
@@ -207,7 +214,16 @@ def measure(bench: Bench) -> Measured:
 
 
 def _machine() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{CORES} cores"
+    """The GPU, or the CPU with its cores and its way of multiplying bfloat16 matrices."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        listed = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", listed, re.MULTILINE)
+    name = model[1] if model else platform.machine()
+    return f"{CORES} cores of {name}; bfloat16 by {describe()}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

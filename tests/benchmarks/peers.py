@@ -90,6 +90,7 @@ def _trl() -> dict[str, Peer]:
 
 PEERS: dict[str, Peer] = {
     "ours": _ours(),
+    "ours-fp32": dataclasses.replace(_ours(dtype="float32"), dtype="float32"),
     "ours-compiled": _ours(use_compile=1),
     "ours-checkpointed": _ours(gradient_checkpointing=1),
     "ours-cached": _ours(reference="cached", live_reference=False),

@@ -122,11 +122,17 @@ def gemm_rates(config: MiniMindConfig, tokens: int, targets: int, dtype: torch.d
     return GemmRates(forward=flops / forward, backward=2 * flops / backward, peak=peak)
 
 
-def _median_seconds(action: Callable[[], object], repeats: int = 9) -> float:
-    action()
+def _median_seconds(action: Callable[[], object], repeats: int = 9, budget: float = 0.5) -> float:
+    """Median seconds of several calls after a first one; fewer calls, or the first one alone, if they take long.
+
+    Args:
+        budget: seconds after which no further call starts.
+    """
     times = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         started = now()
         action()
         times.append(now() - started)
-    return statistics.median(times)
+        if sum(times) > budget:
+            break
+    return statistics.median(times[1:] or times)
