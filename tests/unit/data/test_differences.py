@@ -18,7 +18,13 @@ def row(tokens: list[int], counted: list[int]) -> TokenizedRow:
 
 @pytest.mark.parametrize(
     ("one", "other", "length"),
-    [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 4], 2), ([5], [6], 0), ([], [6], 0), ([7, 8], [7, 8], 2)],
+    [
+        *[([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 4], 2), ([5], [6], 0), ([], [6], 0), ([7, 8], [7, 8], 2)],
+        # A single difference at each place of a longer row, and equal tokens behind it.
+        *[([1] * at + [2] + [1] * (9 - at), [1] * 10, at) for at in range(10)],
+        ([1] * 10, [1] * 10, 10),
+        ([1] * 10, [1] * 7, 7),
+    ],
 )
 def test_common_prefix(one, other, length):
     assert common_prefix(one, other) == common_prefix(other, one) == length
