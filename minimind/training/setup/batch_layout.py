@@ -6,17 +6,20 @@ model, start weights, a few pairs -> choose_layout -> pack, pad, or an error: no
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from minimind.data.loader import Layout
 from minimind.data.packs import pack, pad
-from minimind.data.table import PairTable
+from minimind.data.table import PairTable, PreferencePair
 from minimind.engine.policy import Policy
 from minimind.errors import ConfigError
 from minimind.model.family import family_of, packing_obstacle
 from minimind.model.packed_attention import FLEX, VARLEN
+from minimind.ranks.collectives import from_main
 from minimind.training.console import Console
-from minimind.training.setup.oracle import PACKED, REFUSED, judge, probe_pairs
-from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.oracle import PACKED, REFUSED, Verdict, judge, probe_pairs
+from minimind.training.setup.prepare import Prepared, cache_dir
+from minimind.training.setup.verdicts import VerdictStore, describe_verdict
 
 
 def choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console: Console) -> Layout:
@@ -32,8 +35,7 @@ def choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console:
     model, config = prepared.source.config, prepared.settings.config
     if family_of(model).packs_by_construction:
         return pack
-    obstacle = packing_obstacle(model, config.data.max_seq_len)
-    verdict = judge(policy, probe_pairs(table), pad_id, obstacle, deterministic=not config.model.dropout)
+    verdict = _verdict(prepared, policy, probe_pairs(table), pad_id)
     if verdict.layout == PACKED:
         return pack
     if verdict.layout == REFUSED:
@@ -51,3 +53,18 @@ def choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console:
         raise ConfigError(f"{flag}, and rows must be padded here: {verdict.reason}", agreed=True)
     console.say(f"  rows are padded, not packed: {verdict.reason}")
     return padded
+
+
+def _verdict(prepared: Prepared, policy: Policy, pairs: Sequence[PreferencePair], pad_id: int) -> Verdict:
+    """The oracle's verdict, remembered from an earlier start or new. All ranks must call."""
+    config, world = prepared.settings.config, policy.world
+    obstacle = packing_obstacle(prepared.source.config, config.data.max_seq_len)
+    about = describe_verdict(prepared, pairs, obstacle, world.device)
+    store = VerdictStore(cache_dir(config) / "verdicts", about)
+    # Rank 0 reads for all: ranks that disagree about the file would wait for each other in the oracle.
+    verdict = from_main(world, store.read)
+    if verdict is None:
+        verdict = judge(policy, pairs, pad_id, obstacle, deterministic=not config.model.dropout)
+        if world.is_main:
+            store.write(verdict)
+    return verdict

@@ -24,10 +24,10 @@ from minimind.errors import MiniMindError, PackError
 from minimind.ranks.collectives import gather
 
 PACKED, PADDED, REFUSED = "packed", "padded", "refused"
-# Largest difference of a row's log-probs, as the root of the mean square over its targets, that rounding explains. In
-# 16 bits a logit of size 16 is rounded by up to 2^-4 (bfloat16) or 2^-7 (float16), and each layer adds its own share.
-# In float32 sums in another order change a log-prob by about 1e-6 for each layer.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+# Largest difference of a row's log-probs, as the root of the mean square over its targets, that rounding explains.
+# Measured with 16 layers of width 768 and log-probs around -10: 1.6e-6, 0.013 and 0.003. The errors of layers add up
+# like a random walk, so that 80 layers have about twice as much. Sinks or a bias that are left out make 0.1 and more.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 _REASON_LENGTH = 200
 
 
