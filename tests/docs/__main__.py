@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.docs.language import chinese
+from tests.docs.models import reasons
 from tests.docs.pages import REPO, pages, regenerate
 from tests.docs.tables import dpo_flags, plan_flags
 from tests.docs.tree import descriptions
@@ -16,7 +17,8 @@ def main() -> None:
         if new != old:
             page.write_text(new, encoding="utf-8")
             print(f"written: {page.relative_to(REPO)}")
-    texts = [*(flag.help for flag in (*dpo_flags(), *plan_flags())), *descriptions().values()]
+    flags = (flag.help for flag in (*dpo_flags(), *plan_flags()))
+    texts = [*flags, *descriptions().values(), *reasons()]
     for text in chinese().missing(texts):
         print(f"chinese.json lacks: {text}")
     for text in chinese().unused(texts):

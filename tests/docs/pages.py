@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from tests.docs.language import ENGLISH, Language, chinese
+from tests.docs.models import model_table
 from tests.docs.tables import dpo_flags, flag_tables, plan_flags
 from tests.docs.tree import tree_lines
 
@@ -46,4 +47,6 @@ def regenerate(text: str, language: Language) -> str:
 def _generate(name: str, language: Language) -> list[str]:
     if name == "tree":
         return tree_lines(language)
+    if name == "models":
+        return model_table(language)
     return flag_tables({"flags": dpo_flags, "plan flags": plan_flags}[name](), language)

@@ -16,6 +16,7 @@ from minimind.objective import losses
 from minimind.objective.losses import SigmoidLoss
 from minimind.training import run
 from tests.docs.language import ENGLISH, Language, chinese
+from tests.docs.models import reasons
 from tests.docs.pages import FOLDERS, REPO, pages, parts, regenerate
 from tests.docs.tables import FlagRow, dpo_flags, flag_tables, plan_flags
 from tests.docs.tree import descriptions, first_sentence
@@ -69,15 +70,20 @@ def test_generated_parts_are_up_to_date(path, language):
 @pytest.mark.parametrize("suffix", ["", "_zh"])
 def test_flags_and_tree_are_generated(suffix):
     assert parts(read(REPO / f"launch/README{suffix}.md")) == ["flags", "plan flags"]
-    assert parts(read(REPO / f"minimind/README{suffix}.md")) == ["tree"]
+    assert parts(read(REPO / f"minimind/README{suffix}.md")) == ["models", "tree"]
 
 
 def test_every_flag_has_a_chinese_text():
     assert chinese().missing(flag.help for flag in (*dpo_flags(), *plan_flags())) == []
 
 
+def test_every_reason_of_the_table_of_models_has_a_chinese_text():
+    assert chinese().missing(reasons()) == []
+
+
 def test_no_chinese_text_is_left_over():
-    texts = [*(flag.help for flag in (*dpo_flags(), *plan_flags())), *descriptions().values()]
+    flags = (flag.help for flag in (*dpo_flags(), *plan_flags()))
+    texts = [*flags, *descriptions().values(), *reasons()]
     assert chinese().unused(texts) == []
 
 
