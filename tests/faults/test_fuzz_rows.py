@@ -145,6 +145,45 @@ def test_files_of_other_types(rows, tokenizer, tmp_path_factory):
     read_everywhere(content, tokenizer, tmp_path_factory.mktemp("fuzz"))
 
 
+TEXTS = st.text(max_size=5)
+FUNCTIONS = st.fixed_dictionaries(
+    {}, optional={"name": TEXTS | json_values(), "arguments": st.sampled_from(('{"a": 1}', "[1]", "")) | json_values()}
+)
+CALLS = st.lists(FUNCTIONS | st.fixed_dictionaries({"function": FUNCTIONS | json_values()}), max_size=2)
+# Messages that are mostly valid, so that what is wrong reaches the template and the tokenizer.
+SPEECHES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(("system", "developer", "user", "assistant", "assistant", "tool")), "content": TEXTS},
+        optional={"tool_calls": CALLS, "score": json_values(), "name": TEXTS},
+    ),
+    min_size=1,
+    max_size=4,
+)
+VARIABLES = st.dictionaries(st.sampled_from(("documents", "bos_token", "messages", "x")), json_values(), max_size=2)
+
+
+@fuzzed(60)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"chosen": SPEECHES, "rejected": SPEECHES},
+            optional={
+                "prompt": SPEECHES | TEXTS,
+                "system": TEXTS,
+                "tools": st.lists(FUNCTIONS, max_size=2),
+                "chat_template_kwargs": VARIABLES,
+                "score": json_values(),
+            },
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_files_with_columns_and_calls(rows, tokenizer, tmp_path_factory):
+    content = b"\n".join(json.dumps(row).encode() for row in rows)
+    read_everywhere(content, tokenizer, tmp_path_factory.mktemp("fuzz"))
+
+
 @fuzzed(60)
 @given(data=st.data())
 def test_damaged_caches(data, tokenizer, tmp_path_factory):
