@@ -9,8 +9,6 @@ special tokens in messages are in the way, MiniMind's rule (minimind_rule.py) gi
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +36,9 @@ from minimind.data.turn_markers import TurnMarkers, find_markers
 from minimind.data.turns import Turn, find_turns
 from minimind.errors import DataError
 
+# Markers are kept for this many combinations of template, arguments and tools. Files have few, or one for each row.
+_MARKERS_KEPT = 256
+
 
 class TurnEncoder(ConversationEncoder):
     """Counts the assistant's turns as the template renders them.
@@ -49,15 +50,15 @@ class TurnEncoder(ConversationEncoder):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodingOptions) -> None:
         super().__init__(tokenizer, options)
-        self._controls = ControlTokens(tokenizer)
         self._markers: dict[str, TurnMarkers] = {}
         try:
-            self._markers_for(self.given(None, None))
+            markers = self._markers_for(self.given(None, None))
         except RowError as error:
             raise DataError(
                 f"{tokenizer.name_or_path}: {error}; use a template for conversations of 'user' and 'assistant' "
                 "(--chat_template)"
             ) from error
+        self._controls = ControlTokens(tokenizer, (markers.header, markers.end, markers.last_end))
         try:
             self._minimind_rule: MiniMindEncoder | None = MiniMindEncoder(tokenizer, options)
         except DataError:
@@ -94,17 +95,24 @@ class TurnEncoder(ConversationEncoder):
     ) -> tuple[TokenizedRow, bool]:
         """The row, and whether its messages contain special tokens."""
         given = self.given(tools, template_kwargs)
-        (messages, tools), shielded = self._controls.shield((list(messages), tools))
-        text, turns = find_turns(
-            self.template, self._markers_for(given), messages, dataclasses.replace(given, tools=tools)
-        )
+        markers = self._markers_for(given)
+        shielded = self._controls.shield(messages, given, template_kwargs or {})
+        messages, given = shielded.messages, shielded.given
+        text, turns = find_turns(self.template, markers, messages, given)
+        self._controls.check_written(text, shielded)
+        number = self._controls.count(text)
+        if neutral := self._controls.neutral(messages, given):
+            number = self._controls.count(self.template.render(*neutral))
         if self.drops_thinks(text, row_number):
             text, turns = _without_empty_thinks(text, turns)
-        tokens = self._controls.tokenize(text, shielded)
+        # Deleting or joining texts, as templates and the line above do, must not make a control token.
+        if self._controls.count(text) != number:
+            raise RowError("texts of messages become a special token where they are joined")
+        tokens = self._controls.tokenize(text, shielded=shielded.number > 0)
         mask = np.zeros(len(tokens.ids), np.uint8)
         for turn in turns[-1:] if self.options.last_turn_only else turns:
             mask |= _counted(tokens.starts, tokens.ends, turn)
-        return TokenizedRow(tokens.ids, mask.tolist()), shielded
+        return TokenizedRow(tokens.ids, mask.tolist()), shielded.number > 0
 
     def key(self) -> list[Any]:
         # The markers follow from the template and the special tokens, which are part of the tokenizer.
@@ -112,12 +120,17 @@ class TurnEncoder(ConversationEncoder):
 
     def _markers_for(self, given: TemplateInput) -> TurnMarkers:
         # Arguments such as enable_thinking change what a template writes. Few rows have arguments of their own.
-        key = json.dumps(given.arguments, sort_keys=True, default=str)
+        # A tokenizer may have another template for conversations with tools.
+        key = repr((self.template.source(given), sorted(given.arguments.items()), given.tools))
         if key not in self._markers:
-            if self.template.marks_generation(given):
-                self._markers[key] = TurnMarkers(header="", end="", last_end="")  # not used
-            else:
+            if len(self._markers) > _MARKERS_KEPT:
+                self._markers.clear()
+            try:
                 self._markers[key] = find_markers(self.template, given)
+            except RowError:
+                if not self.template.marks_generation(given):
+                    raise
+                self._markers[key] = TurnMarkers(header="", end="", last_end="")
         return self._markers[key]
 
 
@@ -160,9 +173,10 @@ def encode_conversation(
 
 def _counted(starts: NDArray[np.int64], ends: NDArray[np.int64], turn: Turn) -> NDArray[np.bool_]:
     """Which tokens count for a turn: (tokens,) bool."""
+    in_text = np.maximum(starts, turn.start) < np.minimum(ends, turn.text_end)
     # The parts of a special token's text inside a message have no length; they lie where the text begins.
-    touches = (starts < turn.end) & ((ends > turn.start) | ((ends == starts) & (starts >= turn.start)))
-    return touches & ((starts < turn.text_end) | ((starts >= turn.start) & (ends <= turn.end)))
+    in_turn = (starts >= turn.start) & (starts < turn.end) & (ends <= turn.end)
+    return in_text | in_turn
 
 
 def _without_empty_thinks(text: str, turns: list[Turn]) -> tuple[str, list[Turn]]:

@@ -22,6 +22,7 @@ from minimind.errors import DataError
 
 Messages = Sequence[Mapping[str, Any]]
 
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -80,7 +81,7 @@ class ChatTemplate:
 
     def marks_generation(self, given: TemplateInput = PLAIN) -> bool:
         """Whether the template marks the assistant's text itself, by `{% generation %}` blocks."""
-        return _GENERATION_BLOCK.search(self._source(given)) is not None
+        return _GENERATION_BLOCK.search(_COMMENT.sub("", self.source(given))) is not None
 
     def render_generation(self, messages: Messages, given: TemplateInput = PLAIN) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and (start, end) of the text that each `{% generation %}` block wrote.
@@ -92,15 +93,27 @@ class ChatTemplate:
         variables = {**self.tokenizer.special_tokens_map, **given.arguments}
         try:
             texts, spans = render_jinja_template(
-                conversations=[list(messages)],
+                # As in `apply_chat_template`, which does not hand None to a template: it would be written as a word.
+                conversations=[[{**one, "content": ""} if one.get("content") is None else one for one in messages]],
                 tools=given.tools,
-                chat_template=self._source(given),
+                chat_template=self.source(given),
                 return_assistant_tokens_mask=True,
                 **variables,
             )
         except Exception as error:
             raise _rejection(error) from error
         return texts[0], [(start, end) for start, end in spans[0]]
+
+    def source(self, given: TemplateInput = PLAIN) -> str:
+        """The template that renders a conversation: a tokenizer may have one for conversations with tools.
+
+        Raises:
+            RowError: the tokenizer has several, and none for this case.
+        """
+        try:
+            return self._source(given)
+        except ValueError as error:
+            raise _rejection(error) from error
 
     def _source(self, given: TemplateInput) -> str:
         return self.tokenizer.get_chat_template(tools=given.tools)

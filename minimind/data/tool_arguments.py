@@ -16,37 +16,59 @@ from minimind.data.messages import Message
 from minimind.data.sources import RowError
 from minimind.data.template import ChatTemplate, TemplateInput
 
+_SAMPLE = {"samplekey": "samplevalue"}
+
 
 def fit_arguments(messages: list[Message], template: ChatTemplate, given: TemplateInput) -> list[Message]:
-    """Messages whose tool calls the template renders.
+    """Messages whose tool calls have the form that the template takes.
 
     Args:
         messages: checked messages; they are not changed.
         given: what the template receives besides the messages.
-
-    Raises:
-        RowError: the template rejects the messages in both forms; the reason is that of the first.
     """
-    objects = [value for message in messages for value in _arguments(message) if isinstance(value, dict) and value]
-    if not objects:
-        return messages
+    calls = [
+        call
+        for message in messages
+        if message["role"] == "assistant"
+        for call in message.get("tool_calls") or ()
+        if isinstance(_function(call).get("arguments"), dict) and _function(call)["arguments"]
+    ]
+    return _with_texts(messages) if calls and _takes_texts(calls[0], template, given) else messages
+
+
+def _takes_texts(call: Message, template: ChatTemplate, given: TemplateInput) -> bool:
+    """Whether a template needs arguments as a JSON text: found with this call, its arguments replaced by known words.
+
+    The conversation itself cannot show it: a tool's result may repeat the arguments in another form.
+    """
+    known = {**_function(call), "arguments": _SAMPLE}
+    call = {**call, "function": known} if isinstance(call.get("function"), dict) else known
+    sample: list[Message] = [
+        {"role": "user", "content": "Question"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     try:
-        text = template.render(messages, given)
-    except RowError as rejection:
-        try:
-            template.render(as_text := _with_texts(messages), given)
-        except RowError:
-            raise rejection from None
-        return as_text
-    # Python writes a key as 'city', JSON as "city".
-    return _with_texts(messages) if any(str(value) in text for value in objects) else messages
+        # Python writes a key as 'samplekey', JSON as "samplekey".
+        return str(_SAMPLE) in template.render(sample, given)
+    except RowError:
+        pass
+    try:
+        template.render(_with_texts(sample), given)
+    except RowError:
+        return False  # it takes no calls at all, or more than the sample has
+    return True
 
 
 def _arguments(message: Message) -> Iterator[Any]:
     """The arguments of an assistant's tool calls; other roles may have anything under this key."""
     for call in (message.get("tool_calls") or ()) if message["role"] == "assistant" else ():
-        function = call.get("function")
-        yield (function if isinstance(function, dict) else call).get("arguments")
+        yield _function(call).get("arguments")
+
+
+def _function(call: Message) -> Message:
+    """The part of a call that has the arguments: OpenAI's form has a `function` object, others are flat."""
+    function = call.get("function")
+    return function if isinstance(function, dict) else call
 
 
 def _with_texts(messages: list[Message]) -> list[Message]:

@@ -33,29 +33,38 @@ class TurnMarkers:
             own between a question and its answer.
         end: closes a turn that a message follows; may be empty.
         last_end: closes the last turn; may be empty.
+        blocks: texts that the template writes between a header and an answer without reasoning, e.g. an empty block.
+        prompt_rest: what a generation prompt adds to the header, e.g. `<think>` and a newline.
     """
 
     header: str
     end: str
     last_end: str
+    blocks: frozenset[str] = frozenset({""})
+    prompt_rest: str = ""
 
 
 def find_markers(template: ChatTemplate, given: TemplateInput) -> TurnMarkers:
     """The markers of a template under these arguments.
 
     Raises:
-        RowError: the template cannot render the sample conversation, or does not write all of its words in order.
+        RowError: the template cannot render the sample conversation, does not write all of its words in order, or
+            writes a generation prompt where none was asked for.
     """
-    arguments = TemplateInput(arguments=given.arguments)
     roles = ("user", "assistant")
     sample = [{"role": roles[i % 2], "content": word} for i, word in enumerate(_WORDS)]
-    before, first, between, second, last = _parts(template.render(sample, arguments), _WORDS)
-    _, closed = _parts(template.render(sample[:1], arguments), _WORDS[:1])
-    _, opened = _parts(template.render(sample[:1], arguments, generation_prompt=True), _WORDS[:1])
+    before, first, between, second, last = _parts(template.render(sample, given), _WORDS)
+    _, closed = _parts(template.render(sample[:1], given), _WORDS[:1])
+    _, opened = _parts(template.render(sample[:1], given, generation_prompt=True), _WORDS[:1])
     unit = re.compile("|".join([*_alternatives(template), _BRACKETED, r"(?s:.)"]))
-    header = _header(unit.findall(opened), unit.findall(closed), (first, second))
+    # A template may end a whole conversation with more than the question's own end, so both are compared.
+    prompt = unit.findall(opened)[_common(unit.findall(opened), unit.findall(closed)) :]
+    header = _header(prompt, (first, second))
+    _check_ending(unit, closed, opened, first, between, last)
     end, last_end = _ends(unit, before, between, last, header)
-    return TurnMarkers(header=header, end=end, last_end=last_end)
+    blocks = frozenset(part.rpartition(header)[2] for part in (first, second)) if header else frozenset({""})
+    rest = "".join(prompt).removeprefix(header)
+    return TurnMarkers(header=header, end=end, last_end=last_end, blocks=blocks, prompt_rest=rest)
 
 
 def _alternatives(template: ChatTemplate) -> list[str]:
@@ -77,13 +86,31 @@ def _parts(text: str, words: Sequence[str]) -> list[str]:
     return [*parts, text]
 
 
-def _header(opened: list[str], closed: list[str], before_answers: Sequence[str]) -> str:
+def _header(prompt: list[str], before_answers: Sequence[str]) -> str:
     """The generation prompt up to a reasoning block, if the template also writes it before given answers."""
-    # A template may end a whole conversation with more than the question's own end, so both are compared.
-    prompt = opened[_common(opened, closed) :]
     kept = next((index for index, unit in enumerate(prompt) if len(unit) > 1 and _REASONING.search(unit)), len(prompt))
     header = "".join(prompt[:kept])
-    return next((text for text in (header, header.rstrip()) if all(text in part for part in before_answers)), "")
+    # The prompt may end with more or less white space than the template writes before given answers.
+    shortest = len(header.rstrip())
+    texts = (header[:length] for length in range(len(header), shortest - 1, -1))
+    return next((text for text in texts if all(text in part for part in before_answers)), "")
+
+
+def _check_ending(unit: re.Pattern[str], closed: str, opened: str, first: str, between: str, last: str) -> None:
+    """Check that a conversation does not end with a generation prompt that was not asked for.
+
+    Args:
+        closed, opened: text after a lone question, without and with a generation prompt.
+        first, between, last: text between question and answer, answer and question, and after the last answer.
+
+    Raises:
+        RowError: it does. Where the end of a turn stops and the prompt begins cannot be told then.
+    """
+    final = unit.findall(last)
+    shared = _common(unit.findall(closed)[::-1], final[::-1])
+    prompts = closed == opened and first.startswith(closed) and not between.startswith(last)
+    if prompts and _has_marker(final[len(final) - shared :]):
+        raise RowError("the chat template writes a generation prompt after every conversation")
 
 
 def _ends(unit: re.Pattern[str], before: str, between: str, last: str, header: str) -> tuple[str, str]:
@@ -95,22 +122,29 @@ def _ends(unit: re.Pattern[str], before: str, between: str, last: str, header: s
         last: text after the last answer: the end, then whatever ends a whole conversation.
     """
     middle, final = unit.findall(between), unit.findall(last)
-    common = "".join(middle[: _common(middle, final)])
-    if common or not last:
-        return common, common
-    # The last turn has an end of its own.
     opener = next(iter(unit.findall(header)), "")
-    if opener and opener in middle:
+    if len(opener) > 1 and opener in middle:
+        # All headers begin alike, as in ChatML.
         end = middle[: middle.index(opener)]
     else:
         # The header of the second question is that of the first one.
-        first = unit.findall(before)
-        end = middle[: len(middle) - _common(middle[::-1], first[::-1])]
-    markers = [index for index, text in enumerate(final) if len(text) > 1]
-    stop = markers[0] + 1 if markers else len(final)
+        shared = _common(middle[::-1], unit.findall(before)[::-1])
+        # A system message may end as an answer does; then the two texts say nothing about where the header begins.
+        end = middle[: -shared or None] if shared < len(middle) else middle[: _common(middle, final)]
+    both = end[: _common(end, final)]
+    if _has_marker(both):
+        # Separators that only one of the two has belong to neither.
+        return "".join(both), "".join(both)
+    if not _has_marker(final):
+        return "".join(end), "".join(both)
+    stop = next(index for index, text in enumerate(final) if len(text) > 1) + 1
     while stop < len(final) and final[stop].isspace():
         stop += 1
     return "".join(end), "".join(final[:stop])
+
+
+def _has_marker(units: Sequence[str]) -> bool:
+    return any(len(unit) > 1 for unit in units)
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:

@@ -40,14 +40,13 @@ def find_turns(
     """
     if template.marks_generation(given):
         text, spans = template.render_generation(messages, given)
-        turns = [Turn(start=start, text_end=end, end=end) for start, end in spans]
-        _check_number(_assistants(messages), len(turns))
+        _check_number(_assistants(messages), len(spans))
+        turns = _generated(template, markers, messages, given, text, spans)
     else:
         text = template.render(messages, given)
-        finder = _Finder(template, markers, messages, given, text)
-        turns = finder.all_at_once() or finder.one_by_one()
-    _check_calls_written(messages, text, turns)
-    if given.tools and any(_function_name(tool) not in text for tool in given.tools):
+        turns = _Finder(template, markers, messages, given, text).turns()
+    _check_written(messages, text, turns)
+    if given.tools and template.render(messages, dataclasses.replace(given, tools=None)) == text:
         raise RowError("the chat template does not write the tools")
     if any(one.end > other.start for one, other in itertools.pairwise(turns)):
         raise RowError("the chat template mixes the texts of different assistant turns")
@@ -66,18 +65,21 @@ class _Finder:
     ) -> None:
         self.template, self.markers, self.messages, self.given, self.text = template, markers, messages, given, text
         self.assistants = _assistants(messages)
-        # A word that the conversation does not contain. Letters and digits pass every template unchanged.
-        stem = "Placeholder"
-        while stem in text:
-            stem += "x"
-        self._words = [f"{stem}{number}q" for number in range(len(self.assistants))]
+        # Words that the conversation does not contain. Letters and digits pass every template unchanged.
+        attempt = next(number for number in itertools.count() if f"Placeholder{number}q" not in text)
+        self._words = [f"Placeholder{attempt}q{number}z" for number in range(len(self.assistants))]
+
+    def turns(self) -> list[Turn]:
+        """All turns, in order."""
+        return self.all_at_once() or self.one_by_one()
 
     def all_at_once(self) -> list[Turn] | None:
         """All turns from one rendering, if each answer is in the text as it is or without outer white space."""
         if any(set(self.messages[index]) - {"role", "content"} for index in self.assistants):
             return None  # reasoning and tool calls are rendered too
         parts = self._rendered_with_placeholders(range(len(self.assistants)))
-        turns, position = [], len(parts[0])
+        turns: list[Turn] = []
+        position = len(parts[0])
         if not self.text.startswith(parts[0]):
             return None
         for number, index in enumerate(self.assistants):
@@ -93,35 +95,52 @@ class _Finder:
 
     def one_by_one(self) -> list[Turn]:
         """Each turn from a rendering in which it alone has a placeholder, so that everything around it is the row's."""
-        return [self._one(number, index) for number, index in enumerate(self.assistants)]
+        return [
+            (self._one_calling(number, index) if self.messages[index].get("tool_calls") else None)
+            or self._one(number, index)
+            for number, index in enumerate(self.assistants)
+        ]
 
     def _one(self, number: int, index: int) -> Turn:
-        try:
-            before, after = self._rendered_with_placeholders([number])
-        except RowError:
-            # Some templates refuse the result of a tool that was not called: the calls must stay.
-            if not self.messages[index].get("tool_calls"):
-                raise
-            return self._one_calling(number, index)
+        before, after = self._rendered_with_placeholders([number])
         header_end = self._header_end(before, number)
         if not self.text.startswith(before[:header_end]):
             raise self._not_found(number)
         closing = self._closing(after, index, number)
         # The whole rest is compared, else the rest without the marker: turns that call tools may end differently.
+        following = self.messages[index + 1].get("content") if index + 1 < len(self.messages) else None
         for rest, marker in ((after, closing), (after[len(closing) :], "")):
             text_end = len(self.text) - len(rest)
+            # Without its calls a template may leave out their results: these must not be taken for the turn's text.
+            if (
+                self.messages[index].get("tool_calls")
+                and following
+                and following.strip() in self.text[header_end:text_end]
+            ):
+                break
             if text_end >= header_end and self.text.endswith(rest) and (marker or rest or not after):
                 return Turn(start=header_end, text_end=text_end, end=text_end + len(marker))
         raise self._not_found(number)
 
-    def _one_calling(self, number: int, index: int) -> Turn:
-        """A turn with tool calls: between the generation prompt before it and the end of the conversation up to it."""
-        before = self.template.render(self.messages[:index], self.given, generation_prompt=True)
-        header_end = self._header_end(before, number)
-        upto = self.template.render(self.messages[: index + 1], self.given)
-        if not (self.text.startswith(before[:header_end]) and self.text.startswith(upto) and len(upto) > header_end):
-            raise self._not_found(number)
-        return Turn(start=header_end, text_end=len(upto), end=len(upto))
+    def _one_calling(self, number: int, index: int) -> Turn | None:
+        """A turn with tool calls: between the generation prompt before it and the end of the conversation up to it.
+
+        A placeholder cannot stand for calls: some templates refuse or change the results of tools that were not called.
+        None if the template renders a part of the conversation in another way than the whole.
+        """
+        try:
+            before = self.template.render(self.messages[:index], self.given, generation_prompt=True)
+            upto = self.template.render(self.messages[: index + 1], self.given)
+        except RowError:
+            return None
+        header, rest = self.markers.header, self.markers.prompt_rest
+        start = len(before) - len(rest)
+        found = header and before.endswith(header + rest) and self.text.startswith(before[:start])
+        if not (found and self.text.startswith(upto) and len(upto) > start):
+            return None
+        ends = (self.markers.last_end, self.markers.end)
+        closing = next((end for end in ends if end and upto.endswith(end, start)), "")
+        return Turn(start=start, text_end=len(upto) - len(closing), end=len(upto))
 
     def _rendered_with_placeholders(self, numbers: Sequence[int]) -> list[str]:
         """Text before, between and after the placeholders of these turns."""
@@ -143,10 +162,26 @@ class _Finder:
     def _header_end(self, before: str, number: int) -> int:
         """Where the turn starts in the text before its placeholder; reasoning after the header is part of it."""
         header = self.markers.header
-        place = before.rfind(header)  # an empty header is found at the end
-        if place < 0:
+        head, found, block = before.rpartition(header) if header else (before, "", "")
+        if (found or not header) and block in self.markers.blocks:
+            return len(head) + len(found)
+        # What was found may be another message's text: only what the template itself writes here can be the header.
+        written = self._written_before(number)
+        if not before.endswith(written):
             raise self._not_found(number)
-        return place + len(header)
+        _, found, block = written.rpartition(header)
+        # Without a header, as between two answers in some templates, the turn is the answer alone.
+        return len(before) - (len(block) if found else 0)
+
+    def _written_before(self, number: int) -> str:
+        """What the template itself writes between the message before a turn and the turn's answer."""
+        other = self._words[0] + "m"
+        messages: list[Mapping[str, Any]] = [{**message, "content": other} for message in self.messages]
+        messages[self.assistants[number]] = {"role": "assistant", "content": self._words[number]}
+        before, word, _ = self.template.render(messages, self.given).partition(self._words[number])
+        if not word:
+            raise self._not_found(number)
+        return before.rpartition(other)[2]
 
     def _answer_end(self, content: str, position: int, after: str, *, to_end: bool) -> int | None:
         """Where an answer that starts at `position` ends, given the text after it; None if it is not there."""
@@ -175,12 +210,56 @@ def _assistants(messages: Messages) -> list[int]:
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _check_calls_written(messages: Messages, text: str, turns: Sequence[Turn]) -> None:
-    """Raises RowError if a template leaves out the names of called tools: the model would learn to call none."""
+def _generated(
+    template: ChatTemplate,
+    markers: TurnMarkers,
+    messages: Messages,
+    given: TemplateInput,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+) -> list[Turn]:
+    """Turns from the spans of `{% generation %}` blocks, without headers that a block contains.
+
+    transformers counts the characters of a block wrongly inside macros and filters, so each span is compared with the
+    place that placeholders give, or, where these give none, with the answer's text.
+
+    Raises:
+        RowError: a span is not at the turn's place.
+    """
+    try:
+        found: Sequence[Turn | None] = _Finder(template, markers, messages, given, text).turns()
+    except RowError:
+        found = [None] * len(spans)
+    turns = []
+    for index, (start, end), turn in zip(_assistants(messages), spans, found, strict=True):
+        if markers.header and text.startswith(markers.header, start) and start + len(markers.header) <= end:
+            start += len(markers.header)
+        answer = (messages[index].get("content") or "").strip()
+        if turn is not None:
+            # White space after the end marker may belong to either.
+            inside = turn.start <= start <= end <= turn.end or not text[turn.end : end].strip()
+            right = inside and turn.start <= start and (start < turn.text_end or not answer)
+        else:
+            right = answer in text[start:end]
+        if not right:
+            raise RowError("the {% generation %} blocks of the chat template are not at the assistant's turns")
+        turns.append(Turn(start=start, text_end=end, end=end))
+    return turns
+
+
+def _check_written(messages: Messages, text: str, turns: Sequence[Turn]) -> None:
+    """Check that tool calls, and answers beside them, are in the text: some templates leave them out.
+
+    Raises:
+        RowError: names what is missing.
+    """
     for index, turn in zip(_assistants(messages), turns, strict=True):
-        for call in messages[index].get("tool_calls") or ():
-            if _function_name(call) not in text[turn.start : turn.end]:
+        written, calls = text[turn.start : turn.end], messages[index].get("tool_calls") or ()
+        for call in calls:
+            if _function_name(call) not in written:
                 raise RowError(f"the chat template does not write the tool calls of message {index}")
+        if calls and (messages[index].get("content") or "").strip() not in written:
+            raise RowError(f"the chat template does not write the text of message {index} beside its tool calls")
 
 
 def _function_name(tool: Any) -> str:

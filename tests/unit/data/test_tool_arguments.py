@@ -6,7 +6,6 @@ import copy
 
 import pytest
 
-from minimind.data.sources import RowError
 from minimind.data.template import ChatTemplate, TemplateInput
 from minimind.data.tool_arguments import fit_arguments
 
@@ -79,8 +78,12 @@ def test_other_messages_are_the_same_objects(fit):
     assert fitted[2] is answer
 
 
-def test_a_template_that_takes_neither_is_an_error_with_the_first_reason(fit):
+def test_a_template_that_takes_neither_gets_the_objects(fit):
+    """It rejects the row when the row is rendered, and says why."""
     source = "{% set a = messages[1].tool_calls[0].function.arguments %}{{ raise_exception('got ' + a | tojson) }}"
-    with pytest.raises(RowError) as caught:
-        fit(source, [USER, call({"n": 1})])
-    assert str(caught.value) == 'the chat template rejects the row: got {"n": 1}'
+    assert fit(source, [USER, call({"n": 1})]) == [USER, call({"n": 1})]
+
+
+def test_a_result_that_repeats_the_arguments_as_python_writes_them_changes_nothing(fit):
+    messages = [USER, call({"zone": "CET"}), {"role": "tool", "content": "asked with {'zone': 'CET'}"}]
+    assert fit(TEMPLATES["as JSON"], messages) == messages

@@ -73,6 +73,26 @@ TEMPLATES = {
         + "ASSISTANT:{% endif %}",
         ("ASSISTANT:", "</s>", "</s>"),
     ),
+    "an end between turns only": (
+        LOOP
+        + "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% if not loop.last %}{{ '<|im_end|>\n' }}{% endif %}"
+        + LAST
+        + PROMPT
+        + "{{ '<|im_start|>assistant\n' }}{% endif %}",
+        ("<|im_start|>assistant\n", "<|im_end|>\n", ""),
+    ),
+    "a newline after each turn, an end of text after the last": (
+        LOOP
+        + "{{ '<' + m.role + '>\n' + m.content + '\n' }}"
+        + LAST
+        + PROMPT
+        + "<assistant>\n{% else %}<eos>{% endif %}",
+        ("<assistant>\n", "\n", "\n<eos>"),
+    ),
+    "a generation prompt with more white space than answers have": (
+        LOOP + "{{ '### ' + m.role + ':\n' + m.content + '<end>' }}" + LAST + PROMPT + "### assistant:\n\n{% endif %}",
+        ("### assistant:\n", "<end>", "<end>"),
+    ),
     "a generation prompt that is not written before answers": (
         LOOP + "{{ '<' + m.role + '>' + m.content + '<end>' }}" + LAST + PROMPT + "<bot>{% endif %}",
         ("", "<end>", "<end>"),
@@ -89,7 +109,8 @@ def markers(tokenizer, source: str, **arguments) -> TurnMarkers:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_markers_of_a_template(tokenizer, name):
     source, (header, end, last_end) = TEMPLATES[name]
-    assert markers(tokenizer, source) == TurnMarkers(header=header, end=end, last_end=last_end)
+    found = markers(tokenizer, source)
+    assert (found.header, found.end, found.last_end) == (header, end, last_end)
 
 
 def test_arguments_may_change_the_markers(tokenizer):
@@ -111,3 +132,15 @@ def test_arguments_may_change_the_markers(tokenizer):
 def test_a_template_that_does_not_write_each_message_once_is_refused(tokenizer, source):
     with pytest.raises(RowError, match="does not write each message of a sample conversation once"):
         markers(tokenizer, source)
+
+
+def test_a_prompt_after_every_conversation_is_refused(tokenizer):
+    source = LOOP + "{{ '<' + m.role + '>' + m.content + '<end>' }}" + LAST + "<assistant>"
+    with pytest.raises(RowError, match="writes a generation prompt after every conversation"):
+        markers(tokenizer, source)
+
+
+def test_the_rest_of_the_prompt_and_the_blocks_before_answers_are_known(tokenizer):
+    found = markers(tokenizer, TEMPLATES["a reasoning block in the generation prompt"][0])
+    assert found.prompt_rest == "<think>\n"
+    assert found.blocks == {"", "<think>\n\n</think>\n\n"}

@@ -27,7 +27,7 @@ def turns(tokenizer, source: str, messages: list) -> list[str]:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = source
     template = ChatTemplate(changed)
-    markers = None if template.marks_generation() else find_markers(template, PLAIN)
+    markers = find_markers(template, PLAIN)
     text, found = find_turns(template, markers, messages, PLAIN)
     return [f"{text[turn.start : turn.text_end]}|{text[turn.text_end : turn.end]}" for turn in found]
 
@@ -82,8 +82,7 @@ def test_a_template_that_needs_the_call_before_a_result(tokenizer):
         {"role": "tool", "content": "12"},
         {"role": "assistant", "content": "Twelve."},
     ]
-    # The end is part of what the conversation up to the turn adds.
-    assert turns(tokenizer, source, messages) == [f"clock{END}|", f"Twelve.|{END}"]
+    assert turns(tokenizer, source, messages) == [f"clock|{END}", f"Twelve.|{END}"]
 
 
 def test_tool_calls_that_a_template_leaves_out_are_refused(tokenizer):
@@ -120,3 +119,73 @@ def test_generation_blocks_are_the_turns(tokenizer):
 
 def test_a_conversation_that_ends_with_a_question(tokenizer):
     assert turns(tokenizer, chatml(), conversation("a", "b", "c")) == [f"b|{END}"]
+
+
+def test_a_header_inside_a_generation_block_does_not_count(tokenizer):
+    block = "{% generation %}" + WRITE % "m.content" + "{% endgeneration %}"
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        + block
+        + "{% else %}"
+        + WRITE % "m.content"
+        + ("{% endif %}{% endfor %}" + PROMPT)
+    )
+    assert turns(tokenizer, source, conversation("a", "b", "c", "d")) == [f"b{END}|", f"d{END}|"]
+
+
+def test_generation_blocks_at_the_wrong_places_are_refused(tokenizer):
+    """transformers counts characters from the start of the macro."""
+    block = "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}"
+    write = (
+        "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        + block
+        + ("{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}")
+    )
+    source = "{% macro one(m) %}" + write + "{% endmacro %}{% for m in messages %}{{ one(m) }}{% endfor %}"
+    with pytest.raises(RowError, match="blocks of the chat template are not at the assistant's turns"):
+        turns(tokenizer, source, conversation("a", "b", "c", "d"))
+
+
+def test_generation_in_a_comment_marks_nothing(tokenizer):
+    assert turns(tokenizer, "{# {% generation %} #}" + chatml(), conversation("a", "b")) == [f"b|{END}"]
+
+
+def test_text_beside_a_tool_call_that_a_template_leaves_out_is_refused(tokenizer):
+    source = chatml("(m.tool_calls[0].name if m.tool_calls else m.content)")
+    call = {"role": "assistant", "content": "Let me look.", "tool_calls": [{"name": "clock"}]}
+    with pytest.raises(RowError, match="does not write the text of message 1 beside its tool calls"):
+        turns(tokenizer, source, [{"role": "user", "content": "a"}, call])
+
+
+def test_results_that_are_written_only_behind_calls_are_not_taken_for_the_turn(tokenizer):
+    """A placeholder has no calls, so the result disappears from the rendering that it is compared with."""
+    source = (
+        "{% for m in messages %}{% if m.role != 'tool' or messages[loop.index0 - 1].tool_calls %}"
+        + WRITE % "(m.content or m.tool_calls[0].name)"
+        + "{% endif %}{% endfor %}"
+    )
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "clock"}]},
+        {"role": "tool", "content": "result"},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert turns(tokenizer, source + PROMPT, messages) == [f"clock|{END}", f"b|{END}"]
+    with pytest.raises(RowError, match="assistant turn 1 of 2 cannot be located"):  # without a header to begin at
+        turns(tokenizer, source, messages)
+
+
+def test_a_header_is_what_the_template_writes_not_a_word_of_a_message(tokenizer):
+    """The template writes no header after a system message, and the system message contains one."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ASSISTANT: ' }}{% elif "
+        "m.role == 'assistant' %}{{ m.content + '</s>' }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    system = {"role": "system", "content": "Say ASSISTANT: hi. "}
+    messages = [system, {"role": "assistant", "content": "b"}, *conversation("c", "d")]
+    assert turns(tokenizer, source, messages) == ["b|</s>", "d|</s>"]
+
+
+def test_many_words_like_the_placeholder_take_no_time(tokenizer):
+    text = " ".join(f"Placeholder{number}q" for number in range(300))
+    assert turns(tokenizer, chatml(), conversation(text, text)) == [f"{text}|{END}"]
