@@ -73,11 +73,15 @@ def model_from_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) 
 def restore_computed_buffers(model: PreTrainedModel) -> None:
     """Compute again, in their own dtype, the buffers that a DeepSpeed engine has cast to the training dtype.
 
-    bfloat16 rotary tables would give neighbouring positions the same angle.
+    bfloat16 rotary tables would give neighbouring positions the same angle. Buffers that transformers makes in the
+    model's dtype (XGLM's positions) stay in it.
     """
     saved = set(model.state_dict())
     current = dict(model.named_buffers())
-    for name, buffer in empty_model(model.config).named_buffers():
+    with _parameters_on_meta(), no_init_weights():
+        # By class: the model of a composite configuration may keep the text half alone, which names no model.
+        fresh = type(model)._from_config(copy.deepcopy(model.config), dtype=next(model.parameters()).dtype)
+    for name, buffer in fresh.named_buffers():
         if name not in saved:
             _replace(model, name, buffer.to(current[name].device))
 

@@ -126,6 +126,23 @@ def test_a_missing_tensor_is_an_error():
         model_from_tensors(model.config, state)
 
 
+@pytest.mark.parametrize("model_type", ["xglm", "llama", "gemma3", "mpt", "gptj", "bloom", "deepseek_v3", "emu3"])
+def test_restored_buffers_are_those_of_a_model_in_16_bits(model_type):
+    """transformers makes XGLM's positions in 16 bits, since they are added to activations, but not Llama's angles."""
+    model = tiny_model(tiny_config(model_type))
+    wanted = AutoModelForCausalLM.from_config(tiny_config(model_type), dtype=torch.bfloat16)
+    model.bfloat16()
+    restore_computed_buffers(model)
+    saved = set(model.state_dict())
+    expected = {name: buffer for name, buffer in wanted.named_buffers() if name not in saved}
+    found = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    assert found.keys() == expected.keys()
+    for name, buffer in expected.items():
+        assert found[name].dtype == buffer.dtype
+        assert torch.equal(found[name], buffer)
+    assert model(input_ids=IDS).logits.isfinite().all()
+
+
 def test_buffers_that_were_cast_are_computed_again():
     """In bfloat16 0.1 is 0.10009766, and restored it is the float32 number."""
     model = llama(tied=True)
