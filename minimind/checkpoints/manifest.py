@@ -8,7 +8,6 @@ Hashes are SHA-256: `sha256sum` can check them, and processors compute it in har
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minimind.durable import sync_folder
 from minimind.engine.patches.checkpoint_files import rank_of_file
 from minimind.errors import CheckpointError
 
@@ -140,16 +140,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     os.replace(partial, path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the file system supports it: new names then survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash_values(values: Mapping[str, Any]) -> str:

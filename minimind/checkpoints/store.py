@@ -25,8 +25,9 @@ from minimind.checkpoints.find import (
     is_checkpoint_name,
     resume_candidates,
 )
-from minimind.checkpoints.manifest import MANIFEST, Manifest, fingerprint_file, own_files, sync_folder, write_atomically
+from minimind.checkpoints.manifest import MANIFEST, Manifest, fingerprint_file, own_files, write_atomically
 from minimind.checkpoints.reshard import load_resharded
+from minimind.durable import sync_folder
 from minimind.engine.patches.checkpoint_io import FailedWrite, collect_write_failures, defer_load_epilogue
 from minimind.engine.patches.partitions import RESHARD_CHECKPOINTS
 from minimind.engine.patches.registry import PatchSelection

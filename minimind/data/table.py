@@ -28,10 +28,11 @@ from minimind.data.encoding import ConversationEncoder, EncodingOptions
 from minimind.data.pairs import LengthLimit
 from minimind.data.rows import BadRow
 from minimind.data.tokens import Chunk, tokenize
+from minimind.durable import checksum, sync_tree
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 2
+_FORMAT = 3
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
 _ATTENTION_TOKENS = 8192
@@ -184,11 +185,16 @@ def _key(path: Path, encoder: ConversationEncoder, limit: LengthLimit) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     settings = [_FORMAT, limit.max_length, limit.cut_prompt, *encoder.key()]
-    digest.update(json.dumps([settings, content, tokenizer.chat_template, tokenizer.special_tokens_map]).encode())
+    digest.update(json.dumps([settings, content, tokenizer.chat_template, _special(tokenizer)]).encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:24]
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What a tokenizer's Python side decides about special tokens."""
+    return [tokenizer.special_tokens_map, bool(getattr(tokenizer, "split_special_tokens", False))]
 
 
 def _write(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
@@ -198,6 +204,7 @@ def _write(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
         _write_arrays(partial, chunks, limit)
+        sync_tree(partial)
         try:
             os.replace(partial, folder)
         except OSError:
@@ -237,6 +244,7 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> 
         "bad": [dataclasses.asdict(row) for row in bad],
         "counts": counts,
         "unused": unused,
+        "checksums": {file.name: checksum(file) for file in sorted(folder.iterdir())},
     }
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
@@ -245,6 +253,9 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
     """The table in a cache folder, or None if it is missing or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        # An array with wrong values, such as a mask of zeros, would train without a word on something else.
+        if any(checksum(folder / name) != value for name, value in meta["checksums"].items()):
+            return None
         small = {name: np.load(folder / f"{name}.npy") for name in _SMALL}
         table = PairTable(
             path=path,

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from minimind.durable import sync_file, sync_folder, sync_tree
 from minimind.errors import WeightsError
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.weights.construction import model_from_tensors, tensor_shapes
@@ -74,7 +75,10 @@ def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(minimind_state(out), partial)
+        # The old file goes only when the new one is on the disk.
+        sync_file(partial)
         os.replace(partial, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch's zip writer raises a RuntimeError when the disk is full.
         raise WeightsError(f"{path}: cannot be written ({error})") from error
@@ -105,10 +109,12 @@ def save_huggingface(
             shutil.rmtree(leftover, ignore_errors=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        sync_tree(partial)
         # A folder that is not empty cannot be replaced in one step: move the old one aside first.
         if folder.exists():
             os.replace(folder, old)
         os.replace(partial, folder)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     # safetensors raises its own type when the disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from minimind import demo
+from minimind.data import table as table_module
 from minimind.data.encoding import EncodingOptions
 from minimind.errors import DataError
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content
@@ -21,18 +22,14 @@ def cache_folders(tmp_path: Path) -> list[str]:
     return sorted(entry.name for entry in (tmp_path / "cache").iterdir())
 
 
-def test_second_load_reads_the_cache(load, write_rows, tmp_path):
+def test_second_load_reads_the_cache(load, write_rows, tmp_path, monkeypatch):
     path = write_rows(*ROWS)
     first = load(path)
     (folder,) = (tmp_path / "cache").iterdir()
-    # A change of the cached file shows whether the cache is read: tokenising again would overwrite it.
-    tokens = np.fromfile(folder / "tokens.i32", np.int32)
-    tokens[0] = 4321
-    tokens.tofile(folder / "tokens.i32")
+    monkeypatch.setattr(table_module, "tokenize", None)  # tokenising again would fail
     second = load(path)
     assert second.key == first.key
-    assert second[0].chosen[0] == 4321
-    assert second[0].chosen[1:].tolist() == first[0].chosen[1:].tolist()
+    assert content(second) == content(first)
     assert cache_folders(tmp_path) == [folder.name]
 
 
@@ -101,6 +98,17 @@ def test_key_changes_with_template_and_vocabulary(load, write_rows, tokenizer):
     assert len(keys) == 3
 
 
+def test_key_changes_with_the_treatment_of_special_tokens(load, write_rows, tokenizer):
+    """With `split_special_tokens` a tokenizer takes its special tokens for ordinary text."""
+    split = copy.deepcopy(tokenizer)
+    split.split_special_tokens = True
+    path = write_rows(*ROWS)
+    assert (
+        load(path, options=EncodingOptions(mask="minimind")).key
+        != load(path, tokenizer=split, options=EncodingOptions(mask="minimind")).key
+    )
+
+
 def test_key_does_not_depend_on_the_tokenizer_folder(load, write_rows, tmp_path):
     path = write_rows(*ROWS)
     shutil.copytree(demo.TOKENIZER_PATH, tmp_path / "copied")
@@ -133,12 +141,24 @@ def test_partial_folder_of_a_killed_run_is_ignored(load, write_rows, tmp_path):
     assert content(load(path)) == content(finished)
 
 
+def change_byte(path: Path, index: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[index] ^= 1
+    path.write_bytes(content)
+
+
 DAMAGE = {
     "meta.json is missing": lambda folder: (folder / "meta.json").unlink(),
     "meta.json is truncated": lambda folder: (folder / "meta.json").write_text("{"),
     "tokens are missing": lambda folder: (folder / "tokens.i32").unlink(),
     "tokens are truncated": lambda folder: os.truncate(folder / "tokens.i32", 40),
     "the mask is truncated": lambda folder: os.truncate(folder / "mask.u8", 10),
+    "the mask is zero": lambda folder: (folder / "mask.u8").write_bytes(bytes((folder / "mask.u8").stat().st_size)),
+    "a token is another": lambda folder: change_byte(folder / "tokens.i32", 40),
+    "a line number is another": lambda folder: change_byte(folder / "lines.npy", -8),
+    "meta.json has no checksums": lambda folder: (folder / "meta.json").write_text(
+        json.dumps({**json.loads((folder / "meta.json").read_text()), "checksums": None})
+    ),
     "offsets are truncated": lambda folder: os.truncate(folder / "offsets.npy", 130),
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimind import load_weights, save_weights
+from minimind import MiniMindConfig, MiniMindForCausalLM, load_weights, save_weights
 from minimind.errors import WeightsError
 from minimind.weights.construction import tensor_shapes
 from minimind.weights.io import save_huggingface, save_minimind
@@ -154,3 +156,25 @@ def test_saving_does_not_change_the_saved_model(tokenizer, tmp_path):
     before = model.config.dtype
     save_huggingface(model.config, model.state_dict(), tmp_path / "folder", tokenizer, torch.bfloat16)
     assert model.config.dtype == before
+
+
+def test_written_files_are_flushed_before_old_ones_go(tmp_path, monkeypatch):
+    """A power cut after the rename must not leave an empty file under the name of a good one."""
+    events: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor):
+        events.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        real_sync(descriptor)
+
+    def replace(old, new):
+        events.append(f"rename to {os.path.basename(new)}")
+        real_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    model = MiniMindForCausalLM(
+        MiniMindConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=61)
+    )
+    save_weights(model, tmp_path / "w.pth")
+    assert events == ["sync w.pth.partial", "rename to w.pth", f"sync {tmp_path.name}"]

@@ -1,0 +1,62 @@
+"""Files that survive a power cut: everything is flushed, and damage is found."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+
+from minimind.durable import checksum, sync_file, sync_folder, sync_tree
+
+
+@pytest.fixture
+def flushed(monkeypatch) -> list[str]:
+    """Names of the files and folders that are flushed."""
+    names: list[str] = []
+    real = os.fsync
+
+    def record(descriptor: int) -> None:
+        names.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    return names
+
+
+def test_a_tree_is_flushed_with_all_files_and_folders(tmp_path, flushed):
+    folder = tmp_path / "top"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("a", "inner/b"):
+        (folder / name).write_bytes(b"x")
+    sync_tree(folder)
+    assert sorted(flushed) == ["a", "b", "inner", "top"]
+    assert flushed[-1] == "top"
+
+
+def test_a_file_and_a_folder(tmp_path, flushed):
+    path = tmp_path / "a"
+    path.write_bytes(b"x")
+    sync_file(path)
+    sync_folder(tmp_path)
+    assert flushed == ["a", tmp_path.name]
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        sync_file(tmp_path / "missing")
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 3])
+def test_checksum_of_any_size(tmp_path, size):
+    content = bytes(index % 251 for index in range(size))
+    (tmp_path / "a").write_bytes(content)
+    assert checksum(tmp_path / "a") == zlib.crc32(content)
