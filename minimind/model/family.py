@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -75,6 +76,14 @@ def family_of(config: PretrainedConfig) -> ModelFamily:
     return next((FAMILIES[base] for base in type(config).__mro__ if base in FAMILIES), HUGGING_FACE)
 
 
+def layer_values(config: PretrainedConfig, name: str) -> list[Any]:
+    """Values of a setting: of each layer where layers differ (Gemma 3n, Gemma 4), else one, None if it is absent."""
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    value = getattr(config, name, None)
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     """The reason why a model cannot be trained on packs, or None if its configuration gives no reason.
 
@@ -91,13 +100,13 @@ def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
     if not getattr(model_class, "_supports_attention_backend", False):
         return f"{model_class.__name__} does not use transformers' attention interface"
     text = config.get_text_config()
-    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    others = sorted(set(layer_values(text, "layer_types")) - {None, "full_attention", "sliding_attention"})
     if others:
         return f"it has layers of the kind {others[0]}"
     # A window that is at least as long as the longest row hides nothing.
-    window = getattr(text, "sliding_window", None)
-    if window is not None and getattr(text, "use_sliding_window", True) and window < max_seq_len:
-        return f"it attends over a sliding window of {window} tokens"
+    windows = [window for window in layer_values(text, "sliding_window") if window is not None]
+    if windows and getattr(text, "use_sliding_window", True) and min(windows) < max_seq_len:
+        return f"it attends over a sliding window of {min(windows)} tokens"
     for name in _LOGIT_TRANSFORMS:
         if getattr(text, name, None) not in (None, 1, 1.0):
             return f"it transforms its logits ({name})"

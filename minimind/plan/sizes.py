@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig
 
 from minimind.errors import WeightsError
-from minimind.model.family import family_of
+from minimind.model.family import family_of, layer_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,7 @@ class ModelSizes:
 
 def given_size(config: PretrainedConfig, name: str) -> int:
     """A size of a configuration; the largest if each layer has its own (Gemma 3n); 0 if it is missing."""
-    value = getattr(config, name, None) or 0
-    return max(value) if isinstance(value, (list, tuple)) else value
+    return max((value or 0 for value in layer_values(config, name)), default=0)
 
 
 def _required_size(config: PretrainedConfig, name: str) -> int:

@@ -23,7 +23,7 @@ from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
 from minimind.objective.losses import Need, build_loss, loss_names
 from minimind.ranks.world import World
-from minimind.training.setup.start_weights import MODEL_SETTINGS, weights_name
+from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
 from minimind.weights.sources import WeightSource
 
 
@@ -102,14 +102,14 @@ def sizes_are_those_of_the_weights(draft: Draft) -> Iterator[MiniMindError]:
     """Flags of model sizes agree with the weights, and rows are not longer than the model's positions."""
     if draft.source is None:
         return
-    settings, model = draft.settings, draft.source.config.get_text_config()
+    settings = draft.settings
     for name in MODEL_SETTINGS:
-        given, value = getattr(settings.config.model, name), getattr(model, name, None)
+        given, value = getattr(settings.config.model, name), model_setting(draft.source, name)
         # A 0 on the command line means "not given", except for a switch.
         if settings.explicit(name) and given != value and (given or name == "use_moe"):
             found = f"has {_shown(value)}" if value is not None else "has no such setting"
             yield ConfigError(f"--{name} is {_shown(given)}, but {draft.source.origin} {found}; drop the flag")
-    longest, wanted = getattr(model, "max_position_embeddings", None), settings.config.data.max_seq_len
+    longest, wanted = model_setting(draft.source, "max_position_embeddings"), settings.config.data.max_seq_len
     if longest is not None and wanted > longest:
         yield ConfigError(f"--max_seq_len is {wanted}, but the model has {longest} positions")
 
@@ -119,8 +119,8 @@ def tokenizer_fits_the_model(draft: Draft) -> Iterator[MiniMindError]:
     if draft.source is None or draft.tokenizer is None:
         return
     largest = max(draft.tokenizer.get_vocab().values()) + 1
-    known = draft.source.config.get_text_config().vocab_size
-    if largest > known:
+    known = model_setting(draft.source, "vocab_size")
+    if known is not None and largest > known:
         yield ConfigError(
             f"the tokenizer at {draft.tokenizer.name_or_path} has {largest} tokens, {draft.source.origin} only "
             f"{known}; they do not belong together"

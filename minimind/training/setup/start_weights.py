@@ -11,6 +11,7 @@ from typing import Any
 from minimind.config import WEIGHTS, DPOConfig, Settings
 from minimind.errors import ConfigError, WeightsError
 from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import layer_values
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
 # Settings of the model that a MiniMind .pth does not contain. Flags can give them.
@@ -65,9 +66,15 @@ def _file_name(config: DPOConfig, name: str) -> str:
     return f"{name}_{config.model.hidden_size}{'_moe' if config.model.use_moe else ''}"
 
 
+def model_setting(source: WeightSource, name: str) -> Any:
+    """A setting of the weights' model; None if it has none, or if its layers differ in it."""
+    # The sizes of a composite model are those of its text half.
+    values = layer_values(source.config.get_text_config(), name)
+    return values[0] if all(value == values[0] for value in values) else None
+
+
 def with_model_sizes(settings: Settings, source: WeightSource) -> Settings:
     """Settings with the sizes of the weights' model. Flags stay; a check compares them with the weights."""
-    # The sizes of a composite model are those of its text half.
-    found = {name: getattr(source.config.get_text_config(), name, None) for name in MODEL_SETTINGS}
+    found = {name: model_setting(source, name) for name in MODEL_SETTINGS}
     origin = "default" if settings.config.model.from_weight == "none" else WEIGHTS
     return settings.with_defaults({name: value for name, value in found.items() if value is not None}, origin)

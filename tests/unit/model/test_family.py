@@ -7,6 +7,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     Gemma3Config,
+    Gemma4TextConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
@@ -17,7 +18,15 @@ from transformers import (
 )
 
 from minimind import MiniMindConfig
-from minimind.model.family import FAMILIES, HUGGING_FACE, MINIMIND, ModelFamily, family_of, packing_obstacle
+from minimind.model.family import (
+    FAMILIES,
+    HUGGING_FACE,
+    MINIMIND,
+    ModelFamily,
+    family_of,
+    layer_values,
+    packing_obstacle,
+)
 from minimind.plan.sizes import ModelSizes
 
 
@@ -127,3 +136,16 @@ def test_reasons_against_packing(config, reason):
     obstacle = packing_obstacle(config, max_seq_len=128)
     assert obstacle is not None
     assert reason in obstacle
+
+
+def test_values_of_layers_that_differ():
+    """Gemma-4's full layers have wider heads; transformers refuses to name one size for all."""
+    config = Gemma4TextConfig(num_hidden_layers=2, per_layer_config={1: {"head_dim": 512, "sliding_window": 9}})
+    assert layer_values(config, "head_dim") == [256, 512]
+    assert layer_values(config, "hidden_size") == [config.hidden_size]
+    assert layer_values(config, "not a field") == [None]
+    assert layer_values(Qwen3Config(layer_types=["full_attention"] * 2, num_hidden_layers=2), "layer_types") == [
+        "full_attention",
+        "full_attention",
+    ]
+    assert packing_obstacle(config, max_seq_len=128) == "it attends over a sliding window of 9 tokens"

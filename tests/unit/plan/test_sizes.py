@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import Gemma3Config, Gemma3nTextConfig, Gemma3TextConfig, MambaConfig, RwkvConfig
+from transformers import Gemma3Config, Gemma3nTextConfig, Gemma3TextConfig, Gemma4TextConfig, MambaConfig, RwkvConfig
 
 from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -51,3 +51,9 @@ def test_missing_and_empty_sizes_are_zero():
     assert given_size(config, "no_such_size") == 0
     config.widths = [3, 5, 4]
     assert given_size(config, "widths") == 5
+
+
+def test_where_layers_differ_the_largest_size_counts():
+    config = Gemma4TextConfig(num_hidden_layers=2, per_layer_config={1: {"head_dim": 512}})
+    assert given_size(config, "head_dim") == 512
+    assert ModelSizes.of(config, {"lm_head.weight": (4, 8)}).query == 512 * config.num_attention_heads
