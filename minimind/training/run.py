@@ -19,6 +19,7 @@ from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after
+from minimind.training.folder_lock import FolderLock
 from minimind.training.loop import Run, train
 from minimind.training.setup.assemble import assemble_run
 from minimind.training.setup.attention import choose_attention_backend
@@ -43,22 +44,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         world, watch = started.world, started.watch
         _check_ranks_alike(settings, world)
         watch.enter("loading")
+        # Held until this process ends. Finding a checkpoint may rename damaged ones, so the lock comes first.
+        lock = FolderLock(Path(settings.config.run.save_dir))
+        from_main(world, lambda: lock.acquire(create=False))
         checkpoint = find_resumed(settings.config, world, watch)
         # A file can be missing on one machine only; `agree` raises the error on all ranks, so none waits for another.
         prepared = agree(world, lambda: prepare(settings, world, checkpoint))
         assert prepared is not None
-        finished = run_training(prepared, world, watch)
+        finished = run_training(prepared, world, watch, lock)
         end(0 if finished else PREEMPTED, started)
 
 
-def run_training(prepared: Prepared, world: World, watch: Watch) -> bool:
-    """Set up and train; returns whether the run was finished, rather than asked to stop."""
+def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLock) -> bool:
+    """Set up and train; returns whether the run was finished, rather than asked to stop.
+
+    Args:
+        lock: of the run's folder; taken here if the folder did not exist before.
+    """
     console = Console(world.is_main)
     report_settings(prepared, console, world)
     watch.enter("tokenising")
     data = load_data(prepared, world, watch.tick)
     report_data(console, data, prepared.settings.config)
     prepared = choose_attention_backend(prepared, world, watch, data, console)
+    from_main(world, lambda: lock.acquire(create=True))
     opened = open_run(prepared, data, world, watch, console)
     engines = build_engines(prepared, data, opened, world, watch, console)
     run = assemble_run(prepared, data, opened, engines, world, watch, console)

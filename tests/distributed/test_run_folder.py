@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
 from minimind import demo
+from minimind.training.folder_lock import FolderLock
 from minimind.weights.sources import open_weights
 from tests.distributed.launching import REPO, metrics, train
 
@@ -190,3 +191,16 @@ def test_compiled_blocks_with_checkpointing_take_the_same_steps(tmp_path):
     for one, other in zip(metrics(tmp_path / "eager"), metrics(tmp_path / "compiled"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_a_folder_that_another_run_writes_into_is_refused_on_all_ranks(run):
+    """This process stands for the other run. The finished run's records stay as they are."""
+    folder, _ = run
+    lock, before = FolderLock(folder), (folder / "metrics.jsonl").read_bytes()
+    lock.acquire(create=False)
+    done = train("--save_dir", folder, "--max_steps", 1, ranks=2)
+    assert done.status not in (0, None)
+    assert f"ConfigError: --save_dir {folder}: another run writes into this folder (process" in done.output
+    assert "Traceback" not in done.output
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    lock.release()
