@@ -38,10 +38,10 @@ CASES = all_cases()
 
 @pytest.mark.parametrize("name", CASES)
 def test_family_is_what_the_table_says(name):
-    family = examine(*CASES[name])
-    if family.plain is None and "requires" in family.reason:
-        pytest.skip(family.reason)
-    assert family.row == expected_verdicts()[name]
+    family, expected = examine(*CASES[name]), expected_verdicts()[name]
+    if family.plain is not None and expected.get("reason", "").startswith("ImportError"):
+        pytest.skip("the table was written without a package that this family needs")
+    assert family.row == expected
     assert family.verdict in (PACKED, PADDED, REFUSED, NOT_BUILT)
     if family.verdict in (PACKED, PADDED):
         assert_exact(family)
