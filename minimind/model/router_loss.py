@@ -78,7 +78,7 @@ class RouterLoss:
         """The loss of a backbone's output over a pack, scalar float32.
 
         Raises:
-            PackError: the family computes the loss from something else than the router logits.
+            PackError: the family computes the loss from something else than the router logits, or returns none.
         """
         if self._scaled or not self._wanted(training):
             return _scalar(out)
@@ -86,6 +86,8 @@ class RouterLoss:
         if list(inspect.signature(self._function).parameters) != _ARGUMENTS:
             raise PackError("its auxiliary loss needs more than its router logits")
         logits = out.router_logits
+        if not logits:  # transformers records them with hooks, which compiled blocks may not call
+            raise PackError("its layers return no router logits")
         weights = _rows_of_tokens(pack, logits[0].device)
         loss = self._function(logits, self._model.num_experts, self._model.num_experts_per_tok, weights[None])
         return loss.float() * self.coefficient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,12 @@ def test_a_loss_with_other_inputs_is_not_packed():
     loss = RouterLoss(mixture("doge"))
     with pytest.raises(PackError, match="more than its router logits"):
         loss.of_pack(None, PackSegments(((1, 1, 1),)), training=True)
+
+
+def test_a_forward_without_router_logits_is_not_packed():
+    loss = RouterLoss(mixture("mixtral"))
+    with pytest.raises(PackError, match="return no router logits"):
+        loss.of_pack(SimpleNamespace(router_logits=()), PackSegments(((1, 1, 1),)), training=True)
 
 
 def test_the_coefficient_replaces_that_of_minimind():
