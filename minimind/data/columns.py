@@ -27,7 +27,7 @@ from minimind.data.sources import RowError
 
 USED = ("prompt", "system", "tools", "chat_template_kwargs")
 # Arguments of apply_chat_template that are not variables of a template; `documents` is one.
-_NO_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"} - {
+NO_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"} - {
     "documents",
     "kwargs",
 }
@@ -90,6 +90,8 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str]) -> Columns:
     """
     given = {name: value for name, value in row.items() if value is not None}
     prompt, system = (given.get(name) or None for name in ("prompt", "system"))
+    if isinstance(prompt, str):
+        prompt = _messages_of_text(prompt) or prompt
     if isinstance(prompt, list):
         prompt = read_messages("prompt", prompt)
     elif not isinstance(prompt, str | None):
@@ -104,6 +106,18 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str]) -> Columns:
         unused=tuple(name for name in given if name not in USED and name not in own),
         has_developer=has_developer(row.get("prompt")),
     )
+
+
+def _messages_of_text(text: str) -> list[Any] | None:
+    """The messages that a text describes as JSON; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = parse_json_text("'prompt'", text)
+    except RowError:
+        return None
+    messages = isinstance(value, list) and value and all(isinstance(one, dict) and "role" in one for one in value)
+    return value if messages else None
 
 
 def _read_tools(value: Any) -> list[Any] | None:
@@ -128,9 +142,10 @@ def _read_template_kwargs(value: Any) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise RowError(f"'chat_template_kwargs' is not an object: {reprlib.repr(value)}")
-    if taken := sorted(_NO_VARIABLES.intersection(value)):
+    if taken := sorted(NO_VARIABLES.intersection(value)):
         raise RowError(f"'chat_template_kwargs' has the key {taken[0]!r}, which is no variable of a chat template")
-    return value
+    # Column formats write null for every key that another row has.
+    return {name: item for name, item in value.items() if item is not None}
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
@@ -151,9 +166,10 @@ def _agreed_system(given: Mapping[str, list[Message]]) -> list[Message]:
 def _after_text(prompt: str, half: str, turns: list[Message]) -> list[Message]:
     """The turns of a half behind a prompt that is the text of a user turn."""
     users = [message["content"].strip() for message in turns if message["role"] == "user"]
-    if not users:
+    said, answers_first = prompt.strip() in users, bool(turns) and turns[0]["role"] == "assistant"
+    if not said and (answers_first or not users):
         return [{"role": "user", "content": prompt}, *turns]
-    if prompt.strip() in users:
+    if said and not answers_first:
         return turns
     raise RowError(
         f"'prompt' is no user turn of {half!r}: {reprlib.repr(prompt)}; correct it, or rename the column if it is no "

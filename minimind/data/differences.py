@@ -15,8 +15,17 @@ from minimind.data.rows import PreferenceRow
 from minimind.data.sources import RowError
 
 
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """Number of leading tokens that two rows share."""
+def common_prefix(one: TokenizedRow, other: TokenizedRow) -> int:
+    """Number of leading tokens that two rows share, and that count in both or in neither.
+
+    A pack computes the shared prefix once, with one set of targets. Where an answer is the last one of its half alone,
+    or a template has plain texts as markers, equal tokens may count in one row only.
+    """
+    return min(_shared(one.tokens, other.tokens), _shared(one.mask, other.mask))
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """Number of leading numbers that two lists share."""
     # Bisection compares each token at most twice, and slices of lists are compared faster than arrays are made of them.
     shared, above = 0, min(len(one), len(other)) + 1
     while shared + 1 < above:
@@ -39,7 +48,12 @@ def difference_counts(chosen: TokenizedRow, rejected: TokenizedRow, prefix: int)
     """
     # The first token of a row is never a target.
     counted = [any(row.mask[1:]) for row in (chosen, rejected)]
-    return all(counted) and any(any(row.mask[max(prefix, 1) :]) for row in (chosen, rejected))
+    # Equal rows say nothing, even if a template without markers of its own lets other tokens of them count.
+    return (
+        all(counted)
+        and chosen.tokens != rejected.tokens
+        and any(any(row.mask[max(prefix, 1) :]) for row in (chosen, rejected))
+    )
 
 
 def check_prompts(row: PreferenceRow, rejected: TokenizedRow, encode: Callable[[list[Message]], TokenizedRow]) -> None:

@@ -74,9 +74,14 @@ def _read_message(place: str, message: Any) -> Message:
         message = {**message, "role": "system"}
     elif role not in ROLES:
         raise RowError(f"{place} has the unknown role {reprlib.repr(role)}; use one of {', '.join(ROLES)}")
+    if message.get("function_call"):
+        raise RowError(f"{place} has 'function_call', which chat templates do not read; write it as 'tool_calls'")
+    if given := [key for key in ("tools", "functions") if role != "assistant" and message.get(key)]:
+        raise RowError(f"{place} has {given[0]!r}; move it to the row's own column 'tools'")
     # An assistant turn that only calls tools needs no text.
     calls = message.get("tool_calls") if role == "assistant" else None
-    if not isinstance(message.get("content"), str) and not calls:
+    content = message.get("content")
+    if not isinstance(content, str) and not (calls and content is None):
         raise RowError(f"{place} has no text in 'content'")
     if calls:
         message = {**message, "tool_calls": _read_calls(place, calls)}

@@ -129,6 +129,8 @@ def _fork(pair: PreferencePair, share_prefix: bool) -> int:
 
 def _targets(pair: PreferencePair, fork: int) -> _Targets:
     """The masked tokens of a pair. The prefix's last token predicts a target of each half."""
+    # One set of targets serves both halves there.
+    assert np.array_equal(pair.chosen_mask[:fork], pair.rejected_mask[:fork]), "the masks of a shared prefix differ"
     chosen, rejected = np.flatnonzero(pair.chosen_mask), np.flatnonzero(pair.rejected_mask)
     # No token precedes the first one, so nothing predicts it.
     chosen, rejected = chosen[chosen > 0], rejected[rejected > 0]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from minimind.data.differences import check_prompts, common_prefix, difference_counts, no_difference
 from minimind.data.encoding import ConversationEncoder, TokenizedRow
+from minimind.data.left_out import words_of
 from minimind.data.messages import Message
 from minimind.data.rows import PreferenceRow
 
@@ -37,7 +38,7 @@ class EncodedPair:
     Attributes:
         chosen, rejected: at most `max_length` tokens each.
         lengths: tokens of both rows before anything was cut.
-        prefix: number of leading tokens that both rows share.
+        prefix: number of leading tokens that both rows share, with equal masks.
         problem: why the pair has no difference that counts, at its full length; None if it has one.
         prompt_cut: turns of the prompt were left out.
         end_cut: tokens at the end of a row were left out.
@@ -76,15 +77,15 @@ def encode_pair(row: PreferenceRow, number: int, encoder: ConversationEncoder, l
     halves = [one.row for one in compared]
     check_prompts(row, halves[1], encode)
     lengths = (len(halves[0].tokens), len(halves[1].tokens))
-    prefix = common_prefix(halves[0].tokens, halves[1].tokens)
+    prefix = common_prefix(*halves)
     problem = None if difference_counts(halves[0], halves[1], prefix) else no_difference(row, *halves)
     prompt_cut = False
     if limit.cut_prompt:
-        for shorter in _with_shorter_prompts(row):
+        for shorter in _with_shorter_prompts(row, words_of(encoder.template)):
             if _fit(halves, limit):
                 break
             halves, prompt_cut = [encode(messages) for messages in shorter], True
-            prefix = common_prefix(halves[0].tokens, halves[1].tokens)
+            prefix = common_prefix(*halves)
     end_cut = not _fit(halves, limit)
     chosen, rejected = (TokenizedRow(half.tokens[: limit.max_length], half.mask[: limit.max_length]) for half in halves)
     prefix = min(prefix, len(chosen.tokens), len(rejected.tokens))
@@ -105,13 +106,20 @@ def _fit(halves: list[TokenizedRow], limit: LengthLimit) -> bool:
     return all(len(half.tokens) <= limit.max_length for half in halves)
 
 
-def _with_shorter_prompts(row: PreferenceRow) -> Iterator[tuple[list[Message], list[Message]]]:
+def _with_shorter_prompts(row: PreferenceRow, words: frozenset[str]) -> Iterator[tuple[list[Message], list[Message]]]:
     """Both halves with ever fewer turns of their prompt: the system message, then the prompt from a later user turn on.
 
     The prompt is what both halves share before the first message that differs. Its last user turn stays.
+
+    Args:
+        words: all words of the template's source. Keys that are not among them, such as a score, are no difference.
     """
+
+    def read(message: Message) -> Message:
+        return {key: value for key, value in message.items() if key in words or key in ("role", "content")}
+
     shared = 0
-    while shared < min(len(row.chosen), len(row.rejected)) and row.chosen[shared] == row.rejected[shared]:
+    while shared < min(len(row.chosen), len(row.rejected)) and read(row.chosen[shared]) == read(row.rejected[shared]):
         shared += 1
     system = 0
     while system < shared and row.chosen[system]["role"] == "system":

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minimind.data.columns import Columns
-from minimind.data.messages import Message, has_developer, read_messages
+from minimind.data.messages import Message, has_developer, listed, read_messages
 from minimind.data.sources import RowError
 
 
@@ -68,6 +68,12 @@ def checked_row(*, chosen: Any, rejected: Any, columns: Columns | None = None) -
         if not any(message["role"] == "assistant" for message in messages):
             raise RowError(f"{half!r} has no assistant turn")
     completed = {half: columns.complete(half, messages) for half, messages in halves.items()}
+    for half, messages in completed.items():
+        if columns.unused and not any(message["role"] == "user" for message in messages):
+            raise RowError(
+                f"{half!r} has no user turn, and nothing reads the columns {listed(columns.unused)}; if one of them is "
+                "the prompt, rename it to 'prompt'"
+            )
     # Messages are counted as the file has them, without a prompt that was put in front.
     _check_prompts(completed, {half: len(completed[half]) - len(halves[half]) for half in halves})
     return PreferenceRow(

@@ -32,7 +32,7 @@ from minimind.durable import checksum, sync_tree
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 3
+_FORMAT = 4
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
 _ATTENTION_TOKENS = 8192
@@ -48,7 +48,7 @@ class PreferencePair:
     Attributes:
         chosen, rejected: token ids, each (length,) int32.
         chosen_mask, rejected_mask: 1 for the assistant's tokens, (length,) uint8.
-        prefix: number of leading tokens that both rows share.
+        prefix: number of leading tokens that both rows share, with equal masks.
         line: line number in the file, from 1.
     """
 

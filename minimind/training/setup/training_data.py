@@ -13,10 +13,13 @@ from typing import Any
 
 from minimind.config import DPOConfig
 from minimind.config.data import DataConfig
+from minimind.data.columns import NO_VARIABLES
 from minimind.data.encoding import EncodingOptions
+from minimind.data.left_out import words_of
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.table import PairTable, load_table
+from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError
 from minimind.ranks.collectives import from_main, main_first
 from minimind.ranks.world import World
@@ -83,7 +86,7 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
             Path(path),
             prepared.tokenizer,
             max_length=config.max_seq_len,
-            options=encoding_options(config),
+            options=encoding_options(config, words_of(ChatTemplate(prepared.tokenizer))),
             cut_prompt=config.on_long_row == CUT_PROMPT,
             num_workers=config.num_workers,
             cache_dir=cache_dir(prepared.settings.config),
@@ -94,11 +97,14 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
     return main_first(world, load)
 
 
-def encoding_options(config: DataConfig) -> EncodingOptions:
+def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptions:
     """How conversations are encoded under these flags.
 
+    Args:
+        words: all words of the chat template's source.
+
     Raises:
-        ConfigError: --template_kwargs is not a JSON object.
+        ConfigError: --template_kwargs is not a JSON object of variables that the template reads.
     """
     kwargs: Any = {}
     if config.template_kwargs:
@@ -108,6 +114,10 @@ def encoding_options(config: DataConfig) -> EncodingOptions:
             raise ConfigError(f"--template_kwargs: invalid JSON ({error}): {config.template_kwargs}") from error
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--template_kwargs: not a JSON object: {config.template_kwargs}")
+    if taken := sorted(NO_VARIABLES.intersection(kwargs)):
+        raise ConfigError(f"--template_kwargs: {taken[0]!r} is no variable of a chat template")
+    if unknown := sorted(kwargs.keys() - words):
+        raise ConfigError(f"--template_kwargs: the chat template does not read {unknown[0]!r}; see its source")
     return EncodingOptions(
         mask=config.mask,
         empty_think_ratio=config.empty_think_ratio,

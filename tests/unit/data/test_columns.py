@@ -238,3 +238,22 @@ def test_columns_of_no_use_are_named_if_they_have_a_value():
 def test_developer_in_the_prompt_is_noted():
     assert read({"prompt": [{"role": "developer", "content": "Be kind."}, QUESTION]}).has_developer
     assert not read({"prompt": [SYSTEM, QUESTION]}).has_developer
+
+
+def test_null_variables_of_the_template_are_not_given():
+    row = {"chat_template_kwargs": {"thinking": None, "date": "today"}}
+    assert read_columns(row, ()).template_kwargs == {"date": "today"}
+
+
+def test_a_prompt_that_is_the_json_text_of_messages_is_read_as_messages():
+    text = '[{"role": "user", "content": "q"}]'
+    assert read_columns({"prompt": text}, ()).prompt == [{"role": "user", "content": "q"}]
+    assert read_columns({"prompt": "[1, 2] is a list"}, ()).prompt == "[1, 2] is a list"
+    assert read_columns({"prompt": "[1, 2]"}, ()).prompt == "[1, 2]"
+
+
+def test_a_text_prompt_goes_before_a_half_that_begins_with_an_answer():
+    turns = conversation("x", "a", "more", "b")[1:]
+    assert Columns(prompt="q").complete("chosen", turns) == [{"role": "user", "content": "q"}, *turns]
+    with pytest.raises(RowError, match="'prompt' is no user turn of 'chosen'"):
+        Columns(prompt="more").complete("chosen", turns)  # said later: where the prompt belongs is not known

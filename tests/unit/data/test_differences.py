@@ -27,6 +27,7 @@ def row(tokens: list[int], counted: list[int]) -> TokenizedRow:
     ],
 )
 def test_common_prefix(one, other, length):
+    one, other = (TokenizedRow(row, [0] * len(row)) for row in (one, other))
     assert common_prefix(one, other) == common_prefix(other, one) == length
 
 
@@ -49,7 +50,7 @@ def test_common_prefix(one, other, length):
     ],
 )
 def test_difference_counts(chosen, rejected, counts):
-    prefix = common_prefix(chosen.tokens, rejected.tokens)
+    prefix = common_prefix(chosen, rejected)
     assert difference_counts(chosen, rejected, prefix) == counts
     assert difference_counts(rejected, chosen, prefix) == counts
 
@@ -148,3 +149,15 @@ def test_reason_of_a_difference_outside_of_what_counts():
     assert no_difference(halves, row([1, 2], [1]), row([1, 2, 3], [1])) == (
         "the tokens that count are the same: 'chosen' and 'rejected' differ only outside of them"
     )
+
+
+def test_a_prefix_ends_where_a_token_counts_in_one_row_only():
+    """With --last_turn_only an answer may be the last one of its half alone."""
+    chosen, rejected = TokenizedRow([1, 2, 3, 4], [0, 0, 1, 1]), TokenizedRow([1, 2, 3, 5], [0, 1, 1, 1])
+    assert common_prefix(chosen, rejected) == 1
+    assert common_prefix(chosen, chosen) == 4
+
+
+def test_equal_rows_with_different_masks_teach_nothing():
+    one, other = TokenizedRow([1, 2, 3], [0, 0, 1]), TokenizedRow([1, 2, 3], [0, 1, 1])
+    assert not difference_counts(one, other, common_prefix(one, other))

@@ -117,3 +117,18 @@ def test_json_text():
     assert parse_json_text("'tools'", '[{"name": "天气"}]') == [{"name": "天气"}]
     with pytest.raises(RowError, match=r"^'tools' is a text that is not valid JSON \(invalid JSON: "):
         parse_json_text("'tools'", "[{")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "system", "content": "x", "tools": "[{}]"}, "has 'tools'; move it to the row's own column 'tools'"),
+        ({"role": "user", "content": "x", "functions": [{}]}, "has 'functions'; move it to the row's own column"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "has 'function_call', which chat"),
+        ({"role": "assistant", "content": 5, "tool_calls": [{"name": "f"}]}, "has no text in 'content'"),
+        ({"role": "assistant", "content": [{"text": "x"}], "tool_calls": [{"name": "f"}]}, "has no text in 'content'"),
+    ],
+)
+def test_parts_of_a_message_that_would_be_lost_are_refused(message, reason):
+    with pytest.raises(RowError, match=f"'chosen' message 0 {reason}"):
+        read_messages("chosen", [message])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.data.columns import read_columns
+from minimind.data.columns import Columns, read_columns
 from minimind.data.rows import checked_row
 from minimind.data.sources import RowError
 from tests.conftest import conversation, pair
@@ -159,3 +159,12 @@ def test_null_is_no_difference_between_prompts():
     one = {"role": "user", "content": "?", "name": None, "tool_calls": None}
     row = checked_row(chosen=[one, ANSWER], rejected=[{"role": "user", "content": "?"}, {**ANSWER, "content": "No."}])
     assert row.chosen[0] == {"role": "user", "content": "?"}
+
+
+def test_a_row_without_a_user_turn_beside_columns_that_nothing_reads_is_refused():
+    answer = {half: [{"role": "assistant", "content": half}] for half in ("chosen", "rejected")}
+    with pytest.raises(
+        RowError, match=r"'chosen' has no user turn, and nothing reads the columns 'instruction'; if one"
+    ):
+        checked_row(**answer, columns=Columns(unused=("instruction",)))
+    assert checked_row(**answer, columns=Columns()).chosen == answer["chosen"]

@@ -7,14 +7,17 @@ import itertools
 import json
 from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import pytest
 
 from minimind.data import tokens
 from minimind.data.encoder import TurnEncoder
 from minimind.data.encoding import EncodingOptions
+from minimind.data.packs import pack, pad
 from minimind.data.rows import BadRow
+from minimind.data.table import PreferencePair
 from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, Chunk, tokenize
-from tests.conftest import pair
+from tests.conftest import conversation, pair
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT
 
 OPTIONS = EncodingOptions()
@@ -169,3 +172,27 @@ def test_no_worker_starts_where_it_would_gain_nothing(
     chunks = list(tokenize(write_rows(*[SHORT] * rows), encoder, max_length=64, num_workers=num_workers))
     assert [line for chunk in chunks for line in chunk.lines] == list(range(1, rows + 1))
     assert pools == []
+
+
+def test_every_target_of_the_masks_is_a_target_of_the_pack(write_rows, tokenizer):
+    """--last_turn_only: the first answers share tokens that count in the half alone whose last answer they are."""
+    rows = [
+        {"chosen": conversation("q", "Sure I can", "more", "d"), "rejected": conversation("q", "Sure I can not")},
+        {"chosen": conversation("q", "Sure"), "rejected": conversation("q", "Sure", "more", "no")},
+        {"chosen": conversation("q", "Yes", "more", "a"), "rejected": conversation("q", "Yes", "more", "b")},
+    ]
+    encoder = TurnEncoder(tokenizer, EncodingOptions(last_turn_only=True))
+    (chunk,) = tokenize(write_rows(*rows), encoder, max_length=64, num_workers=0)
+    starts = np.concatenate(([0], np.cumsum(chunk.lengths)))
+    halves = [(chunk.tokens[a:b], chunk.mask[a:b]) for a, b in itertools.pairwise(starts)]
+    pairs = [
+        PreferencePair(
+            chosen=chosen[0], chosen_mask=chosen[1], rejected=rejected[0], rejected_mask=rejected[1],
+            prefix=prefix, line=line,
+        )
+        for chosen, rejected, prefix, line in zip(halves[::2], halves[1::2], chunk.prefixes, chunk.lines, strict=True)
+    ]  # fmt: skip
+    for batch in (pack(pairs), pad(pairs)):
+        shared, chosen, rejected = batch.target_counts.T.tolist()
+        assert [s + c for s, c in zip(shared, chosen, strict=True)] == [int(p.chosen_mask.sum()) for p in pairs]
+        assert [s + r for s, r in zip(shared, rejected, strict=True)] == [int(p.rejected_mask.sum()) for p in pairs]

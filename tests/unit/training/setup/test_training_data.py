@@ -140,3 +140,16 @@ def test_one_cache_serves_all_policies_but_cut_prompt(load, write_rows):
         for policy in ("cut", "keep", "skip", "cut_prompt")
     }
     assert keys["cut"] == keys["keep"] == keys["skip"] != keys["cut_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"moood": "calm"}', "the chat template does not read 'moood'"),
+        ('{"tokenize": true}', "'tokenize' is no variable of a chat template"),
+    ],
+)
+def test_template_kwargs_that_the_template_does_not_read(load, tokenizer, file, monkeypatch, text, problem):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ mood }}" + tokenizer.chat_template)
+    with pytest.raises(ConfigError, match=f"--template_kwargs: {problem}"):
+        load(file, "--template_kwargs", text)
