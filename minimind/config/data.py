@@ -33,9 +33,8 @@ class DataConfig:
     on_long_row: str = flag(
         "cut",
         "pairs with a row above max_seq_len: cut: cut rows at their end, and leave out pairs that keep no difference; "
-        "keep: cut and leave out none, as MiniMind does: such a pair has a loss of ln 2 and no gradient; skip: leave "
-        "out all of them; error: list them and stop; cut_prompt: leave out the oldest turns of the prompt until both "
-        "rows fit, then like cut",
+        "keep: cut and leave out none, as MiniMind does; skip: leave out all of them; error: list them and stop; "
+        "cut_prompt: leave out the oldest turns of the prompt until both rows fit, then like cut",
         choices=("cut", "keep", "skip", "error", "cut_prompt"),
     )
     on_bad_row: str = flag(

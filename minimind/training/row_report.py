@@ -65,8 +65,10 @@ def _done_with(summary: LengthSummary, on_long_row: str) -> Iterator[str]:
     if summary.end_cut:
         yield f"cut at the end: {summary.end_cut}"
     if summary.lost:
-        fate = "kept with a loss of ln 2 and no gradient" if on_long_row == KEEP else "left out"
-        yield f"of these {fate}, since no difference remains: {_share(summary.lost, summary.pairs)}"
+        # Where only one half has lost all tokens that count, MiniMind trains on the other half alone.
+        fate = "kept as MiniMind keeps them" if on_long_row == KEEP else "left out"
+        cause = "no difference that counts, or no token that counts in one half"
+        yield f"of these {fate}, since they have {cause}: {_share(summary.lost, summary.pairs)}"
 
 
 def _unused(table: PairTable) -> str:
