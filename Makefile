@@ -36,8 +36,9 @@ $(READY): pyproject.toml
 train: setup
 	deepspeed --num_gpus $(RANKS) launch/train_dpo.py --deepspeed $(CONFIG) $(FLAGS)
 
-# Each worker takes whole files, so that the fixtures of a file are made once.
-PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Each worker takes whole files, so that the fixtures of a file are made once. One thread a worker: the threads of several
+# workers would wait for each other's cores.
+PYTEST := OMP_NUM_THREADS=1 pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) $(FLAGS)

@@ -176,9 +176,10 @@ def log_sum(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype)
 def log_sum_dtype(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The widest dtype in which a block of logits exists while it is added to a `log_sum`.
 
-    Kernels read the weight's dtype, torch's way casts the block to `dtype` first.
+    Kernels read the weight's dtype, torch's way casts the block to `dtype` first, and so do the products of a CPU
+    without bfloat16 instructions.
     """
-    return weight.dtype if kernels_take(weight) else dtype
+    return weight.dtype if kernels_take(weight) and not products.widens() else dtype
 
 
 def log_sum_gradient(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:

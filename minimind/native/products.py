@@ -100,6 +100,11 @@ def _fastest() -> Products:
     return Products(call("bfloat16_products"))
 
 
+def widens() -> bool:
+    """Whether products are computed in float32, which needs memory for the matrices and the result in float32."""
+    return _fastest() is Products.FLOAT32
+
+
 def _transposed(a: Tensor, b: Tensor) -> tuple[bool, bool]:
     return a.stride(1) != 1, b.stride(1) != 1
 
@@ -127,7 +132,7 @@ def _multiply_any(products: Sequence[Product]) -> None:
     fit = takes and all(_fits(p.left, p.right, p.out) for p in products)
     if fit and len({p.transposed for p in products}) == 1:
         return _multiply(products)
-    if takes and _fastest() is Products.FLOAT32:
+    if takes and widens():
         return _multiply_in_float32(products)
     for number, product in enumerate(products):
         if number and product.out is products[0].out:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from minimind.native import functions, products
 from minimind.native.library import compiled_kernels
-from minimind.native.processor import Products
+from minimind.native.processor import Products, compiler_flags
 from tests.unit.native.products_support import assert_product, assert_same, numbers, spaced
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels", "kernel_calls")
@@ -162,7 +162,7 @@ def test_the_kernel_is_used_on_processors_with_bf16_vectors_and_no_matrix_units(
     loaded, compiler = compiled_kernels(), shlex.split(os.environ.get("CXX", "c++"))
     assert loaded is not None
     macros = subprocess.run(
-        [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
+        [*compiler, *compiler_flags(), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
     ).stdout
     units = "__AMX_BF16__" in macros or "__ARM_FEATURE_BF16_VECTOR_ARITHMETIC" in macros
     expected = Products.TORCH if units else Products.KERNEL if "__AVX512BF16__" in macros else Products.FLOAT32
