@@ -64,39 +64,9 @@ class TurnEncoder(ConversationEncoder):
         except DataError:
             self._minimind_rule = None  # another family's template
 
-    def encode(
-        self,
-        messages: Messages,
-        row_number: int,
-        tools: Sequence[Any] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TokenizedRow:
-        return self._encode(messages, row_number, tools, template_kwargs)[0]
-
-    def encode_compared(
-        self,
-        messages: Messages,
-        row_number: int,
-        tools: Sequence[Any] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> ComparedRow:
-        row, shielded = self._encode(messages, row_number, tools, template_kwargs)
-        rule = self._minimind_rule
-        # A shielded row has other tokens: the rule takes special tokens in messages for control tokens.
-        differs = rule is not None and (shielded or rule.mask(row.tokens) != row.mask)
-        return ComparedRow(row=row, differs=differs)
-
-    def _encode(
-        self,
-        messages: Messages,
-        row_number: int,
-        tools: Sequence[Any] | None,
-        template_kwargs: Mapping[str, Any] | None,
-    ) -> tuple[TokenizedRow, bool]:
-        """The row, and whether its messages contain special tokens."""
-        given = self.given(tools, template_kwargs)
+    def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
         markers = self._markers_for(given)
-        shielded = self._controls.shield(messages, given, template_kwargs or {})
+        shielded = self._controls.shield(messages, given, own)
         messages, given = shielded.messages, shielded.given
         text, turns = find_turns(self.template, markers, messages, given)
         self._controls.check_written(text, shielded)
@@ -112,7 +82,11 @@ class TurnEncoder(ConversationEncoder):
         mask = np.zeros(len(tokens.ids), np.uint8)
         for turn in turns[-1:] if self.options.last_turn_only else turns:
             mask |= _counted(tokens.starts, tokens.ends, turn)
-        return TokenizedRow(tokens.ids, mask.tolist()), shielded.number > 0
+        row = TokenizedRow(tokens.ids, mask.tolist())
+        rule = self._minimind_rule
+        # A shielded row has other tokens: the rule takes special tokens in messages for control tokens.
+        differs = rule is not None and (shielded.number > 0 or rule.mask(row.tokens) != row.mask)
+        return ComparedRow(row=row, differs=differs)
 
     def key(self) -> list[Any]:
         # The markers follow from the template and the special tokens, which are part of the tokenizer.

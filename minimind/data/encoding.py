@@ -66,7 +66,6 @@ class ConversationEncoder(abc.ABC):
         self.tokenizer, self.options = tokenizer, options
         self.template = ChatTemplate(tokenizer)
 
-    @abc.abstractmethod
     def encode(
         self,
         messages: Messages,
@@ -74,7 +73,17 @@ class ConversationEncoder(abc.ABC):
         tools: Sequence[Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> TokenizedRow:
-        """Tokens and mask of a whole conversation.
+        """Tokens and mask of a whole conversation; for the arguments see `encode_compared`."""
+        return self.encode_compared(messages, row_number, tools, template_kwargs).row
+
+    def encode_compared(
+        self,
+        messages: Messages,
+        row_number: int,
+        tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> ComparedRow:
+        """Tokens and mask, compared with MiniMind's rule where the tokenizer's template writes its markers.
 
         Args:
             row_number: line number of the pair in its file.
@@ -84,16 +93,16 @@ class ConversationEncoder(abc.ABC):
         Raises:
             RowError: the template rejects the conversation, or an assistant's turn is not found.
         """
+        return self._encode(messages, row_number, self.given(tools, template_kwargs), template_kwargs or {})
 
-    def encode_compared(
-        self,
-        messages: Messages,
-        row_number: int,
-        tools: Sequence[Any] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> ComparedRow:
-        """As `encode`, compared with MiniMind's rule where the tokenizer's template writes its markers."""
-        return ComparedRow(row=self.encode(messages, row_number, tools, template_kwargs), differs=False)
+    @abc.abstractmethod
+    def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
+        """As `encode_compared`.
+
+        Args:
+            given: what the template receives besides the messages.
+            own: those of its arguments that come from the row, not from the run's settings.
+        """
 
     @abc.abstractmethod
     def key(self) -> list[Any]:

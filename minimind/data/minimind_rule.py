@@ -8,7 +8,7 @@ turn whose first characters merge with the header into one token, and it counts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from minimind.data.encoding import (
     EMPTY_THINK,
     MINIMIND,
+    ComparedRow,
     ConversationEncoder,
     EncodingOptions,
     TokenizedRow,
     option_values,
 )
 from minimind.data.sources import RowError
-from minimind.data.template import Messages
+from minimind.data.template import Messages, TemplateInput
 from minimind.errors import DataError
 
 
@@ -51,18 +52,12 @@ class MiniMindEncoder(ConversationEncoder):
                 f"answer and {end!r} after it; use --mask turns"
             )
 
-    def encode(
-        self,
-        messages: Messages,
-        row_number: int,
-        tools: Sequence[Any] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TokenizedRow:
-        text = self.template.render(messages, self.given(tools, template_kwargs))
+    def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
+        text = self.template.render(messages, given)
         if self.drops_thinks(text, row_number):
             text = text.replace(EMPTY_THINK, "")
         tokens = self._ids(text)
-        return TokenizedRow(tokens, self.mask(tokens))
+        return ComparedRow(row=TokenizedRow(tokens, self.mask(tokens)), differs=False)
 
     def key(self) -> list[Any]:
         return [MINIMIND, *option_values(self.options), self.start, self.end]
