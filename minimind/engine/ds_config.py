@@ -18,7 +18,7 @@ from typing import Any
 
 from minimind.config import DEEPSPEED_FILE, Settings
 from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
-from minimind.engine.ds_zero import resolve_zero, swaps_to_nvme
+from minimind.engine.ds_zero import resolve_overlap, resolve_zero, swaps_to_nvme
 from minimind.engine.patches.catalog import PATCHES
 from minimind.engine.patches.registry import flag_problems
 from minimind.errors import ConfigError
@@ -46,11 +46,13 @@ class ResolvedConfig:
         values: the configuration for `deepspeed.initialize`.
         stage: ZeRO stage.
         settings: the run's settings, with the values that the file sets.
+        overridden: keys whose value differs from the file's -> the reason.
     """
 
     values: dict[str, Any]
     stage: int
     settings: Settings
+    overridden: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool) -> ResolvedConfig:
@@ -93,7 +95,8 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     problems += _left_over_autos(values)
     if problems:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in problems])
-    return ResolvedConfig(values=values, stage=stage, settings=settings)
+    overridden = resolve_overlap(values, world_size)
+    return ResolvedConfig(values=values, stage=stage, settings=settings, overridden=overridden)
 
 
 def take_batch(path: Path, settings: Settings) -> Settings:

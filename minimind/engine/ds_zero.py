@@ -2,6 +2,7 @@
 
 section + ranks + device -> resolve_zero -> stage, and problems: settings that DeepSpeed would handle wrongly without a
                                             message, or with a traceback
+section + ranks          -> resolve_overlap -> `overlap_comm` off where there is nothing to overlap
 configuration + number of trained elements -> fit_bucket -> configuration with a bucket that is not larger than needed
 """
 
@@ -52,6 +53,23 @@ def resolve_zero(values: dict[str, Any], world_size: int, on_cpu: bool, problems
     problems += _offload_problems(section, stage, on_cpu)
     problems += _zeropp_problems(section, stage, world_size, on_cpu)
     return stage
+
+
+def resolve_overlap(values: Mapping[str, Any], world_size: int) -> dict[str, str]:
+    """Turn `overlap_comm` off, in place, if a single rank has nothing to send and nothing to offload.
+
+    With it, stages 1 and 2 wait for the whole GPU after each micro-batch and allocate a second bucket.
+
+    Returns: the changed key and the reason; empty if nothing is changed.
+    """
+    section = values[_KEY]
+    # With offload, copies to main memory run beside the computation. Stage 3 waits for the stream of its gathers before
+    # each module; without `overlap_comm` that is the stream of the computation.
+    offloads = (section.get("offload_optimizer") or {}).get("device", "none") != "none"
+    if world_size > 1 or section["stage"] not in (1, 2) or offloads or not section.get("overlap_comm"):
+        return {}
+    section["overlap_comm"] = False
+    return {f"{_KEY}.overlap_comm": "one rank has nothing to send; the DeepSpeed file says true"}
 
 
 def weights_at_hand(values: Mapping[str, Any]) -> bool:

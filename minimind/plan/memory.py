@@ -153,7 +153,9 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
         optimizer = (_MASTER + _MOMENTS) * owned
         # The rank's flat gradient in float32 (engine/patches/optimizer.py).
         update = _FLOAT32 * owned
-        buckets = width * min(choice.bucket, total) * (2 if choice.overlaps else 1)
+        # `resolve_overlap` in engine/ds_zero.py.
+        overlaps = choice.overlaps and (machine.ranks > 1 or choice.optimizer_on != "device")
+        buckets = width * min(choice.bucket, total) * (2 if overlaps else 1)
         host = 0
     if choice.stage > 0 and choice.optimizer_on != "device":
         # In main memory: master weights, moments, float32 gradients, the 16-bit copy in which updated weights return to

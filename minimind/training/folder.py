@@ -66,6 +66,7 @@ def _describe(prepared: Prepared, identity: Mapping[str, object]) -> dict[str, o
         "settings": {
             name: {"value": value, "origin": settings.origins[name]} for name, value in settings.values.items()
         },
+        "overridden": prepared.policy_config.overridden,
         "identity": identity,
         "weights": prepared.source.origin,
         "versions": {

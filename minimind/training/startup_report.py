@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from minimind.config import DPOConfig, Settings
+from minimind.config import DPOConfig
 from minimind.data.tokens import OTHER_MASK
+from minimind.engine.ds_schema import value_at
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import WeightsError
 from minimind.model.dropout import dropout_fields
@@ -50,7 +51,7 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  dropout of the model {kept}: {listed}")
     if coefficient := router_coefficient(model, config.model.router_aux_loss_coef):
         console.say(f"  auxiliary loss of the experts: coefficient {coefficient:g} (--router_aux_loss_coef)")
-    _report_values(prepared.settings, console)
+    _report_values(prepared, console)
     if world.is_main:
         _report_memory(prepared, console, world)
 
@@ -68,8 +69,9 @@ def _report_products(console: Console, world: World, config: DPOConfig, model: P
         )
 
 
-def _report_values(settings: Settings, console: Console) -> None:
-    """One line for each setting that is not a default, and one line with all defaults."""
+def _report_values(prepared: Prepared, console: Console) -> None:
+    """One line for each setting that is not a default or not the DeepSpeed file's, and one line with all defaults."""
+    settings, policy = prepared.settings, prepared.policy_config
     width = max(len(name) for name in settings.origins)
     defaults = []
     for name, value in settings.values.items():
@@ -77,6 +79,8 @@ def _report_values(settings: Settings, console: Console) -> None:
             defaults.append(f"{name} {_shown(value)}")
         else:
             console.say(f"  {name:<{width}}  {_shown(value)}  ({settings.origins[name]})")
+    for key, reason in policy.overridden.items():
+        console.say(f"  {key:<{width}}  {_shown(value_at(policy.values, key))}  ({reason})")
     console.say(f"  by default: {', '.join(defaults)}")
 
 

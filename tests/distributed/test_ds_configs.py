@@ -123,7 +123,9 @@ def test_patches_of_deepspeeds_optimizer_change_no_bit(ranks, tmp_path):
     """In bf16, with two and three micro-batches a step, whether gradients are clipped or not; all patches and each."""
     ways = ("zero1", "zero2", "zero2:unclipped")
     off = [*(f"{way}:off=all" for way in ways), *(f"zero2:off={name}" for name in REPLACED)]
-    results = variants(tmp_path, "moe", "bfloat16", [*ways, *off], ranks=ranks)
+    results = variants(tmp_path, "moe", "bfloat16", [*ways, *off, "zero1:overlap", "zero2:overlap"], ranks=ranks)
+    for way in ("zero1", "zero2"):
+        assert_same_training(of(results, way), of(results, f"{way}:overlap"), tolerance=0)
     for way in ways:
         runs, others = of(results, way), of(results, f"{way}:off=all")
         assert all(run["stopped"] for run in runs)

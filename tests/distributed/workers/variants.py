@@ -2,7 +2,8 @@
 
 Arguments: folder for the results, start weights ("moe" or a Hugging Face folder), dtype, variants. A variant is the
 name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`. `off=NAME`
-is without a patch of DeepSpeed, `off=all` without any, `unclipped` with a clipping too high for any gradient.
+is without a patch of DeepSpeed, `off=all` without any, `unclipped` with a clipping too high for any gradient,
+`overlap` with `overlap_comm` on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, wo
     path = folder / f"rank{world.rank}.json"
     path.write_text(json.dumps(values))
     resolved = resolve_policy(path, parse_settings(flags), world.size, world.on_cpu)
+    if "overlap" in changes:  # which the resolver turns off on one rank
+        resolved.values["zero_optimization"]["overlap_comm"] = True
     if "round_robin" in changes:  # which the resolver refuses
         resolved.values["zero_optimization"]["round_robin_gradients"] = True
     policy = Policy(source, resolved, lambda step: 1.0, world)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.engine.ds_zero import resolve_zero, swaps_to_nvme, weights_at_hand
+from minimind.engine.ds_zero import resolve_overlap, resolve_zero, swaps_to_nvme, weights_at_hand
 
 
 def resolve(section, world_size=2, on_cpu=True):
@@ -52,6 +52,26 @@ def test_settings_that_do_not_work_are_problems(section, messages):
     assert len(problems) == len(messages)
     for problem, message in zip(problems, messages, strict=True):
         assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("section", "ranks", "overlap"),
+    [
+        ({"stage": 1, "overlap_comm": True}, 1, False),
+        ({"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "none"}}, 1, False),
+        ({"stage": 2, "overlap_comm": True}, 2, True),
+        ({"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "cpu"}}, 1, True),
+        ({"stage": 3, "overlap_comm": True}, 1, True),
+        ({"stage": 2, "overlap_comm": False}, 1, None),
+        ({"stage": 2}, 1, None),
+    ],
+)
+def test_a_single_rank_with_nothing_to_overlap_does_not_overlap(section, ranks, overlap):
+    values = {"zero_optimization": dict(section)}
+    reasons = resolve_overlap(values, ranks)
+    assert list(reasons) == (["zero_optimization.overlap_comm"] if overlap is False else [])
+    expected = section if overlap is None else {**section, "overlap_comm": overlap}
+    assert values["zero_optimization"] == expected
 
 
 def test_nvme_on_gpus_needs_a_folder(tmp_path):

@@ -93,6 +93,14 @@ def test_peak_is_the_largest_phase():
     assert wide.peak == wide.states + wide.update + wide.buckets
 
 
+@pytest.mark.parametrize(("ranks", "optimizer_on", "buckets"), [(4, "device", 2), (1, "device", 1), (1, "cpu", 2)])
+def test_a_single_rank_has_a_second_bucket_only_with_offload(ranks, optimizer_on, buckets):
+    choice = ZeroChoice(stage=2, bucket=1_000_000, overlaps=True, optimizer_on=optimizer_on)
+    memory = rank_memory(ROUND, choice, REFERENCE, LOAD, dataclasses.replace(FOUR, ranks_per_node=ranks))
+    # Offload copies gradients through a buffer of the largest tensor.
+    assert memory.buckets == buckets * 2e6 + (2e6 if optimizer_on == "cpu" else 0)
+
+
 def test_on_a_cpu_offload_saves_nothing_and_unused_bucket_space_is_free():
     cpu = dataclasses.replace(FOUR, on_cpu=True)
     plain, offloaded = (

@@ -33,7 +33,7 @@ def prepared():
         settings=parse_settings(["--deepspeed", "ds_configs/zero2.json"]),
         is_demo=False,
         source=SimpleNamespace(config=config, origin="full_sft_2048.pth", shapes=lambda: shapes),
-        policy_config=SimpleNamespace(stage=2, values=read_zero(DS_CONFIGS / "zero2.json")),
+        policy_config=SimpleNamespace(stage=2, values=read_zero(DS_CONFIGS / "zero2.json"), overridden={}),
         reference_config=SimpleNamespace(values=read_zero(DS_CONFIGS / "reference.json")),
     )
 
@@ -56,6 +56,13 @@ def test_too_little_memory_is_a_warning_with_numbers_and_a_remedy(prepared, monk
 
 def test_enough_memory_is_no_warning(prepared, monkeypatch):
     assert "WARNING" not in report(prepared, monkeypatch, free=2**40)
+
+
+def test_a_value_that_is_not_the_deepspeed_file_s_is_printed_with_its_reason(prepared, monkeypatch):
+    prepared.policy_config.overridden = {"zero_optimization.overlap_comm": "one rank"}
+    prepared.policy_config.values["zero_optimization"]["overlap_comm"] = False
+    lines = report(prepared, monkeypatch, free=2**40).splitlines()
+    assert "  zero_optimization.overlap_comm  0  (one rank)" in lines
 
 
 @pytest.mark.parametrize(

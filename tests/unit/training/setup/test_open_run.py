@@ -39,7 +39,7 @@ def opened(tmp_path):
             source=SimpleNamespace(
                 config=MiniMindConfig(), origin="none", shapes=lambda: {"w": (4, 5)}, fingerprint=lambda: "abc"
             ),
-            policy_config=SimpleNamespace(stage=2, values=values),
+            policy_config=SimpleNamespace(stage=2, values=values, overridden={}),
             reference_config=SimpleNamespace(values={}),
         )
         data = SimpleNamespace(table=table, stream=stream, total_steps=5)
