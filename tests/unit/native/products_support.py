@@ -22,10 +22,10 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
 
 
-def spaced(matrix: torch.Tensor) -> torch.Tensor:
-    """The same numbers as a view with NaN between its rows, before and after them."""
+def spaced(matrix: torch.Tensor, gap: float = torch.nan) -> torch.Tensor:
+    """The same numbers as a view with `gap` between its rows, before and after them."""
     rows, columns = matrix.shape
-    wide = torch.full((rows + 2, columns + 6), torch.nan, dtype=matrix.dtype)
+    wide = torch.full((rows + 2, columns + 6), gap, dtype=matrix.dtype)
     view = wide[1:-1, 2 : 2 + columns]
     view.copy_(matrix)
     return view

@@ -20,7 +20,8 @@ def test_product(shape, transposed, gaps, kernel_calls):
     by_kernel = rows >= 32 and transposed != "ab" and (depth % 2 == 0 or transposed == "a")
     a, b = numbers(rows, depth), numbers(depth, columns, seed=1)
     given = [x.t().contiguous() if name in transposed else x for x, name in ((a, "a"), (b, "b"))]
-    given = [spaced(x) if gaps else x for x in given]
+    # With AMX, torch 2.13 multiplies the element after a row of odd depth by 0, so a NaN there would reach the row.
+    given = [spaced(x, torch.nan if by_kernel else 1.0) if gaps else x for x in given]
     given = [x.t() if name in transposed else x for x, name in zip(given, "ab", strict=True)]
     assert_product(products.matmul(*given), a, b)
     out = spaced(torch.full((rows, columns), torch.nan).to(torch.bfloat16))
