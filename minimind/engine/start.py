@@ -22,7 +22,7 @@ from deepspeed.accelerator import get_accelerator
 from minimind.engine.patches.registry import select_patches
 from minimind.engine.patches.shared_memory import share_memory
 from minimind.errors import ConfigError
-from minimind.ranks.collectives import EXTRA_TIMEOUT
+from minimind.ranks.collectives import EXTRA_TIMEOUT, barrier
 from minimind.ranks.launchers import check_devices, connect, join, launcher_pids, rank_variables
 from minimind.ranks.process import RankContext
 from minimind.ranks.watch import Watch
@@ -78,7 +78,7 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
         meet=watch.meet,
     )
     # After it DeepSpeed's communication is initialised on every rank.
-    dist.barrier()
+    barrier()
     if world.on_cpu:
         share_memory(world.rank, world.size, select_patches(disable_patches, speaks=world.is_main))
     return RankContext(world=world, watch=watch)
@@ -138,11 +138,27 @@ def _silence_warnings() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def bound_device(size: int) -> torch.device | None:
+    """The GPU that torch's process group gets for this rank; None: torch finds it by the tensors that it is given.
+
+    DeepSpeed's barriers name no GPU. Without a bound one, some versions of torch guess it from the rank.
+
+    Args:
+        size: number of ranks.
+    """
+    # As DeepSpeed does: a group of one rank fails with a bound GPU in some versions, and torch 2.7.0 hangs.
+    hangs = "2.6.0" < torch.__version__ < "2.7.1"
+    if get_accelerator().device_name() != "cuda" or size == 1 or hangs:
+        return None
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def _join_process_groups(store: dist.Store, rank: int, size: int, timeout: float) -> None:
     """Create torch's process group on our store, and let DeepSpeed use it."""
     limit = datetime.timedelta(seconds=timeout + EXTRA_TIMEOUT)
     backend = get_accelerator().communication_backend_name()
     # Torch's keys get a prefix of their own, apart from the watch's.
     group_store = dist.PrefixStore("group", store)
-    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
+    device = bound_device(size)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit, device_id=device)
     deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)

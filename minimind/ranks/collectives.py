@@ -108,7 +108,10 @@ def all_reduce(values: Tensor, op: str = "sum") -> Tensor:
 
 def barrier() -> None:
     """Wait for all ranks, up to torch's time limit."""
-    dist.barrier()
+    # NCCL's barrier is a sum on one GPU. Without its number torch may guess it from the rank, which is another rank's
+    # GPU if a machine has more GPUs than ranks.
+    on_gpu = dist.get_backend() == dist.Backend.NCCL
+    dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
 
 
 class StopVote:

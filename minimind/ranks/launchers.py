@@ -133,9 +133,9 @@ def check_devices(peers: Mapping[int, Peer]) -> None:
 
     Raises:
         LaunchError: the same on all ranks; their devices are of different kinds, or a machine has more ranks than
-            devices.
+            devices, or two ranks have the same GPU.
     """
-    problem = _different_devices(peers) or _too_few_devices(peers)
+    problem = _different_devices(peers) or _too_few_devices(peers) or _shared_devices(peers)
     if problem:
         raise LaunchError(problem, agreed=True)
 
@@ -162,6 +162,22 @@ def _too_few_devices(peers: Mapping[int, Peer]) -> str | None:
         f"there is no {first.device} device for {name_ranks_by_host(short, hosts)}: {first} is number "
         f"{first.local_rank + 1} on its machine, and sees {first.devices}. Start as many ranks as there are devices, "
         "and let each rank see all of them (CUDA_VISIBLE_DEVICES; Slurm: --gpus-per-node, not --gpus-per-task)."
+    )
+
+
+def _shared_devices(peers: Mapping[int, Peer]) -> str | None:
+    by_gpu: dict[tuple[str, int], list[int]] = {}
+    for rank, peer in sorted(peers.items()):
+        if peer.device != "cpu":
+            by_gpu.setdefault((peer.machine, peer.local_rank), []).append(rank)
+    shared = next((ranks for ranks in by_gpu.values() if len(ranks) > 1), None)
+    if shared is None:
+        return None
+    hosts = [peers[rank].host for rank in sorted(peers)]
+    first = peers[shared[0]]
+    return (
+        f"{name_ranks_by_host(shared, hosts)} would use the same {first.device} device, because each has LOCAL_RANK "
+        f"{first.local_rank}. Start with deepspeed, torchrun or srun, or number the ranks of each machine from 0."
     )
 
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from minimind.errors import MiniMindError
+from minimind.ranks.collectives import barrier
 from minimind.ranks.exits import FAILED, PREEMPTED
 from minimind.ranks.verdicts import notice_seconds
 from minimind.ranks.watch import Watch
@@ -65,7 +66,7 @@ def end(status: int, context: RankContext | None = None) -> NoReturn:
             # Rank 0 may still be writing files. The watch stays active until every rank is here, to report its death.
             context.world.meet()
             context.watch.close()
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -71,7 +71,9 @@ def test_dtype_of_the_file_is_taken_when_no_flag_says_otherwise(tmp_path):
     assert done.settings.origins["dtype"] == "DeepSpeed file"
 
 
-@pytest.mark.parametrize(("name", "ranks", "overridden"), [("zero2", 1, True), ("zero2", 2, False), ("zero3", 1, False)])
+@pytest.mark.parametrize(
+    ("name", "ranks", "overridden"), [("zero2", 1, True), ("zero2", 2, False), ("zero3", 1, False)]
+)
 def test_a_value_that_is_not_the_file_s_is_named_with_its_reason(name, ranks, overridden):
     done = resolve_policy(REPO / f"ds_configs/{name}.json", parse_settings([]), ranks, on_cpu=False)
     assert done.values["zero_optimization"]["overlap_comm"] is not overridden

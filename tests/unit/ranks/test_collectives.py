@@ -117,3 +117,13 @@ def test_every_vote_counts_for_one_step(votes, one_rank):
     for wants_stop in votes:
         vote.start(wants_stop)
         assert vote.result() is wants_stop
+
+
+@pytest.mark.parametrize(("backend", "devices"), [("nccl", [3]), ("gloo", None)])
+def test_barrier_of_gpus_names_the_gpu_of_this_rank(backend, devices, monkeypatch):
+    called = []
+    monkeypatch.setattr(collectives.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(collectives.dist, "barrier", lambda **options: called.append(options))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    collectives.barrier()
+    assert called == [{"device_ids": devices}]

@@ -119,6 +119,14 @@ def test_more_ranks_than_devices_are_refused_with_both_numbers():
     assert caught.value.agreed
 
 
+def test_ranks_with_the_same_gpu_are_refused():
+    specs = [("a", 0, "cuda", 8), ("b", 1, "cuda", 8), ("b", 0, "cuda", 8), ("b", 1, "cuda", 8)]
+    expected = r"^ranks 1, 3 on b would use the same cuda device, because each has LOCAL_RANK 1\."
+    with pytest.raises(LaunchError, match=expected) as caught:
+        check_devices(peers(*specs))
+    assert caught.value.agreed
+
+
 @pytest.fixture
 def alone(monkeypatch):
     """Variables of plain `python`, set for this process."""

@@ -25,8 +25,8 @@ def events(monkeypatch):
 
     monkeypatch.setattr(process.os, "_exit", leave)
     monkeypatch.setattr(process.time, "sleep", calls.append)
-    for name in ("barrier", "destroy_process_group"):
-        monkeypatch.setattr(process.dist, name, lambda name=name: calls.append(name))
+    for owner, name in ((process, "barrier"), (process.dist, "destroy_process_group")):
+        monkeypatch.setattr(owner, name, lambda name=name: calls.append(name))
     return calls
 
 
