@@ -12,6 +12,11 @@ class DataConfig:
     """Preference files, tokenizer and order of pairs. A path that was not given is None."""
 
     data_path: str | None = flag(None, "preference pairs, a JSON Lines file; without it the bundled demo runs")
+    data_format: str = flag(
+        "auto",
+        "shape of the rows, see the table of shapes; auto: each row is recognised by its columns",
+        choices=("auto", "minimind", "trl", "sharegpt", "alpaca", "hh"),
+    )
     eval_data_path: str | None = flag(
         None, "held-out pairs, evaluated at the start, every eval_interval global steps, and at the end"
     )

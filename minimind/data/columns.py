@@ -25,7 +25,9 @@ from transformers import PreTrainedTokenizerBase
 from minimind.data.messages import Message, differing_keys, has_developer, listed, parse_json_text, read_messages
 from minimind.data.sources import RowError
 
-USED = ("prompt", "system", "tools", "chat_template_kwargs")
+_USED = ("system", "tools", "chat_template_kwargs")
+# What a text-only model would answer without having seen it.
+_MEDIA = ("images", "videos", "audios")
 # Arguments of apply_chat_template that are not variables of a template; `documents` is one.
 NO_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"} - {
     "documents",
@@ -39,6 +41,7 @@ class Columns:
 
     Attributes:
         prompt: checked messages, or the text of a user turn; None if not given.
+        place: the column of the prompt, for error messages.
         system: text of the system message; None if not given.
         tools: descriptions of functions, as the chat template takes them; None if not given.
         template_kwargs: further variables of the chat template.
@@ -47,6 +50,7 @@ class Columns:
     """
 
     prompt: list[Message] | str | None = None
+    place: str = "prompt"
     system: str | None = None
     tools: list[Any] | None = None
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -67,48 +71,92 @@ class Columns:
         own, turns = _split_system(messages)
         prompt_system, prompt_turns = _split_system(prompt)
         column = [{"role": "system", "content": self.system}] if self.system is not None else []
-        system = _agreed_system({"the column 'system'": column, "'prompt'": prompt_system, repr(half): own})
+        system = _agreed_system({"the column 'system'": column, repr(self.place): prompt_system, repr(half): own})
         if isinstance(self.prompt, str):
-            return [*system, *_after_text(self.prompt, half, turns)]
+            return [*system, *self._after_text(self.prompt, half, turns)]
         if turns[: len(prompt_turns)] == prompt_turns:
             return [*system, *turns]
         if turns and turns[0]["role"] == "user":
-            where = _first_difference(half, messages, len(own), prompt, len(prompt_system))
-            raise RowError(f"{half!r} does not begin with 'prompt': {where}")
-        return [*system, *_after_messages(prompt_turns, half, turns)]
+            where = self._first_difference(messages, len(own), prompt, len(prompt_system))
+            raise RowError(f"{half!r} does not begin with {self.place!r}: {where}")
+        return [*system, *self._after_messages(prompt_turns, half, turns)]
+
+    def _after_text(self, prompt: str, half: str, turns: list[Message]) -> list[Message]:
+        """The turns of a half behind a prompt that is the text of a user turn."""
+        users = [message["content"].strip() for message in turns if message["role"] == "user"]
+        said, answers_first = prompt.strip() in users, bool(turns) and turns[0]["role"] == "assistant"
+        if not said and (answers_first or not users):
+            return [{"role": "user", "content": prompt}, *turns]
+        if said and not answers_first:
+            return turns
+        raise RowError(
+            f"{self.place!r} is no user turn of {half!r}: {reprlib.repr(prompt)}; correct it, or rename the column if "
+            "it is no part of the conversation"
+        )
+
+    def _after_messages(self, prompt: list[Message], half: str, turns: list[Message]) -> list[Message]:
+        """The turns of a half, an answer and perhaps later turns, behind the turns of a prompt."""
+        # A user turn that both have would be said twice.
+        if said := [message for message in prompt if message["role"] == "user" and message in turns]:
+            text = reprlib.repr(said[0]["content"])
+            raise RowError(
+                f"{half!r} contains the user turn {text} of {self.place!r}, but does not begin with {self.place!r}"
+            )
+        # Probably the answer of one half, which the other half would get too.
+        if prompt and turns and prompt[-1]["role"] == turns[0]["role"] == "assistant":
+            raise RowError(f"{self.place!r} ends with an assistant turn, and {half!r} begins with one")
+        return [*prompt, *turns]
+
+    def _first_difference(self, messages: list[Message], start: int, prompt: list[Message], prompt_start: int) -> str:
+        """Where a half differs from its prompt; each begins at its own start, after a system message."""
+        index = 0
+        while start + index < len(messages) and messages[start + index] == prompt[prompt_start + index]:
+            index += 1
+        place = f"message {prompt_start + index} of {self.place!r}"
+        if start + index == len(messages):
+            return f"it ends before {place}"
+        one, other = messages[start + index], prompt[prompt_start + index]
+        if one["role"] != other["role"]:
+            return f"its message {start + index} has the role {one['role']}, {place} the role {other['role']}"
+        return f"its message {start + index} and {place} differ in {listed(differing_keys(one, other))}"
 
 
-def read_columns(row: Mapping[str, Any], own: Iterable[str]) -> Columns:
+def read_columns(row: Mapping[str, Any], own: Iterable[str], place: str = "prompt") -> Columns:
     """Check and read the columns of a row.
 
     Args:
         row: the row as JSON object.
         own: columns that the caller reads itself.
+        place: the column that has the prompt.
 
     Raises:
         RowError: a column has a value of a wrong type.
     """
     given = {name: value for name, value in row.items() if value is not None}
-    prompt, system = (given.get(name) or None for name in ("prompt", "system"))
+    prompt, system = (given.get(name) or None for name in (place, "system"))
     if isinstance(prompt, str):
-        prompt = _messages_of_text(prompt) or prompt
+        prompt = messages_of_text(prompt) or prompt
     if isinstance(prompt, list):
-        prompt = read_messages("prompt", prompt)
+        prompt = read_messages(place, prompt)
     elif not isinstance(prompt, str | None):
-        raise RowError(f"'prompt' is neither a list of messages nor a text: {reprlib.repr(prompt)}")
+        raise RowError(f"{place!r} is neither a list of messages nor a text: {reprlib.repr(prompt)}")
     if not isinstance(system, str | None):
         raise RowError(f"'system' is not a text: {reprlib.repr(system)}")
+    if media := [name for name in _MEDIA if given.get(name)]:
+        raise RowError(f"the row has {listed(media)}; only text is trained on")
+    used = {place, *_USED, *own}
     return Columns(
         prompt=prompt,
+        place=place,
         system=system,
         tools=_read_tools(given.get("tools")),
         template_kwargs=_read_template_kwargs(given.get("chat_template_kwargs")),
-        unused=tuple(name for name in given if name not in USED and name not in own),
-        has_developer=has_developer(row.get("prompt")),
+        unused=tuple(name for name in given if name not in used),
+        has_developer=has_developer(row.get(place)),
     )
 
 
-def _messages_of_text(text: str) -> list[Any] | None:
+def messages_of_text(text: str) -> list[Any] | None:
     """The messages that a text describes as JSON; None for any other text."""
     if not text.lstrip().startswith("["):
         return None
@@ -161,41 +209,3 @@ def _agreed_system(given: Mapping[str, list[Message]]) -> list[Message]:
         if found[place]["content"] != found[other]["content"]:
             raise RowError(f"the system messages of {place} and of {other} differ")
     return [list(found.values())[-1]] if found else []
-
-
-def _after_text(prompt: str, half: str, turns: list[Message]) -> list[Message]:
-    """The turns of a half behind a prompt that is the text of a user turn."""
-    users = [message["content"].strip() for message in turns if message["role"] == "user"]
-    said, answers_first = prompt.strip() in users, bool(turns) and turns[0]["role"] == "assistant"
-    if not said and (answers_first or not users):
-        return [{"role": "user", "content": prompt}, *turns]
-    if said and not answers_first:
-        return turns
-    raise RowError(
-        f"'prompt' is no user turn of {half!r}: {reprlib.repr(prompt)}; correct it, or rename the column if it is no "
-        "part of the conversation"
-    )
-
-
-def _after_messages(prompt: list[Message], half: str, turns: list[Message]) -> list[Message]:
-    """The turns of a half, an answer and perhaps later turns, behind the turns of a prompt."""
-    # A user turn that both have would be said twice.
-    said = [message for message in prompt if message["role"] == "user" and message in turns]
-    if not said:
-        return [*prompt, *turns]
-    text = reprlib.repr(said[0]["content"])
-    raise RowError(f"{half!r} contains the user turn {text} of 'prompt', but does not begin with 'prompt'")
-
-
-def _first_difference(half: str, messages: list[Message], start: int, prompt: list[Message], prompt_start: int) -> str:
-    """Where a half differs from its prompt; each begins at its own start, after a system message."""
-    index = 0
-    while start + index < len(messages) and messages[start + index] == prompt[prompt_start + index]:
-        index += 1
-    place = f"message {prompt_start + index} of 'prompt'"
-    if start + index == len(messages):
-        return f"it ends before {place}"
-    one, other = messages[start + index], prompt[prompt_start + index]
-    if one["role"] != other["role"]:
-        return f"its message {start + index} has the role {one['role']}, {place} the role {other['role']}"
-    return f"its message {start + index} and {place} differ in {listed(differing_keys(one, other))}"

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from minimind.data.encoding import MINIMIND, EncodingOptions
 from minimind.data.minimind_rule import MiniMindEncoder
 from minimind.data.rows import PreferenceRow
-from minimind.data.shapes import parse_row
+from minimind.data.shapes import parse_rows
 from minimind.data.sources import RowError, read_lines
 from minimind.errors import DataError
 
@@ -50,7 +50,7 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         self.rows: list[tuple[int, PreferenceRow]] = []
         for number, line in read_lines(self.path):
             try:
-                self.rows.append((number, parse_row(line)))
+                self.rows += [(number, row) for row in parse_rows(line)]
             except RowError as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
 

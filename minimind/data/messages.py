@@ -4,7 +4,8 @@
 
 A message is `{"role": ..., "content": ...}`. Other keys pass to the chat template as they are, with these exceptions:
 null is read as "not given" (column formats write it for every key that another row has), arguments of tool calls that
-are a JSON text become the object that they describe, and the role `developer` is read as `system`.
+are a JSON text become the object that they describe, the role `developer` is read as `system`, and a content that is
+a list of text parts becomes one text.
 """
 
 from __future__ import annotations
@@ -81,11 +82,28 @@ def _read_message(place: str, message: Any) -> Message:
     # An assistant turn that only calls tools needs no text.
     calls = message.get("tool_calls") if role == "assistant" else None
     content = message.get("content")
+    if isinstance(content, list) and content:
+        content = _joined(place, content)
+        message = {**message, "content": content}
     if not isinstance(content, str) and not (calls and content is None):
         raise RowError(f"{place} has no text in 'content'")
     if calls:
         message = {**message, "tool_calls": _read_calls(place, calls)}
     return message
+
+
+def _joined(place: str, parts: list[Any]) -> str:
+    """The text of a content that is given as parts, `[{"type": "text", "text": ...}]`, one directly after the other."""
+    for part in parts:
+        if not isinstance(part, dict) or "type" not in part:
+            raise RowError(f"{place} has no text in 'content', but a list of {reprlib.repr(part)}")
+        if part["type"] != "text":
+            raise RowError(f"{place} has a part of the type {reprlib.repr(part['type'])}; only text is trained on")
+        if not isinstance(part.get("text"), str):
+            raise RowError(f"{place} has a part of the type 'text' without a text")
+        if more := [key for key, value in part.items() if key not in ("type", "text") and value]:
+            raise RowError(f"{place} has a text part with {listed(more)}; only text is trained on")
+    return "".join(part["text"] for part in parts)
 
 
 def _read_calls(place: str, calls: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Checked preference rows: two conversations in one common form, whatever shape the file has.
 
-    messages of both halves (shapes.py), other columns (columns.py) -> checked_row -> PreferenceRow -> template.py
+    messages of both halves (shapes/), other columns (columns.py) -> checked_row -> PreferenceRow -> template.py
 
 An invalid row raises `RowError`; whether it stops the run is decided later, by `--on_bad_row`.
 """
@@ -26,6 +26,7 @@ class PreferenceRow:
         template_kwargs: further variables of the chat template for this row.
         unused: columns of the row that have a value and are not used.
         has_developer: messages of the role `developer` were read as system messages.
+        shape: name of the row's shape, a key of `SHAPES`.
     """
 
     chosen: list[Message]
@@ -34,6 +35,7 @@ class PreferenceRow:
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unused: tuple[str, ...] = ()
     has_developer: bool = False
+    shape: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ def checked_row(*, chosen: Any, rejected: Any, columns: Columns | None = None) -
     # Messages are counted as the file has them, without a prompt that was put in front.
     _check_prompts(completed, {half: len(completed[half]) - len(halves[half]) for half in halves})
     return PreferenceRow(
-        **completed,
+        chosen=completed["chosen"],
+        rejected=completed["rejected"],
         tools=columns.tools,
         template_kwargs=columns.template_kwargs,
         unused=columns.unused,

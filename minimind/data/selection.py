@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.table import PairTable
-from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT
+from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, WRONG
 from minimind.errors import DataError
 
 # Values of --on_bad_row and of --on_long_row.
@@ -111,7 +111,7 @@ def select_pairs(table: PairTable, *, on_bad_row: str, on_long_row: str) -> Pair
 
 def _wrong(table: PairTable) -> NDArray[np.bool_]:
     """Which tokenised pairs are wrong, (n,)."""
-    return np.isin(table.lines, [row.line for row in table.bad])
+    return table.cuts & WRONG > 0
 
 
 def _needed(table: PairTable) -> NDArray[np.int64]:

@@ -27,18 +27,22 @@ from minimind.data.encoder import build_encoder
 from minimind.data.encoding import ConversationEncoder, EncodingOptions
 from minimind.data.pairs import LengthLimit
 from minimind.data.rows import BadRow
-from minimind.data.tokens import Chunk, tokenize
+from minimind.data.shapes import ShapeOptions
+from minimind.data.tokens import ROWS, Chunk, tokenize
 from minimind.durable import checksum, sync_tree
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 4
+_FORMAT = 5
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
 _ATTENTION_TOKENS = 8192
 # Arrays of the cache with one or two values for each pair, by name, with their dtypes.
 _SMALL = {"full_lengths": np.int64, "prefixes": np.int64, "lines": np.int64, "cuts": np.uint8}
+# Counters of the cache: name -> number.
+_COUNTERS = ("counts", "shapes", "unused")
 _DEFAULT_OPTIONS = EncodingOptions()
+_DEFAULT_SHAPES = ShapeOptions()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,8 @@ class PairTable:
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
-        counts: number of rows with a property that the user is told of, by its name in tokens.py.
+        counts: number of rows or pairs with a property that the user is told of, by its name in tokens.py.
+        shapes: number of rows of each shape, by its name in `SHAPES`.
         unused: number of rows of everything that is not used, e.g. of a column.
         selected: indices of the pairs in use, ascending.
     """
@@ -91,6 +96,7 @@ class PairTable:
     max_length: int
     bad: tuple[BadRow, ...]
     counts: Mapping[str, int]
+    shapes: Mapping[str, int]
     unused: Mapping[str, int]
     selected: NDArray[np.int64]
 
@@ -128,7 +134,7 @@ class PairTable:
     @property
     def total_rows(self) -> int:
         """Number of rows of the file that are not blank."""
-        return len(self.lines) + sum(not row.tokenized for row in self.bad)
+        return self.counts[ROWS]
 
 
 def load_table(
@@ -139,6 +145,7 @@ def load_table(
     num_workers: int,
     cache_dir: Path,
     options: EncodingOptions = _DEFAULT_OPTIONS,
+    shapes: ShapeOptions = _DEFAULT_SHAPES,
     cut_prompt: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> PairTable:
@@ -148,6 +155,7 @@ def load_table(
         max_length, cut_prompt: how long a row may be, and how longer rows are cut; see `LengthLimit`.
         num_workers: largest number of worker processes.
         options: how conversations are encoded.
+        shapes: how rows are read.
         on_progress: called for each tokenised chunk of rows.
 
     Raises:
@@ -159,11 +167,11 @@ def load_table(
         raise DataError(f"{path}: {problem}; --data_path needs a file with one JSON object per line")
     encoder = build_encoder(tokenizer, options)
     limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
-    key = _key(path, encoder, limit)
+    key = _key(path, encoder, limit, shapes)
     folder = cache_dir / f"pairs-{key}"
     table = _open(path, key, folder)
     if table is None:
-        chunks = tokenize(path, encoder, max_length=max_length, cut_prompt=cut_prompt, num_workers=num_workers)
+        chunks = tokenize(path, encoder, limit, shapes, num_workers=num_workers)
         _write(folder, _with_progress(chunks, on_progress), limit)
         table = _open(path, key, folder)
     if table is None:
@@ -177,14 +185,14 @@ def _with_progress(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> 
         yield chunk
 
 
-def _key(path: Path, encoder: ConversationEncoder, limit: LengthLimit) -> str:
+def _key(path: Path, encoder: ConversationEncoder, limit: LengthLimit, shapes: ShapeOptions) -> str:
     """Hash of everything that the arrays depend on."""
     digest = hashlib.sha256()
     tokenizer = encoder.tokenizer
     # A fast tokenizer can serialise its whole pipeline (normaliser, merges, ...), a slow one only its vocabulary.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    settings = [_FORMAT, limit.max_length, limit.cut_prompt, *encoder.key()]
+    settings = [_FORMAT, limit.max_length, limit.cut_prompt, shapes.key(), *encoder.key()]
     digest.update(json.dumps([settings, content, tokenizer.chat_template, _special(tokenizer)]).encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -223,8 +231,7 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> 
     lengths: list[int] = []
     small: dict[str, list[int]] = {name: [] for name in _SMALL}
     bad: list[BadRow] = []
-    counts: Counter[str] = Counter()
-    unused: Counter[str] = Counter()
+    counters = {name: Counter[str]() for name in _COUNTERS}
     with (folder / "tokens.i32").open("wb") as tokens, (folder / "mask.u8").open("wb") as mask:
         for chunk in chunks:
             chunk.tokens.tofile(tokens)
@@ -233,8 +240,8 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> 
             for name, values in small.items():
                 values += getattr(chunk, name)
             bad += chunk.bad
-            counts.update(chunk.counts)
-            unused.update(chunk.unused)
+            for name, counter in counters.items():
+                counter.update(getattr(chunk, name))
     np.save(folder / "offsets.npy", np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64))
     for name, values in small.items():
         np.save(folder / f"{name}.npy", np.array(values, _SMALL[name]))
@@ -242,8 +249,7 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> 
         "format": _FORMAT,
         "max_length": limit.max_length,
         "bad": [dataclasses.asdict(row) for row in bad],
-        "counts": counts,
-        "unused": unused,
+        **counters,
         "checksums": {file.name: checksum(file) for file in sorted(folder.iterdir())},
     }
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
@@ -266,8 +272,7 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
             **small,
             max_length=meta["max_length"],
             bad=tuple(BadRow(**row) for row in meta["bad"]),
-            counts=meta["counts"],
-            unused=meta["unused"],
+            **{name: meta[name] for name in _COUNTERS},
             selected=np.arange(len(small["lines"])),
         )
         return table if _is_consistent(table) else None
@@ -281,7 +286,7 @@ def _is_consistent(table: PairTable) -> bool:
     sizes = (len(table.offsets) - 1, len(table.full_lengths), 2 * len(table.prefixes), 2 * len(table.cuts))
     if sizes != (2 * number,) * 4:
         return False
-    if not (isinstance(table.max_length, int) and isinstance(table.counts, dict) and isinstance(table.unused, dict)):
+    if not (isinstance(table.max_length, int) and all(isinstance(getattr(table, name), dict) for name in _COUNTERS)):
         return False
     lengths = np.diff(table.offsets)
     offsets_valid = table.offsets[0] == 0 and bool((lengths >= 0).all())

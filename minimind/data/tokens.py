@@ -1,6 +1,6 @@
 """Tokenises a preference file, in worker processes if the file is large.
 
-    lines (sources.py) -> parse_row (shapes.py) -> encode_pair (pairs.py) -> chunks of flat arrays, in file order
+    lines (sources.py) -> parse_rows (shapes/) -> encode_pair (pairs.py) -> chunks of flat arrays, in file order
 
 A row that cannot be used becomes a `BadRow` of its chunk; it does not stop the others.
 """
@@ -24,34 +24,36 @@ from minimind.data.encoding import ConversationEncoder
 from minimind.data.left_out import check_rendered, not_used, words_of
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
 from minimind.data.rows import BadRow, PreferenceRow
-from minimind.data.shapes import parse_row
+from minimind.data.shapes import ShapeOptions, parse_rows
 from minimind.data.sources import RowError, read_lines
 from minimind.data.tool_arguments import fit_arguments
 
-# Names in `Chunk.counts`: rows whose tokens or mask differ from those of MiniMind's rule, and rows whose messages of
-# the role `developer` were read as system messages.
-OTHER_MASK, DEVELOPER = "other_mask", "developer"
+# Names in `Chunk.counts`: rows of the file; pairs whose tokens or mask differ from those of MiniMind's rule; and pairs
+# whose messages of the role `developer` were read as system messages.
+ROWS, OTHER_MASK, DEVELOPER = "rows", "other_mask", "developer"
 # Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
-# left.
-PROMPT_CUT, END_CUT, LOST = 1, 2, 4
+# left; the pair is one of `Chunk.bad`.
+PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
 _ROWS_PER_TASK = 256
+_DEFAULT_SHAPES = ShapeOptions()
 # Below this number of rows, starting worker processes takes longer than they save.
 _MIN_ROWS_FOR_WORKERS = 4 * _ROWS_PER_TASK
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Tokenised rows of consecutive lines: the result of one worker task. n pairs, 2n rows.
+    """Tokenised pairs of consecutive lines: the result of one worker task. n pairs, 2n rows of tokens.
 
     Attributes:
         tokens, mask: all rows concatenated, chosen before rejected.
         lengths: tokens of each of the 2n rows.
         full_lengths: the same before anything was cut.
         prefixes: number of leading tokens that both rows of a pair share, n values.
-        lines: line number of each pair in the file, n values.
-        cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST.
-        bad: rows that cannot be trained on; those with `tokenized` are also among the n pairs.
-        counts: number of rows with a property that the user is told of, by a name from this module.
+        lines: line number of each pair in the file, n values; pairs of one line follow each other.
+        cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
+        bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
+        counts: number of rows or pairs with a property that the user is told of, by a name from this module.
+        shapes: number of rows of each shape, by its name in `SHAPES`.
         unused: number of rows of everything that is not used, e.g. of a column.
     """
 
@@ -64,16 +66,17 @@ class Chunk:
     cuts: list[int]
     bad: list[BadRow]
     counts: Mapping[str, int]
+    shapes: Mapping[str, int]
     unused: Mapping[str, int]
 
 
 # Set once per worker process: sending the tokenizer with every task would cost more than the task.
-_worker: tuple[ConversationEncoder, LengthLimit] | None = None
+_worker: tuple[ConversationEncoder, LengthLimit, ShapeOptions] | None = None
 
 
-def _start_worker(encoder: ConversationEncoder, limit: LengthLimit) -> None:
+def _start_worker(encoder: ConversationEncoder, limit: LengthLimit, shapes: ShapeOptions) -> None:
     global _worker
-    _worker = encoder, limit
+    _worker = encoder, limit, shapes
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -91,29 +94,34 @@ def _run_task(lines: list[tuple[int, bytes]]) -> Chunk:
 
 
 def tokenize(
-    path: Path, encoder: ConversationEncoder, *, max_length: int, cut_prompt: bool = False, num_workers: int
+    path: Path,
+    encoder: ConversationEncoder,
+    limit: LengthLimit,
+    shapes: ShapeOptions = _DEFAULT_SHAPES,
+    *,
+    num_workers: int,
 ) -> Iterator[Chunk]:
     """Yield the chunks of a file, in file order.
 
     Args:
-        max_length, cut_prompt: how long a row may be, and how longer rows are cut; see `LengthLimit`.
+        limit: how long a row may be, and how longer rows are cut.
+        shapes: how rows are read.
         num_workers: largest number of worker processes; the number of cores is another limit. Fewer than 2, or a
             small file: this process does the work.
 
     Raises:
         DataError: the file is missing, unreadable or empty.
     """
-    limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
     batches = _batched(read_lines(path), _ROWS_PER_TASK)
     first = list(itertools.islice(batches, _MIN_ROWS_FOR_WORKERS // _ROWS_PER_TASK))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
     if sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2:
         for batch in itertools.chain(first, batches):
-            yield _encode_lines(encoder, limit, batch)
+            yield _encode_lines(encoder, limit, shapes, batch)
         return
     # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder, limit)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder, limit, shapes)) as pool:
         yield from pool.map(_run_task, itertools.chain(first, batches))
 
 
@@ -123,43 +131,58 @@ def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tup
         yield batch
 
 
-def _encode_lines(encoder: ConversationEncoder, limit: LengthLimit, lines: list[tuple[int, bytes]]) -> Chunk:
+def _encode_lines(
+    encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, lines: list[tuple[int, bytes]]
+) -> Chunk:
     """Parse and tokenise lines, given with their numbers."""
     words = words_of(encoder.template)
     pairs: list[EncodedPair] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
-    counts: Counter[str] = Counter()
-    unused: Counter[str] = Counter()
+    counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
     for number, line in lines:
+        counts[ROWS] += 1
         try:
-            row = parse_row(line)
-            pair = _encode(row, number, encoder, limit)
+            rows = parse_rows(line, options)
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
-        except RecursionError:
-            bad.append(BadRow(line=number, reason="nested too deeply", tokenized=False))
-            continue
-        if pair.problem is not None:
-            bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
-        counts[OTHER_MASK] += pair.other_mask
-        counts[DEVELOPER] += row.has_developer
-        unused.update(not_used(row, words))
-        pairs.append(pair)
-        numbers.append(number)
-    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        shapes.update({row.shape for row in rows})
+        seen = set[str]()
+        for row in rows:
+            try:
+                pair = _encode(row, number, encoder, limit)
+            except (RowError, RecursionError) as error:
+                reason = str(error) if isinstance(error, RowError) else "nested too deeply"
+                bad.append(BadRow(line=number, reason=reason, tokenized=False))
+                continue
+            if pair.problem is not None:
+                bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
+            counts[OTHER_MASK] += pair.other_mask
+            counts[DEVELOPER] += row.has_developer
+            seen.update(not_used(row, words))
+            pairs.append(pair)
+            numbers.append(number)
+        unused.update(seen)
+    halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
     return Chunk(
-        tokens=np.array([token for row in rows for token in row.tokens], np.int32),
-        mask=np.array([value for row in rows for value in row.mask], np.uint8),
-        lengths=[len(row.tokens) for row in rows],
+        tokens=np.array([token for half in halves for token in half.tokens], np.int32),
+        mask=np.array([value for half in halves for value in half.mask], np.uint8),
+        lengths=[len(half.tokens) for half in halves],
         full_lengths=[length for pair in pairs for length in pair.lengths],
         prefixes=[pair.prefix for pair in pairs],
         lines=numbers,
-        cuts=[PROMPT_CUT * pair.prompt_cut + END_CUT * pair.end_cut + LOST * pair.is_lost for pair in pairs],
+        cuts=[_cuts(pair) for pair in pairs],
         bad=bad,
         counts=counts,
+        shapes=shapes,
         unused=unused,
+    )
+
+
+def _cuts(pair: EncodedPair) -> int:
+    return (
+        PROMPT_CUT * pair.prompt_cut + END_CUT * pair.end_cut + LOST * pair.is_lost + WRONG * (pair.problem is not None)
     )
 
 

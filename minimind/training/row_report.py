@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from minimind.config import DataConfig
 from minimind.data.selection import CUT_PROMPT, KEEP, SKIP, LengthSummary, summarize_lengths
+from minimind.data.shapes import PLAIN, SHAPES
 from minimind.data.table import PairTable
 from minimind.data.tokens import DEVELOPER
 
@@ -24,6 +25,7 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
     Args:
         table: the pairs that the run uses, as `select_pairs` gives them under the same flags.
     """
+    yield from _shapes(table)
     if table.bad:
         yield _wrong_rows(table, config)
     summary = summarize_lengths(table)
@@ -33,6 +35,15 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
         yield _unused(table)
     if number := table.counts.get(DEVELOPER):
         yield f"in {_rows(number)} a message of the role developer is read as the system message"
+
+
+def _shapes(table: PairTable) -> Iterator[str]:
+    """The rows of each shape, where there are others than MiniMind's."""
+    if table.shapes.keys() <= {PLAIN}:
+        return
+    for name, number in table.shapes.items():
+        note = f": {SHAPES[name].note}" if SHAPES[name].note else ""
+        yield f"{_rows(number)}: {SHAPES[name].title}{note}"
 
 
 def _wrong_rows(table: PairTable, config: DataConfig) -> str:

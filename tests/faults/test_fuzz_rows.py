@@ -14,7 +14,7 @@ from minimind.data.dataset import DPODataset
 from minimind.data.packs import pack
 from minimind.data.rows import PreferenceRow
 from minimind.data.selection import select_pairs
-from minimind.data.shapes import parse_row
+from minimind.data.shapes import parse_rows
 from minimind.data.sources import RowError
 from minimind.data.table import load_table
 from minimind.errors import MiniMindError
@@ -67,7 +67,7 @@ MALICIOUS = [
 def assert_row_or_reason(line: bytes) -> None:
     reason = ""
     try:
-        assert isinstance(parse_row(line), PreferenceRow)
+        assert all(isinstance(row, PreferenceRow) for row in parse_rows(line))
     except RowError as error:
         reason = str(error)
     # It goes to a terminal and into files: text, and not the row itself.

@@ -10,7 +10,7 @@ import pytest
 
 import minimind
 from minimind.config import parse_settings
-from minimind.data import shapes
+from minimind.data.shapes import registry
 from minimind.model import family
 from minimind.objective import losses
 from minimind.objective.losses import SigmoidLoss
@@ -281,7 +281,7 @@ def test_every_kind_of_addition_has_an_example():
 def test_example_runs(heading, monkeypatch):
     # Copies of the tables, so that what an example registers does not outlive it.
     monkeypatch.setattr(losses, "_LOSSES", dict(losses._LOSSES))
-    monkeypatch.setattr(shapes, "SHAPES", dict(shapes.SHAPES))
+    monkeypatch.setattr(registry, "SHAPES", dict(registry.SHAPES))
     monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
     assert "assert " in EXAMPLES[heading]
     exec(compile(EXAMPLES[heading], f"<{heading}>", "exec"), {"__name__": "__main__"})

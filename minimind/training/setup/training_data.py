@@ -18,6 +18,7 @@ from minimind.data.encoding import EncodingOptions
 from minimind.data.left_out import words_of
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
+from minimind.data.shapes import ShapeOptions
 from minimind.data.table import PairTable, load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError
@@ -87,6 +88,7 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
             prepared.tokenizer,
             max_length=config.max_seq_len,
             options=encoding_options(config, words_of(ChatTemplate(prepared.tokenizer))),
+            shapes=shape_options(config),
             cut_prompt=config.on_long_row == CUT_PROMPT,
             num_workers=config.num_workers,
             cache_dir=cache_dir(prepared.settings.config),
@@ -95,6 +97,11 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
         return select_pairs(table, on_bad_row=config.on_bad_row, on_long_row=config.on_long_row)
 
     return main_first(world, load)
+
+
+def shape_options(config: DataConfig) -> ShapeOptions:
+    """How rows are read under these flags."""
+    return ShapeOptions(data_format=config.data_format)
 
 
 def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptions:

@@ -13,6 +13,7 @@ from minimind.errors import ConfigError
 def test_defaults_are_minimind_s():
     assert dataclasses.asdict(DataConfig()) == {
         "data_path": None,
+        "data_format": "auto",
         "eval_data_path": None,
         "tokenizer_path": None,
         "chat_template": None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minimind.data import tokens
 from minimind.data.rows import BadRow
 from minimind.data.table import PairTable
 from tests.conftest import conversation, pair
@@ -47,12 +48,15 @@ def table_of(
     *pairs: tuple[int, int, int],
     bad: tuple[BadRow, ...] = (),
     counts: dict[str, int] | None = None,
+    shapes: dict[str, int] | None = None,
     unused: dict[str, int] | None = None,
 ) -> PairTable:
     """A table of pairs in lines 1, 2, ..., given as full length of chosen, of rejected, and cuts; rows of 100 tokens
     at most."""
     lengths = np.array([length for pair in pairs for length in pair[:2]], np.int64)
     offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, 100)))).astype(np.int64)
+    cuts = np.array([pair[2] for pair in pairs], np.uint8)
+    cuts[[row.line - 1 for row in bad if row.tokenized]] |= tokens.WRONG
     return PairTable(
         path=Path("pairs.jsonl"),
         key="",
@@ -62,10 +66,11 @@ def table_of(
         full_lengths=lengths,
         prefixes=np.zeros(len(pairs), np.int64),
         lines=np.arange(1, len(pairs) + 1),
-        cuts=np.array([pair[2] for pair in pairs], np.uint8),
+        cuts=cuts,
         max_length=100,
         bad=bad,
-        counts=counts or {},
+        counts={tokens.ROWS: len(pairs) + sum(not row.tokenized for row in bad), **(counts or {})},
+        shapes=shapes or {},
         unused=unused or {},
         selected=np.arange(len(pairs)),
     )

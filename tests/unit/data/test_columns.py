@@ -134,6 +134,11 @@ CONTRADICTIONS = {
         [{"role": "assistant", "content": "Hi!"}, QUESTION, ANSWER],
         "'chosen' contains the user turn 'What do horses eat?' of 'prompt', but does not begin with 'prompt'",
     ),
+    "a prompt that ends with an answer": (
+        {"prompt": [QUESTION, ANSWER]},
+        [{"role": "assistant", "content": "Who cares."}],
+        "'prompt' ends with an assistant turn, and 'chosen' begins with one",
+    ),
     "another text": (
         {"prompt": "What do cows eat?"},
         [QUESTION, ANSWER],
@@ -233,6 +238,22 @@ def test_value_of_a_wrong_type_is_an_error(row, reason):
 def test_columns_of_no_use_are_named_if_they_have_a_value():
     row = {"id": 0, "chosen": [], "note": None, "score": 3.5, "rejected": [], "messages": [], "system": "Be kind."}
     assert read(row).unused == ("id", "score", "messages")
+
+
+def test_pictures_and_sounds_are_refused():
+    for name in ("images", "videos", "audios"):
+        with pytest.raises(RowError, match=f"^the row has '{name}'; only text is trained on$"):
+            read({name: ["x"]})
+        assert read({name: []}).unused == (name,)
+
+
+def test_the_prompt_may_have_another_name():
+    columns = read_columns({"question": [QUESTION], "prompt": "unused"}, own=(), place="question")
+    assert (columns.prompt, columns.unused) == ([QUESTION], ("prompt",))
+    with pytest.raises(
+        RowError, match="'chosen' does not begin with 'question': its message 0 and message 0 of 'question'"
+    ):
+        columns.complete("chosen", conversation("What do cows eat?", "Grass."))
 
 
 def test_developer_in_the_prompt_is_noted():

@@ -87,6 +87,13 @@ def test_tool_calls_of_other_roles_are_not_read():
     assert read_messages("chosen", [message]) == [message]
 
 
+def test_text_parts_are_joined():
+    parts = [{"type": "text", "text": "Will it "}, {"type": "text", "text": "rain?", "image_url": None}]
+    message = {"role": "user", "content": parts}
+    assert read_messages("chosen", [message]) == [{"role": "user", "content": "Will it rain?"}]
+    assert message["content"] is parts
+
+
 def test_developer_is_read_as_system():
     messages = [{"role": "developer", "content": "Be brief."}, USER]
     assert read_messages("prompt", messages) == [{"role": "system", "content": "Be brief."}, USER]
@@ -127,6 +134,20 @@ def test_json_text():
         ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "has 'function_call', which chat"),
         ({"role": "assistant", "content": 5, "tool_calls": [{"name": "f"}]}, "has no text in 'content'"),
         ({"role": "assistant", "content": [{"text": "x"}], "tool_calls": [{"name": "f"}]}, "has no text in 'content'"),
+        ({"role": "user", "content": []}, "has no text in 'content'"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+            "has a part of the type 'image_url'; only",
+        ),
+        ({"role": "user", "content": [{"type": "text", "text": 3}]}, "has a part of the type 'text' without a text"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "image": "y"}]},
+            "has a text part with 'image'; only",
+        ),
+        (
+            {"role": "user", "content": [{"type": ["text"], "text": "x"}]},
+            r"has a part of the type \['text'\]; only text",
+        ),
     ],
 )
 def test_parts_of_a_message_that_would_be_lost_are_refused(message, reason):

@@ -80,6 +80,12 @@ def test_columns_of_no_use_are_counted_over_all_rows(load, write_rows):
     assert load(write_rows(*rows, "{broken")).unused == {"column 'score'": 2, "column 'id'": 3}
 
 
+def test_rows_of_each_shape_are_counted(load, write_rows):
+    texts = {"prompt": "What do horses eat?", "chosen": "Hay.", "rejected": "Who cares."}
+    table = load(write_rows(*ROWS, texts, {"prompt": "x"}, SHORT))
+    assert (table.shapes, len(table.lines), table.total_rows) == ({"minimind": 4, "trl": 1}, 5, 6)
+
+
 def test_developer_messages_are_counted(load, write_rows):
     developer = {"role": "developer", "content": "Be kind."}
     row = {half: [developer, *messages] for half, messages in SHORT.items()}

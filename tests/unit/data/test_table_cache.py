@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from minimind import demo
 from minimind.data import table as table_module
 from minimind.data.encoding import EncodingOptions
+from minimind.data.shapes import ShapeOptions
 from minimind.errors import DataError
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content
 
@@ -81,6 +82,7 @@ def test_key_changes_with_a_byte_of_the_file(load, write_rows):
         {"options": EncodingOptions(mask="minimind")},
         {"options": EncodingOptions(template_kwargs={"enable_thinking": False})},
         {"options": EncodingOptions(last_turn_only=True)},
+        {"shapes": ShapeOptions(data_format="minimind")},
     ],
     ids=str,
 )
@@ -190,7 +192,7 @@ def test_bad_rows_lengths_and_counts_are_cached(load, write_rows):
     path = write_rows({**SHORT, "id": 1}, "{kaputt 你好", LONG_QUESTION, same)
     made, read = load(path, max_length=12), load(path, max_length=12)
     assert [(row.line, row.tokenized) for row in read.bad] == [(2, False), (4, True)]
-    assert (read.bad, read.counts, read.unused) == (made.bad, made.counts, made.unused)
+    assert (read.bad, read.counts, read.shapes, read.unused) == (made.bad, made.counts, made.shapes, made.unused)
     assert read.unused == {"column 'id'": 1, "'score' of messages": 1}
     for name in ("full_lengths", "cuts", "lines", "prefixes"):
         assert getattr(read, name).tolist() == getattr(made, name).tolist()

@@ -20,6 +20,15 @@ def test_a_file_without_peculiarities_needs_no_message():
     assert messages(table_of((100, 3, 0), (5, 5, 0), counts={DEVELOPER: 0})) == []
 
 
+def test_rows_of_each_shape():
+    assert messages(table_of((5, 5, 0), shapes={"minimind": 1})) == []
+    assert messages(table_of((5, 5, 0), shapes={"minimind": 1, "sharegpt": 300, "trl": 2})) == [
+        "1 row: MiniMind's",
+        "300 rows: ShareGPT",
+        "2 rows: TRL's texts: prompt and answers become a user turn and an assistant turn of the chat template",
+    ]
+
+
 def broken(*lines: int) -> tuple[BadRow, ...]:
     return tuple(BadRow(line=line, reason="invalid JSON", tokenized=False) for line in lines)
 

@@ -1,0 +1,14 @@
+"""The shapes of rows: from one JSON value to checked pairs.
+
+    bytes or a dict -> registry.py (parse_rows) -> the one shape that fits -> its conversion -> PreferenceRow (rows.py)
+                       ^ SHAPES: messages.py, texts.py, sharegpt.py, ...
+
+A conversion brings a prompt and two halves into the form of messages, with helpers of `halves.py`. All conversions end
+with `checked_row`, so the checks are the same for every shape.
+"""
+
+from minimind.data.shapes.options import ShapeOptions
+from minimind.data.shapes.registry import PLAIN, SHAPES, parse_rows
+from minimind.data.shapes.shape import RowShape
+
+__all__ = ["PLAIN", "SHAPES", "RowShape", "ShapeOptions", "parse_rows"]

@@ -1,0 +1,107 @@
+"""Which shape a row has, and its pairs.
+
+    bytes or a dict -> parse_rows -> the shape of --data_format, or the only one that fits -> its conversion -> pairs
+
+To add a shape, write its conversion, an entry of `SHAPES`, a row of the table in launch/README.md and its tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from minimind.data.messages import listed
+from minimind.data.rows import PreferenceRow
+from minimind.data.shapes.conversations import MINIMIND, SHAREGPT
+from minimind.data.shapes.options import AUTO, ShapeOptions
+from minimind.data.shapes.shape import Row, RowShape, given_columns
+from minimind.data.shapes.texts import ALPACA, HH, TRL
+from minimind.data.sources import RowError, parse_json
+
+# Values of --data_format besides AUTO.
+SHAPES: Mapping[str, RowShape] = {
+    "minimind": MINIMIND,
+    "trl": TRL,
+    "sharegpt": SHAREGPT,
+    "alpaca": ALPACA,
+    "hh": HH,
+}
+# The shape that needs no mention.
+PLAIN = "minimind"
+_DEFAULT = ShapeOptions()
+_JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = _DEFAULT) -> list[PreferenceRow]:
+    """Convert one raw row to checked pairs.
+
+    Args:
+        content: one JSON value, or a row of another file with Python values.
+
+    Returns:
+        Its pairs, most often one; none, if all of several answers have the same score.
+
+    Raises:
+        RowError: the reason, without file and line.
+    """
+    try:
+        row = parse_json(content) if isinstance(content, bytes) else content
+        if not isinstance(row, dict):
+            raise RowError(f"unknown row shape: a JSON {_JSON_TYPES[type(row)]}; a row must be an object")
+        if options.data_format != AUTO:
+            return _convert(options.data_format, row, options)
+        name = _recognise(row)
+        try:
+            return _convert(name, row, options)
+        except RowError as error:
+            raise RowError(str(error) if name == PLAIN else f"read as {SHAPES[name].title}: {error}") from error
+    except RecursionError as error:
+        # The parser accepts deeper nesting than comparison and repr do, so the checks can fail here as well.
+        raise RowError("invalid JSON: nested too deeply") from error
+
+
+def _convert(name: str, row: Row, options: ShapeOptions) -> list[PreferenceRow]:
+    shape = SHAPES[name]
+    if missing := shape.missing(given_columns(row)):
+        raise RowError(_near(shape, row, missing))
+    return [dataclasses.replace(pair, shape=name) for pair in shape.convert(row, options)]
+
+
+def _recognise(row: Row) -> str:
+    """Name of the shape whose columns a row has.
+
+    Raises:
+        RowError: there is none, or more than one.
+    """
+    given = given_columns(row)
+    candidates = [name for name, shape in SHAPES.items() if not shape.missing(given)]
+    fitting = [name for name in candidates if SHAPES[name].fits(row, given)]
+    if len(fitting) > 1:
+        readings = " or as ".join(f"{SHAPES[name].title} ({listed(SHAPES[name].found(given))})" for name in fitting)
+        formats = " or ".join(f"--data_format {name}" for name in fitting)
+        raise RowError(f"can be read as {readings}; say which by {formats}")
+    if fitting or candidates:
+        # Where only the values are wrong, the conversion says which.
+        return (fitting or candidates)[0]
+    # The shape of which fewest columns are missing, and of these the one of which most are there.
+    shape = min(SHAPES.values(), key=lambda one: (len(one.missing(given)), -len(one.found(given))))
+    if not shape.found(given):
+        raise RowError(f"unknown row shape: {_describe(row)}; see the shapes of rows in launch/README.md")
+    raise RowError(_near(shape, row, shape.missing(given)))
+
+
+def _near(shape: RowShape, row: Row, missing: list[tuple[str, ...]]) -> str:
+    """What a row has of a shape, and what it lacks."""
+    found = shape.found(given_columns(row))
+    there = f"{' and '.join(map(repr, found))} {'are' if len(found) > 1 else 'is'} there, " if found else ""
+    lacking = list(dict.fromkeys(repr(names[0]) for names in missing))
+    return f"looks like {shape.title}: {there}{' and '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} not"
+
+
+def _describe(row: Row) -> str:
+    """The first keys of an object; short enough for a message."""
+    shortener = reprlib.Repr()
+    shortener.maxlist, shortener.maxstring = 4, 20
+    return f"an object with the keys {shortener.repr(list(row))}"
