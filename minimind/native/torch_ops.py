@@ -128,10 +128,14 @@ class LogSum:
         self._log_sum = torch.full_like(self._at_target, -torch.inf)
 
     def add(self, logits: Tensor, start: int) -> None:
-        wide = logits.to(self._log_sum.dtype)
-        self._log_sum = torch.logaddexp(self._log_sum, wide.logsumexp(1))
         inside, column = _columns(self._targets, start, logits.shape[1])
+        # A copy, because it is overwritten, and backward may begin with these logits.
+        wide = logits.to(self._log_sum.dtype, copy=True)
         self._at_target = torch.where(inside, wide.gather(1, column)[:, 0], self._at_target)
+        # The bits of torch.logsumexp without its second large tensor. Clamped, because -inf minus -inf is NaN.
+        largest = wide.amax(1, keepdim=True).clamp_min(torch.finfo(wide.dtype).min)
+        block = wide.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
+        self._log_sum = torch.logaddexp(self._log_sum, block)
 
     def result(self) -> tuple[Tensor, Tensor]:
         return self._log_sum, self._at_target

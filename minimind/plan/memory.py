@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from minimind.objective.log_probs import block_bytes
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.sizes import ModelSizes
 
-# Elements of a block of logits; only one block exists at a time (objective/log_probs.py).
-_LOGITS_BLOCK = 2**23
 # Elements that stage 0 flattens and all-reduces at a time (DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE).
 _STAGE_0_BUCKET = 500_000_000
 # Bytes per element: both moments of Adam, float32 master weights of 16-bit weights, any float32 value.
@@ -92,7 +91,9 @@ def rank_memory(
         else _stage_0_to_2(sizes, choice, load, machine)
     )
     shard, gathered, in_host = _reference(sizes, reference, load, machine.ranks)
-    working = load.width * load.tokens * load.reference_batches * (3 * sizes.hidden + 3 * sizes.inner + 2 * sizes.query)
+    scored = load.tokens * load.reference_batches
+    working = load.width * scored * (3 * sizes.hidden + 3 * sizes.inner + 2 * sizes.query)
+    logits = _logits(sizes, scored, machine.on_cpu)
     if machine.on_cpu:
         # Offloaded states take the same memory here. The operating system gives no memory to the part of a bucket that
         # is never written to.
@@ -107,10 +108,10 @@ def rank_memory(
         policy,
         reference=shard,
         scoring_gathered=gathered,
-        scoring=working if load.reference else 0,
+        scoring=working + logits if load.reference else 0,
         host=policy.host + in_host,
         activations=activation_bytes(sizes, load),
-        head=_head(sizes, load),
+        head=_head(sizes, load, machine.on_cpu),
     )
 
 
@@ -131,12 +132,16 @@ def activation_bytes(sizes: ModelSizes, load: StepLoad) -> int:
     return load.width * load.tokens * per_token
 
 
-def _head(sizes: ModelSizes, load: StepLoad) -> int:
+def _head(sizes: ModelSizes, load: StepLoad, on_cpu: bool) -> int:
     """Bytes of the output head: hidden states of the targets and their gradient, one block of logits, the gradient of
     the head's weight."""
     hidden = load.tokens * sizes.hidden * (load.width + _FLOAT32)
-    logits = min(_LOGITS_BLOCK, load.tokens * sizes.vocab) * (_FLOAT32 + 2 * load.width)
-    return hidden + logits + load.width * sizes.vocab * sizes.hidden
+    return hidden + _logits(sizes, load.tokens, on_cpu) + load.width * sizes.vocab * sizes.hidden
+
+
+def _logits(sizes: ModelSizes, targets: int, on_cpu: bool) -> int:
+    """Bytes of one block of logits: in 16 bits with a float32 copy and the gradient, or in float32 with a copy."""
+    return min(block_bytes(on_cpu) // _FLOAT32, targets * sizes.vocab) * 2 * _FLOAT32
 
 
 def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine: Machine) -> RankMemory:

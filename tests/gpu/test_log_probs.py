@@ -14,7 +14,7 @@ pytestmark = [
 
 
 def test_log_probs_over_several_blocks_equal_one_softmax_without_a_wait(monkeypatch):
-    monkeypatch.setattr(log_probs, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(log_probs, "block_bytes", lambda on_cpu: 2**16)
     hidden, weight = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16) for n in (300, 1000))
     targets = torch.randint(0, 1000, (300,), device="cuda")
     leaves = hidden.requires_grad_(), weight.requires_grad_()

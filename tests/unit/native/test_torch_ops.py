@@ -111,3 +111,16 @@ def test_log_sum_over_blocks_and_its_gradient():
     second = torch_ops.log_sum_gradient(logits[:, 1:], targets, 1, log_sum, grad)
     assert_close(first, [[7 / 8], [-2 / 8]])
     assert_close(second, [[-3 / 8, -4 / 8], [-6 / 8, 2 * 4 / 8]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_sum_has_the_bits_of_logsumexp_and_leaves_the_logits(dtype):
+    logits = (7 * torch.randn(30, 1000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits[3] = -torch.inf  # as a bias of -inf makes them: the block adds nothing
+    before, targets = logits.clone(), torch.arange(30)
+    log_sum = torch_ops.LogSum(targets, torch.float32)
+    log_sum.add(logits, 0)
+    total, at_target = log_sum.result()
+    assert torch.equal(total, logits.float().logsumexp(1))
+    assert torch.equal(at_target, logits.float().diagonal())
+    assert torch.equal(logits, before)

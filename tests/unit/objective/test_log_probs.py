@@ -47,7 +47,7 @@ def value_and_gradients(score, hidden, weight, targets, bias):
 @pytest.mark.parametrize("block_bytes", [2**25, 140, 28, 4])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_target_log_probs_equal_log_softmax(monkeypatch, block_bytes, with_bias):
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
     hidden, weight, bias, targets = inputs()
     given = bias if with_bias else None
     ours, our_gradients = value_and_gradients(target_log_probs, hidden, weight, targets, given)
@@ -59,12 +59,19 @@ def test_target_log_probs_equal_log_softmax(monkeypatch, block_bytes, with_bias)
 
 def test_blocks_cover_the_vocabulary_once_and_stay_within_the_limit(monkeypatch):
     # 48 bytes are 12 float32 numbers: with 3 targets, blocks of 4 tokens over a vocabulary of 10.
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 48)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: 48)
     targets, weight = torch.zeros(3, dtype=torch.int64), torch.zeros(10, H)
     assert module._blocks(targets, weight, torch.float32) == [(0, 2), (2, 6), (6, 10)]
     # 200 tokens would fit; the largest multiple of 64 is 192.
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 200 * 12)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: 200 * 12)
     assert module._blocks(targets, torch.zeros(400, H), torch.float32) == [(0, 16), (16, 208), (208, 400)]
+
+
+@pytest.mark.parametrize(("device", "blocks"), [("cpu", 75), ("meta", 10)])
+def test_blocks_on_a_gpu_are_eight_times_as_large(device, blocks):
+    """The vocabulary of Qwen3; blocks of 2048 and of 16384 tokens."""
+    targets, weight = torch.zeros(4096, dtype=torch.int64, device=device), torch.zeros(151_936, 1, device=device)
+    assert len(module._blocks(targets, weight, torch.float32)) == blocks
 
 
 def test_logits_are_never_larger_than_a_block(monkeypatch):
@@ -75,7 +82,7 @@ def test_logits_are_never_larger_than_a_block(monkeypatch):
         sizes.append(block.numel())
         return block
 
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 140)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: 140)
     monkeypatch.setattr(module, "_block_logits", watched)
     hidden, weight, bias, targets = inputs()
     value_and_gradients(target_log_probs, hidden, weight, targets, bias)
@@ -87,7 +94,7 @@ def test_logits_are_never_larger_than_a_block(monkeypatch):
 @pytest.mark.parametrize("block_bytes", [2**25, 28])
 def test_a_second_backward_recomputes_all_blocks(monkeypatch, block_bytes, either_kernels):
     """The first backward has overwritten the block that forward left."""
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
     hidden, weight, bias, targets = inputs(torch.bfloat16)
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
     out = target_log_probs(hidden, weight, targets, bias)
@@ -99,7 +106,7 @@ def test_a_second_backward_recomputes_all_blocks(monkeypatch, block_bytes, eithe
 @pytest.mark.parametrize("block_bytes", [2**25, 112])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_gradcheck_in_float64(monkeypatch, block_bytes, with_bias):
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
     hidden, weight, bias, targets = inputs(torch.float64)
     leaves = [tensor.requires_grad_() for tensor in ((hidden, weight, bias) if with_bias else (hidden, weight))]
 
@@ -114,7 +121,7 @@ def test_gradcheck_in_float64(monkeypatch, block_bytes, with_bias):
 def test_log_probs_of_bf16_inputs_are_close_to_float32(monkeypatch, block_bytes, either_kernels):
     """Compared with float32 on the same rounded inputs. What remains is bf16's rounding of each logit, 2**-9 of its
     size, twice: in the target's logit and in the log-sum-exp."""
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
     hidden, weight, bias, targets = inputs(torch.bfloat16)
     ours, gradients = value_and_gradients(target_log_probs, hidden, weight, targets, bias)
     truth, true_gradients = value_and_gradients(plain, hidden.float(), weight.float(), targets, bias.float())

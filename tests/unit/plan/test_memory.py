@@ -101,6 +101,24 @@ def test_a_single_rank_has_a_second_bucket_only_with_offload(ranks, optimizer_on
     assert memory.buckets == buckets * 2e6 + (2e6 if optimizer_on == "cpu" else 0)
 
 
+def test_a_block_of_logits_is_larger_on_a_gpu_and_never_larger_than_all_logits():
+    wide = dataclasses.replace(ROUND, vocab=150_000)
+    cpu = dataclasses.replace(FOUR, on_cpu=True)
+    choice = ZeroChoice(stage=2)
+    # 8 bytes a logit: 8 M logits on a CPU, 64 M on a GPU, 15 M are all logits of 100 tokens.
+    for load, machine, logits in (
+        (LOAD, cpu, 8 * 2**23),
+        (LOAD, FOUR, 8 * 100 * 150_000),
+        (dataclasses.replace(LOAD, tokens=1000), FOUR, 8 * 2**26),
+    ):
+        memory = rank_memory(wide, choice, REFERENCE, load, machine)
+        assert memory.head == load.tokens * 1000 * (2 + 4) + logits + 2 * 150_000 * 1000
+        alone = rank_memory(wide, choice, REFERENCE, dataclasses.replace(load, tokens=1), machine)
+        working = 2 * (3 * 1000 + 3 * 3000 + 2 * 1000)
+        assert memory.scoring == working * load.tokens + logits
+        assert alone.scoring == working + 8 * 150_000
+
+
 def test_on_a_cpu_offload_saves_nothing_and_unused_bucket_space_is_free():
     cpu = dataclasses.replace(FOUR, on_cpu=True)
     plain, offloaded = (
