@@ -26,9 +26,10 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
     long widest = most(pairs, [](const Pair& pair) { return pair.width(); });
 #pragma omp parallel
     {
-        std::vector<bf16> values(size * widest);
+        std::vector<Element> values(size * widest);
         std::vector<float> scores(KEYS * LANES), result(size * LANES);
-        std::vector<pair32> queries(size / 2 * LANES), p(KEYS / 2 * LANES);
+        std::vector<word> queries(depth(size) * LANES);
+        word* p = (word*)scores.data();  // in place: a row is written after the scores in it were read
 #pragma omp for schedule(dynamic)
         for (long item = 0; item < count * heads; item++) {
             const Pair& pair = pairs[item / heads];
@@ -36,17 +37,18 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
             Rows query{q + head * strides[0], strides[1]};
             Rows key{k + kv_head * strides[2], strides[3]}, value{v + kv_head * strides[4], strides[5]};
             transpose(value, pair, size, values.data());
+            LeftRows<Form> left_keys(key, pair, size);
             for_queries(pair, [&](auto vectors, long first, long n, const Span* spans, int num_spans) {
                 constexpr int V = vectors;
                 constexpr long lanes = V * VECTOR;
                 floats largest[V], total[V];
                 for (int v = 0; v < V; v++) largest[v] = all(-INFINITY), total[v] = floats{};
-                pair_along(query, first, n, size, queries.data(), lanes, lanes);
+                pack_along<Form>(query, first, n, size, queries.data(), lanes, lanes);
                 prefetch(query, first + n, pair.end, size);
                 bool begun = false;
                 for_keys(spans, num_spans, first, [&](long j, long keys, long column, long skip) {
-                    product(key.at(j), key.token, queries.data() + skip, lanes, scores.data() + skip, lanes, keys,
-                            lanes - skip, size / 2, false);
+                    product(left_keys(j), queries.data() + skip, lanes, scores.data() + skip, lanes, keys, lanes - skip,
+                            depth(size), false);
                     mask_later_keys(scores.data(), keys, lanes, j, first);
                     for (int v = skip / VECTOR; v < V; v++) {
                         const float* x = scores.data() + v * VECTOR;
@@ -59,7 +61,7 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                             floats upper = power_of_two((at(x + r * lanes) - largest[v]) * base_two), lower{};
                             if (r + 1 < keys) lower = power_of_two((at(x + (r + 1) * lanes) - largest[v]) * base_two);
                             sum += upper + lower;
-                            store_pairs(p.data() + r / 2 * lanes + v * VECTOR, upper, lower);
+                            put_rows(p + v * VECTOR, r, lanes, upper, lower);
                         }
                         floats factor = begun ? power_of_two((before - largest[v]) * base_two) : floats{};
                         total[v] = total[v] * factor + sum;
@@ -69,8 +71,8 @@ void packed_attention(const bf16* q, const bf16* k, const bf16* v, const int64_t
                                 *(floats*)y = at(y) * factor;
                             }
                     }
-                    product(values.data() + column, width, p.data() + skip, lanes, result.data() + skip, lanes, size,
-                            lanes - skip, even(keys) / 2, begun);
+                    product<Form>({values.data() + column, width}, p + skip, lanes, result.data() + skip, lanes, size,
+                                  lanes - skip, depth(keys), begun);
                     begun = true;
                 });
                 for (int v = 0; v < V; v++) {
@@ -103,17 +105,23 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
     long group = heads / kv_heads, padded = whole_lanes(size);
 #pragma omp parallel
     {
-        std::vector<bf16> keys_transposed(size * widest), p(KEYS * LANES), grad_s(KEYS * LANES);
+        std::vector<Element> keys_transposed(size * widest), kept(IN_PLACE ? 0 : 2 * KEYS * LANES);
         std::vector<float> to_keys(longest * padded), to_values(longest * padded), to_queries(size * LANES);
         std::vector<float> scores(KEYS * LANES), grad_p(KEYS * LANES);
-        std::vector<pair32> queries(size / 2 * LANES), grads(size / 2 * LANES), grad_s_pairs(KEYS / 2 * LANES);
-        std::vector<pair32> queries_down(LANES / 2 * padded), grads_down(LANES / 2 * padded);
+        std::vector<word> queries(depth(size) * LANES), grads(depth(size) * LANES);
+        std::vector<word> queries_down(depth(LANES) * padded), grads_down(depth(LANES) * padded);
+        std::vector<word> packed(IN_PLACE ? 0 : depth(KEYS) * LANES);
+        // p and grad_s are left matrices, grad_s is a right one as well.
+        Element* p = IN_PLACE ? (Element*)scores.data() : kept.data();
+        Element* grad_s = IN_PLACE ? (Element*)grad_p.data() : kept.data() + KEYS * LANES;
+        word* grad_s_right = IN_PLACE ? (word*)grad_p.data() : packed.data();
 #pragma omp for schedule(dynamic)
         for (long item = 0; item < count * kv_heads; item++) {
             const Pair& pair = pairs[item / kv_heads];
             long kv_head = item % kv_heads, width = pair.width(), length = pair.length();
             Rows key{k + kv_head * strides[2], strides[3]}, value{v + kv_head * strides[4], strides[5]};
             transpose(key, pair, size, keys_transposed.data());
+            LeftRows<Form> left_keys(key, pair, size), left_values(value, pair, size);
             std::fill_n(to_keys.data(), length * padded, 0.0f);
             std::fill_n(to_values.data(), length * padded, 0.0f);
             for (long head = kv_head * group; head < (kv_head + 1) * group; head++) {
@@ -134,17 +142,17 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                         const float* kept = sums + 2 * (head * tokens + first + i);
                         largest[i] = kept[0], log_total[i] = kept[1];
                     }
-                    pair_along(query, first, n, size, queries.data(), lanes, lanes);
-                    pair_along(own_grad, first, n, size, grads.data(), lanes, lanes);
-                    pair_down(query, first, n, size, queries_down.data(), lanes, padded);
-                    pair_down(own_grad, first, n, size, grads_down.data(), lanes, padded);
+                    pack_along<Form>(query, first, n, size, queries.data(), lanes, lanes);
+                    pack_along<Form>(own_grad, first, n, size, grads.data(), lanes, lanes);
+                    pack_down<Form>(query, first, n, size, queries_down.data(), lanes, padded);
+                    pack_down<Form>(own_grad, first, n, size, grads_down.data(), lanes, padded);
                     for (const Rows* rows : {&query, &own_grad, &own_out}) prefetch(*rows, first + n, pair.end, size);
                     std::fill_n(to_queries.data(), size * lanes, 0.0f);
                     for_keys(spans, num_spans, first, [&](long j, long keys, long column, long skip) {
-                        product(key.at(j), key.token, queries.data() + skip, lanes, scores.data() + skip, lanes, keys,
-                                lanes - skip, size / 2, false);
-                        product(value.at(j), value.token, grads.data() + skip, lanes, grad_p.data() + skip, lanes, keys,
-                                lanes - skip, size / 2, false);
+                        product(left_keys(j), queries.data() + skip, lanes, scores.data() + skip, lanes, keys,
+                                lanes - skip, depth(size), false);
+                        product(left_values(j), grads.data() + skip, lanes, grad_p.data() + skip, lanes, keys,
+                                lanes - skip, depth(size), false);
                         mask_later_keys(scores.data(), keys, lanes, j, first);
                         for (long r = 0; r < keys; r += 2)
                             for (int v = skip / VECTOR; v < V; v++) {
@@ -159,15 +167,15 @@ void packed_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                     store(&p[i], own);
                                     store(&grad_s[i], ds[row - r]);
                                 }
-                                store_pairs(&grad_s_pairs[r / 2 * lanes + v * VECTOR], ds[0], ds[1]);
+                                if (!IN_PLACE) put_rows(&grad_s_right[v * VECTOR], r, lanes, ds[0], ds[1]);
                             }
-                        long to = (j - pair.start) * padded, from = skip / 2 * padded;
-                        product(&p[skip], lanes, &grads_down[from], padded, &to_values[to], padded, keys, padded,
-                                (lanes - skip) / 2, true);
-                        product(&grad_s[skip], lanes, &queries_down[from], padded, &to_keys[to], padded, keys, padded,
-                                (lanes - skip) / 2, true);
-                        product(&keys_transposed[column], width, &grad_s_pairs[skip], lanes, &to_queries[skip], lanes,
-                                size, lanes - skip, even(keys) / 2, true);
+                        long to = (j - pair.start) * padded, from = depth(skip) * padded;
+                        product<Form>({&p[skip], lanes}, &grads_down[from], padded, &to_values[to], padded, keys, padded,
+                                      depth(lanes - skip), true);
+                        product<Form>({&grad_s[skip], lanes}, &queries_down[from], padded, &to_keys[to], padded, keys,
+                                      padded, depth(lanes - skip), true);
+                        product<Form>({&keys_transposed[column], width}, &grad_s_right[skip], lanes, &to_queries[skip],
+                                      lanes, size, lanes - skip, depth(keys), true);
                     });
                     write_transposed<V>(to_queries.data(), factor, n, size,
                                     grad_q + head * strides[6] + first * strides[7], strides[7]);

@@ -13,6 +13,20 @@
 // multiple of ROWS, so that tiles are whole, and even, since keys are the summed dimension of v' p'.
 static const long KEYS = 120;
 
+// Where the processor's instruction for pairs is slow or missing, attention multiplies float32 numbers. Processors with
+// matrix units (AMX) take twice as long for a pair as for a float32 number.
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+typedef Pairs Form;
+#else
+typedef Singles Form;
+#endif
+typedef Form::Element Element;
+// Float32 scores can be replaced, one by one, by what is computed from them.
+static const bool IN_PLACE = Form::DEPTH == 1;
+
+// Words of n elements of the summed dimension.
+static inline long depth(long n) { return (n + Form::DEPTH - 1) / Form::DEPTH; }
+
 static inline long even(long n) { return (n + 1) & ~1L; }
 static inline long whole_lanes(long n) { return (n + FEW - 1) / FEW * FEW; }
 
@@ -29,8 +43,8 @@ static void prefetch(const Rows& x, long first, long last, long size) {
 }
 
 // One pair of the pack: tokens [start, fork) are the shared prefix, [fork, middle) chosen, [middle, end) rejected. In
-// the transposed copy of its keys or values (size, width) the rejected part starts at an even column, since columns are
-// read in words of two.
+// the transposed copy of its keys or values (size, width) the rejected part starts at an even column, since columns may
+// be read in words of two.
 struct Pair {
     long start, fork, middle, end;
     // Proportional to the number of scores of both rows, to sort by.
@@ -45,24 +59,46 @@ struct Pair {
 };
 
 // x (tokens, size), the tokens of a pair -> out (size, width).
-NO_INLINE static void transpose(const Rows& x, const Pair& pair, long size, bf16* out) {
+NO_INLINE static void transpose(const Rows& x, const Pair& pair, long size, Element* out) {
     long width = pair.width();
     const long parts[][3] = {{pair.start, pair.middle, 0}, {pair.middle, pair.end, pair.rejected_column()}};
     for (auto [first, last, column] : parts) {
-        long count = even(last - first) / 2;
+        long count = depth(last - first);
         transpose_words(count, size,
                         [&, first = first, last = last](long i, long d) {
-                            long t = first + 2 * i;
-                            return t < last ? column_words(x.at(t), t + 1 < last ? x.at(t + 1) : nullptr, d, size)
-                                            : words{};
+                            long t = first + Form::DEPTH * i;
+                            if (t >= last) return words{};
+                            if (Form::DEPTH == 1) return row_singles(x.at(t), d, size);
+                            return column_words(x.at(t), t + 1 < last ? x.at(t + 1) : nullptr, d, size);
                         },
                         [&, column = column](long d, long i, words w) {
                             if (d < size)
-                                memcpy(out + d * width + column + 2 * i, &w,
-                                       std::min(VECTOR, count - i) * sizeof(pair32));
+                                memcpy(out + d * width + column + Form::DEPTH * i, &w,
+                                       std::min(VECTOR, count - i) * sizeof(word));
                         });
     }
 }
+
+// Keys or values of a pair as a left matrix, addressed by token of the pack: in place, or a copy in float32.
+template <typename Form>
+class LeftRows {
+    std::vector<typename Form::Element> copy;
+    Left<Form> rows;
+
+  public:
+    LeftRows(const Rows& x, const Pair& pair, long size) {
+        if constexpr (Form::DEPTH == 2) {
+            rows = {x.data, x.token};
+        } else {
+            copy.resize(pair.length() * size);
+            for (long t = 0; t < pair.length(); t++)
+                for (long d = 0; d < size; d += VECTOR)
+                    store(&copy[t * size + d], load(x.at(pair.start + t) + d, size - d), size - d);
+            rows = {copy.data() - pair.start * size, size};
+        }
+    }
+    Left<Form> operator()(long token) const { return {rows.data + token * rows.row, rows.row}; }
+};
 
 // Keys [first, last) that queries of a block see, and the column of the first one in the transposed copy.
 struct Span {
@@ -113,6 +149,16 @@ static void mask_later_keys(float* scores, long keys, long lanes, long key, long
         }
 }
 
+// Writes rows r and r + 1 of a right matrix whose rows are `row` words apart.
+static inline void put_rows(word* out, long r, long row, floats upper, floats lower) {
+    if constexpr (Form::DEPTH == 2) {
+        *(words*)(out + r / 2 * row) = round_pair(upper, lower);
+    } else {
+        *(floats*)(out + r * row) = upper;
+        *(floats*)(out + (r + 1) * row) = lower;
+    }
+}
+
 // x (size, lanes) times factor (lanes), transposed and rounded -> out (n, size), rows `token` elements apart.
 template <int V>
 NO_INLINE static void write_transposed(const float* x, const floats* factor, long n, long size, bf16* out, long token) {
@@ -122,12 +168,11 @@ NO_INLINE static void write_transposed(const float* x, const floats* factor, lon
                         words w{};
                         const float* upper = x + 2 * d * lanes + i;
                         if (d < size / 2)
-                            store_pairs((pair32*)&w, at(upper) * factor[i / VECTOR],
-                                        at(upper + lanes) * factor[i / VECTOR]);
+                            w = round_pair(at(upper) * factor[i / VECTOR], at(upper + lanes) * factor[i / VECTOR]);
                         return w;
                     },
                     [&](long i, long d, words w) {
-                        if (i < n) memcpy(out + i * token + 2 * d, &w, std::min(VECTOR, size / 2 - d) * sizeof(pair32));
+                        if (i < n) memcpy(out + i * token + 2 * d, &w, std::min(VECTOR, size / 2 - d) * sizeof(word));
                     });
 }
 

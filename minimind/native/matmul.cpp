@@ -34,7 +34,7 @@ static inline words pair_words(const bf16* upper, const bf16* lower) {
 
 // Packs rows 2 k and 2 k + 1 of x (depth, size): words of `width` columns; beyond depth or size they are 0.
 template <long width>
-static inline void pair_rows(const bf16* x, long row, long k, long depth, long size, pair32* out) {
+static inline void pair_rows(const bf16* x, long row, long k, long depth, long size, word* out) {
     const bf16 *upper = x + 2 * k * row, *lower = 2 * k + 1 < depth ? upper + row : nullptr;
     bool whole = lower && width <= size;
     for (long i = 0; i < width; i += VECTOR)
@@ -44,7 +44,7 @@ static inline void pair_rows(const bf16* x, long row, long k, long depth, long s
 // Packs a right matrix x (depth, size), rows `row` elements apart, into panels of (words, LANES). The loop over rows is
 // the outer one: each row is read once, in order. All threads must call it; each does a share and does not wait for the
 // others.
-static void pack_row_major(const bf16* x, long row, long depth, long size, pair32* out) {
+static void pack_row_major(const bf16* x, long row, long depth, long size, word* out) {
     long count = (depth + 1) / 2;
 #pragma omp for schedule(static) nowait
     for (long k = 0; k < count; k++)
@@ -54,11 +54,11 @@ static void pack_row_major(const bf16* x, long row, long depth, long size, pair3
 
 // Packs the transpose of x (size, depth), rows `row` elements apart, into the same panels; fills `width` lanes of each.
 // All threads must call it.
-static void pack_column_major(const bf16* x, long row, long depth, long size, pair32* out, long width) {
+static void pack_column_major(const bf16* x, long row, long depth, long size, word* out, long width) {
     long count = (depth + 1) / 2;
 #pragma omp for schedule(dynamic) nowait
     for (long first = 0; first < size; first += width)
-        pair_along(Rows{x, row}, first, std::min(width, size - first), depth, out + first / width * count * LANES,
+        pack_along<Pairs>(Rows{x, row}, first, std::min(width, size - first), depth, out + first / width * count * LANES,
                    width, LANES);
 }
 
@@ -92,7 +92,7 @@ static bool same_right(const Product& p, const Product& q) {
 }
 
 // Packs the right matrices, a shared one once. All threads must call it; they leave it together.
-static void pack(const Product* products, long count, pair32* space, bool b_transposed) {
+static void pack(const Product* products, long count, word* space, bool b_transposed) {
     for (long i = 0; i < count; i++) {
         const Product& p = products[i];
         if (i && p.b_offset == products[i - 1].b_offset) continue;
@@ -103,7 +103,7 @@ static void pack(const Product* products, long count, pair32* space, bool b_tran
 }
 
 // sums (rows, LANES) = or += a block of left rows times a panel of `count` words.
-static void multiply(Left left, const pair32* panel, long count, long rows, float* sums, bool add) {
+static void multiply(Left<Pairs> left, const word* panel, long count, long rows, float* sums, bool add) {
     for (long k = 0; k < count; k += DEPTH, left.data += DEPTH * left.step)
         columns<4>(left, panel + k * LANES, LANES, sums, LANES, rows, std::min(DEPTH, count - k), add || k > 0);
 }
@@ -111,11 +111,11 @@ static void multiply(Left left, const pair32* panel, long count, long rows, floa
 // Packs blocks of a transposed left matrix, and keeps the last one for the items that follow: 192 bytes for each
 // element of the summed dimension, so that it stays in the thread's L2 cache. One per thread.
 struct BlockPacker {
-    pair32* space;          // of this thread
+    word* space;          // of this thread
     const Product* packed;  // the product and the first row of the block in it
     long row;
 
-    Left operator()(const Product& p, const Item& item) {
+    Left<Pairs> operator()(const Product& p, const Item& item) {
         for (long k = 0; k < p.words() && !(packed == &p && row == item.row); k++)
             pair_rows<PACKED_BLOCK>(p.a + item.row, p.a_row, k, p.depth, p.rows - item.row, space + k * PACKED_BLOCK);
         packed = &p, row = item.row;
@@ -158,7 +158,7 @@ long matmul_space(Product* products, long count, long a_transposed) {
 // Computes products that are all transposed alike. Left and right are not both transposed; the depth is even unless
 // left is transposed. Either all products have the same result, which becomes their sum, or each has its own.
 // Transposed left matrices all have the same depth: their threads' blocks need equal space.
-void matmul(const Product* products, long count, pair32* space, long words, long a_transposed, long b_transposed) {
+void matmul(const Product* products, long count, word* space, long words, long a_transposed, long b_transposed) {
     bool summed = count > 1 && products[0].out == products[1].out;
     long items = 0;
     for (long i = 0; i < (summed ? 1 : count); i++) items += products[i].items();
@@ -176,9 +176,9 @@ void matmul(const Product* products, long count, pair32* space, long words, long
             Item item(*p, own);
             alignas(BYTES) float sums[PACKED_BLOCK * LANES];
             for (long i = 0; i < (summed ? count : 1); i++) {
-                Left left = a_transposed ? pack_block(p[i], item)
-                                         : row_major(p[i].a + item.row * p[i].a_row, p[i].a_row);
-                const pair32* panel = space + p[i].b_offset + item.column * p[i].words();
+                Left<Pairs> left = a_transposed ? pack_block(p[i], item)
+                                         : Left<Pairs>{p[i].a + item.row * p[i].a_row, p[i].a_row};
+                const word* panel = space + p[i].b_offset + item.column * p[i].words();
                 multiply(left, panel, p[i].words(), item.rows, sums, i > 0);
             }
             for (long r = 0; r < item.rows; r++)
@@ -201,7 +201,7 @@ long matmul_swiglu_space(long columns, long depth) { return (columns + FEW - 1) 
 // are contiguous. Each panel holds FEW columns of gate and the same ones of up: both factors of an element of y are in
 // the same block of sums.
 void matmul_swiglu(const bf16* x, const bf16* gate, const bf16* up, bf16* gate_out, bf16* up_out, bf16* y,
-                   pair32* space, long rows, long columns, long depth, long x_row, long gate_row, long up_row) {
+                   word* space, long rows, long columns, long depth, long x_row, long gate_row, long up_row) {
     long count = (depth + 1) / 2, panels = (columns + FEW - 1) / FEW, blocks = (rows + BLOCK - 1) / BLOCK;
 #pragma omp parallel
     {
@@ -212,7 +212,7 @@ void matmul_swiglu(const bf16* x, const bf16* gate, const bf16* up, bf16* gate_o
         for (long item = 0; item < blocks * panels; item++) {
             long first = item / panels * BLOCK, panel = item % panels;
             alignas(BYTES) float sums[BLOCK * LANES];
-            multiply(row_major(x + first * x_row, x_row), space + panel * count * LANES, count,
+            multiply(Left<Pairs>{x + first * x_row, x_row}, space + panel * count * LANES, count,
                      std::min(BLOCK, rows - first), sums, false);
             for (long r = 0; r < std::min(BLOCK, rows - first); r++)
                 for (long i = 0; i < FEW; i += VECTOR) {

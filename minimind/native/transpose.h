@@ -1,4 +1,4 @@
-// Packs bfloat16 matrices into words of two elements, as product.h's right matrices need them, transposed or not.
+// Packs bfloat16 matrices into the words that product.h's right matrices consist of, transposed or not.
 
 #pragma once
 #include <algorithm>
@@ -74,19 +74,34 @@ static inline words column_words(const bf16* upper, const bf16* lower, long firs
     return extend(low) | extend(high) << 16;
 }
 
-// x (n, size), rows `first` to first + n -> words (size / 2, width), out_row words apart: the transpose, with pairs of
-// neighbours in a row of x. Lanes from n on are 0.
-NO_INLINE static void pair_along(const Rows& x, long first, long n, long size, pair32* out, long width, long out_row) {
-    transpose_words(width, size / 2,
-                    [&](long i, long d) { return i < n ? row_words(x.at(first + i), 2 * d, size) : words{}; },
-                    [&](long d, long i, words w) { if (d < size / 2) *(words*)(out + d * out_row + i) = w; });
+// Elements of a row from `first` on, cast to float32; 0 from `size` on.
+static inline words row_singles(const bf16* row, long first, long size) {
+    return first < size ? (words)load(row + first, size - first) : words{};
 }
 
-// x (n, size), rows `first` to first + n -> words (width / 2, padded), not transposed: pairs of successive rows of x.
+// x (n, size), rows `first` to first + n -> words (size / DEPTH, width), out_row words apart: the transpose, summed along
+// rows of x. Lanes from n on are 0.
+template <typename Form>
+NO_INLINE static void pack_along(const Rows& x, long first, long n, long size, word* out, long width, long out_row) {
+    long count = size / Form::DEPTH;
+    transpose_words(width, count,
+                    [&](long i, long d) {
+                        const bf16* row = x.at(first + i);
+                        if (i >= n) return words{};
+                        return Form::DEPTH == 2 ? row_words(row, 2 * d, size) : row_singles(row, d, size);
+                    },
+                    [&](long d, long i, words w) { if (d < count) *(words*)(out + d * out_row + i) = w; });
+}
+
+// x (n, size), rows `first` to first + n -> words (width / DEPTH, padded), not transposed: summed along columns of x.
 // Words beyond n or size are 0.
-NO_INLINE static void pair_down(const Rows& x, long first, long n, long size, pair32* out, long width, long padded) {
-    for (long i = 0; i < width; i += 2)
-        for (long d = 0; d < padded; d += VECTOR, out += VECTOR)
-            *(words*)out = i < n ? column_words(x.at(first + i), i + 1 < n ? x.at(first + i + 1) : nullptr, d, size)
-                                 : words{};
+template <typename Form>
+NO_INLINE static void pack_down(const Rows& x, long first, long n, long size, word* out, long width, long padded) {
+    for (long i = 0; i < width; i += Form::DEPTH)
+        for (long d = 0; d < padded; d += VECTOR, out += VECTOR) {
+            const bf16* row = x.at(first + i);
+            if (i >= n) *(words*)out = words{};
+            else if (Form::DEPTH == 1) *(words*)out = row_singles(row, d, size);
+            else *(words*)out = column_words(row, i + 1 < n ? row + x.token : nullptr, d, size);
+        }
 }

@@ -7,7 +7,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -51,6 +51,8 @@ static inline float sum(floats x) {
 static inline floats larger(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (floats)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return a > b ? a : b;
 #endif
@@ -59,6 +61,8 @@ static inline floats larger(floats a, floats b) {
 static inline floats smaller(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (floats)_mm256_min_ps((__m256)a, (__m256)b);
 #else
     return a < b ? a : b;
 #endif
@@ -68,8 +72,22 @@ static inline floats smaller(floats a, floats b) {
 static inline words extend(halves x) {
 #ifdef __AVX512F__
     return (words)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+    return (words)_mm256_cvtepu16_epi32((__m128i)x);
 #else
     return __builtin_convertvector(x, words);
+#endif
+}
+
+// 32 bits, of which the upper half is 0, to 16.
+static inline halves narrow(words x) {
+#if defined(__AVX512F__)
+    return (halves)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+    __m256i packed = _mm256_packus_epi32((__m256i)x, (__m256i)x);  // within each half of the register
+    return (halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+    return __builtin_convertvector(x, halves);
 #endif
 }
 
@@ -81,14 +99,19 @@ static inline float to_float(bf16 x) {
     return out;
 }
 
-// Rounds to nearest, ties to even, by adding just less than half of the last place that is kept. NaNs are handled
-// apart: the addition could carry their bits over into those of an infinity or of zero.
+// Rounds to nearest, ties to even, by adding just less than half of the last place that is kept; what is not kept stays
+// in the lower halves. NaNs are handled apart: the addition could carry their bits over into those of an infinity or of
+// zero.
+static inline words round_words(floats x) {
+    words bits = (words)x, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    return x == x ? rounded : words{} + 0x7fc00000;
+}
+
 static inline halves round_half(floats x) {
 #ifdef __AVX512BF16__
     return (halves)_mm512_cvtneps_pbh((__m512)x);
 #else
-    words bits = (words)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? words{} + 0x7fc0 : rounded, halves);
+    return narrow(round_words(x) >> 16);
 #endif
 }
 
@@ -108,7 +131,13 @@ static inline floats load(const float* x, long n = VECTOR) {
 }
 
 // Rounded to bfloat16 and cast back.
-static inline floats rounded(floats x) { return (floats)(extend(round_half(x)) << 16); }
+static inline floats rounded(floats x) {
+#ifdef __AVX512BF16__
+    return (floats)(extend(round_half(x)) << 16);
+#else
+    return (floats)(round_words(x) & 0xffff0000u);
+#endif
+}
 
 // Writes the first n lanes, at most VECTOR.
 static inline void store(bf16* out, floats x, long n = VECTOR) {
