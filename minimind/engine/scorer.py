@@ -18,6 +18,7 @@ from minimind.data.packs import Batch, PackedPairs, PaddedPairs
 from minimind.engine.plain_row import PlainRow
 from minimind.errors import PackError
 from minimind.model.family import family_of
+from minimind.model.linear_layers import use_kernels
 from minimind.model.own_attention import AttentionSwitch
 from minimind.model.packed_attention import NATIVE, PackSegments
 from minimind.model.router_loss import RouterLoss
@@ -44,6 +45,8 @@ class PairScorer(nn.Module):
         parameters = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in parameters else {}
         self._obstacle = _head_obstacle(model)
+        if not family_of(model.config).has_own_linear_layers:
+            use_kernels(model)
         self._router_loss = RouterLoss(model, router_aux_loss_coef)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class ModelFamily:
         scales_router_loss: the backbone of a mixture returns the auxiliary loss, multiplied by its coefficient.
         exports_pth: a run also writes the weights as MiniMind's `.pth`.
         dropout_fields: fields of the configuration that may hold the dropout probability of attention weights.
-        has_own_linear_layers: linear layers multiply through native/ops.py, so the CPU kernels compute them.
+        has_own_linear_layers: linear layers are classes of this project; see `linear_layers.py` for other models'.
         keeps_float32_norm_inputs: in 16-bit training each RMSNorm keeps float32 copies of its activations.
     """
 

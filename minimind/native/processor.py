@@ -3,7 +3,7 @@
     MINIMIND_CPU=native | avx512 | avx2 -> compiler flags        avx512: without bfloat16 instructions
     compiled kernels -> how bfloat16 matrices are multiplied     by the kernel, by torch, or by torch in float32
 
-Torch itself is held to AVX2 by ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
+Torch itself is held to AVX2 by MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
 """
 
 from __future__ import annotations

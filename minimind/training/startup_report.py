@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
-
 from minimind.config import DPOConfig
 from minimind.data.tokens import OTHER_MASK
 from minimind.engine.ds_schema import value_at
@@ -44,7 +42,7 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         )
     if config.engine.use_compile and world.on_cpu and config.optimisation.dtype == "bfloat16":
         console.say("  --use_compile 1 has no benefit in bfloat16 on a CPU: compiled blocks do not use the CPU kernels")
-    _report_products(console, world, config, model)
+    _report_products(console, world, prepared)
     if dropout := dropout_fields(model):
         listed = ", ".join(f"{name} {value:g}" for name, value in sorted(dropout.items()))
         kept = "is kept" if config.model.dropout else "is turned off (--dropout 1 keeps it)"
@@ -56,11 +54,14 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         _report_memory(prepared, console, world)
 
 
-def _report_products(console: Console, world: World, config: DPOConfig, model: PretrainedConfig) -> None:
+def _report_products(console: Console, world: World, prepared: Prepared) -> None:
     """Print how a CPU multiplies bfloat16 matrices, and a warning if that is slow."""
+    config, model = prepared.settings.config, prepared.source.config
     if not world.on_cpu or config.optimisation.dtype != "bfloat16":
         return
-    if config.engine.kernels == AUTO and family_of(model).has_own_linear_layers:
+    # Experts of other models are stacked matrices, which torch multiplies.
+    stacked = any(len(shape) > 2 for shape in prepared.source.shapes().values())
+    if config.engine.kernels == AUTO and (family_of(model).has_own_linear_layers or not stacked):
         console.say(f"  bfloat16 matrices are multiplied by {processor.describe()}")
     elif processor.fastest_products() is Products.FLOAT32:
         console.say(

@@ -100,6 +100,10 @@ PEERS: dict[str, Peer] = {
     "minimind-bf16": Peer(module="minimind_loop", options={"dtype": "bfloat16"}),
     "minimind-fp32": Peer(module="minimind_loop", options={"dtype": "float32"}, dtype="float32"),
     **_trl(),
+    # Without bfloat16 instructions TRL is faster in float32.
+    "trl-fp32": dataclasses.replace(
+        _trl()["trl"], options={**_trl()["trl"].options, "dtype": "float32"}, dtype="float32"
+    ),
 }
 
 

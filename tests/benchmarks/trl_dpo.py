@@ -79,6 +79,7 @@ def main() -> None:
     if DEVICE.type == "cpu":
         native.prepare(heap=False)  # the model is this project's, with the kernels that it has for it
     precomputed = bool(task.options["precomputed"])
+    dtype: torch.dtype = getattr(torch, task.options.get("dtype", "bfloat16"))
     tokenizer = AutoTokenizer.from_pretrained(task.path / "tokenizer")
     clock = Clock()
     # Created before the models, as transformers requires: it enables DeepSpeed for them.
@@ -86,7 +87,7 @@ def main() -> None:
         output_dir=str(task.path / "trl"),
         loss_type=["sigmoid_norm"],
         beta=0.1,
-        bf16=True,
+        bf16=dtype == torch.bfloat16,
         use_cpu=DEVICE.type == "cpu",
         deepspeed=deepspeed_config() if task.options["zero2"] else None,
         learning_rate=4e-8,
@@ -103,8 +104,7 @@ def main() -> None:
         logging_steps=1000,
     )
     models = [
-        AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=torch.bfloat16)
-        for _ in range(1 if precomputed else 2)
+        AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=dtype) for _ in range(1 if precomputed else 2)
     ]
     trainer = Trainer(
         model=models[0],

@@ -110,14 +110,17 @@ def test_the_auxiliary_loss_of_experts_is_printed(prepared, monkeypatch, flags, 
             "  bfloat16 matrices are multiplied by float32 products, since the CPU has no",
         ),
         (MiniMindConfig(), ("--kernels", "torch"), {"avx2"}, "  WARNING: torch multiplies bfloat16 matrices slowly"),
-        (GPT2Config(), (), {"avx2"}, "  WARNING: torch multiplies bfloat16 matrices slowly"),
-        (GPT2Config(), (), {"avx512_bf16"}, ""),
+        (GPT2Config(), (), {"avx2"}, "  bfloat16 matrices are multiplied by float32 products"),
+        (MixtralConfig(), (), {"avx2"}, "  WARNING: torch multiplies bfloat16 matrices slowly"),
+        (MixtralConfig(), (), {"avx512_bf16"}, ""),
         (MiniMindConfig(), ("--dtype", "float32"), {"avx2"}, ""),
     ],
 )
 def test_how_bfloat16_matrices_are_multiplied(prepared, monkeypatch, config, flags, instructions, expected):
     monkeypatch.setattr(processor, "instructions", lambda: frozenset(instructions))
     prepared.source.config = config
+    if isinstance(config, MixtralConfig):
+        monkeypatch.setattr(prepared.source, "shapes", lambda: {"model.layers.0.mlp.experts.down_proj": (8, 4, 4)})
     prepared.settings = parse_settings(["--deepspeed", "ds_configs/zero2.json", *flags])
     lines = [line for line in report(prepared, monkeypatch, free=2**40).splitlines() if "bfloat16 matrices" in line]
     assert len(lines) == bool(expected)
