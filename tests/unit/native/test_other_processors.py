@@ -1,4 +1,4 @@
-"""The kernels' tests again, compiled without AVX-512 and without AVX, as for processors that have neither."""
+"""The kernels' tests again, compiled for other processors: with AVX2, with AVX-512 but no bfloat16, and without AVX."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from minimind.native import processor
 
 pytestmark = [
     pytest.mark.usefixtures("cpu_kernels"),
@@ -25,19 +27,27 @@ def macros(compiler: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("without", ["avx512f", "avx"])
-def test_the_kernels_tests_pass_without(without):
-    compiler = os.environ.get("CXX", "c++")
-    if f"__{without.upper()}__" not in macros(compiler):
-        pytest.skip(f"the processor has no {without}: the other tests have run without it")
-    compiler += f" -mno-{without}"
-    assert f"__{without.upper()}__" not in macros(compiler)
+def run_tests(**environment: str) -> None:
     tests = [str(HERE / name) for name in ("test_functions.py", "test_attention.py", "test_products.py")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "CXX": compiler}, capture_output=True, text=True, timeout=280,
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("cpu", "needs"), [("avx2", "avx2"), ("avx512", "avx512f")])
+def test_the_kernels_tests_pass_as_for_another_cpu(cpu, needs):
+    if needs not in processor.instructions():
+        pytest.skip(f"the processor has no {needs}")
+    run_tests(MINIMIND_CPU=cpu)
+
+
+@pytest.mark.timeout(300)
+def test_the_kernels_tests_pass_without_avx():
+    compiler = f"{os.environ.get('CXX', 'c++')} -mno-avx"
+    assert "__AVX__" not in macros(compiler)
+    run_tests(CXX=compiler)
