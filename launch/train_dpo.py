@@ -1,5 +1,11 @@
 """Trains by DPO: `deepspeed launch/train_dpo.py --deepspeed ds_configs/zero2.json`; `--help` lists every flag."""
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While the libraries load, a Ctrl-C ends the process without a traceback; later the run handles it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from minimind.training.run import main
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ A row that cannot be used becomes a `BadRow` of its chunk; it does not stop the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -122,7 +124,23 @@ def tokenize(
     # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder, limit, shapes)) as pool:
-        yield from pool.map(_run_task, itertools.chain(first, batches))
+        with _without_interrupts():
+            chunks = pool.map(_run_task, itertools.chain(first, batches))
+        yield from chunks
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Worker processes that start in the block do not get SIGINT: at a Ctrl-C each would print a traceback.
+
+    They end with this process, in which another thread gets the signal.
+    """
+    # A mask is inherited.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:

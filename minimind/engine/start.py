@@ -55,14 +55,15 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     device = accelerator.device_name()
+    watch = Watch()
+    watch.listen(local_rank, launchers)
     if device == "cpu":
         limit_primitive_cache()
     check_compile_locks(compiled_ops_folder(os.environ), agreed=local_rank != 0)
     if os.environ["RANK"] == "0" and device == "cpu":
         _announce_first_compile(compiled_ops_folder(os.environ))
     rank, store, peers = join(timeout, device, 0 if device == "cpu" else accelerator.device_count())
-    watch = Watch()
-    watch.begin(store, connect(timeout), peers, rank, launchers, timeout)
+    watch.begin(store, connect(timeout), peers, rank, timeout)
     # If the devices do not match, rank 0 ends and its store with it. All ranks must have read their peers before.
     watch.meet()
     check_devices(peers)

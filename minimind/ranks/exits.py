@@ -1,10 +1,13 @@
-"""Exit statuses of ranks: their meaning, and how a rank reads that of another process."""
+"""The end of a rank: exit statuses and their meaning, last words, and how a rank reads another one's status."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 # A user error or a crash.
 FAILED = 1
@@ -27,3 +30,23 @@ def describe_exit(status: int | None) -> str:
     if status is None:
         return "it was killed or it exited; see the launcher's output"
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"it exited with status {status}"
+
+
+def say(message: str) -> None:
+    """Print a message on a line of its own. The process that reads the output may have ended."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"\n{message}", file=sys.stderr, flush=True)
+
+
+def leave(status: int, message: str | None = None) -> NoReturn:
+    """End this process at once, from any thread, after a last message.
+
+    The interpreter's own shutdown would wait for NCCL, and in it a gloo thread that waits for the interpreter lock
+    sometimes aborts the process after a finished run.
+    """
+    if message is not None:
+        say(message)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from minimind.errors import MiniMindError
 from minimind.ranks.collectives import barrier
-from minimind.ranks.exits import FAILED, PREEMPTED
+from minimind.ranks.exits import FAILED, PREEMPTED, leave
 from minimind.ranks.verdicts import notice_seconds
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -68,8 +68,4 @@ def end(status: int, context: RankContext | None = None) -> NoReturn:
             context.watch.close()
         barrier()
         dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # sys.exit would run the interpreter's shutdown, in which a gloo thread that waits for the interpreter lock
-    # sometimes aborts the process after a finished run.
-    os._exit(status)
+    leave(status)

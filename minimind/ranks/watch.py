@@ -10,20 +10,20 @@ The threads end the process themselves: a main thread that is blocked inside a c
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch.distributed as dist
 
-from minimind.ranks.exits import FAILED, PREEMPTED, describe_exit, read_exit_status
+from minimind.ranks.exits import FAILED, PREEMPTED, describe_exit, leave, read_exit_status, say
 from minimind.ranks.meeting import Meetings
+from minimind.ranks.signals import STOP_SIGNALS, DeepspeedCommand, Repeats, catch_signals, read_signals
 from minimind.ranks.status import Peer, RankStatus, StatusHistory, locate, name_ranks
 from minimind.ranks.status_store import StatusExchange
 from minimind.ranks.verdicts import (
@@ -38,17 +38,11 @@ from minimind.ranks.verdicts import (
     silence_limit,
 )
 
-# Signals that ask the run to stop.
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# The same signal again, so long after the first, ends the process at once. Within this time it counts as the same
-# request: a launcher forwards a signal that its whole process group has received. A different signal is no repetition
-# either: Slurm sends SIGUSR1 as an early notice and SIGTERM at the end of the time.
-_REPEAT_SECONDS = 3.0
 _POLL_MS = 1000
 
 
 class Watch:
-    """The watch of one rank. Without `begin` it only records phases, which is enough for a process without peers.
+    """The watch of one rank. Without `listen` it only records phases, which is enough for a process without peers.
 
     Attributes:
         stop_reason: why the run must stop after the current step; None if it continues.
@@ -64,8 +58,8 @@ class Watch:
         self._progress_at = time.monotonic()
         self._peers: Mapping[int, Peer] = {}
         self._meetings: Meetings | None = None
-        self._can_save = False
-        self._signalled_at: dict[int, float] = {}
+        self._can_save = self._speaks = False
+        self._repeats = Repeats()
         self._lost: dict[int, LostRank] = {}
         self._history = StatusHistory()
         self._exchange: StatusExchange | None = None
@@ -87,39 +81,44 @@ class Watch:
         """Declare that the training loop now reads `stop_reason`. Before, a request to stop ends the process."""
         self._can_save = True
 
+    def listen(self, local_rank: int, launchers: Sequence[int]) -> None:
+        """Start the watch thread: signals and the end of the launcher from here on, ranks from `begin` on.
+
+        Args:
+            local_rank: number of this rank on its machine; number 0 prints the messages about signals.
+            launchers: process ids of the launcher, the rank's parent first; the run stops when one of them ends.
+        """
+        self._speaks = local_rank == 0
+        self._main_thread = threading.main_thread().ident
+        self._poll = select.poll()
+        self._signal_pipe = catch_signals()
+        self._poll.register(self._signal_pipe, select.POLLIN)
+        self._command = DeepspeedCommand(launchers)
+        # Descriptor of a watched process -> its rank; None for a launcher.
+        self._processes: dict[int, int | None] = {}
+        for pid in launchers:
+            self._watch_process(pid, None)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
     def begin(
-        self,
-        store: dist.Store,
-        status_store: dist.Store,
-        peers: Mapping[int, Peer],
-        rank: int,
-        launchers: list[int],
-        timeout: float,
+        self, store: dist.Store, status_store: dist.Store, peers: Mapping[int, Peer], rank: int, timeout: float
     ) -> None:
-        """Start the threads.
+        """Watch the other ranks too, and start the status thread; `listen` comes first.
 
         Args:
             store: the ranks' common store, for `meet`.
             status_store: another connection to it, for the status thread alone.
             peers: every rank's process.
             rank: this rank.
-            launchers: process ids of the launcher; the run stops when one of them ends.
             timeout: seconds without progress of any rank after which the run is stuck.
         """
         self._peers, self._rank, self.timeout = peers, rank, timeout
         self._local_ranks = [other for other, peer in peers.items() if peer.machine == peers[rank].machine]
-        self._main_thread = threading.main_thread().ident
-        self._poll = select.poll()
-        self._signal_pipe = self._catch_signals()
-        # Descriptor of a watched process -> its rank; None for a launcher.
-        self._processes: dict[int, int | None] = {}
         for other in self._local_ranks:
             if other != rank:
                 self._watch_process(peers[other].pid, other)
-        for pid in launchers:
-            self._watch_process(pid, None)
+        # Last, because the watch thread looks at the other ranks as soon as it is there.
         self._exchange = StatusExchange(status_store, rank, len(peers), read_interval(len(peers)), self._status)
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         if len(peers) > 1:
             self._meetings = Meetings(store, rank, len(peers))
             self._exchange.start()
@@ -135,24 +134,14 @@ class Watch:
         if self._meetings is not None:
             self._meetings.meet()
 
-    def _catch_signals(self) -> int:
-        """Descriptor of a pipe into which Python writes the number of every signal, even if the main thread is busy."""
-        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in _STOP_SIGNALS:
-            # Without a handler the default action would end the process.
-            signal.signal(number, lambda *_: None)
-        self._poll.register(reading, select.POLLIN)
-        return reading
-
     def _watch_process(self, pid: int, rank: int | None) -> None:
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
             # The process has already ended, or the kernel has no pidfd: its missing heartbeat will show it.
             return
-        self._poll.register(descriptor, select.POLLIN)
         self._processes[descriptor] = rank
+        self._poll.register(descriptor, select.POLLIN)
 
     def _watch(self) -> None:
         woken_at = time.monotonic()
@@ -168,8 +157,8 @@ class Watch:
             # be known before that signal is handled.
             for descriptor, _ in sorted(events, key=lambda event: event[0] == self._signal_pipe):
                 if descriptor == self._signal_pipe:
-                    for number in os.read(descriptor, 64):
-                        self._handle_signal(signal.Signals(number), now)
+                    for number in read_signals(descriptor):
+                        self._handle_signal(number, now)
                 else:
                     self._handle_process_end(descriptor, now)
             self._check_run(now)
@@ -181,18 +170,31 @@ class Watch:
             self._exchange.discard()
 
     def _handle_signal(self, number: signal.Signals, now: float) -> None:
+        if number == signal.SIGINT:
+            self._command.end()
         # If a rank is lost the launcher ends the others by signals. They must still report the lost rank.
-        if number not in _STOP_SIGNALS or self._lost:
+        if number not in STOP_SIGNALS or self._lost:
             return
-        if now - self._signalled_at.setdefault(number, now) > _REPEAT_SECONDS:
-            self._exit(128 + number, f"{number.name} again: exiting at once; only earlier checkpoints are kept")
+        if self._repeats.again(number, now):
+            self._exit_at_once(number)
         if self.stop_reason is None:
             self._request_stop(number.name)
+            if self._speaks:
+                again = f"a second one (kill -{number.name.removeprefix('SIG')} {os.getpid()})"
+                say(f"{number.name}: the run saves after this step and exits; {again} ends it at once")
+
+    def _exit_at_once(self, number: signal.Signals) -> NoReturn:
+        message = f"{number.name} again: exiting at once; only earlier checkpoints are kept"
+        leave(128 + number, message if self._speaks else None)
 
     def _request_stop(self, reason: str) -> None:
         if not self._can_save:
-            self._exit(PREEMPTED, f"{reason} in phase {self._phase}: exiting; there is nothing to save yet")
+            self._exit_unsaved(reason)
         self.stop_reason = reason
+
+    def _exit_unsaved(self, reason: str) -> NoReturn:
+        message = f"{reason} in phase {self._phase}: exiting; there is nothing to save yet"
+        leave(PREEMPTED, message if self._speaks else None)
 
     def _handle_process_end(self, descriptor: int, now: float) -> None:
         """A rank of this machine, or the launcher, has ended."""
@@ -201,15 +203,20 @@ class Watch:
         rank = self._processes.pop(descriptor)
         if rank is not None:
             status = read_exit_status(self._peers[rank].pid)
-            if status == PREEMPTED and not self._can_save:
-                self._request_stop(f"{name_ranks([rank])} was asked to stop")
+            if status == PREEMPTED:
+                # It was not yet in the loop; after a save all ranks meet before they end.
+                self._exit_unsaved(f"{name_ranks([rank])} was asked to stop")
+            for number in STOP_SIGNALS:
+                if status == 128 + number:
+                    self._exit_at_once(number)
             self._lost[rank] = LostRank(since=now, cause=describe_exit(status))
         elif self.stop_reason is None:
             self._request_stop("the launcher has exited")
 
     def _check_run(self, now: float) -> None:
         """End the process if a rank is lost or no rank makes progress."""
-        assert self._exchange is not None
+        if self._exchange is None:
+            return  # the ranks have not come together yet
         idle = now - self._progress_at
         if not self._lost and idle <= IDLE_SECONDS:
             self._exchange.cancel()
@@ -240,19 +247,19 @@ class Watch:
         message = describe_lost_ranks(self._lost, self._peers, self._history.statuses, self._status(0), self.hint)
         # One message per machine.
         speaks = self._rank == min(set(self._local_ranks) - set(self._lost))
-        self._exit(FAILED, message if speaks else None)
+        leave(FAILED, message if speaks else None)
 
     def _exit_for_stuck_run(self) -> NoReturn:
         stuck = StuckRun.from_statuses(self._history, self._rank, self._status(0))
         speaker = stuck.speaker(self._local_ranks)
         if speaker != self._rank and self._ends_within(speaker, 2 * read_interval(len(self._peers))):
-            self._exit(FAILED, None)
-        self._print(stuck.message(self._peers, self.timeout, self.hint))
+            leave(FAILED, None)
+        say(stuck.message(self._peers, self.timeout, self.hint))
         for descriptor, rank in self._processes.items():
             # A rank that hangs may ignore SIGTERM, and deepspeed's launcher would wait half a minute for it.
             if rank in stuck.late:
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        self._exit(FAILED, None)
+        leave(FAILED, None)
 
     def _ends_within(self, rank: int, seconds: float) -> bool:
         """Whether a rank of this machine ends within a time: it reaches the same verdict, perhaps a little later."""
@@ -266,18 +273,6 @@ class Watch:
                 else:
                     self._poll.unregister(descriptor)
         return False
-
-    def _print(self, message: str | None) -> None:
-        # The process that reads the output may have ended.
-        with contextlib.suppress(OSError, ValueError):
-            if message is not None:
-                print(f"\n{message}", file=sys.stderr, flush=True)
-
-    def _exit(self, status: int, message: str | None) -> NoReturn:
-        self._print(message)
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(status)
 
     def _status(self, heartbeat: int) -> RankStatus:
         """This rank's status, with the line at which the main thread is now."""

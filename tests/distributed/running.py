@@ -47,6 +47,8 @@ class Running:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # As in a terminal's foreground. A shell's background jobs, this one perhaps, ignore SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._port, self._script, self._size = port, script, ranks
         self._ranks: dict[int, psutil.Process] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def checkpoints(folder: Path) -> set[str]:
 
 
 @pytest.mark.timeout(900)
-def test_run_stopped_and_killed_four_times_takes_the_same_steps(flags, curve, tmp_path):
+def test_run_stopped_and_killed_five_times_takes_the_same_steps(flags, curve, tmp_path):
     # SIGTERM ends the deepspeed command at once; the ranks notice it, save and exit.
     with go_on(flags, tmp_path) as run:
         until(run, tmp_path, 3).process.terminate()
@@ -79,6 +80,17 @@ def test_run_stopped_and_killed_four_times_takes_the_same_steps(flags, curve, tm
     assert done.status == PREEMPTED
     assert f"resuming after step {stopped}" in done.output
     assert "SIGUSR1: stopped after step" in done.output
+    stopped = logged(tmp_path)
+    assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
+
+    # A Ctrl-C: SIGINT to the whole process group, the launcher's two processes among it.
+    with go_on(flags, tmp_path) as run:
+        os.killpg(until(run, tmp_path, stopped + 3).process.pid, signal.SIGINT)
+        done = run.ended()
+    assert done.status == -signal.SIGTERM
+    assert "Traceback" not in done.output
+    assert done.output.count("SIGINT: the run saves after this step") == 1
+    assert "SIGINT: stopped after step" in done.output
     stopped = logged(tmp_path)
     assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
 
@@ -104,15 +116,34 @@ def test_run_stopped_and_killed_four_times_takes_the_same_steps(flags, curve, tm
     assert [[entry[name] for name in EXACT] for entry in metrics(tmp_path)] == curve
 
 
-def test_signal_before_the_first_step_ends_the_run_with_nothing_saved(flags, tmp_path):
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_signal_before_the_first_step_ends_the_run_with_nothing_saved(number, to_all, flags, tmp_path):
     with go_on(flags, tmp_path) as run:
         run.wait_for(lambda: len(run.ranks) == 2 and "by default:" in run.output)
-        os.kill(run.ranks[0].pid, signal.SIGTERM)
+        if to_all:
+            os.killpg(run.process.pid, number)
+        else:
+            os.kill(run.ranks[0].pid, number)
         done = run.ended()
-    assert done.status == PREEMPTED
-    assert "SIGTERM in phase " in done.output
-    assert "exiting; there is nothing to save yet" in done.output
+    # A Ctrl-C reaches the launcher too, which the ranks then end.
+    assert done.status == (-signal.SIGTERM if to_all else PREEMPTED)
+    assert done.output.count(f"{number.name} in phase ") == 1
+    assert done.output.count("exiting; there is nothing to save yet") == 1
+    assert "Traceback" not in done.output
     assert not (tmp_path / "checkpoints/latest").exists()
+
+
+def test_second_ctrl_c_ends_the_run_at_once():
+    with Running("interrupted", script="tests/distributed/workers/hanging.py") as run:
+        run.wait_for(lambda: len(run.ranks) == 2 and run.output.count("in a long step") == 2)
+        os.killpg(run.process.pid, signal.SIGINT)
+        # The launcher ends, the ranks go on.
+        assert run.process.wait(60) == -signal.SIGTERM
+        time.sleep(1.1)  # sooner, it would count as the same Ctrl-C
+        os.killpg(run.process.pid, signal.SIGINT)
+        done = run.ended()
+    assert done.output.count("SIGINT again: exiting at once; only earlier checkpoints are kept") == 1
+    assert "Traceback" not in done.output
 
 
 @pytest.mark.long

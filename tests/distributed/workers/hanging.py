@@ -53,8 +53,18 @@ def summing(world: World, watch: Watch) -> None:
     torch.ops.deepspeed.inference_all_reduce_(torch.ones(2**20))
 
 
+def interrupted(world: World, watch: Watch) -> None:
+    """Both ranks are in a step that does not end."""
+    watch.timeout = 600
+    watch.enter("policy forward", 7)
+    watch.can_save()
+    print("in a long step", flush=True)
+    time.sleep(600)
+
+
 if __name__ == "__main__":
     with process.user_errors():
         joined = start_rank()
         joined.watch.timeout = LIMIT
-        {"slow": slow, "stopped": stopped, "summing": summing}[sys.argv[-1]](joined.world, joined.watch)
+        ways = (slow, stopped, summing, interrupted)
+        {way.__name__: way for way in ways}[sys.argv[-1]](joined.world, joined.watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import signal
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -139,22 +140,27 @@ def many_rows(write_rows):
 
 @pytest.fixture
 def pools(monkeypatch):
-    """Numbers of worker processes that `tokenize` asks for. One real worker runs, since each takes seconds to start."""
-    asked = []
+    """Pools that `tokenize` starts, by the number of processes that it asks for. One real worker runs, since each takes
+    seconds to start."""
+    asked = {}
 
     def start(workers, *args, **kwargs):
-        asked.append(workers)
-        return ProcessPoolExecutor(1, *args, **kwargs)
+        asked[workers] = ProcessPoolExecutor(1, *args, **kwargs)
+        return asked[workers]
 
     monkeypatch.setattr(tokens, "ProcessPoolExecutor", start)
     return asked
 
 
-def test_worker_processes_give_the_same_chunks(two_cores, many_rows, pools, tokenizer):
+def test_worker_processes_give_the_same_chunks_and_get_no_interrupts(two_cores, many_rows, pools, tokenizer):
     encoder = TurnEncoder(tokenizer, OPTIONS)
     limit = LengthLimit(max_length=64)
-    serial, parallel = (list(tokenize(many_rows, encoder, limit, num_workers=workers)) for workers in (0, 3))
-    assert pools == [2]
+    serial, chunks = (tokenize(many_rows, encoder, limit, num_workers=workers) for workers in (0, 3))
+    serial, parallel = list(serial), [next(chunks)]
+    assert list(pools) == [2]
+    assert signal.SIGINT in pools[2].submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    parallel += chunks
     assert [len(chunk.lines) + len(chunk.bad) for chunk in serial] == [8, 8, 8, 8, 7]
     assert [row.line for chunk in serial for row in chunk.bad] == [36]
     assert [line for chunk in serial for line in chunk.lines] == [n for n in range(1, 41) if n not in (6, 36)]
@@ -173,7 +179,7 @@ def test_no_worker_starts_where_it_would_gain_nothing(
     encoder = TurnEncoder(tokenizer, OPTIONS)
     chunks = list(tokenize(write_rows(*[SHORT] * rows), encoder, LengthLimit(max_length=64), num_workers=num_workers))
     assert [line for chunk in chunks for line in chunk.lines] == list(range(1, rows + 1))
-    assert pools == []
+    assert pools == {}
 
 
 def test_every_target_of_the_masks_is_a_target_of_the_pack(write_rows, tokenizer):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from minimind.ranks import watch as watch_module
 from minimind.ranks.exits import FAILED, PREEMPTED
+from minimind.ranks.signals import STOP_SIGNALS
 from minimind.ranks.status import Peer
 from minimind.ranks.status_store import Reply
 from minimind.ranks.watch import Watch
@@ -24,13 +25,20 @@ class ExitError(Exception):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A watch before the training loop, that raises instead of ending the process."""
+    """A watch before the training loop, that raises instead of ending the process, and has no threads."""
 
-    def leave(self, status, message):
+    def leave(status, message=None):
         raise ExitError(status, message)
 
-    monkeypatch.setattr(Watch, "_exit", leave)
-    return Watch()
+    monkeypatch.setattr(watch_module, "leave", leave)
+    monkeypatch.setattr(watch_module.threading.Thread, "start", lambda thread: None)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    watch = Watch()
+    watch.listen(local_rank=0, launchers=[])
+    yield watch
+    os.close(signal.set_wakeup_fd(-1))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -40,26 +48,23 @@ def training(fresh):
     return fresh
 
 
-def test_repeated_signal_within_three_seconds_is_the_same_request(training):
-    training._handle_signal(SIGTERM, 100.0)
-    training._handle_signal(SIGTERM, 102.9)
-    assert training.stop_reason == "SIGTERM"
-
-
-def test_repeated_signal_after_three_seconds_ends_the_process(training):
-    training._handle_signal(SIGUSR1, 100.0)
-    training._handle_signal(SIGUSR1, 101.0)
-    with pytest.raises(ExitError, match="SIGUSR1 again: exiting at once") as caught:
-        training._handle_signal(SIGUSR1, 103.1)
-    assert caught.value.args[0] == 128 + SIGUSR1
-
-
-def test_sigterm_at_the_end_of_a_slurm_job_does_not_interrupt_the_save_that_sigusr1_started(training):
+def test_repeated_signal_ends_the_process_and_another_signal_does_not(training, capsys):
     training._handle_signal(SIGUSR1, 100.0)
     training._handle_signal(SIGTERM, 220.0)
     assert training.stop_reason == "SIGUSR1"
-    with pytest.raises(ExitError, match="SIGTERM again"):
+    assert capsys.readouterr().err.count("SIGUSR1: the run saves after this step and exits") == 1
+    with pytest.raises(ExitError, match="SIGTERM again: exiting at once") as caught:
         training._handle_signal(SIGTERM, 230.0)
+    assert caught.value.args[0] == 128 + SIGTERM
+
+
+def test_another_rank_than_the_first_of_its_machine_says_nothing_about_signals(training, capsys):
+    training._speaks = False
+    training._handle_signal(SIGTERM, 100.0)
+    with pytest.raises(ExitError) as caught:
+        training._handle_signal(SIGTERM, 110.0)
+    assert caught.value.args == (128 + SIGTERM, None)
+    assert capsys.readouterr().err == ""
 
 
 def test_first_signal_after_the_launcher_has_exited_does_not_count_as_repeated(training):
@@ -87,22 +92,17 @@ def test_meeting_without_peers_returns(fresh):
 
 
 @pytest.fixture
-def begun(fresh, monkeypatch):
-    """A watch of rank 0 that has begun, without threads; rank 1 is a process that sleeps."""
-    monkeypatch.setattr(watch_module.threading.Thread, "start", lambda thread: None)
-    handlers = {number: signal.getsignal(number) for number in (SIGTERM, SIGUSR1)}
+def begun(fresh):
+    """A watch of rank 0 that has begun; rank 1 is a process that sleeps."""
     child = subprocess.Popen(["sleep", "600"])
     peers = {
         rank: Peer(local_rank=rank, pid=pid, host="a", machine="a", device="cpu", devices=0)
         for rank, pid in enumerate((os.getpid(), child.pid))
     }
-    fresh.begin(dist.HashStore(), dist.HashStore(), peers, 0, [], timeout=60.0)
+    fresh.begin(dist.HashStore(), dist.HashStore(), peers, 0, timeout=60.0)
     yield fresh, child
     child.kill()
     child.wait()
-    os.close(signal.set_wakeup_fd(-1))
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def ended_processes(watch) -> list[int]:
@@ -141,6 +141,19 @@ def test_signals_of_the_launcher_are_ignored_after_a_rank_is_lost(begun):
     watch._handle_process_end(descriptor, 100.0)
     watch._handle_signal(SIGTERM, 100.0)
     assert watch.stop_reason is None
+
+
+@pytest.mark.parametrize(("status", "said"), [(PREEMPTED, "rank 1 was asked to stop in phase"), (130, "SIGINT again")])
+def test_rank_that_a_signal_ended_is_not_reported_as_lost(status, said, begun, monkeypatch):
+    """All ranks get the signal; the others notice the end of the first one before they have handled theirs."""
+    watch, child = begun
+    watch.can_save()
+    monkeypatch.setattr(watch_module, "read_exit_status", lambda pid: status)
+    child.kill()
+    (descriptor,) = ended_processes(watch)
+    with pytest.raises(ExitError, match=said) as caught:
+        watch._handle_process_end(descriptor, 100.0)
+    assert caught.value.args[0] == status
 
 
 def test_end_of_the_launcher_asks_for_a_stop(begun):
