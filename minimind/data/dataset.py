@@ -1,6 +1,6 @@
 """MiniMind's data set class, reproduced exactly: a public name, and the reference that tests compare with.
 
-    JSON-lines file -> checked rows -> six padded tensors per pair
+    file -> checked rows -> six padded tensors per pair
 
 Training does not use it; it reads a `PairTable` (table.py) and builds packs (packs.py).
 """
@@ -19,7 +19,7 @@ from minimind.data.encoding import MINIMIND, EncodingOptions
 from minimind.data.minimind_rule import MiniMindEncoder
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes import parse_rows
-from minimind.data.sources import RowError, read_lines
+from minimind.data.sources import RowError, open_source
 from minimind.errors import DataError
 
 
@@ -27,7 +27,7 @@ class DPODataset(Dataset[dict[str, Tensor]]):
     """Preference pairs as the batches of MiniMind's training script contain them.
 
     Args:
-        path: JSON-lines file with rows of a shape in `shapes.SHAPES`.
+        path: file with rows of a shape in `shapes.SHAPES`: JSON lines, a JSON array, CSV, parquet or Arrow.
         tokenizer: must have a chat template with MiniMind's markers. Without a pad token, id 0 pads.
         max_length: tokens per row; longer rows are truncated, shorter rows padded.
         empty_think_ratio: see `EncodingOptions`.
@@ -43,16 +43,18 @@ class DPODataset(Dataset[dict[str, Tensor]]):
         max_length: int = 4096,
         empty_think_ratio: float = 1.0,
     ) -> None:
-        self.path = Path(path)
+        self.source = open_source(Path(path))
         self.encoder = MiniMindEncoder(tokenizer, EncodingOptions(mask=MINIMIND, empty_think_ratio=empty_think_ratio))
         self.max_length = max_length
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.rows: list[tuple[int, PreferenceRow]] = []
-        for number, line in read_lines(self.path):
+        for number, content in self.source.rows():
             try:
-                self.rows += [(number, row) for row in parse_rows(line)]
+                if isinstance(content, RowError):
+                    raise content
+                self.rows += [(number, row) for row in parse_rows(content)]
             except RowError as error:
-                raise DataError(f"{path}, line {number}: {error}") from error
+                raise DataError(f"{self.source.place(number)}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +74,7 @@ class DPODataset(Dataset[dict[str, Tensor]]):
             try:
                 encoded = self.encoder.encode(messages, number, row.tools, row.template_kwargs)
             except RowError as error:
-                raise DataError(f"{self.path}, line {number}: {error}") from error
+                raise DataError(f"{self.source.place(number)}: {error}") from error
             ids, mask = (part[: self.max_length] for part in encoded)
             padding = self.max_length - len(ids)
             tokens = torch.tensor(ids + [self.pad_id] * padding)

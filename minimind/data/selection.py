@@ -120,9 +120,9 @@ def _needed(table: PairTable) -> NDArray[np.int64]:
 
 
 def _bad_rows_problem(table: PairTable) -> str:
-    listed = _listed([f"line {row.line}: {row.reason}" for row in table.bad[:_SHOWN]], len(table.bad))
+    listed = _listed([f"{table.source.row(row.line)}: {row.reason}" for row in table.bad[:_SHOWN]], len(table.bad))
     return (
-        f"{table.path}: {len(table.bad)} of {table.total_rows} rows cannot be trained on:\n{listed}\n"
+        f"{table.source.name}: {len(table.bad)} of {table.total_rows} rows cannot be trained on:\n{listed}\n"
         "Correct the rows, or omit them with --on_bad_row skip."
     )
 
@@ -131,12 +131,12 @@ def _long_rows_problem(table: PairTable, too_long: NDArray[np.bool_]) -> str:
     indices = np.flatnonzero(too_long)
     lengths = table.full_lengths.reshape(-1, 2)
     lines = [
-        f"line {table.lines[index]}: {lengths[index, 0]} tokens chosen, {lengths[index, 1]} rejected"
+        f"{table.source.row(table.lines[index])}: {lengths[index, 0]} tokens chosen, {lengths[index, 1]} rejected"
         for index in indices[:_SHOWN]
     ]
     summary = summarize_lengths(table)
     return (
-        f"{table.path}: {len(indices)} of {summary.pairs} pairs are longer than --max_seq_len {summary.limit}:\n"
+        f"{table.source.name}: {len(indices)} of {summary.pairs} pairs are longer than --max_seq_len {summary.limit}:\n"
         f"{_listed(lines, len(indices))}\n"
         f"Increase it ({summary.advice}), or choose --on_long_row cut, cut_prompt, skip or keep."
     )
@@ -151,11 +151,12 @@ def _nothing_left(table: PairTable, on_long_row: str) -> str:
     """Why no pair is left to train on."""
     summary, reasons = summarize_lengths(table), []
     if table.bad:
-        reasons.append(f"{len(table.bad)} are wrong, the first in line {table.bad[0].line}: {table.bad[0].reason}")
+        first = table.bad[0]
+        reasons.append(f"{len(table.bad)} are wrong, the first in {table.source.row(first.line)}: {first.reason}")
     if on_long_row == SKIP and summary.too_long:
         reasons.append(f"{summary.too_long} are longer than --max_seq_len {summary.limit}; {summary.advice}")
     elif summary.lost:
         reasons.append(
             f"{summary.lost} keep no difference when they are cut to --max_seq_len {summary.limit}; {summary.advice}"
         )
-    return f"{table.path}: none of the {table.total_rows} rows can be trained on: {'; '.join(reasons)}"
+    return f"{table.source.name}: none of the {table.total_rows} rows can be trained on: {'; '.join(reasons)}"

@@ -1,9 +1,9 @@
 """The tokenised data set: written to a cache on disk once, then read through memory maps.
 
-    preference file -> tokenize (tokens.py) -> cache_dir/pairs-KEY/ (flat arrays) -> PairTable -> PreferencePair
+    Source -> tokenize (tokens.py) -> cache_dir/pairs-KEY/ (flat arrays) -> PairTable -> PreferencePair
 
-The key is a hash of the file's bytes, the tokenizer with its chat template, the length limit and the format version.
-The path of the file is not part of it. Letters: n pairs of the file, of which `selected` are trained on.
+The key is a hash of the files' bytes, the tokenizer with its chat template, the length limit and the format version.
+The paths of the files are not part of it. Letters: n pairs of the source, of which `selected` are trained on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from minimind.data.encoding import ConversationEncoder, EncodingOptions
 from minimind.data.pairs import LengthLimit
 from minimind.data.rows import BadRow
 from minimind.data.shapes import ShapeOptions
+from minimind.data.sources import Source
 from minimind.data.tokens import ROWS, Chunk, tokenize
 from minimind.durable import checksum, sync_tree
 from minimind.errors import DataError
@@ -53,7 +54,7 @@ class PreferencePair:
         chosen, rejected: token ids, each (length,) int32.
         chosen_mask, rejected_mask: 1 for the assistant's tokens, (length,) uint8.
         prefix: number of leading tokens that both rows share, with equal masks.
-        line: line number in the file, from 1.
+        line: number of its row in the source, from 1.
     """
 
     chosen: NDArray[np.int32]
@@ -66,10 +67,10 @@ class PreferencePair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairTable:
-    """The pairs of one file as flat arrays.
+    """The pairs of one source as flat arrays.
 
     Attributes:
-        path: the JSON-lines file.
+        source: where the rows are from.
         key: hash of everything that the arrays depend on.
         tokens, mask: the 2n rows concatenated, chosen before rejected; int32 and uint8.
         offsets: (2n + 1,) int64, start of each row, and the total length.
@@ -84,7 +85,7 @@ class PairTable:
         selected: indices of the pairs in use, ascending.
     """
 
-    path: Path
+    source: Source
     key: str
     tokens: NDArray[np.int32]
     mask: NDArray[np.uint8]
@@ -133,12 +134,12 @@ class PairTable:
 
     @property
     def total_rows(self) -> int:
-        """Number of rows of the file that are not blank."""
+        """Number of rows of the source that are not blank."""
         return self.counts[ROWS]
 
 
 def load_table(
-    path: Path,
+    source: Source,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -149,7 +150,7 @@ def load_table(
     cut_prompt: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> PairTable:
-    """Load a preference file from the cache, or tokenise it and write the cache.
+    """Load the pairs of a source from the cache, or tokenise them and write the cache.
 
     Args:
         max_length, cut_prompt: how long a row may be, and how longer rows are cut; see `LengthLimit`.
@@ -159,21 +160,18 @@ def load_table(
         on_progress: called for each tokenised chunk of rows.
 
     Raises:
-        DataError: the file is missing or empty, the tokenizer cannot be used, or the cache cannot be written. Bad rows
-            raise no error here; see `select_pairs`.
+        DataError: a file is missing, empty or damaged, the tokenizer cannot be used, or the cache cannot be written.
+            Bad rows raise no error here; see `select_pairs`.
     """
-    if not path.is_file():
-        problem = "is a folder, not a file" if path.is_dir() else "no such preference file"
-        raise DataError(f"{path}: {problem}; --data_path needs a file with one JSON object per line")
     encoder = build_encoder(tokenizer, options)
     limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
-    key = _key(path, encoder, limit, shapes)
+    key = _key(source, encoder, limit, shapes)
     folder = cache_dir / f"pairs-{key}"
-    table = _open(path, key, folder)
+    table = _open(source, key, folder)
     if table is None:
-        chunks = tokenize(path, encoder, limit, shapes, num_workers=num_workers)
-        _write(folder, _with_progress(chunks, on_progress), limit)
-        table = _open(path, key, folder)
+        chunks = tokenize(source, encoder, limit, shapes, num_workers=num_workers)
+        _write(source, folder, _with_progress(chunks, on_progress), limit)
+        table = _open(source, key, folder)
     if table is None:
         raise DataError(f"{folder}: cannot read the tokenised data after writing it; try another --cache_dir")
     return table
@@ -185,7 +183,7 @@ def _with_progress(chunks: Iterator[Chunk], on_progress: Callable[[], None]) -> 
         yield chunk
 
 
-def _key(path: Path, encoder: ConversationEncoder, limit: LengthLimit, shapes: ShapeOptions) -> str:
+def _key(source: Source, encoder: ConversationEncoder, limit: LengthLimit, shapes: ShapeOptions) -> str:
     """Hash of everything that the arrays depend on."""
     digest = hashlib.sha256()
     tokenizer = encoder.tokenizer
@@ -194,9 +192,15 @@ def _key(path: Path, encoder: ConversationEncoder, limit: LengthLimit, shapes: S
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     settings = [_FORMAT, limit.max_length, limit.cut_prompt, shapes.key(), *encoder.key()]
     digest.update(json.dumps([settings, content, tokenizer.chat_template, _special(tokenizer)]).encode())
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for number, path in enumerate(source.files):
+        # Other files with the same bytes one after the other are other rows.
+        digest.update(f"file {number}".encode() if number else b"")
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from error
     return digest.hexdigest()[:24]
 
 
@@ -205,7 +209,7 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     return [tokenizer.special_tokens_map, bool(getattr(tokenizer, "split_special_tokens", False))]
 
 
-def _write(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
+def _write(source: Source, folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
     """Write the arrays to a temporary folder, then rename it, so that a killed run leaves no incomplete cache."""
     partial = folder
     try:
@@ -217,7 +221,7 @@ def _write(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> None:
             os.replace(partial, folder)
         except OSError:
             # The folder exists: either another run has written the same arrays meanwhile, or it is damaged.
-            if _open(Path(), "", folder) is None:
+            if _open(source, "", folder) is None:
                 shutil.rmtree(folder)
                 os.replace(partial, folder)
     except OSError as error:
@@ -255,7 +259,7 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], limit: LengthLimit) -> 
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 
-def _open(path: Path, key: str, folder: Path) -> PairTable | None:
+def _open(source: Source, key: str, folder: Path) -> PairTable | None:
     """The table in a cache folder, or None if it is missing or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -264,7 +268,7 @@ def _open(path: Path, key: str, folder: Path) -> PairTable | None:
             return None
         small = {name: np.load(folder / f"{name}.npy") for name in _SMALL}
         table = PairTable(
-            path=path,
+            source=source,
             key=key,
             tokens=_map(folder / "tokens.i32", np.int32),
             mask=_map(folder / "mask.u8", np.uint8),

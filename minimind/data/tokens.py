@@ -1,6 +1,6 @@
-"""Tokenises a preference file, in worker processes if the file is large.
+"""Tokenises the rows of a source, in worker processes if there are many.
 
-    lines (sources.py) -> parse_rows (shapes/) -> encode_pair (pairs.py) -> chunks of flat arrays, in file order
+    rows (sources/) -> parse_rows (shapes/) -> encode_pair (pairs.py) -> chunks of flat arrays, in file order
 
 A row that cannot be used becomes a `BadRow` of its chunk; it does not stop the others.
 """
@@ -17,7 +17,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +26,18 @@ from minimind.data.left_out import check_rendered, not_used, words_of
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
 from minimind.data.rows import BadRow, PreferenceRow
 from minimind.data.shapes import ShapeOptions, parse_rows
-from minimind.data.sources import RowError, read_lines
+from minimind.data.sources import Content, RowError, Source
 from minimind.data.tool_arguments import fit_arguments
 
-# Names in `Chunk.counts`: rows of the file; pairs whose tokens or mask differ from those of MiniMind's rule; and pairs
-# whose messages of the role `developer` were read as system messages.
+# Names in `Chunk.counts`: rows of the source; pairs whose tokens or mask differ from those of MiniMind's rule; and
+# pairs whose messages of the role `developer` were read as system messages.
 ROWS, OTHER_MASK, DEVELOPER = "rows", "other_mask", "developer"
 # Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
 # left; the pair is one of `Chunk.bad`.
 PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
 _ROWS_PER_TASK = 256
+# A task of long rows has fewer, so that a few tasks fit into memory.
+_BYTES_PER_TASK = 2**23
 _DEFAULT_SHAPES = ShapeOptions()
 # Below this number of rows, starting worker processes takes longer than they save.
 _MIN_ROWS_FOR_WORKERS = 4 * _ROWS_PER_TASK
@@ -51,7 +52,7 @@ class Chunk:
         lengths: tokens of each of the 2n rows.
         full_lengths: the same before anything was cut.
         prefixes: number of leading tokens that both rows of a pair share, n values.
-        lines: line number of each pair in the file, n values; pairs of one line follow each other.
+        lines: number of each pair's row in the source, n values; pairs of one row follow each other.
         cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
         bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
@@ -90,36 +91,36 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run_task(lines: list[tuple[int, bytes]]) -> Chunk:
+def _run_task(rows: list[tuple[int, Content]]) -> Chunk:
     assert _worker is not None
-    return _encode_lines(*_worker, lines)
+    return _encode_rows(*_worker, rows)
 
 
 def tokenize(
-    path: Path,
+    source: Source,
     encoder: ConversationEncoder,
     limit: LengthLimit,
     shapes: ShapeOptions = _DEFAULT_SHAPES,
     *,
     num_workers: int,
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a file, in file order.
+    """Yield the chunks of a source, in its order.
 
     Args:
         limit: how long a row may be, and how longer rows are cut.
         shapes: how rows are read.
         num_workers: largest number of worker processes; the number of cores is another limit. Fewer than 2, or a
-            small file: this process does the work.
+            small source: this process does the work.
 
     Raises:
-        DataError: the file is missing, unreadable or empty.
+        DataError: a file is missing, unreadable or empty.
     """
-    batches = _batched(read_lines(path), _ROWS_PER_TASK)
+    batches = _batched(source.rows(), _ROWS_PER_TASK)
     first = list(itertools.islice(batches, _MIN_ROWS_FOR_WORKERS // _ROWS_PER_TASK))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
     if sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2:
         for batch in itertools.chain(first, batches):
-            yield _encode_lines(encoder, limit, shapes, batch)
+            yield _encode_rows(encoder, limit, shapes, batch)
         return
     # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
     context = multiprocessing.get_context("spawn")
@@ -143,25 +144,35 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
+def _batched(rows: Iterable[tuple[int, Content]], size: int) -> Iterator[list[tuple[int, Content]]]:
+    """Lists of `size` rows, or of fewer that are long."""
+    batch: list[tuple[int, Content]] = []
+    taken = 0
+    for number, content in rows:
+        batch.append((number, content))
+        taken += len(content) if isinstance(content, bytes) else 0
+        if len(batch) == size or taken >= _BYTES_PER_TASK:
+            yield batch
+            batch, taken = [], 0
+    if batch:
         yield batch
 
 
-def _encode_lines(
-    encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, lines: list[tuple[int, bytes]]
+def _encode_rows(
+    encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, contents: list[tuple[int, Content]]
 ) -> Chunk:
-    """Parse and tokenise lines, given with their numbers."""
+    """Parse and tokenise rows, given with their numbers."""
     words = words_of(encoder.template)
     pairs: list[EncodedPair] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
     counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
-    for number, line in lines:
+    for number, content in contents:
         counts[ROWS] += 1
         try:
-            rows = parse_rows(line, options)
+            if isinstance(content, RowError):
+                raise content
+            rows = parse_rows(content, options)
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue

@@ -161,10 +161,11 @@ class ReferenceCache:
     def _check_finite(self, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         bad = indices[~np.isfinite(values).all(1)]
         if len(bad):
-            lines = ", ".join(str(line) for line in sorted(self.table.lines[bad])[:_LISTED])
+            source = self.table.source
             raise TrainingError(
-                f"the reference's log-probs are not finite for {len(bad)} pairs of {self.table.path}, first at lines "
-                f"{lines}. Check the start weights, or use another --dtype.",
+                f"the reference's log-probs are not finite for {len(bad)} pairs of {source.name}, first in "
+                f"{source.listed(sorted(self.table.lines[bad]), _LISTED)}. Check the start weights, or use another "
+                "--dtype.",
                 agreed=True,
             )
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minimind.data.packs import Batch
-from minimind.errors import TrainingError
+from minimind.data.sources import Content, Source, parse_json
+from minimind.errors import DataError, TrainingError
 from minimind.ranks.collectives import from_main, gather
 from minimind.ranks.world import World
 
@@ -26,7 +27,7 @@ class MicroBatch:
     """One micro-batch of a rank.
 
     Attributes:
-        lines: lines of its pairs in the data file, from 1.
+        lines: numbers of its pairs' rows in the source, from 1.
         finite: whether its log-probs and losses were finite.
     """
 
@@ -40,13 +41,13 @@ class NonFiniteReport:
 
     Attributes:
         folder: the run's folder; the file is written there.
-        data: the preference file.
+        data: where the pairs are from.
         world: the ranks.
         latest: the file that names the newest checkpoint; None if the run writes none.
     """
 
     folder: Path
-    data: Path
+    data: Source
     world: World
     latest: Path | None
 
@@ -66,30 +67,29 @@ class NonFiniteReport:
         )
 
 
-def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: Path) -> str:
+def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: Source) -> str:
     """Names the lines of the micro-batches that were not finite, or all lines if every micro-batch was finite.
 
     Args:
         ranks: the step's micro-batches of every rank.
-        data: the preference file.
+        data: where the pairs are from.
     """
     batches = list(itertools.chain.from_iterable(ranks))
     affected = [batch for batch in batches if not batch.finite]
     lines = sorted(line for batch in affected or batches for line in batch.lines)
-    more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    listed = f"at lines {', '.join(map(str, lines[:_LISTED]))}{more} of {data}"
+    listed = f"in {data.listed(lines, _LISTED)} of {data.name}"
     if affected:
         return f"Losses or log-probs were not finite in {len(affected)} of {len(batches)} micro-batches: pairs {listed}"
     return f"The losses of all micro-batches were finite, so any of them can be the cause: pairs {listed}"
 
 
-def write_pairs(folder: Path, step: int, data: Path, ranks: Sequence[Sequence[MicroBatch]]) -> str:
+def write_pairs(folder: Path, step: int, data: Source, ranks: Sequence[Sequence[MicroBatch]]) -> str:
     """Write a step's pairs, one JSON object each: line in the data file, rank, micro-batch (from 1), whether that was
     finite, and the row.
 
     Args:
         folder: the run's folder.
-        data: the preference file.
+        data: where the pairs are from.
         ranks: the step's micro-batches of every rank.
 
     Returns:
@@ -104,12 +104,17 @@ def write_pairs(folder: Path, step: int, data: Path, ranks: Sequence[Sequence[Mi
     ]
     wanted = {entry["line"] for entry in entries}
     try:
-        with data.open("rb") as file:
-            # The file is read only up to the last wanted line.
-            numbered = itertools.islice(enumerate(file, start=1), max(wanted))
-            rows = {number: row for number, row in numbered if number in wanted}
-        found = ({**entry, "row": json.loads(rows[entry["line"]])} for entry in entries)
-        path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found), encoding="utf-8")
-    except (OSError, ValueError, KeyError) as error:
+        # The source is read only up to the last wanted row.
+        last = max(wanted)
+        numbered = itertools.takewhile(lambda row: row[0] <= last, data.rows())
+        rows = {number: _value(content) for number, content in numbered if number in wanted}
+        found = ({**entry, "row": rows[entry["line"]]} for entry in entries)
+        lines = (json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in found)
+        path.write_text("".join(lines), encoding="utf-8")
+    except (OSError, ValueError, KeyError, DataError) as error:
         return f"could not be written to {path} ({error})"
     return f"are in {path}, by rank and micro-batch"
+
+
+def _value(content: Content) -> object:
+    return parse_json(content) if isinstance(content, bytes) else content

@@ -1,8 +1,8 @@
-"""Messages about the rows of one file: wrong rows, rows that are too long, and what of the rows is not used.
+"""Messages about the rows of one source: wrong rows, rows that are too long, and what of the rows is not used.
 
     PairTable, DataConfig -> row_messages -> lines of the console
 
-Every message names the file, gives a number, and names the flag that decides.
+Every message gives a number, and names the flag that decides.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def _shapes(table: PairTable) -> Iterator[str]:
 
 
 def _wrong_rows(table: PairTable, config: DataConfig) -> str:
-    lines = ", ".join(str(row.line) for row in table.bad[:_LISTED]) + (", ..." if len(table.bad) > _LISTED else "")
+    listed = table.source.listed((row.line for row in table.bad), _LISTED)
     kept = sum(row.tokenized for row in table.bad) if config.on_bad_row == KEEP else 0
     but = f" except {kept} that MiniMind trains on" if kept else ""
     first = table.bad[0]
     return (
         f"{len(table.bad)} of {_rows(table.total_rows)} are wrong and left out{but} (--on_bad_row "
-        f"{config.on_bad_row}): lines {lines}; line {first.line}: {first.reason}"
+        f"{config.on_bad_row}): {listed}; {table.source.row(first.line)}: {first.reason}"
     )
 
 

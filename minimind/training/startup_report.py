@@ -111,11 +111,11 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
         console.say(f"  --max_steps {max_steps} will not be reached: the pairs make {stream.total_steps} steps")
     for table in data.tables:
         for message in row_messages(table, config.data):
-            console.say(f"  {table.path}: {message}")
+            console.say(f"  {table.source.name}: {message}")
         if number := table.counts.get(OTHER_MASK):
             console.say(
-                f"  {table.path}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or count a "
-                "user's words, and the turns count here instead (--mask minimind: the rule)"
+                f"  {table.source.name}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or "
+                "count a user's words, and the turns count here instead (--mask minimind: the rule)"
             )
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:

@@ -36,6 +36,7 @@ import minimind
 from minimind import demo
 from minimind.data.packs import PackedPairs, pack
 from minimind.data.selection import select_pairs
+from minimind.data.sources import open_source
 from minimind.data.table import load_table
 from minimind.native.processor import Products, describe, fastest_products
 from tests.benchmarks import report
@@ -127,7 +128,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
     """
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     table = load_table(
-        Path(arguments.data),
+        open_source(Path(arguments.data)),
         tokenizer,
         max_length=arguments.max_seq_len,
         num_workers=2,

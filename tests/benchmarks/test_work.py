@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minimind
 from minimind.data.packs import pack
+from minimind.data.sources import open_source
 from minimind.data.table import load_table
 from minimind.engine.scorer import PairScorer
 from tests.benchmarks.work import GemmRates, gemm_rates, work_of
@@ -20,7 +21,7 @@ CONFIG = minimind.MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers
 def packs(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     table = load_table(
-        REPO / "minimind" / "demo" / "eval.jsonl",
+        open_source(REPO / "minimind" / "demo" / "eval.jsonl"),
         tokenizer,
         max_length=128,
         num_workers=0,

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from minimind import demo
+from minimind.data.sources import open_source
 from minimind.data.table import PreferencePair, load_table
 from tests.distributed.launching import metrics, train
 from tests.parity.families import tiny_config, tiny_model
@@ -79,7 +80,7 @@ def pair_loss(model: PreTrainedModel, reference: PreTrainedModel, pair: Preferen
 def plain_losses(model: PreTrainedModel, data, cache, rates: list[float]) -> list[float]:
     """Loss of each step; `model` is trained."""
     tokenizer = AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
-    table = load_table(data, tokenizer, max_length=LENGTH, num_workers=0, cache_dir=cache)
+    table = load_table(open_source(data), tokenizer, max_length=LENGTH, num_workers=0, cache_dir=cache)
     reference = copy.deepcopy(model)
     # A text gives the other half of a composite model no gradient, so this optimizer leaves it as it is.
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)

@@ -9,6 +9,7 @@ import torch
 
 from minimind import demo
 from minimind.data.selection import select_pairs
+from minimind.data.sources import open_source
 from minimind.data.table import load_table
 from minimind.errors import DataError, WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -32,7 +33,9 @@ def data_problem(tokenizer, write_rows, tmp_path):
 
     def check(*rows, max_length=64):
         path = write_rows(*rows)
-        table = load_table(path, tokenizer, max_length=max_length, num_workers=0, cache_dir=tmp_path / "cache")
+        table = load_table(
+            open_source(path), tokenizer, max_length=max_length, num_workers=0, cache_dir=tmp_path / "cache"
+        )
         with pytest.raises(DataError) as caught:
             select_pairs(table, on_bad_row="error", on_long_row="error")
         assert str(path) in str(caught.value)

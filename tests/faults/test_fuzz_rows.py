@@ -15,7 +15,7 @@ from minimind.data.packs import pack
 from minimind.data.rows import PreferenceRow
 from minimind.data.selection import select_pairs
 from minimind.data.shapes import parse_rows
-from minimind.data.sources import RowError
+from minimind.data.sources import RowError, open_source
 from minimind.data.table import load_table
 from minimind.errors import MiniMindError
 from minimind.training.row_report import row_messages
@@ -110,7 +110,7 @@ def read_everywhere(content: bytes, tokenizer, folder) -> None:
     path = folder / "pairs.jsonl"
     path.write_bytes(content)
     with only_our_errors():
-        table = load_table(path, tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
+        table = load_table(open_source(path), tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
         for bad, long in itertools.product(("error", "skip", "keep"), ("cut", "keep", "skip", "error")):
             message = ""
             try:
@@ -193,7 +193,7 @@ def test_damaged_caches(data, tokenizer, tmp_path_factory):
 
     def load():
         limits = {"max_length": 64, "num_workers": 0}
-        return load_table(folder / "pairs.jsonl", tokenizer, **limits, cache_dir=folder / "cache")
+        return load_table(open_source(folder / "pairs.jsonl"), tokenizer, **limits, cache_dir=folder / "cache")
 
     load()
     path = data.draw(st.sampled_from(sorted((folder / "cache").glob("*/*"))))

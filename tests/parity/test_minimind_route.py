@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minimind import DPODataset, MiniMindConfig, MiniMindForCausalLM, dpo_loss, logits_to_log_probs
 from minimind.data.packs import PackedPairs, pack
+from minimind.data.sources import open_source
 from minimind.data.table import load_table
 from minimind.engine.scorer import PairScorer
 from minimind.objective.losses import PairScores, SigmoidLoss
@@ -98,7 +99,7 @@ def test_a_pack_gives_the_loss_and_gradients_of_minimind(name, average, max_leng
     golden = minimind_step(policy, reference, dataset, average)
 
     table = load_table(
-        rows_path,
+        open_source(rows_path),
         tokenizer,
         max_length=max_length,
         num_workers=0,

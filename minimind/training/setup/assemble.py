@@ -69,7 +69,7 @@ def assemble_run(
         events=events,
         nonfinite=NonFiniteReport(
             folder=folder,
-            data=data.table.path,
+            data=data.table.source,
             world=world,
             latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
         ),

@@ -86,7 +86,7 @@ def _fill(
     reference: LiveReference | None = None
     for cache in caches:
         known, total = cache.num_known, len(cache)
-        console.say(f"  reference of {cache.table.path.name}: {known} of {total} pairs are in {cache.folder}")
+        console.say(f"  reference of {cache.table.source.short_name}: {known} of {total} pairs are in {cache.folder}")
         if known == total:
             continue
         watch.enter("scoring the reference")

@@ -19,6 +19,7 @@ from minimind.data.left_out import words_of
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.shapes import ShapeOptions
+from minimind.data.sources import open_source
 from minimind.data.table import PairTable, load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError
@@ -84,7 +85,7 @@ def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callab
 
     def load() -> PairTable:
         table = load_table(
-            Path(path),
+            open_source(Path(path)),
             prepared.tokenizer,
             max_length=config.max_seq_len,
             options=encoding_options(config, words_of(ChatTemplate(prepared.tokenizer))),

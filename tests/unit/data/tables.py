@@ -8,6 +8,7 @@ import numpy as np
 
 from minimind.data import tokens
 from minimind.data.rows import BadRow
+from minimind.data.sources.source import LINE, Source
 from minimind.data.table import PairTable
 from tests.conftest import conversation, pair
 
@@ -58,7 +59,7 @@ def table_of(
     cuts = np.array([pair[2] for pair in pairs], np.uint8)
     cuts[[row.line - 1 for row in bad if row.tokenized]] |= tokens.WRONG
     return PairTable(
-        path=Path("pairs.jsonl"),
+        source=Source(name="pairs.jsonl", files=(Path("pairs.jsonl"),), unit=LINE),
         key="",
         tokens=np.zeros(offsets[-1], np.int32),
         mask=np.ones(offsets[-1], np.uint8),

@@ -11,6 +11,7 @@ import torch
 from minimind.data.loader import eval_batches, train_batches
 from minimind.data.packs import pack
 from minimind.data.sampler import PairSampler
+from minimind.data.sources import open_source
 from minimind.data.table import PairTable, load_table
 from tests.conftest import pair
 
@@ -22,7 +23,7 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
     folder = tmp_path_factory.mktemp("loader")
     path = folder / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(pair(f"Number {i}?", "Yes.", "No!")) for i in range(COUNT)))
-    return load_table(path, tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
+    return load_table(open_source(path), tokenizer, max_length=64, num_workers=0, cache_dir=folder / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from minimind import demo
 from minimind.data import table as table_module
 from minimind.data.encoding import EncodingOptions
 from minimind.data.shapes import ShapeOptions
+from minimind.data.sources.source import ROW, Source
 from minimind.errors import DataError
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT, content
 
@@ -57,7 +58,7 @@ def test_key_does_not_depend_on_the_path(load, write_rows, tmp_path):
     shutil.copy(path, other)
     one, two = load(path), load(other)
     assert one.key == two.key
-    assert two.path == other
+    assert two.source.files == (other,)
     assert content(one) == content(two)
     assert len(cache_folders(tmp_path)) == 1
 
@@ -117,18 +118,18 @@ def test_key_does_not_depend_on_the_tokenizer_folder(load, write_rows, tmp_path)
     assert load(path).key == load(path, tokenizer=AutoTokenizer.from_pretrained(tmp_path / "copied")).key
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"), [("missing.jsonl", "no such preference file"), (".", "is a folder, not a file")]
-)
-def test_missing_file_is_an_error(load, tmp_path, name, problem):
-    with pytest.raises(DataError, match=f"{problem}; --data_path needs a file with one JSON object per line"):
-        load(tmp_path / name)
+def test_key_tells_files_from_one_that_joins_them(load, write_rows):
+    one, other = write_rows(*ROWS[:1], name="one.jsonl"), write_rows(*ROWS[1:], name="other.jsonl")
+    orders = ((one, other), (other, one), (write_rows(*ROWS, name="all.jsonl"),))
+    tables = [load(Source(name="a", files=files, unit=ROW)) for files in orders]
+    assert len({table.key for table in tables}) == 3
+    assert [len(table) for table in tables] == [3, 3, 3]
 
 
-def test_empty_file_is_an_error_and_leaves_the_cache_empty(load, tmp_path):
-    path = tmp_path / "empty.jsonl"
-    path.touch()
-    with pytest.raises(DataError, match="is empty"):
+def test_damaged_file_is_an_error_and_leaves_the_cache_empty(load, tmp_path):
+    path = tmp_path / "cut.json"
+    path.write_text(json.dumps(ROWS)[:-1])
+    with pytest.raises(DataError, match=r"cut\.json: a JSON array: the file ends within row 3"):
         load(path)
     assert cache_folders(tmp_path) == []
 

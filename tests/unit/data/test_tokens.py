@@ -17,6 +17,7 @@ from minimind.data.encoding import EncodingOptions
 from minimind.data.packs import pack, pad
 from minimind.data.pairs import LengthLimit
 from minimind.data.rows import BadRow
+from minimind.data.sources import open_source
 from minimind.data.table import PreferencePair
 from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, WRONG, Chunk, tokenize
 from tests.conftest import conversation, pair
@@ -31,13 +32,17 @@ def plain(chunks: list[Chunk]) -> list[dict]:
 
 
 def bad_rows(path, tokenizer, max_length: int) -> list[BadRow]:
-    (chunk,) = tokenize(path, TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=max_length), num_workers=0)
+    (chunk,) = tokenize(
+        open_source(path), TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=max_length), num_workers=0
+    )
     return chunk.bad
 
 
 def test_chunk_concatenates_the_rows(write_rows, tokenizer):
     encoder = TurnEncoder(tokenizer, OPTIONS)
-    (chunk,) = tokenize(write_rows(*ROWS, "{broken", SHORT), encoder, LengthLimit(max_length=64), num_workers=0)
+    (chunk,) = tokenize(
+        open_source(write_rows(*ROWS, "{broken", SHORT)), encoder, LengthLimit(max_length=64), num_workers=0
+    )
     rows = [encoder.encode(row[half], 1) for row in (*ROWS, SHORT) for half in ("chosen", "rejected")]
     assert chunk.tokens.tolist() == list(itertools.chain.from_iterable(row.tokens for row in rows))
     assert chunk.mask.tolist() == list(itertools.chain.from_iterable(row.mask for row in rows))
@@ -63,7 +68,9 @@ def test_row_that_the_template_rejects_is_bad(write_rows, tokenizer):
 
 def test_pair_that_truncation_leaves_without_an_answer_is_lost_and_not_bad(write_rows, tokenizer):
     encoder = TurnEncoder(tokenizer, OPTIONS)
-    (chunk,) = tokenize(write_rows(SHORT, LONG_QUESTION), encoder, LengthLimit(max_length=12), num_workers=0)
+    (chunk,) = tokenize(
+        open_source(write_rows(SHORT, LONG_QUESTION)), encoder, LengthLimit(max_length=12), num_workers=0
+    )
     assert chunk.bad == []
     # The short row loses what follows its answer.
     assert chunk.cuts == [END_CUT, END_CUT | LOST]
@@ -83,7 +90,9 @@ def test_row_without_a_token_that_counts_is_bad_and_tokenised(write_rows, tokeni
                 compared.row.mask[1:] = [0] * (len(compared.row.mask) - 1)
             return compared
 
-    (chunk,) = tokenize(write_rows(SHORT), OneHalf(tokenizer, OPTIONS), LengthLimit(max_length=64), num_workers=0)
+    (chunk,) = tokenize(
+        open_source(write_rows(SHORT)), OneHalf(tokenizer, OPTIONS), LengthLimit(max_length=64), num_workers=0
+    )
     (bad,) = chunk.bad
     assert (bad.line, bad.tokenized) == (1, True)
     assert bad.reason.startswith("no token of 'rejected' counts")
@@ -94,7 +103,7 @@ def test_row_without_a_token_that_counts_is_bad_and_tokenised(write_rows, tokeni
 def test_difference_that_truncation_cuts_off_is_lost(write_rows, tokenizer):
     long = "one two three four five six seven eight nine ten eleven twelve "
     path = write_rows(SHORT, pair("Count", long + "thirteen", long + "no more"))
-    (chunk,) = tokenize(path, TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=16), num_workers=0)
+    (chunk,) = tokenize(open_source(path), TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=16), num_workers=0)
     assert (chunk.bad, chunk.cuts) == ([], [0, END_CUT | LOST])
     assert chunk.prefixes[1] == 16
 
@@ -103,7 +112,9 @@ def test_prompts_are_cut_if_asked(write_rows, tokenizer):
     encoder = TurnEncoder(tokenizer, OPTIONS)
     path, limit = write_rows(ROWS[1]), len(encoder.encode(ROWS[1]["chosen"], 1).tokens) - 1
     for cut_prompt, cuts in ((False, [END_CUT]), (True, [PROMPT_CUT])):
-        (chunk,) = tokenize(path, encoder, LengthLimit(max_length=limit, cut_prompt=cut_prompt), num_workers=0)
+        (chunk,) = tokenize(
+            open_source(path), encoder, LengthLimit(max_length=limit, cut_prompt=cut_prompt), num_workers=0
+        )
         assert chunk.cuts == cuts
 
 
@@ -117,7 +128,9 @@ def test_part_that_the_template_leaves_out_makes_a_bad_row(write_rows, tokenizer
 
 def test_rows_with_columns_of_no_use_are_counted(write_rows, tokenizer):
     rows = [{**SHORT, "id": 1}, {**SHORT, "id": 2, "note": "x"}, SHORT, "{broken"]
-    (chunk,) = tokenize(write_rows(*rows), TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=64), num_workers=0)
+    (chunk,) = tokenize(
+        open_source(write_rows(*rows)), TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=64), num_workers=0
+    )
     assert chunk.unused == {"column 'id'": 2, "column 'note'": 1}
 
 
@@ -155,7 +168,7 @@ def pools(monkeypatch):
 def test_worker_processes_give_the_same_chunks_and_get_no_interrupts(two_cores, many_rows, pools, tokenizer):
     encoder = TurnEncoder(tokenizer, OPTIONS)
     limit = LengthLimit(max_length=64)
-    serial, chunks = (tokenize(many_rows, encoder, limit, num_workers=workers) for workers in (0, 3))
+    serial, chunks = (tokenize(open_source(many_rows), encoder, limit, num_workers=workers) for workers in (0, 3))
     serial, parallel = list(serial), [next(chunks)]
     assert list(pools) == [2]
     assert signal.SIGINT in pools[2].submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
@@ -177,7 +190,9 @@ def test_no_worker_starts_where_it_would_gain_nothing(
 ):
     monkeypatch.setattr(tokens.os, "sched_getaffinity", lambda pid: set(range(cores)))
     encoder = TurnEncoder(tokenizer, OPTIONS)
-    chunks = list(tokenize(write_rows(*[SHORT] * rows), encoder, LengthLimit(max_length=64), num_workers=num_workers))
+    chunks = list(
+        tokenize(open_source(write_rows(*[SHORT] * rows)), encoder, LengthLimit(max_length=64), num_workers=num_workers)
+    )
     assert [line for chunk in chunks for line in chunk.lines] == list(range(1, rows + 1))
     assert pools == {}
 
@@ -190,7 +205,7 @@ def test_every_target_of_the_masks_is_a_target_of_the_pack(write_rows, tokenizer
         {"chosen": conversation("q", "Yes", "more", "a"), "rejected": conversation("q", "Yes", "more", "b")},
     ]
     encoder = TurnEncoder(tokenizer, EncodingOptions(last_turn_only=True))
-    (chunk,) = tokenize(write_rows(*rows), encoder, LengthLimit(max_length=64), num_workers=0)
+    (chunk,) = tokenize(open_source(write_rows(*rows)), encoder, LengthLimit(max_length=64), num_workers=0)
     starts = np.concatenate(([0], np.cumsum(chunk.lengths)))
     halves = [(chunk.tokens[a:b], chunk.mask[a:b]) for a, b in itertools.pairwise(starts)]
     pairs = [

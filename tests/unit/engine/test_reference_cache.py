@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from minimind.data.packs import pack
+from minimind.data.sources import open_source
 from minimind.data.table import PairTable, load_table
 from minimind.engine.reference_cache import ReferenceCache
 from minimind.engine.reference_records import RECORD, read_records, seal_records
@@ -51,7 +52,7 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
     path = folder / "pairs.jsonl"
     rows = [pair(f"Number {i}?", "Yes. " * (i + 1), "No!" * (2 * i + 1)) for i in range(COUNT)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    return load_table(path, tokenizer, max_length=256, num_workers=0, cache_dir=folder / "t")
+    return load_table(open_source(path), tokenizer, max_length=256, num_workers=0, cache_dir=folder / "t")
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_two_runs_at_once_end_with_the_same_numbers(opened, table):
 def test_a_number_that_is_not_finite_is_named_and_not_kept(opened, table):
     cache = opened()
     with pytest.raises(
-        TrainingError, match=r"not finite for 2 pairs of .*pairs\.jsonl, first at lines \d+, 11"
+        TrainingError, match=r"not finite for 2 pairs of .*pairs\.jsonl, first in lines \d+, 11"
     ) as caught:
         filled(cache, StandIn(shift=float("nan")))
     assert caught.value.agreed
@@ -237,6 +238,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 from minimind import demo
 from minimind.data.packs import pack
+from minimind.data.sources import open_source
 from minimind.data.table import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from tests.unit.engine.test_reference_cache import ABOUT, WORLD, StandIn
@@ -245,7 +247,7 @@ folder = Path({folder!r})
 dist.init_process_group("gloo", init_method=f"file://{{folder}}/killed", rank=0, world_size=1)
 tokenizer = AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
 table = load_table(
-    Path({path!r}), tokenizer, max_length=256, num_workers=0, cache_dir=folder / "tables"
+    open_source(Path({path!r})), tokenizer, max_length=256, num_workers=0, cache_dir=folder / "tables"
 )
 for _ in ReferenceCache(folder / "cache", table, ABOUT, WORLD).fill(StandIn(pairs_per_forward=1), pack):
     time.sleep(0.05)
@@ -253,7 +255,7 @@ for _ in ReferenceCache(folder / "cache", table, ABOUT, WORLD).fill(StandIn(pair
 
 
 def test_a_killed_run_leaves_what_it_has_scored(opened, table, tmp_path):
-    script = KILLED.format(repo=str(REPO), folder=str(tmp_path), path=str(table.path))
+    script = KILLED.format(repo=str(REPO), folder=str(tmp_path), path=str(table.source.files[0]))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 120

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import torch
 
+from minimind.data.sources.source import LINE, Source, open_source
 from minimind.errors import TrainingError
 from minimind.ranks.world import World
 from minimind.training.nonfinite import MicroBatch, NonFiniteReport, describe_nonfinite, write_pairs
 
-DATA = Path("pairs.jsonl")
+DATA = Source(name="pairs.jsonl", files=(Path("pairs.jsonl"),), unit=LINE)
 
 
 def batch(*lines, finite=True):
@@ -20,7 +21,7 @@ def batch(*lines, finite=True):
 
 
 def test_rows_are_written_with_their_place(write_rows, tmp_path):
-    data = write_rows({"n": 1}, "", {"n": 3}, {"n": 4})
+    data = open_source(write_rows({"n": 1}, "", {"n": 3}, {"n": 4}))
     message = write_pairs(tmp_path, 12, data, [[batch(4), batch(1, finite=False)], [batch(3), batch(4)]])
     path = tmp_path / "nonfinite_step00000012.jsonl"
     assert message == f"are in {path}, by rank and micro-batch"
@@ -34,29 +35,29 @@ def test_rows_are_written_with_their_place(write_rows, tmp_path):
 
 
 def test_missing_data_does_not_hide_the_error(tmp_path):
-    assert "could not be written" in write_pairs(tmp_path, 1, tmp_path / "gone.jsonl", [[batch(1)]])
+    assert "could not be written" in write_pairs(tmp_path, 1, DATA, [[batch(1)]])
 
 
 def test_only_micro_batches_that_were_not_finite_are_named():
     ranks = [[batch(5, 9), batch(70, 2)], [batch(8, 4, finite=False), batch(6, 1)]]
-    assert "in 1 of 4 micro-batches: pairs at lines 4, 8 of pairs.jsonl" in describe_nonfinite(ranks, DATA)
+    assert "in 1 of 4 micro-batches: pairs in lines 4, 8 of pairs.jsonl" in describe_nonfinite(ranks, DATA)
 
 
 def test_an_overflow_of_the_gradient_alone_names_all_pairs_of_the_step():
     message = describe_nonfinite([[batch(5, 9)], [batch(8, 4)]], DATA)
     assert "The losses of all micro-batches were finite" in message
-    assert "pairs at lines 4, 5, 8, 9 of pairs.jsonl" in message
+    assert "pairs in lines 4, 5, 8, 9 of pairs.jsonl" in message
 
 
 def test_a_message_lists_ten_lines_at_most():
     message = describe_nonfinite([[batch(*range(1, 11), finite=False)]], DATA)
-    assert message.endswith("at lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 of pairs.jsonl")
+    assert message.endswith("in lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 of pairs.jsonl")
     message = describe_nonfinite([[batch(*range(100, 0, -1), finite=False)]], DATA)
-    assert message.endswith("at lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 90 more of pairs.jsonl")
+    assert message.endswith("in lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ... of pairs.jsonl")
 
 
 def test_the_error_names_step_checkpoint_and_pairs(one_rank, write_rows, tmp_path):
-    data = write_rows({"n": 1}, {"n": 2})
+    data = open_source(write_rows({"n": 1}, {"n": 2}))
     (tmp_path / "latest").write_text("step00000004")
     report = NonFiniteReport(
         folder=tmp_path,
@@ -69,6 +70,6 @@ def test_the_error_names_step_checkpoint_and_pairs(one_rank, write_rows, tmp_pat
     assert found.agreed
     assert str(found) == (
         "step 7: the gradient is not finite. The update was not made; the newest checkpoint is step00000004. Losses or "
-        f"log-probs were not finite in 1 of 2 micro-batches: pairs at lines 2 of {data}. The step's pairs are in "
+        f"log-probs were not finite in 1 of 2 micro-batches: pairs in lines 2 of {data.name}. The step's pairs are in "
         f"{tmp_path / 'nonfinite_step00000007.jsonl'}, by rank and micro-batch."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from transformers import GPT2Config, MambaConfig, MixtralConfig
 
 from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
+from minimind.data.sources.source import LINE, Source
 from minimind.data.tokens import END_CUT
 from minimind.model.configuration import MiniMindConfig
 from minimind.native import processor
@@ -144,10 +144,14 @@ def test_a_run_without_checkpoints_prints_so(device, printed, prepared, monkeypa
     assert ("NO CHECKPOINTS" in report(prepared, monkeypatch, free=2**40)) == printed
 
 
+def named(name: str) -> Source:
+    return Source(name=name, files=(), unit=LINE)
+
+
 def test_every_file_has_its_own_lines_about_rows():
     tables = [
-        dataclasses.replace(table_of((5, 5, 0), unused={"column 'id'": 2}), path=Path("train.jsonl")),
-        dataclasses.replace(table_of((5, 300, END_CUT)), path=Path("eval.jsonl")),
+        dataclasses.replace(table_of((5, 5, 0), unused={"column 'id'": 2}), source=named("train.jsonl")),
+        dataclasses.replace(table_of((5, 300, END_CUT)), source=named("eval.jsonl")),
     ]
     stream = PairSampler(
         num_pairs=1, epochs=1, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0

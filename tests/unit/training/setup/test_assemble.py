@@ -28,7 +28,7 @@ def assemble(tmp_path):
             tokenizer=None,
         )
         data = SimpleNamespace(
-            table=SimpleNamespace(path=tmp_path / "pairs.jsonl"),
+            table=SimpleNamespace(source=None),
             eval_table=eval_table,
             stream=SimpleNamespace(epoch_of=lambda step: step / 10),
             total_steps=7,

@@ -9,6 +9,7 @@ import pytest
 
 from minimind.config import parse_settings
 from minimind.data.packs import pack
+from minimind.data.sources import open_source
 from minimind.data.table import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from minimind.ranks.watch import Watch
@@ -25,7 +26,7 @@ def tables(tokenizer, tmp_path):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(json.dumps(pair(f"{name} {i}?", "Yes.", "No!")) for i in range(count)))
         options = {"max_length": 64, "num_workers": 0, "cache_dir": tmp_path}
-        found.append(load_table(path, tokenizer, **options))
+        found.append(load_table(open_source(path), tokenizer, **options))
     return found
 
 

@@ -1,0 +1,134 @@
+"""Reads parquet and Arrow files: rows as Python values.
+
+    parquet, Arrow file, Arrow stream -> record batches -> checked -> (number, column -> value)
+
+Files may be hostile. Buffers are checked before anything reads them, since pyarrow follows offsets as they are. What a
+batch or a row unpacks to is bounded before it is unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from minimind.data.sources.arrow_messages import FILE_START, check_messages
+from minimind.data.sources.arrow_sizes import row_bytes
+from minimind.data.sources.content import Kind
+from minimind.data.sources.csv_rows import MOST_COLUMNS, BadTableError
+from minimind.data.sources.json_text import ROW_BYTES, RowError, too_long
+from minimind.data.sources.streams import FREE_BYTES, RATIO
+
+Row = dict[str, Any] | RowError
+# Rows that are converted at a time, and their bytes.
+_BATCH_ROWS, _BATCH_BYTES = 256, 2**22
+# What a row counts at least, so that a billion empty rows in a small file are too much.
+_LEAST_BYTES = 64
+_FOOTER_BYTES = 2**25
+# What pyarrow raises about damaged files and about values that Python cannot hold.
+_FAILURES = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, OverflowError)
+
+
+def read_arrow(path: Path, kind: Kind) -> Iterator[tuple[int, Row]]:
+    """Yield the number (from 1) and the values of each row.
+
+    Null entries of objects are left out, except `content`: in a column of objects every object has every key, so a null
+    there says nothing. Columns keep their nulls.
+
+    Raises:
+        BadTableError: the file is damaged or incomplete, or unpacks to too much.
+    """
+    number = used = 0
+    allowed = FREE_BYTES + RATIO * path.stat().st_size
+    try:
+        for batch in _batches(path, kind):
+            sizes = row_bytes(batch)
+            used += int(sizes.sum()) + _LEAST_BYTES * len(sizes)
+            if used > allowed:
+                raise BadTableError(f"it unpacks to more than {allowed >> 20} MiB; preference data do not")
+            for row in _rows(batch, sizes):
+                number += 1
+                yield number, row
+    except BadTableError:
+        raise
+    except _FAILURES as error:
+        shown = str(error).split("\n")[0][:200]
+        raise BadTableError(f"cannot be read after row {number}: {shown}") from error
+
+
+def _batches(path: Path, kind: Kind) -> Iterator[pa.RecordBatch]:
+    """Checked batches of few rows."""
+    if kind is Kind.PARQUET:
+        yield from _parquet_batches(path)
+        return
+    check_messages(path, is_file=kind is Kind.ARROW_FILE)
+    # Mapped, so that a file of one large batch takes no memory of this process.
+    with pa.memory_map(str(path)) as source:
+        # Both formats hold a stream. The file format's footer, which may say something else, is not read.
+        source.seek(FILE_START if kind is Kind.ARROW_FILE else 0)
+        stream = pa.ipc.open_stream(source)
+        _check_columns(stream.schema)
+        for batch in stream:
+            batch.validate(full=True)
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8))
+        footer = int.from_bytes(file.read(4), "little")
+        if file.read() != b"PAR1":
+            raise BadTableError("the file is incomplete: its end is missing")
+    if footer > _FOOTER_BYTES:
+        raise BadTableError(f"its footer has {footer >> 20} MiB; {_FOOTER_BYTES >> 20} MiB are the most")
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as plain:
+        _check_columns(plain.schema_arrow)
+        columns = [plain.schema.column(index) for index in range(len(plain.schema))]
+    # As dictionaries, texts that repeat are not multiplied before their size is known.
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, read_dictionary=texts) as file:
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            rows = _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
+            for batch in file.iter_batches(max(1, min(rows, _BATCH_ROWS)), row_groups=[index], use_threads=False):
+                batch.validate(full=True)
+                yield batch
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    if len(schema) > MOST_COLUMNS:
+        raise BadTableError(f"it has {len(schema)} columns; {MOST_COLUMNS} are the most")
+    if len(set(schema.names)) < len(schema):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise BadTableError(f"it has the column {twice!r} twice")
+
+
+def _rows(batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> Iterator[Row]:
+    """Each row of a batch; a row that is too large is an error of its own."""
+    if sizes.sum() <= ROW_BYTES:
+        yield from map(_without_nulls_in_columns, batch.to_pylist(maps_as_pydicts="strict"))
+        return
+    for index, size in enumerate(sizes):
+        if size > ROW_BYTES:
+            yield too_long()
+        else:
+            yield from map(_without_nulls_in_columns, batch.slice(index, 1).to_pylist(maps_as_pydicts="strict"))
+
+
+def _without_nulls_in_columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None or key == "content"}
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return value

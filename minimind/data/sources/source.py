@@ -1,0 +1,127 @@
+"""One source of preference rows: a file, or files that are read one after the other.
+
+path -> open_source -> Source -> rows -> (number, content): bytes of a JSON value, or a row that has values already
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from minimind.data.sources.content import Kind, UnknownContentError, kind_of
+from minimind.data.sources.csv_rows import BadTableError, read_csv
+from minimind.data.sources.json_text import CutOffError, RowError, read_lines, read_values
+from minimind.data.sources.streams import open_stream, unpacked_file
+from minimind.errors import DataError
+
+# A row as a source yields it: the bytes of one JSON value; the values of its columns; or why it cannot be read.
+Content = bytes | dict[str, Any] | RowError
+
+LINE, ROW = "line", "row"
+_TAKEN = "JSON lines, a JSON array, CSV, parquet or Arrow, packed or not"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Preference rows that are counted together.
+
+    Attributes:
+        name: what messages call it: a path, or the name of a data set with its split.
+        files: what is read, in this order.
+        unit: what the numbers of rows count, from 1: LINE or ROW.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    unit: str
+
+    def rows(self) -> Iterator[tuple[int, Content]]:
+        """Yield the number and the content of each row that is not blank.
+
+        Raises:
+            DataError: a file cannot be read, is damaged or holds no rows.
+        """
+        if len(self.files) == 1:
+            yield from _read(self.files[0])
+            return
+        number = 0
+        for file in self.files:
+            for _, content in _read(file):
+                number += 1
+                yield number, content
+
+    @property
+    def short_name(self) -> str:
+        """The name without folders, for the console."""
+        return Path(self.name).name
+
+    def row(self, number: int) -> str:
+        """A row in a message that names the source: "line 7"."""
+        return f"{self.unit} {number}"
+
+    def place(self, number: int) -> str:
+        """A row in any other message: "pairs.jsonl, line 7"."""
+        return f"{self.name}, {self.row(number)}"
+
+    def listed(self, numbers: Iterable[int], most: int) -> str:
+        """The first of some rows: "lines 3, 7, ..."."""
+        shown = [str(number) for number in itertools.islice(numbers, most + 1)]
+        return f"{self.unit}s {', '.join(shown[:most])}{', ...' if len(shown) > most else ''}"
+
+
+def open_source(path: Path) -> Source:
+    """The source of one file.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or holds no rows.
+    """
+    return Source(name=str(path), files=(path,), unit=LINE if kind_of_file(path) is Kind.LINES else ROW)
+
+
+def kind_of_file(path: Path) -> Kind:
+    """What a file is.
+
+    Raises:
+        DataError: see `open_source`.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such preference file'}")
+    with open_stream(path) as stream:
+        try:
+            return kind_of(stream.peek())
+        except UnknownContentError as error:
+            raise DataError(f"{path}: {error}; a preference file is {_TAKEN}") from error
+
+
+def _read(path: Path) -> Iterator[tuple[int, Content]]:
+    kind = kind_of_file(path)
+    found = False
+    try:
+        with contextlib.ExitStack() as stack:
+            rows: Iterator[tuple[int, Content]]
+            if kind in (Kind.PARQUET, Kind.ARROW_FILE, Kind.ARROW_STREAM):
+                # Imported here, since JSON needs no pyarrow.
+                from minimind.data.sources.arrow_rows import read_arrow
+
+                rows = read_arrow(stack.enter_context(unpacked_file(path)), kind)
+            else:
+                stream = stack.enter_context(open_stream(path))
+                if kind is Kind.CSV:
+                    rows = read_csv(stream)
+                elif kind is Kind.LINES:
+                    rows = read_lines(stream)
+                else:
+                    rows = read_values(stream, in_array=kind is Kind.ARRAY)
+            for number, content in rows:
+                found = True
+                yield number, content
+    except (BadTableError, CutOffError) as error:
+        raise DataError(f"{path}: {kind.value}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error})") from error
+    if not found:
+        raise DataError(f"{path}: {kind.value} without a row")

@@ -1,0 +1,51 @@
+"""What a file is by its first bytes, where that is not obvious."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimind.data.sources.content import Kind, UnknownContentError, kind_of, separator_of
+
+KINDS = {
+    "lines": (b'\n {"a": 1}\n{"a": 2}\n', Kind.LINES),
+    "one line": (b'{"a": 1}', Kind.LINES),
+    "a long line that is not read to its end": (b'{"a": "' + b"x" * 1000, Kind.LINES),
+    "a first line that is cut, then others": (b'{"a": [\n{"a": 2}\n', Kind.LINES),
+    "a first line that is no JSON, then others": (b'broken, it is\n{"a": 2}\n', Kind.LINES),
+    "a line with a control character": (b'{"a": "\0"}\n', Kind.LINES),
+    "objects over several lines": (b'{\n"a": 1}\n{\n', Kind.OBJECTS),
+    "objects that open a list in their first line": (b'{"a": [\n  "b"]}\n', Kind.OBJECTS),
+    "an array": (b" [\n", Kind.ARRAY),
+    "commas": (b'chosen,rejected\n"a\nb",c\n', Kind.CSV),
+    "tabs": (b"chosen, the better\trejected\na,b,c\td\n", Kind.CSV),
+    "semicolons": (b"chosen;rejected\n1,5;2\n", Kind.CSV),
+    "an index without a name": (b",chosen,rejected\n0,a,b\n", Kind.CSV),
+    "only a header": (b"chosen,rejected", Kind.CSV),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kind(name):
+    head, kind = KINDS[name]
+    assert kind_of(head) is kind
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"chosen\na\n",
+        b"a,a\n1,2\n",
+        b"a,b\n1,2,3\n",
+        b"a,,b\n1,2,3\n",
+        b"a" * 101 + b",b\n1,2\n",
+        b"a,b\0\n1,2\n",
+        b"1\n2\n",
+    ],
+)
+def test_text_that_is_no_table_is_refused(head):
+    with pytest.raises(UnknownContentError, match=r"neither JSON nor a table|binary"):
+        kind_of(head)
+
+
+def test_the_separator_is_the_one_with_most_names():
+    assert [separator_of(head) for head in (b"a,b;c\n1,2", b"a;b,c;d\n1;2;3", b"a\tb", b"a")] == [",", ";", "\t", None]
