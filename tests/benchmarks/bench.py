@@ -37,7 +37,7 @@ from minimind import demo
 from minimind.data.packs import PackedPairs, pack
 from minimind.data.selection import select_pairs
 from minimind.data.sources import open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.native.processor import Products, describe, fastest_products
 from tests.benchmarks import report
 from tests.benchmarks.common import Task

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import minimind
 from minimind.data.packs import pack
 from minimind.data.sources import open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.engine.scorer import PairScorer
 from tests.benchmarks.work import GemmRates, gemm_rates, work_of
 from tests.conftest import REPO

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from minimind import demo
 from minimind.data.sources import open_source
-from minimind.data.table import PreferencePair, load_table
+from minimind.data.table import PreferencePair
+from minimind.data.table_cache import load_table
 from tests.distributed.launching import metrics, train
 from tests.parity.families import tiny_config, tiny_model
 

@@ -10,7 +10,7 @@ import torch
 from minimind import demo
 from minimind.data.selection import select_pairs
 from minimind.data.sources import open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.errors import DataError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM

@@ -16,7 +16,7 @@ from minimind.data.rows import PreferenceRow
 from minimind.data.selection import select_pairs
 from minimind.data.shapes import parse_rows
 from minimind.data.sources import RowError, open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.errors import MiniMindError
 from minimind.training.row_report import row_messages
 from tests.conftest import pair

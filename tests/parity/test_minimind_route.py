@@ -12,7 +12,7 @@ from torch import Tensor
 from minimind import DPODataset, MiniMindConfig, MiniMindForCausalLM, dpo_loss, logits_to_log_probs
 from minimind.data.packs import PackedPairs, pack
 from minimind.data.sources import open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.engine.scorer import PairScorer
 from minimind.objective.losses import PairScores, SigmoidLoss
 from minimind.objective.rows import row_log_probs

@@ -20,7 +20,8 @@ from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.shapes import ShapeOptions
 from minimind.data.sources import open_source
-from minimind.data.table import PairTable, load_table
+from minimind.data.table import PairTable
+from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError
 from minimind.ranks.collectives import from_main, main_first

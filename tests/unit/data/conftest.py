@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from minimind.data.sources import Source, open_source
-from minimind.data.table import PairTable, load_table
+from minimind.data.table import PairTable
+from minimind.data.table_cache import load_table
 
 
 @pytest.fixture

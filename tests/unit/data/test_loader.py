@@ -12,7 +12,8 @@ from minimind.data.loader import eval_batches, train_batches
 from minimind.data.packs import pack
 from minimind.data.sampler import PairSampler
 from minimind.data.sources import open_source
-from minimind.data.table import PairTable, load_table
+from minimind.data.table import PairTable
+from minimind.data.table_cache import load_table
 from tests.conftest import pair
 
 COUNT = 11

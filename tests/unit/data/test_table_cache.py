@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from minimind import demo
-from minimind.data import table as table_module
+from minimind.data import table_cache
 from minimind.data.encoding import EncodingOptions
 from minimind.data.shapes import ShapeOptions
 from minimind.data.sources.source import ROW, Source
@@ -28,7 +28,7 @@ def test_second_load_reads_the_cache(load, write_rows, tmp_path, monkeypatch):
     path = write_rows(*ROWS)
     first = load(path)
     (folder,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr(table_module, "tokenize", None)  # tokenising again would fail
+    monkeypatch.setattr(table_cache, "tokenize", None)  # tokenising again would fail
     second = load(path)
     assert second.key == first.key
     assert content(second) == content(first)

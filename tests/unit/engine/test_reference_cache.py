@@ -19,7 +19,8 @@ import torch
 
 from minimind.data.packs import pack
 from minimind.data.sources import open_source
-from minimind.data.table import PairTable, load_table
+from minimind.data.table import PairTable
+from minimind.data.table_cache import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from minimind.engine.reference_records import RECORD, read_records, seal_records
 from minimind.errors import DataError, TrainingError
@@ -239,7 +240,7 @@ from transformers import AutoTokenizer
 from minimind import demo
 from minimind.data.packs import pack
 from minimind.data.sources import open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from tests.unit.engine.test_reference_cache import ABOUT, WORLD, StandIn
 

@@ -10,7 +10,7 @@ import pytest
 from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.data.sources import open_source
-from minimind.data.table import load_table
+from minimind.data.table_cache import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from minimind.ranks.watch import Watch
 from minimind.training.console import Console
