@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-# A user error or a crash.
+# A user error, or a rank that is lost or stuck.
 FAILED = 1
+# Any other error, with a traceback. EX_SOFTWARE of sysexits.h: an internal software error.
+CRASHED = 70
 # The run was asked to stop and can be resumed. EX_TEMPFAIL of sysexits.h: a scheduler may start the job again.
 PREEMPTED = 75
 
@@ -29,6 +31,8 @@ def describe_exit(status: int | None) -> str:
     """Text for a message about an ended rank."""
     if status is None:
         return "it was killed or it exited; see the launcher's output"
+    if status == CRASHED:
+        return "an error ended it; see its traceback"
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"it exited with status {status}"
 
 

@@ -31,6 +31,7 @@ class RankStatus:
         seconds: time since the last new phase or tick.
         line: the innermost line of this project on the main thread's stack, as file:line.
         waits: whether the main thread waits for other ranks.
+        failure: the error that ends the rank, as its last report says; empty while it runs.
     """
 
     heartbeat: int
@@ -41,6 +42,7 @@ class RankStatus:
     seconds: float
     line: str
     waits: bool
+    failure: str = ""
 
     def __str__(self) -> str:
         return f"{self.phase}{f' of step {self.step}' if self.step else ''}, at {self.line}"

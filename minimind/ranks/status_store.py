@@ -55,7 +55,7 @@ class StatusExchange:
         self._read_interval = read_interval
         self._requested = threading.Event()
         self._urgent = False
-        self._stopped = threading.Event()
+        self._stopped, self._hurry, self._reported = threading.Event(), threading.Event(), threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="status", daemon=True).start()
@@ -63,6 +63,15 @@ class StatusExchange:
     def stop(self) -> None:
         """End the thread after its current request."""
         self._stopped.set()
+        self._hurry.set()
+
+    def report_now(self, timeout: float) -> None:
+        """Report this rank's status once more, and end the thread; waits for that up to `timeout` seconds.
+
+        The store may be gone, with rank 0.
+        """
+        self._hurry.set()
+        self._reported.wait(timeout)
 
     def request(self, urgent: bool) -> None:
         """Ask for the statuses of all ranks: every `read_interval` seconds, or with every report if `urgent`."""
@@ -83,9 +92,15 @@ class StatusExchange:
         heartbeat, read_at = 0, 0.0
         try:
             self._report(heartbeat)
-            while not self._stopped.wait(_REPORT_SECONDS):
+            while not self._stopped.is_set():
+                last = self._hurry.wait(_REPORT_SECONDS)
+                if self._stopped.is_set():
+                    return
                 heartbeat += 1
                 self._report(heartbeat)
+                if last:
+                    self._reported.set()
+                    return
                 now = time.monotonic()
                 due = self._requested.is_set() and (self._urgent or now - read_at > self._read_interval)
                 # `multi_get` would block until every rank has reported once.

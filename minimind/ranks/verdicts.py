@@ -60,6 +60,16 @@ def notice_seconds(ranks: int) -> float:
     return IDLE_SECONDS + _SILENT_SECONDS + 3 * read_interval(ranks)
 
 
+def find_failed_ranks(history: StatusHistory, *, known: Collection[int], now: float) -> dict[int, LostRank]:
+    """Ranks whose last report names the error that ends them; for the arguments see `find_unresponsive_ranks`."""
+    return {
+        # No grace time: nothing explains more than the error itself.
+        rank: LostRank(since=now - GRACE_SECONDS, cause=status.failure)
+        for rank, status in history.statuses.items()
+        if status.failure and rank not in known
+    }
+
+
 def find_unresponsive_ranks(
     history: StatusHistory,
     *,
@@ -155,5 +165,7 @@ def describe_lost_ranks(
             last_status = f"Last seen in {statuses[rank]}."
         else:
             last_status = f"The rank that reports this is in {own_status}."
-        sentences.append(f"rank {rank} ({peers[rank]}) is lost: {loss.cause}. {last_status}")
+        # Of a rank of the same machine first its end is noticed, then its last report is read.
+        cause = (rank in statuses and statuses[rank].failure) or loss.cause
+        sentences.append(f"rank {rank} ({peers[rank]}) is lost: {cause}. {last_status}")
     return f"LaunchError: {' '.join(sentences)} {hint}"

@@ -32,6 +32,7 @@ from minimind.ranks.verdicts import (
     LostRank,
     StuckRun,
     describe_lost_ranks,
+    find_failed_ranks,
     find_unresponsive_ranks,
     is_stuck,
     read_interval,
@@ -39,6 +40,7 @@ from minimind.ranks.verdicts import (
 )
 
 _POLL_MS = 1000
+_TELL_SECONDS = 2.0
 
 
 class Watch:
@@ -54,7 +56,7 @@ class Watch:
         self.stop_reason: str | None = None
         self.hint = "To continue from the last checkpoint: --from_resume 1."
         self.timeout = float("inf")
-        self._phase, self._step, self._phases, self._ticks = "starting", 0, 0, 0
+        self._phase, self._step, self._phases, self._ticks, self._failure = "starting", 0, 0, 0, ""
         self._progress_at = time.monotonic()
         self._peers: Mapping[int, Peer] = {}
         self._meetings: Meetings | None = None
@@ -122,6 +124,12 @@ class Watch:
         if len(peers) > 1:
             self._meetings = Meetings(store, rank, len(peers))
             self._exchange.start()
+
+    def fail(self, error: str) -> None:
+        """Tell the other ranks the error that is about to end this process, if the store answers within seconds."""
+        self._failure = error
+        if self._exchange is not None and len(self._peers) > 1:
+            self._exchange.report_now(_TELL_SECONDS)
 
     def close(self) -> None:
         """Stop the threads, because the ranks are about to end. Signals have no effect any more."""
@@ -227,6 +235,7 @@ class Watch:
         if reply is not None:
             read_at = reply.time
             self._history.record(reply.statuses, read_at)
+        self._lost |= find_failed_ranks(self._history, known={*self._local_ranks, *self._lost}, now=now)
         self._lost |= find_unresponsive_ranks(
             self._history,
             known={*self._local_ranks, *self._lost},
@@ -286,4 +295,5 @@ class Watch:
             seconds=time.monotonic() - self._progress_at,
             line=line,
             waits=waits,
+            failure=self._failure,
         )

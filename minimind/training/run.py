@@ -14,7 +14,7 @@ from minimind.config import Settings, parse_settings
 from minimind.engine.start import start_rank
 from minimind.ranks.collectives import agree, from_main
 from minimind.ranks.preflight import check_alike
-from minimind.ranks.process import PREEMPTED, end, user_errors
+from minimind.ranks.process import PREEMPTED, end, tell_errors, user_errors
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -41,18 +41,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Flags are parsed before the ranks meet, so that --help and a wrong flag need no process group.
         settings = _parse(sys.argv[1:] if argv is None else argv)
         started = start_rank(settings.config.run.timeout, settings.config.engine.disable_patches)
-        world, watch = started.world, started.watch
-        _check_ranks_alike(settings, world)
-        watch.enter("loading")
-        # Held until this process ends. Finding a checkpoint may rename damaged ones, so the lock comes first.
-        lock = FolderLock(Path(settings.config.run.save_dir))
-        from_main(world, lambda: lock.acquire(create=False))
-        checkpoint = find_resumed(settings.config, world, watch)
-        # A file can be missing on one machine only; `agree` raises the error on all ranks, so none waits for another.
-        prepared = agree(world, lambda: prepare(settings, world, checkpoint))
-        assert prepared is not None
-        finished = run_training(prepared, world, watch, lock)
-        end(0 if finished else PREEMPTED, started)
+        with tell_errors(started.watch):
+            finished = _run(settings, started.world, started.watch)
+            end(0 if finished else PREEMPTED, started)
+
+
+def _run(settings: Settings, world: World, watch: Watch) -> bool:
+    """Prepare and train; returns whether the run was finished, rather than asked to stop."""
+    _check_ranks_alike(settings, world)
+    watch.enter("loading")
+    # Held until this process ends. Finding a checkpoint may rename damaged ones, so the lock comes first.
+    lock = FolderLock(Path(settings.config.run.save_dir))
+    from_main(world, lambda: lock.acquire(create=False))
+    checkpoint = find_resumed(settings.config, world, watch)
+    # A file can be missing on one machine only; `agree` raises the error on all ranks, so none waits for another.
+    prepared = agree(world, lambda: prepare(settings, world, checkpoint))
+    assert prepared is not None
+    return run_training(prepared, world, watch, lock)
 
 
 def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLock) -> bool:

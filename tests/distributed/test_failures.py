@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
 from minimind import demo
+from minimind.ranks.exits import CRASHED
 from tests.distributed.launching import launch, train
 
 pytestmark = pytest.mark.distributed
@@ -28,9 +30,15 @@ def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
     done = launch("tests/distributed/workers/failing.py", "user_error", ranks=2)
     assert done.status != 0
     assert "DataError: rank 1 has no file (only on rank 1)" in done.output
+
+
+def test_error_that_is_not_the_users_ends_a_rank_at_once_with_its_traceback():
     done = launch("tests/distributed/workers/failing.py", "crash", ranks=2, launcher=True)
-    assert done.status != 0
-    assert "ZeroDivisionError" in done.output
+    assert done.status == CRASHED
+    assert done.output.count("On rank 1:\nTraceback") == 1
+    error = "ZeroDivisionError: integer division or modulo by zero"
+    assert done.output.count(error) == 2
+    assert re.search(rf"LaunchError: rank 1 \(process \d+ on .*\) is lost: {error}\.", done.output), done.output
 
 
 def test_different_devices_are_an_error_before_the_process_group_is_made():

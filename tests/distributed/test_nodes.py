@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from minimind import demo
+from minimind.ranks.exits import CRASHED, FAILED
 from tests.distributed.launching import REPO, Launch, environment, free_port, metrics, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -35,6 +36,7 @@ def data(tmp_path_factory):
 
 def flags(data: Path, save_dir: Path, *more: object) -> list[str]:
     given = (
+        *("--deepspeed", "ds_configs/zero3.json"),
         *("--data_path", data, "--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH),
         *("--dtype", "float32", "--learning_rate", 1e-3, "--batch_size", 2, "--log_interval", 1),
         *("--save_dir", save_dir, *more),
@@ -61,15 +63,14 @@ class Node:
     name: str
     address: str
 
-    def command(self, number: int, hide: Path | None, port: int, master: str, hostfile: Path) -> list[str]:
+    def command(self, number: int, hide: Path | None, port: int, master: str, hostfile: Path, script: str) -> list[str]:
         """The launcher on this node, for one rank; `hide` is a folder that this node does not see."""
         own = f"mount -t tmpfs none /dev/shm && hostname {self.name}"
         own += f" && mount -t tmpfs none {hide}" if hide is not None else ""
         return [
             *("ip", "netns", "exec", self.name, "unshare", "--mount", "--uts", "sh", "-c", f'{own} && exec "$@"', "sh"),
             *("deepspeed", "--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(number)),
-            *("--master_addr", master, "--master_port", str(port), "launch/train_dpo.py"),
-            *("--deepspeed", "ds_configs/zero3.json"),
+            *("--master_addr", master, "--master_port", str(port), script),
         ]
 
 
@@ -101,7 +102,7 @@ def nodes() -> Iterator[list[Node]]:
 
 @contextlib.contextmanager
 def on_both(
-    nodes: list[Node], folder: Path, *arguments: str, hide: Path | None = None
+    nodes: list[Node], folder: Path, *arguments: str, hide: Path | None = None, script: str = "launch/train_dpo.py"
 ) -> Iterator[list[subprocess.Popen]]:
     """One rank on each node, output in `folder`/0 and 1; the second node does not see the folder `hide`."""
     hostfile, port = folder / "hostfile", free_port()
@@ -109,7 +110,7 @@ def on_both(
     started = []
     try:
         for number, node in enumerate(nodes):
-            command = node.command(number, hide if number else None, port, nodes[0].address, hostfile)
+            command = node.command(number, hide if number else None, port, nodes[0].address, hostfile, script)
             with (folder / str(number)).open("w") as output:
                 started.append(
                     subprocess.Popen(
@@ -173,6 +174,15 @@ def test_lost_node_ends_the_other_within_a_minute(nodes, data, tmp_path):
     assert re.search(rf"LaunchError: rank 1 \(process \d+ on {nodes[1].name}\) is lost: ", first.output), first.output
 
 
+def test_error_of_a_rank_is_known_on_the_other_node(nodes, tmp_path):
+    with on_both(nodes, tmp_path, "crash", script="tests/distributed/workers/failing.py") as launched:
+        first, second = ends(launched, tmp_path)
+    assert (first.status, second.status) == (FAILED, CRASHED)
+    assert "On rank 1:\nTraceback" in second.output
+    lost = rf"rank 1 \(process \d+ on {nodes[1].name}\) is lost: ZeroDivisionError: integer division"
+    assert re.search(lost, first.output), first.output
+
+
 def test_srun_takes_the_same_steps(data, one_node, tmp_path):
     """Two processes with what srun sets, which is all that a rank sees of Slurm."""
     step = {
@@ -186,8 +196,6 @@ def test_srun_takes_the_same_steps(data, one_node, tmp_path):
             [
                 sys.executable,
                 "launch/train_dpo.py",
-                "--deepspeed",
-                "ds_configs/zero3.json",
                 *flags(data, tmp_path / "out"),
             ],
             cwd=REPO,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,10 +39,12 @@ def user_error(context: RankContext) -> None:
 
 
 def crash(context: RankContext) -> None:
-    """An exception on one rank while the other waits for it."""
-    if context.world.rank == 1:
-        print(1 // 0)
-    collectives.barrier()
+    """An exception on one rank while the other waits for it, and a thread for which an interpreter's exit waits."""
+    with process.tell_errors(context.watch):
+        if context.world.rank == 1:
+            threading.Thread(target=time.sleep, args=(600,)).start()
+            print(1 // 0)
+        collectives.barrier()
 
 
 def other_reference(context: RankContext) -> None:

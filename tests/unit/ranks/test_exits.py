@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from minimind.ranks.exits import FAILED, PREEMPTED, describe_exit, read_exit_status
+from minimind.ranks.exits import CRASHED, FAILED, PREEMPTED, describe_exit, leave, read_exit_status
 
 
 @pytest.fixture
@@ -54,12 +55,32 @@ def test_status_of_a_reaped_process_is_unknown():
     assert read_exit_status(child.pid) is None
 
 
+@pytest.mark.parametrize("path", ["/dev/full", None], ids=["full disk", "closed"])
+def test_a_rank_leaves_although_its_output_cannot_be_written(path, monkeypatch, tmp_path):
+    statuses = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with open(path or tmp_path / "output", "w") as output:
+        if path is None:
+            output.close()
+        else:
+            # Every flush fails, as the last one here would.
+            output.write("not written yet")
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(sys, "stderr", output)
+        leave(CRASHED, "last words")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            output.close()
+    assert statuses == [CRASHED]
+
+
 @pytest.mark.parametrize(
     ("status", "text"),
     [
         (None, "it was killed or it exited; see the launcher's output"),
         (-signal.SIGKILL, "killed by SIGKILL"),
         (-signal.SIGSEGV, "killed by SIGSEGV"),
+        (CRASHED, "an error ended it; see its traceback"),
         (3, "it exited with status 3"),
         (0, "it exited with status 0"),
     ],

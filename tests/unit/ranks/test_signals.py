@@ -65,15 +65,18 @@ def launcher(tmp_path):
 
     def start(name, **options):
         script = tmp_path / name
-        script.write_text("import time; time.sleep(600)")
-        for command in (["sleep", "600"], [sys.executable, "-u", str(script)]):
-            started.append(subprocess.Popen(command, **options))
+        script.write_text("import time; print('runs'); time.sleep(600)")
+        started.append(subprocess.Popen(["sleep", "600"], **options))
+        started.append(subprocess.Popen([sys.executable, "-u", str(script)], stdout=subprocess.PIPE, **options))
+        # Right after its start a process has no command line yet.
+        assert started[-1].stdout.readline()
         return started
 
     yield start
     for process in started:
         process.kill()
         process.wait()
+    started[-1].stdout.close()
 
 
 def test_deepspeed_command_of_this_process_group_ends_without_a_traceback(launcher):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -99,6 +100,16 @@ def test_cancelled_request_leaves_no_reply(exchange):
     one.discard()
     wait_until(lambda: heartbeat_of(store, 1) > beats + 5)
     assert one.reply is None
+
+
+def test_last_report_comes_at_once_and_is_the_last(exchange, monkeypatch):
+    monkeypatch.setattr(status_store, "_REPORT_SECONDS", 1e6)
+    store = dist.HashStore()
+    one = exchange(store)
+    one.report_now(30)
+    assert heartbeat_of(store, 1) == 1
+    assert one._reported.is_set()
+    wait_until(lambda: not any(thread.name == "status" for thread in threading.enumerate()))
 
 
 def test_broken_connection_is_recorded_with_its_time(exchange):

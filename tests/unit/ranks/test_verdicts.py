@@ -11,6 +11,7 @@ from minimind.ranks.verdicts import (
     LostRank,
     StuckRun,
     describe_lost_ranks,
+    find_failed_ranks,
     find_unresponsive_ranks,
     is_stuck,
     notice_seconds,
@@ -24,7 +25,7 @@ PEERS = {
 }
 
 
-def status(phases, *, heartbeat=0, seconds=0.0, waits=False, phase="backward") -> RankStatus:
+def status(phases, *, heartbeat=0, seconds=0.0, waits=False, phase="backward", failure="") -> RankStatus:
     return RankStatus(
         heartbeat=heartbeat,
         phases=phases,
@@ -34,6 +35,7 @@ def status(phases, *, heartbeat=0, seconds=0.0, waits=False, phase="backward") -
         seconds=seconds,
         line="x.py:1",
         waits=waits,
+        failure=failure,
     )
 
 
@@ -159,9 +161,17 @@ def test_message_about_many_late_ranks_lists_eight():
     assert message.count("is in backward") == 8
 
 
+def test_rank_that_reports_an_error_is_lost_without_grace():
+    history = history_at(90.0, {0: status(5), 2: status(4, failure="KeyError: 'a'"), 3: status(4, failure="x")})
+    lost = find_failed_ranks(history, known=[0, 1, 3], now=100.0)
+    assert lost == {2: LostRank(since=100.0 - GRACE_SECONDS, cause="KeyError: 'a'")}
+
+
 def test_lost_ranks_are_described_with_process_cause_and_last_status():
     lost = {2: LostRank(since=1.0, cause="killed by SIGKILL"), 1: LostRank(since=2.0, cause="it exited with status 1")}
     message = describe_lost_ranks(lost, PEERS, {1: status(4)}, status(5, phase="saving"), "Hint.")
+    told = describe_lost_ranks(lost, PEERS, {1: status(4, failure="KeyError: 'a'")}, status(5, phase="saving"), "Hint.")
+    assert told == message.replace("it exited with status 1", "KeyError: 'a'")
     assert message == (
         "LaunchError: rank 1 (process 101 on a) is lost: it exited with status 1. Last seen in backward of step 7, at "
         "x.py:1. rank 2 (process 102 on b) is lost: killed by SIGKILL. The rank that reports this is in saving of step "

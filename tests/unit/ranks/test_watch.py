@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from minimind.ranks import watch as watch_module
 from minimind.ranks.exits import FAILED, PREEMPTED
 from minimind.ranks.signals import STOP_SIGNALS
-from minimind.ranks.status import Peer
+from minimind.ranks.status import Peer, RankStatus
 from minimind.ranks.status_store import Reply
 from minimind.ranks.watch import Watch
 
@@ -132,6 +133,23 @@ def test_killed_rank_is_reported_after_the_grace_time(begun):
     assert f"LaunchError: rank 1 (process {child.pid} on a) is lost: killed by SIGKILL." in message
     assert "The rank that reports this is in backward of step 7, at " in message
     assert message.endswith("--from_resume 1.")
+
+
+def test_error_that_a_rank_reports_is_named_at_the_next_look(begun):
+    watch, child = begun
+    watch._local_ranks = [0]  # rank 1 is on another machine
+    now = watch._progress_at + 6.0
+    failed = dataclasses.replace(watch._status(1), failure="KeyError: 'a'")
+    watch._exchange.reply = Reply(time=now, statuses={0: watch._status(1), 1: failed})
+    with pytest.raises(ExitError, match=rf"rank 1 \(process {child.pid} on a\) is lost: KeyError: 'a'\."):
+        watch._check_run(now)
+
+
+def test_own_error_is_in_the_last_report(begun):
+    watch, _ = begun
+    watch._exchange.report_now = lambda timeout: watch._exchange._report(7)
+    watch.fail("KeyError: 'a'")
+    assert RankStatus.from_json(watch._exchange._store.get("status/0")).failure == "KeyError: 'a'"
 
 
 def test_signals_of_the_launcher_are_ignored_after_a_rank_is_lost(begun):
