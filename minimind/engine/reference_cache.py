@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minimind.data.loader import Layout
+from minimind.data.loader import Layout, ahead
 from minimind.data.packs import PairBatch
 from minimind.data.table import PairTable
 from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_records import Records, find_lines, read_records, seal_records
 from minimind.errors import DataError, TrainingError
+from minimind.model.device_transfer import HostCopy, to_device
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.world import World
@@ -41,6 +42,9 @@ from minimind.ranks.world import World
 _FORMAT = 1
 # Largest number of lines in a message.
 _LISTED = 10
+
+# Indices of the pairs that each rank scores in one round.
+Shares = list[NDArray[np.int64]]
 
 
 class CachedReference(Reference):
@@ -54,7 +58,7 @@ class CachedReference(Reference):
     """
 
     def __init__(self, lines: NDArray[np.int64], sums: NDArray[np.float32], device: torch.device, folder: Path) -> None:
-        self.lines, self.sums, self.device, self.folder = lines, torch.from_numpy(sums), device, folder
+        self.lines, self.sums, self.device, self.folder = lines, sums, device, folder
 
     def score(self, batches: Sequence[PairBatch], per_token: bool = False) -> list[ReferenceScores]:
         """Scores of a global step's micro-batches; log-probs of single tokens are not in the cache."""
@@ -63,7 +67,7 @@ class CachedReference(Reference):
         for batch in batches:
             indices, found = find_lines(self.lines, np.array(batch.lines))
             assert found.all(), "a pair of another table"
-            scores.append(ReferenceScores(sums=self.sums[indices].to(self.device, non_blocking=True)))
+            scores.append(ReferenceScores(sums=to_device(self.sums[indices], self.device)))
         return scores
 
     def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
@@ -123,12 +127,8 @@ class ReferenceCache:
         """
         name = f"part-{uuid.uuid4().hex[:12]}.bin"
         agree(self.world, self._describe, runs=self.world.is_main)
-        for shares in self._rounds(reference.pairs_per_forward):
-            mine = shares[self.world.rank]
-            # Under ZeRO-3 all ranks must run every forward. A rank without a missing pair scores pair 0 and drops it.
-            batch = layout([self.table[int(index)] for index in (mine if len(mine) else [0])])
-            (scores,) = reference.score([batch.to_device(self.world.device)])
-            scored = gather(self.world, scores.sums[: len(mine)].cpu().numpy())
+        for shares, copied in self._scored(reference, layout):
+            scored = gather(self.world, copied.numpy()[: len(shares[self.world.rank])])
             indices, values = np.concatenate(shares), np.concatenate(scored)
             self._check_finite(indices, values)
             self.sums[indices], self.known[indices] = values, True
@@ -146,7 +146,31 @@ class ReferenceCache:
         assert self.known.all()
         return CachedReference(self.table.lines, self.sums, self.world.device, self.folder)
 
-    def _rounds(self, pairs_per_forward: int) -> Iterator[list[NDArray[np.int64]]]:
+    def _scored(self, reference: LiveReference, layout: Layout) -> Iterator[tuple[Shares, HostCopy]]:
+        """Run the forwards; yields the indices of each round, and the sums of this rank's pairs (n, 2).
+
+        A forward is enqueued before the one before it is read, so that a GPU need not wait for files and other ranks.
+        """
+
+        def build() -> Iterator[tuple[Shares, PairBatch]]:
+            for shares in self._rounds(reference.pairs_per_forward):
+                mine = shares[self.world.rank]
+                # Under ZeRO-3 all ranks must run every forward. A rank without a missing pair scores pair 0 and drops
+                # the result.
+                batch = layout([self.table[int(index)] for index in (mine if len(mine) else [0])])
+                yield shares, batch.pin_memory() if self.world.pins_memory else batch
+
+        before: tuple[Shares, HostCopy] | None = None
+        for shares, batch in ahead(build()):
+            (scores,) = reference.score([batch.to_device(self.world.device)])
+            enqueued = shares, HostCopy(scores.sums)
+            if before is not None:
+                yield before
+            before = enqueued
+        if before is not None:
+            yield before
+
+    def _rounds(self, pairs_per_forward: int) -> Iterator[Shares]:
         """Indices of missing pairs: for each forward a list of one array per rank.
 
         Pairs are sorted by cost and dealt in turn, so that all forwards cost about the same.

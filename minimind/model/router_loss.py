@@ -14,11 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minimind.errors import PackError
+from minimind.model.device_transfer import to_device
 from minimind.model.family import family_of
 from minimind.model.packed_attention import PackSegments
 
@@ -109,10 +111,8 @@ def _function(model_class: type) -> Callable[..., Tensor] | None:
 
 def _rows_of_tokens(pack: PackSegments, device: torch.device) -> Tensor:
     """Number of rows that each token of a pack belongs to, (T,) float32: 2 for a prefix with two continuations."""
-    counts = torch.tensor([2.0, 1.0, 1.0], device=device).repeat(len(pack.segments))
-    # The length is given, so that the host does not wait for a GPU to add the segments up.
-    total = sum(map(sum, pack.segments))
-    return counts.repeat_interleave(pack.lengths(device), output_size=total)
+    counts = np.tile(np.array([2, 1, 1], np.float32), len(pack.segments))
+    return to_device(counts.repeat(np.ravel(pack.segments)), device)
 
 
 def _scalar(out: Any) -> Tensor:

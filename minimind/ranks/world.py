@@ -47,6 +47,11 @@ class World:
     def on_cpu(self) -> bool:
         return self.device.type == "cpu"
 
+    @property
+    def pins_memory(self) -> bool:
+        """Whether copies from page-locked memory to this rank's device are asynchronous, and only these."""
+        return self.device.type == "cuda"
+
     def name(self, ranks: Iterable[int]) -> str:
         """Text that names ranks, with their hosts if there are several: `ranks 0-1 on a, rank 2 on b`."""
         return name_ranks_by_host(ranks, self.hosts)

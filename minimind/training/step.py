@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minimind.data.packs import Batch
 from minimind.engine.policy import Policy
 from minimind.errors import TrainingError
+from minimind.model.device_transfer import to_device
 from minimind.ranks.watch import Watch
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums
@@ -60,5 +62,5 @@ def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], 
     (target,) = job.targets([batch])
     log_probs, aux_loss = policy.score(batch)
     outcome = job.outcome(batch, log_probs, target)
-    weight = torch.tensor(weights, dtype=torch.float64, device=policy.world.device)
+    weight = to_device(np.array(weights), policy.world.device)
     sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))

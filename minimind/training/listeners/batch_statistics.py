@@ -36,7 +36,8 @@ class BatchStatistics(Listener):
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Add a micro-batch of N pairs, whose metrics are (N,) each."""
         columns = torch.stack([metrics[name] for name in self._names]).double()
-        self._sums += torch.cat((columns.new_tensor([columns.shape[1]]), columns.sum(1)))
+        self._sums[0] += columns.shape[1]
+        self._sums[1:] += columns.sum(1)
 
     def on_step(self, event: Step) -> None:
         totals = all_reduce(self._sums)

@@ -76,6 +76,7 @@ class Evaluation(Listener):
             batch_size=self._batch_size,
             rank=self._world.rank,
             world_size=self._world.size,
+            pin=self._world.pins_memory,
         )
         for batch, weights in batches:
             eval_step(self._policy, self._job, batch, weights, sums)

@@ -90,7 +90,7 @@ def _batches(data: TrainingData, engines: Engines, world: World, start: int) -> 
         rank=world.rank,
         start=start + 1,
         end=data.total_steps,
-        pin=world.device.type == "cuda",
+        pin=world.pins_memory,
     )
 
 

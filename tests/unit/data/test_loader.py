@@ -100,6 +100,10 @@ def test_thread_pins_batches_for_a_gpu(table, sampler, pin, monkeypatch):
         assert torch.equal(batch.token_ids, expected.token_ids)
         assert all(batch.token_ids is not tensor for _, tensor in recorded)
         assert batch.lines == expected.lines
+    recorded.clear()
+    held_out = list(eval_batches(table, pack, batch_size=4, rank=0, world_size=1, pin=pin))
+    assert len(recorded) == (len(held_out) * 5 if pin else 0)
+    assert {thread for thread, _ in recorded} == ({"batches"} if pin else set())
 
 
 def test_closing_the_iterator_ends_the_thread(table, sampler):

@@ -24,6 +24,7 @@ from minimind.data.table_cache import load_table
 from minimind.engine.reference_cache import ReferenceCache
 from minimind.engine.reference_records import RECORD, read_records, seal_records
 from minimind.errors import DataError, TrainingError
+from minimind.model.device_transfer import HostCopy
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
 from tests.conftest import REPO, pair
@@ -85,6 +86,20 @@ def test_what_was_scored_is_there_for_the_next_run(opened, table):
     reference = StandIn()
     assert filled(again, reference) == []
     assert reference.lines == []
+
+
+def test_a_forward_is_enqueued_before_the_sums_of_the_one_before_are_read(opened, monkeypatch):
+    calls = []
+
+    class Recorder(StandIn):
+        def score(self, batches, per_token=False):
+            calls.append("forward")
+            return super().score(batches)
+
+    read = HostCopy.numpy
+    monkeypatch.setattr(HostCopy, "numpy", lambda self: calls.append("read") or read(self))
+    filled(opened(), Recorder(pairs_per_forward=4))
+    assert calls == ["forward", "forward", "read", "forward", "read", "read"]
 
 
 def test_a_step_finds_its_pairs_by_their_lines(opened, table):

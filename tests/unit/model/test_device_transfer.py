@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.model.device_transfer import to_device
+from minimind.model.device_transfer import HostCopy, to_device
 
 CPU = torch.device("cpu")
 
@@ -44,3 +44,10 @@ def test_a_gpu_gets_an_asynchronous_copy_from_pinned_memory(monkeypatch):
     assert calls == ["pin", ("cuda", True)]
     to_device(np.array([1]), CPU)
     assert calls[2:] == [("cpu", True)]
+
+
+def test_a_copy_for_the_host_has_the_values_of_its_time():
+    tensor = torch.tensor([[1.5, 2.0]])
+    copied = HostCopy(tensor)
+    tensor.zero_()
+    assert copied.numpy().tolist() == [[1.5, 2.0]]
