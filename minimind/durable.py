@@ -1,4 +1,4 @@
-"""Files that survive a power cut: their contents, and the names under which folders list them, are on the disk.
+"""Files that survive a power cut and a full disk: their contents are whole, and the names of new ones are on the disk.
 
     write under a temporary name -> sync -> rename -> sync the folder
 
@@ -47,6 +47,23 @@ def sync_tree(folder: Path) -> None:
         else:
             sync_file(path)
     sync_folder(folder)
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Append all of the data to a file, which need not exist, or nothing.
+
+    Raises:
+        OSError: the data could not be written; the file has its old contents.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError:
+        # A full disk may have taken a part of the data.
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def checksum(path: Path) -> int:

@@ -10,7 +10,6 @@ policy tells DeepSpeed which micro-batch is the last of a global step, because t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import deepspeed
 import torch
@@ -23,6 +22,7 @@ from minimind.data.packs import Batch
 from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
+from minimind.engine.monitor import RunMonitor
 from minimind.engine.patches.optimizer import patch_optimizer
 from minimind.engine.patches.partitions import full_numel
 from minimind.engine.patches.registry import select_patches
@@ -77,6 +77,7 @@ class Policy:
             # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
+        self.engine.monitor = RunMonitor(self.engine.monitor)
         self.stage = resolved.stage
         self.world = world
         self._on_progress = on_progress
@@ -125,8 +126,8 @@ class Policy:
             block.compile(dynamic=True)
 
     @property
-    def monitor(self) -> Any:
-        """DeepSpeed's monitor: `write_events([(tag, value, step)])`."""
+    def monitor(self) -> RunMonitor:
+        """The engine's monitor: `write_events([(tag, value, step)])`."""
         return self.engine.monitor
 
     @property
@@ -222,12 +223,12 @@ class Policy:
         """Wait for monitors that upload in the background."""
         if not self.world.is_main:
             return
-        if self.monitor.wandb_monitor is not None:
+        if self.monitor.inner.wandb_monitor is not None:
             import wandb
 
             wandb.finish()
-        if self.monitor.comet_monitor is not None:
-            self.monitor.comet_monitor.experiment.end()
+        if self.monitor.inner.comet_monitor is not None:
+            self.monitor.inner.comet_monitor.experiment.end()
 
 
 def _not_finite() -> TrainingError:

@@ -5,6 +5,7 @@ Only rank 0 prints.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import sys
@@ -35,7 +36,7 @@ class Console:
         if self.enabled and self._bar is not None:
             self._bar.write(text)
         elif self.enabled:
-            print(text, flush=True)
+            _print(text)
 
     def start(self, first: int, total: int) -> None:
         """Show progress from now on; `first` of `total` steps are done already."""
@@ -55,7 +56,7 @@ class Console:
             self._bar.set_description_str(line)
         elif self.enabled:
             width = len(str(self._total))
-            print(f"step {step:>{width}}/{self._total}  {line}", flush=True)
+            _print(f"step {step:>{width}}/{self._total}  {line}")
 
     def stop(self) -> None:
         """Remove the progress line."""
@@ -68,6 +69,12 @@ class Console:
         elapsed = time.monotonic() - self._started
         seconds = elapsed / max(1, step - self._first) * (self._total - step)
         return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _print(line: str) -> None:
+    # The output may be a file on a full disk, or a pipe whose reader has ended: training goes on without it.
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _is_terminal() -> bool:

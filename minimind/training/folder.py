@@ -1,14 +1,15 @@
-"""The run's folder: files written before training, records of an earlier run, and appending to metrics.jsonl."""
+"""The run's folder: files written before training, records of an earlier run, metrics of steps that are repeated."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from minimind.checkpoints.manifest import write_atomically
 from minimind.errors import ConfigError
@@ -32,7 +33,7 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
     """Make the run's folder, move an earlier run's records aside, and write the settings of this run.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder, or that of a monitor, cannot be written.
     """
     folder = Path(prepared.settings.config.run.save_dir)
     try:
@@ -44,6 +45,24 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
         _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
     except OSError as error:
         raise ConfigError(f"--save_dir {folder}: cannot be written ({error})") from error
+    for section in ("tensorboard", "csv_monitor"):
+        _try_monitor(section, prepared.policy_config.values.get(section, {}))
+
+
+def _try_monitor(section: str, settings: Mapping[str, Any]) -> None:
+    """Write a byte where a monitor will write: DeepSpeed opens its files on one rank in the middle of a collective."""
+    if not settings.get("enabled"):
+        return
+    folder = Path(settings["output_path"], settings["job_name"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+    except OSError as error:
+        raise ConfigError(
+            f"'{section}' writes into {folder}, which cannot be written ({error}); change its output_path, or turn it "
+            "off in the DeepSpeed file"
+        ) from error
 
 
 def _move_aside(folder: Path, weights: str) -> None:
@@ -79,24 +98,6 @@ def _describe(prepared: Prepared, identity: Mapping[str, object]) -> dict[str, o
 
 def _write_json(path: Path, values: object) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a complete line, or nothing.
-
-    Raises:
-        OSError: the line could not be written.
-    """
-    # Remembered to undo a partial write.
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-    except OSError:
-        # A full disk may have taken a part of the line.
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
-        raise
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:

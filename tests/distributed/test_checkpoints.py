@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minimind import demo
 from minimind.checkpoints.manifest import Manifest, fingerprint_file
@@ -178,6 +179,31 @@ def test_full_disk_skips_a_save_and_fails_the_last_one(data, small_disk, monkeyp
     refused = train(*flags(data, folder, "--keep_checkpoints", 2))
     assert refused.status != 0
     assert f"ConfigError: --save_dir {folder}: 3 checkpoints and the weights do not fit: 15 MiB per" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "error"),
+    [("full", "[Errno 28] No space left on device"), ("moved", "[Errno 2] No such file or directory: ")],
+)
+def test_metrics_that_cannot_be_written_do_not_stop_training(obstacle, error, data, small_disk, monkeypatch):
+    """From step 2 to 13: a short record may still fit into the last block of a file on a full disk."""
+    monkeypatch.setenv("TEST_OBSTACLE", obstacle)
+    monkeypatch.setenv("TEST_OBSTACLE_STEPS", "2,13")
+    more = ("--epochs", 10, "--max_steps", 26, "--save_interval", 0)
+    command = ("--deepspeed", "ds_configs/zero2.json", *flags(data, small_disk / "run", *more))
+    done = launch("tests/distributed/workers/obstacle.py", *command, ranks=2).succeeded()
+    assert "Traceback" not in done.output
+    written = [entry["step"] for entry in metrics(small_disk / "run")]
+    assert {1, 14, 20, 26} < set(written)
+    assert 13 not in written
+    for name in ("metrics.jsonl", "TensorBoard"):
+        assert done.output.count(f"NOT LOGGED: {name}: {error}") == 1
+        assert done.output.count(f"{name} is written again") == 1
+    events = EventAccumulator(str(small_disk / "run/tensorboard"))
+    events.Reload()
+    logged = [event.step for event in events.Scalars("loss")]
+    assert {1, 14, 20, 26} < set(logged)
+    assert 13 not in logged
 
 
 def test_read_only_folder_is_refused_at_start(data, small_disk):

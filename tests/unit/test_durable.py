@@ -1,13 +1,14 @@
-"""Files that survive a power cut: everything is flushed, and damage is found."""
+"""Files that survive a power cut and a full disk: everything is flushed or undone, and damage is found."""
 
 from __future__ import annotations
 
 import os
+import resource
 import zlib
 
 import pytest
 
-from minimind.durable import checksum, sync_file, sync_folder, sync_tree
+from minimind.durable import append_whole, checksum, sync_file, sync_folder, sync_tree
 
 
 @pytest.fixture
@@ -60,3 +61,17 @@ def test_checksum_of_any_size(tmp_path, size):
     content = bytes(index % 251 for index in range(size))
     (tmp_path / "a").write_bytes(content)
     assert checksum(tmp_path / "a") == zlib.crc32(content)
+
+
+def test_data_is_appended_completely_or_not_at_all(tmp_path):
+    path = tmp_path / "a"
+    append_whole(path, b"a\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_whole(path, b"b" * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_whole(path, b"c\n")
+    assert path.read_bytes() == b"a\nc\n"

@@ -6,13 +6,13 @@ Log, Evaluated, Saved -> one JSON line and one monitor event per metric, with th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from minimind.durable import append_whole
+from minimind.engine.monitor import Outage, RunMonitor
 from minimind.training.console import Console
-from minimind.training.events import Evaluated, Listener, Log, Saved
-from minimind.training.folder import append_line
+from minimind.training.events import Evaluated, Listener, Log, Saved, Step
 
 
 class MetricsFile(Listener):
@@ -20,7 +20,7 @@ class MetricsFile(Listener):
 
     Args:
         folder: the run's folder.
-        monitor: DeepSpeed's monitor.
+        monitor: the engine's monitor.
         epoch_of: global step -> epochs done.
         console: says when metrics could not be written.
         enabled: whether this rank writes.
@@ -29,10 +29,15 @@ class MetricsFile(Listener):
     name = "metrics_file"
 
     def __init__(
-        self, *, folder: Path, monitor: Any, epoch_of: Callable[[int], float], console: Console, enabled: bool
+        self, *, folder: Path, monitor: RunMonitor, epoch_of: Callable[[int], float], console: Console, enabled: bool
     ) -> None:
         self._path, self._monitor, self._epoch_of = folder / "metrics.jsonl", monitor, epoch_of
         self._console, self._enabled = console, enabled
+        self._outage = Outage("metrics.jsonl")
+
+    def on_step(self, event: Step) -> None:
+        # The engine's own events, of every step.
+        self._say(self._monitor.news())
 
     def on_log(self, event: Log) -> None:
         self._write(event.step, event.metrics)
@@ -49,10 +54,12 @@ class MetricsFile(Listener):
             return
         # Six digits of an epoch tell apart the steps of a million-step run.
         entry = {"step": step, "epoch": round(self._epoch_of(step), 6), **metrics}
-        try:
-            append_line(self._path, json.dumps(entry))
-            if self._monitor.enabled:
-                self._monitor.write_events([(name, value, step) for name, value in metrics.items()])
-        except OSError as error:
-            # A full disk costs metrics, not the run.
-            self._console.say(f"NOT LOGGED: step {step}: {error}")
+        line = f"{json.dumps(entry)}\n".encode()
+        self._say(self._outage.attempt(lambda: append_whole(self._path, line)))
+        if self._monitor.enabled:
+            self._monitor.write_events([(name, value, step) for name, value in metrics.items()])
+            self._say(self._monitor.news())
+
+    def _say(self, news: Sequence[str]) -> None:
+        for message in news:
+            self._console.say(message)

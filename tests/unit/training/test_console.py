@@ -62,6 +62,18 @@ def test_progress_line_in_a_terminal(rows, has_bar):
     assert ("step  12/150  epoch" in text) != has_bar
 
 
+def test_output_that_cannot_be_written_does_not_stop_training(monkeypatch):
+    console = Console(enabled=True)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        console.start(0, 150)
+        console.log(12, PARTS)
+        console.say("saved")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
 def test_other_ranks_are_silent(capsys):
     console = Console(enabled=False)
     console.start(0, 10)

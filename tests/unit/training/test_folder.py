@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import resource
 
 import pytest
 import torch
 
 from minimind.config import parse_settings
+from minimind.errors import ConfigError
 from minimind.ranks.world import World
-from minimind.training.folder import append_line, drop_metrics_after, open_run_folder
+from minimind.training.folder import drop_metrics_after, open_run_folder
 from minimind.training.setup.prepare import prepare
 from tests.conftest import REPO
 
 
-def test_records_of_an_earlier_run_are_moved_aside(tmp_path):
+def prepared_run(save_dir, config=REPO / "ds_configs/zero2.json"):
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    flags = ["--deepspeed", str(REPO / "ds_configs/zero2.json"), "--save_dir", str(tmp_path)]
-    prepared = prepare(parse_settings(flags), world)
+    return prepare(parse_settings(["--deepspeed", str(config), "--save_dir", str(save_dir)]), world)
+
+
+def test_records_of_an_earlier_run_are_moved_aside(tmp_path):
+    prepared = prepared_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/latest").write_text("step00000001")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -44,15 +47,12 @@ def test_metrics_after_the_checkpoint_and_incomplete_lines_are_removed(tmp_path)
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
 
 
-def test_a_line_is_appended_completely_or_not_at_all(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    append_line(path, "a")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            append_line(path, "b" * 20)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    append_line(path, "c")
-    assert path.read_text() == "a\nc\n"
+@pytest.mark.parametrize("section", ["tensorboard", "csv_monitor"])
+def test_folder_of_a_monitor_is_tried_before_the_engine_opens_it(section, tmp_path):
+    config = json.loads((REPO / "ds_configs/zero2.json").read_text())
+    (tmp_path / "file").touch()
+    config[section] = {"enabled": True, "output_path": str(tmp_path / "file"), "job_name": "auto"}
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    prepared = prepared_run(tmp_path / "out", tmp_path / "ds.json")
+    with pytest.raises(ConfigError, match=f"'{section}' writes into {tmp_path}/file/.*Not a directory.*output_path"):
+        open_run_folder(prepared, {}, resuming=False)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minimind.training.events import Evaluated, Log, Saved
+from minimind.training.events import Evaluated, Log, Saved, Step
 from minimind.training.listeners.metrics_file import MetricsFile
 
 
@@ -18,7 +18,7 @@ def made(tmp_path):
     def make(enabled=True, monitored=True):
         listener = MetricsFile(
             folder=tmp_path,
-            monitor=SimpleNamespace(enabled=monitored, write_events=written.append),
+            monitor=SimpleNamespace(enabled=monitored, write_events=written.append, news=lambda: ["TensorBoard fails"]),
             epoch_of=lambda step: step / 3,
             console=SimpleNamespace(say=printed.append),
             enabled=enabled,
@@ -29,7 +29,7 @@ def made(tmp_path):
 
 
 def test_every_event_is_a_line_and_a_monitor_event(made, tmp_path):
-    listener, written, _ = made()
+    listener, written, printed = made()
     listener.on_log(Log(step=1, metrics={"loss": 0.5, "rate": 2.0}))
     listener.on_evaluated(Evaluated(step=2, metrics={"eval/loss": 0.4}, items=3))
     listener.on_saved(Saved(step=2, checkpoint=None))
@@ -40,6 +40,8 @@ def test_every_event_is_a_line_and_a_monitor_event(made, tmp_path):
         {"step": 3, "epoch": 1.0, "save_failed": 1.0},
     ]
     assert written == [[("loss", 0.5, 1), ("rate", 2.0, 1)], [("eval/loss", 0.4, 2)], [("save_failed", 1.0, 3)]]
+    listener.on_step(Step(step=4, last=False))
+    assert printed == ["TensorBoard fails"] * 4
 
 
 def test_other_ranks_write_nothing(made, tmp_path):
@@ -56,8 +58,9 @@ def test_a_monitor_that_is_off_gets_nothing(made):
 
 
 def test_a_folder_that_cannot_be_written_costs_metrics_not_the_run(made, tmp_path):
-    listener, _, printed = made()
+    listener, _, printed = made(monitored=False)
     (tmp_path / "metrics.jsonl").mkdir()
-    listener.on_log(Log(step=4, metrics={"loss": 0.5}))
+    for step in (4, 5):
+        listener.on_log(Log(step=step, metrics={"loss": 0.5}))
     (line,) = printed
-    assert line.startswith("NOT LOGGED: step 4: ")
+    assert line.startswith("NOT LOGGED: metrics.jsonl: ")

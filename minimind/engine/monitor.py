@@ -1,0 +1,140 @@
+"""DeepSpeed's monitor (TensorBoard and others), whose failures cost events and not the run.
+
+    engine.step, MetricsFile -> RunMonitor.write_events -> each of DeepSpeed's monitors -> news for the console
+
+TensorBoard's own writer has a thread, which a full disk ends for good. Here the caller appends its records itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind.durable import append_whole
+
+# What to do, by the number of an OSError.
+_REMEDIES = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.ENOENT: "put the folder back",
+    errno.EACCES: "make it writable",
+    errno.EROFS: "make it writable",
+}
+# So many writes in a row end an outage. On a full disk a short record may fit where the next one does not.
+_SUCCESSES = 10
+
+
+class Outage:
+    """Says once when something cannot be written any more, and once when it can again.
+
+    Args:
+        name: what is written.
+        errors: exceptions that begin an outage; others are raised.
+    """
+
+    def __init__(self, name: str, errors: type[Exception] = OSError) -> None:
+        self._name, self._errors = name, errors
+        self._successes_to_end = 0
+
+    def attempt(self, write: Callable[[], object]) -> list[str]:
+        """Write; returns a message for the user if this begins or ends an outage, else nothing."""
+        before = self._successes_to_end
+        try:
+            write()
+        except self._errors as error:
+            self._successes_to_end = _SUCCESSES
+            remedy = _REMEDIES.get(getattr(error, "errno", None) or 0)
+            advice = f"; {remedy}, and it is written again" if remedy else ""
+            return [] if before else [f"NOT LOGGED: {self._name}: {error}. Training continues{advice}"]
+        self._successes_to_end = max(0, before - 1)
+        return [f"{self._name} is written again"] if before == 1 else []
+
+
+class RunMonitor:
+    """Stands in for an engine's monitor; a part of it that fails does not stop the others.
+
+    Args:
+        inner: DeepSpeed's monitor; only rank 0's has parts.
+
+    Attributes:
+        inner: the same.
+        enabled: whether any rank writes events.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.enabled = inner, inner.enabled
+        parts = {
+            "TensorBoard": inner.tb_monitor,
+            "wandb": inner.wandb_monitor,
+            "csv_monitor": inner.csv_monitor,
+            "comet": inner.comet_monitor,
+        }
+        # Services raise exceptions of their own.
+        self._parts = [(part, Outage(name, Exception)) for name, part in parts.items() if part is not None]
+        self._news: list[str] = []
+        if inner.tb_monitor is not None:
+            writer = inner.tb_monitor.summary_writer
+            with contextlib.suppress(OSError):
+                writer.close()
+            inner.tb_monitor.summary_writer = EventFile(Path(writer.log_dir))
+
+    def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
+        """Write events (tag, value, place on the x-axis); a failure becomes news."""
+        for part, outage in self._parts:
+            self._news += outage.attempt(functools.partial(part.write_events, events))
+
+    def news(self) -> list[str]:
+        """Messages for the user since the last call."""
+        news, self._news = self._news, []
+        return news
+
+
+class EventFile:
+    """TensorBoard's event file of this process, in place of its own writer: records are written whole or not at all.
+
+    Args:
+        folder: where it is; the file that DeepSpeed has begun there is continued.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        begun = sorted(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"))
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.0"
+        self._path = begun[-1] if begun else folder / name
+        self._records = io.BytesIO()
+
+    def add_scalar(self, tag: str, value: Any, step: int) -> None:
+        """Add a record; `flush` writes it."""
+        # Imported only here: slow, and not needed without TensorBoard.
+        from torch.utils.tensorboard.summary import scalar
+
+        self._add(step=int(step), summary=scalar(tag, value))
+
+    def flush(self) -> None:
+        """Append the records to the file. Records that cannot be written are lost.
+
+        Raises:
+            OSError: the file could not be written; it has complete records only.
+        """
+        records, self._records = self._records.getvalue(), io.BytesIO()
+        if not self._path.exists():
+            # A new file, after its folder was removed, begins with a version. A missing run folder is not made again:
+            # the user may be about to put it back.
+            self._path.parent.mkdir(exist_ok=True)
+            self._add(file_version="brain.Event:2")
+            records = self._records.getvalue() + records
+            self._records = io.BytesIO()
+        append_whole(self._path, records)
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        RecordWriter(self._records).write(Event(wall_time=time.time(), **fields).SerializeToString())

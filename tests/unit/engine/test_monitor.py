@@ -1,0 +1,117 @@
+"""A monitor that fails costs events, not the run, and is said once; TensorBoard's file holds whole records."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from minimind.engine import monitor
+from minimind.engine.monitor import EventFile, Outage, RunMonitor
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "; free disk space, and it is written again"),
+        (errno.ENOENT, "; put the folder back, and it is written again"),
+        (errno.EIO, ""),
+    ],
+)
+def test_an_outage_is_said_at_its_start_and_at_its_end(number, remedy, monkeypatch):
+    monkeypatch.setattr(monitor, "_SUCCESSES", 2)
+    outage, error = Outage("metrics.jsonl"), OSError(number, "reason")
+    # 0: works, 1: fails. One success between failures does not end it: a short record on a full disk.
+    said = [outage.attempt(lambda fails=fails: fails and fail(error)) for fails in (0, 1, 1, 0, 1, 0, 0, 0, 1)]
+    begins = [f"NOT LOGGED: metrics.jsonl: [Errno {number}] reason. Training continues{remedy}"]
+    assert said == [[], begins, [], [], [], [], ["metrics.jsonl is written again"], [], begins]
+
+
+def test_an_error_of_another_class_is_raised():
+    with pytest.raises(KeyError):
+        Outage("metrics.jsonl").attempt(lambda: fail(KeyError("bug")))
+
+
+def master(**parts):
+    """DeepSpeed's monitor with some parts."""
+    names = ("tb_monitor", "wandb_monitor", "csv_monitor", "comet_monitor")
+    return SimpleNamespace(enabled=True, **{**dict.fromkeys(names), **parts})
+
+
+def test_a_part_that_fails_does_not_stop_the_others():
+    written = []
+    wandb = SimpleNamespace(write_events=lambda events: fail(ConnectionError("no network")))
+    csv = SimpleNamespace(write_events=written.append)
+    guarded = RunMonitor(master(wandb_monitor=wandb, csv_monitor=csv))
+    events = [("loss", 0.5, 1)]
+    guarded.write_events(events)
+    guarded.write_events(events)
+    assert written == [events, events]
+    assert guarded.news() == ["NOT LOGGED: wandb: no network. Training continues"]
+    assert guarded.news() == []
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_s_own_writer_is_replaced_and_its_file_continued(tmp_path):
+    part = SimpleNamespace(summary_writer=SummaryWriter(str(tmp_path)))
+    part.write_events = lambda events: ([part.summary_writer.add_scalar(*event) for event in events], flush(part))
+    guarded = RunMonitor(master(tb_monitor=part))
+    guarded.write_events([("loss", torch.tensor(0.5), 1), ("lr", 0.25, 8)])
+    assert scalars(tmp_path) == {"loss": [(1, 0.5)], "lr": [(8, 0.25)]}
+    assert len(list(tmp_path.iterdir())) == 1
+    assert guarded.news() == []
+
+
+def flush(part):
+    part.summary_writer.flush()
+
+
+@pytest.mark.parametrize("removed", ["nothing", "the file's folder", "the run's folder"])
+def test_events_that_cannot_be_written_leave_a_file_of_whole_records(removed, tmp_path):
+    folder = tmp_path / "run" / "tensorboard"
+    folder.mkdir(parents=True)
+    file = EventFile(folder)
+    file.add_scalar("loss", 1.0, 1)
+    file.flush()
+    (path,) = folder.iterdir()
+    file.add_scalar("loss", 2.0, 2)
+    if removed == "nothing":
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # A disk that is full after a part of the record.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                file.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    elif removed == "the file's folder":
+        os.rename(folder, tmp_path / "away")
+    else:
+        os.rename(folder.parent, tmp_path / "away")
+        with pytest.raises(FileNotFoundError):
+            file.flush()
+        assert not folder.parent.exists()
+        folder.parent.mkdir()
+    file.add_scalar("loss", 3.0, 3)
+    file.flush()
+    expected = {
+        "nothing": [(1, 1.0), (3, 3.0)],
+        "the file's folder": [(2, 2.0), (3, 3.0)],
+        "the run's folder": [(3, 3.0)],
+    }
+    assert scalars(folder) == {"loss": expected[removed]}
