@@ -56,6 +56,32 @@ def difference_counts(chosen: TokenizedRow, rejected: TokenizedRow, prefix: int)
     )
 
 
+def least_limit(chosen: TokenizedRow, rejected: TokenizedRow, prefix: int) -> int:
+    """Smallest number of tokens to which both rows of a pair can be cut so that `difference_counts` is still true.
+
+    Args:
+        chosen, rejected: rows of which `difference_counts` is true.
+        prefix: number of leading tokens that both rows share.
+    """
+    rows = (chosen, rejected)
+    first_counted = max(row.mask.index(1, 1) for row in rows)
+    behind = min(row.mask.index(1, max(prefix, 1)) for row in rows if any(row.mask[max(prefix, 1) :]))
+    return 1 + max(first_counted, behind, _shared(chosen.tokens, rejected.tokens))
+
+
+def answer_start(row: TokenizedRow, prefix: int) -> int:
+    """Number of tokens before the answers that differ.
+
+    Args:
+        row: either row of a pair.
+        prefix: number of leading tokens that both rows share; answers may begin with the same words.
+    """
+    start = prefix
+    while start and row.mask[start - 1]:
+        start -= 1
+    return start
+
+
 def check_prompts(row: PreferenceRow, rejected: TokenizedRow, encode: Callable[[list[Message]], TokenizedRow]) -> None:
     """Check that the first difference that the template renders is between two assistant turns.
 

@@ -11,8 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from minimind.data.differences import check_prompts, common_prefix, difference_counts, no_difference
+from minimind.data.differences import (
+    answer_start,
+    check_prompts,
+    common_prefix,
+    difference_counts,
+    least_limit,
+    no_difference,
+)
 from minimind.data.encoding import ConversationEncoder, TokenizedRow
+from minimind.data.identity import shared_messages
 from minimind.data.left_out import words_of
 from minimind.data.messages import Message
 from minimind.data.rows import PreferenceRow
@@ -39,6 +47,9 @@ class EncodedPair:
         chosen, rejected: at most `max_length` tokens each.
         lengths: tokens of both rows before anything was cut.
         prefix: number of leading tokens that both rows share, with equal masks.
+        prompt_length: tokens before the answers that differ, before anything was cut.
+        least_limit: smallest `max_length` under which cutting the ends leaves a difference that counts; 0 if there is
+            none at full length.
         problem: why the pair has no difference that counts, at its full length; None if it has one.
         prompt_cut: turns of the prompt were left out.
         end_cut: tokens at the end of a row were left out.
@@ -50,6 +61,8 @@ class EncodedPair:
     rejected: TokenizedRow
     lengths: tuple[int, int]
     prefix: int
+    prompt_length: int
+    least_limit: int
     problem: str | None
     prompt_cut: bool
     end_cut: bool
@@ -79,6 +92,8 @@ def encode_pair(row: PreferenceRow, number: int, encoder: ConversationEncoder, l
     lengths = (len(halves[0].tokens), len(halves[1].tokens))
     prefix = common_prefix(*halves)
     problem = None if difference_counts(halves[0], halves[1], prefix) else no_difference(row, *halves)
+    prompt_length = answer_start(halves[0], prefix)
+    least = 0 if problem is not None else least_limit(halves[0], halves[1], prefix)
     prompt_cut = False
     if limit.cut_prompt:
         for shorter in _with_shorter_prompts(row, words_of(encoder.template)):
@@ -94,6 +109,8 @@ def encode_pair(row: PreferenceRow, number: int, encoder: ConversationEncoder, l
         rejected=rejected,
         lengths=lengths,
         prefix=prefix,
+        prompt_length=prompt_length,
+        least_limit=least,
         problem=problem,
         prompt_cut=prompt_cut,
         end_cut=end_cut,
@@ -114,13 +131,7 @@ def _with_shorter_prompts(row: PreferenceRow, words: frozenset[str]) -> Iterator
     Args:
         words: all words of the template's source. Keys that are not among them, such as a score, are no difference.
     """
-
-    def read(message: Message) -> Message:
-        return {key: value for key, value in message.items() if key in words or key in ("role", "content")}
-
-    shared = 0
-    while shared < min(len(row.chosen), len(row.rejected)) and read(row.chosen[shared]) == read(row.rejected[shared]):
-        shared += 1
+    shared = shared_messages(row, words)
     system = 0
     while system < shared and row.chosen[system]["role"] == "system":
         system += 1

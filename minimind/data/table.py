@@ -52,6 +52,8 @@ class PairTable:
         offsets: (2n + 1,) int64, start of each row, and the total length.
         full_lengths: (2n,) int64, tokens of each row before anything was cut.
         prefixes, lines: (n,) int64, as in `PreferencePair`.
+        prompt_lengths, least_limits: (n,) int64, as in `EncodedPair`.
+        identities: (3n,) uint64, hashes of each pair's prompt, chosen and rejected answer; see identity.py.
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
@@ -69,6 +71,9 @@ class PairTable:
     full_lengths: NDArray[np.int64]
     prefixes: NDArray[np.int64]
     lines: NDArray[np.int64]
+    prompt_lengths: NDArray[np.int64]
+    least_limits: NDArray[np.int64]
+    identities: NDArray[np.uint64]
     cuts: NDArray[np.uint8]
     max_length: int
     bad: tuple[BadRow, ...]

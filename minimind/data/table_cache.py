@@ -35,9 +35,17 @@ from minimind.durable import checksum, sync_tree
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 5
-# Arrays of the cache with one or two values for each pair, by name, with their dtypes.
-_SMALL = {"full_lengths": np.int64, "prefixes": np.int64, "lines": np.int64, "cuts": np.uint8}
+_FORMAT = 6
+# Arrays of the cache with one to three values for each pair, by name, with their dtypes.
+_SMALL = {
+    "full_lengths": np.int64,
+    "prefixes": np.int64,
+    "lines": np.int64,
+    "prompt_lengths": np.int64,
+    "least_limits": np.int64,
+    "identities": np.uint64,
+    "cuts": np.uint8,
+}
 # Counters of the cache: name -> number.
 _COUNTERS = ("counts", "shapes", "unused")
 _DEFAULT_OPTIONS = EncodingOptions()
@@ -193,8 +201,10 @@ def _open(source: Source, key: str, folder: Path) -> PairTable | None:
 def _is_consistent(table: PairTable) -> bool:
     """Whether the sizes of the arrays agree and all offsets and prefixes are in range."""
     number = len(table.lines)
-    sizes = (len(table.offsets) - 1, len(table.full_lengths), 2 * len(table.prefixes), 2 * len(table.cuts))
-    if sizes != (2 * number,) * 4:
+    per_pair = {"full_lengths": 2, "identities": 3}
+    if any(len(getattr(table, name)) != per_pair.get(name, 1) * number for name in _SMALL):
+        return False
+    if len(table.offsets) != 2 * number + 1:
         return False
     if not (isinstance(table.max_length, int) and all(isinstance(getattr(table, name), dict) for name in _COUNTERS)):
         return False

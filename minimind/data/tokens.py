@@ -17,11 +17,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.encoding import ConversationEncoder
+from minimind.data.identity import identity_of
 from minimind.data.left_out import check_rendered, not_used, words_of
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
 from minimind.data.rows import BadRow, PreferenceRow
@@ -52,6 +54,8 @@ class Chunk:
         lengths: tokens of each of the 2n rows.
         full_lengths: the same before anything was cut.
         prefixes: number of leading tokens that both rows of a pair share, n values.
+        prompt_lengths, least_limits: as in `EncodedPair`, n values each.
+        identities: hashes of each pair's prompt, chosen and rejected answer, 3n values; see identity.py.
         lines: number of each pair's row in the source, n values; pairs of one row follow each other.
         cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
         bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
@@ -65,6 +69,9 @@ class Chunk:
     lengths: list[int]
     full_lengths: list[int]
     prefixes: list[int]
+    prompt_lengths: list[int]
+    least_limits: list[int]
+    identities: list[int]
     lines: list[int]
     cuts: list[int]
     bad: list[BadRow]
@@ -164,6 +171,7 @@ def _encode_rows(
     """Parse and tokenise rows, given with their numbers."""
     words = words_of(encoder.template)
     pairs: list[EncodedPair] = []
+    identities: list[int] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
     counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
@@ -191,22 +199,27 @@ def _encode_rows(
             counts[DEVELOPER] += row.has_developer
             seen.update(not_used(row, words))
             pairs.append(pair)
+            identities += identity_of(row, words)
             numbers.append(number)
         unused.update(seen)
-    halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
     return Chunk(
-        tokens=np.array([token for half in halves for token in half.tokens], np.int32),
-        mask=np.array([value for half in halves for value in half.mask], np.uint8),
-        lengths=[len(half.tokens) for half in halves],
-        full_lengths=[length for pair in pairs for length in pair.lengths],
-        prefixes=[pair.prefix for pair in pairs],
-        lines=numbers,
-        cuts=[_cuts(pair) for pair in pairs],
-        bad=bad,
-        counts=counts,
-        shapes=shapes,
-        unused=unused,
+        **_arrays(pairs), identities=identities, lines=numbers, bad=bad, counts=counts, shapes=shapes, unused=unused
     )
+
+
+def _arrays(pairs: list[EncodedPair]) -> dict[str, Any]:
+    """What a chunk has of its tokenised pairs."""
+    halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
+    return {
+        "tokens": np.array([token for half in halves for token in half.tokens], np.int32),
+        "mask": np.array([value for half in halves for value in half.mask], np.uint8),
+        "lengths": [len(half.tokens) for half in halves],
+        "full_lengths": [length for pair in pairs for length in pair.lengths],
+        "prefixes": [pair.prefix for pair in pairs],
+        "prompt_lengths": [pair.prompt_length for pair in pairs],
+        "least_limits": [pair.least_limit for pair in pairs],
+        "cuts": [_cuts(pair) for pair in pairs],
+    }
 
 
 def _cuts(pair: EncodedPair) -> int:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from minimind.data.differences import check_prompts, common_prefix, difference_counts, no_difference
+from minimind.data.differences import (
+    answer_start,
+    check_prompts,
+    common_prefix,
+    difference_counts,
+    least_limit,
+    no_difference,
+)
 from minimind.data.encoding import TokenizedRow
 from minimind.data.rows import PreferenceRow
 from minimind.data.sources import RowError
@@ -53,6 +61,37 @@ def test_difference_counts(chosen, rejected, counts):
     prefix = common_prefix(chosen, rejected)
     assert difference_counts(chosen, rejected, prefix) == counts
     assert difference_counts(rejected, chosen, prefix) == counts
+
+
+def test_least_limit_is_where_cutting_loses_the_difference():
+    """Compared with `difference_counts` of the cut rows, for random rows and every limit."""
+    random = np.random.default_rng(0)
+    checked = 0
+    for _ in range(2000):
+        shared = random.integers(0, 5)
+        prefix = (random.integers(0, 2, shared).tolist(), random.integers(0, 2, shared).tolist())
+        lengths = random.integers(0, 6, 2)
+        chosen, rejected = (
+            TokenizedRow(*(prefix[part] + random.integers(0, 2, length).tolist() for part in (0, 1)))
+            for length in lengths
+        )
+        whole = common_prefix(chosen, rejected)
+        if not difference_counts(chosen, rejected, whole):
+            continue
+        least = least_limit(chosen, rejected, whole)
+        for limit in range(1, max(len(chosen.tokens), len(rejected.tokens)) + 1):
+            one, other = (TokenizedRow(row.tokens[:limit], row.mask[:limit]) for row in (chosen, rejected))
+            assert difference_counts(one, other, common_prefix(one, other)) == (limit >= least)
+            checked += 1
+    assert checked > 1000
+
+
+@pytest.mark.parametrize(
+    ("counted", "prefix", "start"),
+    [([4, 5], 4, 4), ([4, 5], 5, 4), ([1, 4, 5], 4, 4), ([1, 2, 3], 3, 1), ([0, 1], 1, 0), ([3], 2, 2)],
+)
+def test_answers_that_begin_the_same_begin_before_the_first_difference(counted, prefix, start):
+    assert answer_start(row([1] * 6, counted), prefix) == start
 
 
 def rendered(messages: list[dict]) -> TokenizedRow:

@@ -71,6 +71,18 @@ def test_the_limit_itself_fits(cut, length):
     assert cut(LONG, longest - 1)[0].end_cut
 
 
+def test_prompt_and_least_limit_are_those_of_the_full_length(cut, length, tokenizer):
+    whole, texts = cut(LONG, 1000)
+    prompt = tokenizer.decode(whole.chosen.tokens[: whole.prompt_length])
+    assert texts[0].removeprefix(prompt) == "In Switzerland.<|im_end|>\n"
+    assert texts[1].removeprefix(prompt) == "Look at a map.<|im_end|>\n"
+    limits = range(2, length(LONG.chosen))
+    assert min(limit for limit in limits if not cut(LONG, limit)[0].is_lost) == whole.least_limit
+    for cut_prompt in (False, True):
+        encoded, _ = cut(LONG, 24, cut_prompt)
+        assert (encoded.prompt_length, encoded.least_limit) == (whole.prompt_length, whole.least_limit)
+
+
 def test_a_long_pair_is_cut_at_the_end(cut, length):
     whole, _ = cut(LONG, 1000)
     limit = whole.prefix + 2
@@ -98,6 +110,7 @@ def test_a_pair_without_a_difference_has_a_problem_and_is_not_lost(cut):
         assert encoded.problem is not None
         assert "differ only in 'score'" in encoded.problem
         assert not encoded.is_lost
+        assert encoded.least_limit == 0
 
 
 def test_one_continues_the_other_up_to_a_user_turn(cut, length):

@@ -42,11 +42,14 @@ def test_names_of_the_cache_files(load, tmp_path):
     assert sorted(path.name for path in (tmp_path / "cache" / f"pairs-{table.key}").iterdir()) == [
         "cuts.npy",
         "full_lengths.npy",
+        "identities.npy",
+        "least_limits.npy",
         "lines.npy",
         "mask.u8",
         "meta.json",
         "offsets.npy",
         "prefixes.npy",
+        "prompt_lengths.npy",
         "tokens.i32",
     ]
 

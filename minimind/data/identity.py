@@ -1,0 +1,60 @@
+"""What makes two pairs equal: hashes of the prompt and of both answers, as messages.
+
+    PreferenceRow -> identity_of -> (prompt, chosen, rejected), 64 bits each -> PairTable.identities
+
+The hashes depend on neither tokenizer nor length limit, so pairs of different files can be compared. What
+the template does not read, such as a score in a message, is no difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from minimind.data.messages import Message
+from minimind.data.rows import PreferenceRow
+
+
+def shared_messages(row: PreferenceRow, words: frozenset[str]) -> int:
+    """Number of messages that both halves share before the first one that differs: the prompt.
+
+    Args:
+        words: all words of the template's source. Keys of messages that are not among them are no difference.
+    """
+    shared = 0
+    for one, other in zip(row.chosen, row.rejected, strict=False):
+        if _read(one, words) != _read(other, words):
+            break
+        shared += 1
+    return shared
+
+
+def identity_of(row: PreferenceRow, words: frozenset[str]) -> tuple[int, int, int]:
+    """Hashes of the prompt, of the chosen and of the rejected answer.
+
+    The prompt is what both halves share, with the row's tools and variables for the template; an answer is the rest of
+    its half. Equal hashes mean equal contents: among a million pairs two others meet with a probability of 1e-7.
+
+    Args:
+        words: see `shared_messages`.
+    """
+    shared = shared_messages(row, words)
+    kwargs = {name: value for name, value in row.template_kwargs.items() if name in words}
+
+    def read(messages: list[Message]) -> list[Message]:
+        return [_read(message, words) for message in messages]
+
+    prompt = _hash([read(row.chosen[:shared]), row.tools, kwargs])
+    return prompt, _hash(read(row.chosen[shared:])), _hash(read(row.rejected[shared:]))
+
+
+def _read(message: Message, words: frozenset[str]) -> Message:
+    """What of a message a template can read."""
+    return {key: value for key, value in message.items() if key in words or key in ("role", "content")}
+
+
+def _hash(value: Any) -> int:
+    # Values of other types than JSON's come from typed columns; their text tells them apart.
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=repr)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
