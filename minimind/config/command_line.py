@@ -93,7 +93,7 @@ def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argpars
 
 
 def _help_of(flag: Flag) -> str:
-    shown = int(flag.default) if flag.kind is bool else flag.default
+    shown = int(flag.default) if isinstance(flag.default, bool) else flag.default
     text = flag.metadata.help + (f" (default: {shown})" if shown is not None else "")
     return text.replace("%", "%%")  # argparse formats the text with the % operator
 

@@ -14,8 +14,8 @@ class EngineConfig:
     reference: str = flag(
         "live",
         "live: a frozen ZeRO-3 shard computes the reference's log-probs in every step; cached: the shard computes "
-        "them once for all pairs and stores them in cache_dir",
-        choices=("live", "cached"),
+        "them once for all pairs and stores them in cache_dir; none: no reference, the value for losses that need none",
+        choices=("live", "cached", "none"),
     )
     deepspeed: str | None = flag(None, "DeepSpeed configuration file of the policy, e.g. ds_configs/zero2.json")
     reference_config: str | None = flag(

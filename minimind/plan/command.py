@@ -22,6 +22,7 @@ import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto 
 from minimind.config import DPOConfig, Settings, fields_of, parse_settings
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
+from minimind.objective.choice import choose_objective
 from minimind.plan.choice import Machine
 from minimind.plan.options import options
 from minimind.plan.report import report
@@ -51,7 +52,7 @@ def plan(argv: Sequence[str]) -> str:
     """
     own, rest = _parser().parse_known_args(list(argv))
     _check_misspelt(rest)
-    settings = parse_settings(rest)
+    settings, _ = choose_objective(parse_settings(rest))
     if own.gpu_memory is None:
         raise ConfigError(
             "--gpu_memory is missing; give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"

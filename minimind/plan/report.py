@@ -35,7 +35,7 @@ def report(name: str, sizes: ModelSizes, settings: Settings, machine: Machine, f
     """
     best = cheapest(found, machine)
     if best is None:
-        ending = _nothing_fits(found, machine)
+        ending = _nothing_fits(found, machine, settings)
     else:
         mode = "checkpointed, " if best.checkpointing else ""
         costs = f"{mode}{gib(best.memory.peak)} GiB per rank, {gib(best.traffic.total)} GiB sent per step"
@@ -75,6 +75,9 @@ def _heading(name: str, sizes: ModelSizes, settings: Settings, machine: Machine,
     config, load = settings.config, StepLoad.of(settings.config)
     kept = {option.checkpointing: option.memory.activations for option in found}
     plain = f"{gib(kept[False])}, checkpointed " if False in kept else "checkpointed "
+    reference = (
+        f"\nNo reference: --loss {config.objective.loss} needs none" if config.engine.reference == "none" else ""
+    )
     batches = f"{load.micro_batches} micro-batch{'es' if load.micro_batches > 1 else ''}"
     return (
         f"{name}: {sizes.parameters / 1e9:.3g} B parameters, hidden {sizes.hidden}, {sizes.layers} layers, vocabulary "
@@ -82,7 +85,7 @@ def _heading(name: str, sizes: ModelSizes, settings: Settings, machine: Machine,
         f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''} ({machine.nodes} x {machine.ranks_per_node}) with "
         f"{gib(machine.device_memory)} GiB each, of which the plan uses {USABLE:.0%}; {config.optimisation.dtype}\n"
         f"Global step of a rank: {batches} of at most {load.tokens} tokens. Activations {plain}{gib(kept[True])}, head "
-        f"{gib(found[0].memory.head)} GiB"
+        f"{gib(found[0].memory.head)} GiB{reference}"
     )
 
 
@@ -126,18 +129,19 @@ def _fits(same: Sequence[Option], machine: Machine) -> str:
     return "yes" if not fitting[0].checkpointing or len(same) == 1 else "checkpointed"
 
 
-def _nothing_fits(found: Sequence[Option], machine: Machine) -> str:
+def _nothing_fits(found: Sequence[Option], machine: Machine, settings: Settings) -> str:
     """The end of a plan without a fitting option: the closest one, and ways to need less memory."""
     possible = [option for option in found if option.obstacle is None]
     if not possible:
         return f"No option is possible: {found[0].file.name}: {found[0].obstacle}."
     least = min(possible, key=lambda option: option.memory.peak)
+    cached = "--reference cached, " if settings.config.engine.reference == "live" else ""
     host = f" and {gib(least.memory.host * machine.ranks_per_node)} GiB of each node's main memory"
     return (
         f"No option fits. The smallest is {least.file.name}, checkpointed: {gib(least.memory.peak)} GiB per rank, of "
         f"{gib(USABLE * machine.device_memory)} GiB{host if least.memory.host else ''}.\n"
         "To need less memory, use fewer tokens per micro-batch (--micro_batch_tokens, --max_seq_len, --batch_size), "
-        "--reference cached, or more ranks (--nodes, --gpus_per_node)."
+        f"{cached}or more ranks (--nodes, --gpus_per_node)."
     )
 
 

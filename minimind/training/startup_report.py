@@ -32,7 +32,7 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
     console.say(
         f"{family_of(model).label(model)}, weights from {prepared.source.origin}; "
         f"ZeRO-{prepared.policy_config.stage} policy, "
-        f"{'ZeRO-3' if config.engine.reference == 'live' else 'cached'} reference, "
+        f"{_reference(prepared)}, "
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {config.optimisation.dtype}"
     )
     if swaps_to_nvme(prepared.policy_config.values):
@@ -49,9 +49,16 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  dropout of the model {kept}: {listed}")
     if coefficient := router_coefficient(model, config.model.router_aux_loss_coef):
         console.say(f"  auxiliary loss of the experts: coefficient {coefficient:g} (--router_aux_loss_coef)")
+    console.say(f"  loss: {prepared.objective.describe()}")
     _report_values(prepared, console)
     if world.is_main:
         _report_memory(prepared, console, world)
+
+
+def _reference(prepared: Prepared) -> str:
+    kinds = {"live": "ZeRO-3 reference", "cached": "cached reference"}
+    none = f"no reference, because {prepared.objective.name} needs none"
+    return kinds.get(prepared.settings.config.engine.reference, none)
 
 
 def _report_products(console: Console, world: World, prepared: Prepared) -> None:

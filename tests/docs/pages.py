@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from tests.docs.language import ENGLISH, Language, chinese
+from tests.docs.losses import loss_table, option_table
 from tests.docs.models import model_table
 from tests.docs.tables import dpo_flags, flag_tables, plan_flags
 from tests.docs.tree import tree_lines
@@ -47,6 +48,7 @@ def regenerate(text: str, language: Language) -> str:
 def _generate(name: str, language: Language) -> list[str]:
     if name == "tree":
         return tree_lines(language)
-    if name == "models":
-        return model_table(language)
+    tables = {"models": model_table, "losses": loss_table, "loss options": option_table}
+    if name in tables:
+        return tables[name](language)
     return flag_tables({"flags": dpo_flags, "plan flags": plan_flags}[name](), language)

@@ -39,7 +39,7 @@ def dpo_flags() -> list[FlagRow]:
         FlagRow(
             name=one.name,
             section=one.section.capitalize(),
-            default=int(one.default) if one.kind is bool else one.default,
+            default=int(one.default) if isinstance(one.default, bool) else one.default,
             choices=one.metadata.choices or (),
             help=one.metadata.help,
         )

@@ -18,8 +18,8 @@ from minimind import MiniMindConfig, MiniMindForCausalLM
 from minimind.data.packs import PairBatch
 from minimind.data.table import PreferencePair
 from minimind.engine.scorer import PairScorer
-from minimind.objective.losses import PairScores, SigmoidLoss
-from minimind.objective.rows import row_log_probs
+from minimind.objective.losses import LossInputs, PairScores, SigmoidLoss
+from minimind.objective.rows import row_sums
 
 ATOL = 1e-6
 VOCAB, BETA = 97, 0.1
@@ -112,12 +112,14 @@ def run(policy: PreTrainedModel, reference: PreTrainedModel, batch: PairBatch, a
     with torch.no_grad():
         reference_log_probs, _ = PairScorer(reference.eval(), attention)(batch)
     log_probs, aux_loss = PairScorer(policy.train(), attention)(batch)
-    rows = row_log_probs(log_probs, batch.target_counts, average_log_prob=True)
-    reference_rows = row_log_probs(reference_log_probs, batch.target_counts, average_log_prob=True)
-    scores = (PairScores(rows=one, target_counts=batch.target_counts) for one in (rows, reference_rows))
-    losses = SigmoidLoss(beta=BETA)(*scores).losses
+    counts = batch.target_counts
+    policy_scores, reference_scores = (
+        PairScores(sums=row_sums(one, counts), target_counts=counts) for one in (log_probs, reference_log_probs)
+    )
+    losses = SigmoidLoss(beta=BETA)(LossInputs(policy=policy_scores, reference=reference_scores)).losses
     (losses.mean() + aux_loss).backward()
     gradients = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+    rows = policy_scores.rows(True)
     return Result(rows=rows.detach(), losses=losses.detach(), aux_loss=aux_loss.detach(), gradients=gradients)
 
 

@@ -14,8 +14,8 @@ from minimind.data.packs import PackedPairs, pack
 from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
 from minimind.engine.scorer import PairScorer
-from minimind.objective.losses import PairScores, SigmoidLoss
-from minimind.objective.rows import row_log_probs
+from minimind.objective.losses import LossInputs, PairScores, SigmoidLoss
+from minimind.objective.rows import row_sums
 from tests.conftest import conversation, pair
 from tests.parity.steps import ATOL, BETA, HEADS, SIZES
 
@@ -78,11 +78,11 @@ def packed_step(policy: MiniMindForCausalLM, reference: MiniMindForCausalLM, bat
         reference_log_probs, _ = PairScorer(reference)(batch)
     log_probs, _ = PairScorer(policy)(batch)
     counts = batch.target_counts
-    scores = (
-        PairScores(rows=row_log_probs(one, counts, average), target_counts=counts)
-        for one in (log_probs, reference_log_probs)
+    own, theirs = (
+        PairScores(sums=row_sums(one, counts), target_counts=counts) for one in (log_probs, reference_log_probs)
     )
-    return step_of(SigmoidLoss(beta=BETA)(*scores).losses.mean(), policy)
+    loss = SigmoidLoss(beta=BETA, average_log_prob=average)
+    return step_of(loss(LossInputs(policy=own, reference=theirs)).losses.mean(), policy)
 
 
 @pytest.mark.parametrize("average", [True, False], ids=["mean", "sum"])

@@ -12,10 +12,11 @@ import minimind
 from minimind.config import parse_settings
 from minimind.data.shapes import registry
 from minimind.model import family
-from minimind.objective import losses
 from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import registry as losses
 from minimind.training import run
 from tests.docs.language import ENGLISH, Language, chinese
+from tests.docs.losses import texts as loss_texts
 from tests.docs.models import reasons
 from tests.docs.pages import FOLDERS, REPO, pages, parts, regenerate
 from tests.docs.tables import FlagRow, dpo_flags, flag_tables, plan_flags
@@ -69,7 +70,7 @@ def test_generated_parts_are_up_to_date(path, language):
 
 @pytest.mark.parametrize("suffix", ["", "_zh"])
 def test_flags_and_tree_are_generated(suffix):
-    assert parts(read(REPO / f"launch/README{suffix}.md")) == ["flags", "plan flags"]
+    assert parts(read(REPO / f"launch/README{suffix}.md")) == ["flags", "losses", "loss options", "plan flags"]
     assert parts(read(REPO / f"minimind/README{suffix}.md")) == ["models", "tree"]
 
 
@@ -81,9 +82,13 @@ def test_every_reason_of_the_table_of_models_has_a_chinese_text():
     assert chinese().missing(reasons()) == []
 
 
+def test_every_text_of_the_tables_of_losses_has_a_chinese_text():
+    assert chinese().missing(loss_texts()) == []
+
+
 def test_no_chinese_text_is_left_over():
     flags = (flag.help for flag in (*dpo_flags(), *plan_flags()))
-    texts = [*flags, *descriptions().values(), *reasons()]
+    texts = [*flags, *descriptions().values(), *reasons(), *loss_texts()]
     assert chinese().unused(texts) == []
 
 
@@ -193,7 +198,7 @@ def test_metrics_are_those_of_a_run(suffix):
     rows = re.findall(r"^\| (`.*?) \|", table + section.split("\n\n")[0], re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
     rates = {"grad_norm", "learning_rate", "tokens_per_second", "pairs_per_second", "peak_memory_gib"}
-    assert listed == {"loss", "dpo_loss", "aux_loss", *SigmoidLoss.metrics} | rates
+    assert listed == {"loss", "dpo_loss", "aux_loss", "loss/NAME", *SigmoidLoss.metrics} | rates
 
 
 @pytest.mark.parametrize("suffix", ["", "_zh"])

@@ -1,6 +1,6 @@
-"""The DPO job: a preference loss over pairs, against a frozen reference.
+"""The DPO job: preference losses over pairs, most of them against a frozen reference.
 
-log-probs (K,) -> row sums (N, 2) -> row means or sums -> preference loss -> N losses, metrics
+log-probs (K,) -> row sums (N, 2) -> objective (a loss, or a mix of losses) -> N losses, metrics
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from minimind.data.packs import PairBatch
 from minimind.engine.reference import Reference
-from minimind.objective.losses import Need, PairScores, PreferenceLoss
-from minimind.objective.rows import ReferenceScores, row_means, row_sums
+from minimind.objective.losses import LossInputs, Need, Objective, PairScores
+from minimind.objective.rows import ReferenceScores, row_sums
 from minimind.training.jobs.job import BatchOutcome, Column, Job
 from minimind.training.listeners.batch_statistics import BatchStatistics
 
@@ -24,13 +24,12 @@ _COLUMNS = (
 
 
 class DPOJob(Job[PairBatch, ReferenceScores | None]):
-    """Direct Preference Optimization with any registered preference loss.
+    """Direct Preference Optimization with any registered losses.
 
     Args:
-        loss: the loss over pairs.
-        average_log_prob: a row's log-prob is the mean over its targets (MiniMind) instead of their sum (the paper).
-        reference: source of the reference's log-probs; None for a loss that needs none.
-        statistics: means over the previous global batch; None for a loss that needs none.
+        objective: the loss over pairs, or a mix of losses.
+        reference: source of the reference's log-probs; None for losses that need none.
+        statistics: running means over global batches; None for losses that need none.
     """
 
     name = "dpo"
@@ -39,20 +38,19 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
     def __init__(
         self,
         *,
-        loss: PreferenceLoss,
-        average_log_prob: bool,
+        objective: Objective,
         reference: Reference | None,
         statistics: BatchStatistics | None = None,
     ) -> None:
-        # Setup builds an engine for the reference exactly if the loss needs one.
-        assert (reference is not None) == (Need.REFERENCE in loss.needs)
-        self.loss = loss
-        self.average_log_prob = average_log_prob
+        # Setup builds an engine for the reference exactly if a loss needs one.
+        assert (reference is not None) == (Need.REFERENCE in objective.needs)
+        self.objective = objective
         self.reference = reference
         self._statistics = statistics
-        self.metrics = loss.metrics
-        self.columns = tuple(column for column in _COLUMNS if column.metric in loss.metrics)
-        self._per_token = Need.PER_TOKEN in loss.needs
+        self.metrics = objective.metrics
+        parts = (_part_column(metric) for metric in objective.part_metrics)
+        self.columns = (*parts, *(column for column in _COLUMNS if column.metric in objective.metrics))
+        self._per_token = Need.PER_TOKEN in objective.needs
 
     def targets(self, batches: Sequence[PairBatch]) -> Sequence[ReferenceScores | None]:
         """The reference's scores of each micro-batch."""
@@ -62,12 +60,15 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
 
     def outcome(self, batch: PairBatch, log_probs: Tensor, target: ReferenceScores | None) -> BatchOutcome:
         """Losses and metrics of the batch's N pairs."""
-        policy = self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs)
-        reference = None if target is None else self._scores(batch, target.sums, target.per_token)
-        result = self.loss(policy, reference, {} if self._statistics is None else self._statistics.means)
+        inputs = LossInputs(
+            policy=self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs),
+            reference=None if target is None else self._scores(batch, target.sums, target.per_token),
+            statistics={} if self._statistics is None else self._statistics.means,
+        )
+        result = self.objective(inputs)
         # An evaluation uses the means of training and does not change them.
         if self._statistics is not None and torch.is_grad_enabled():
-            self._statistics.add(result.metrics)
+            self._statistics.add(result.statistics)
         return BatchOutcome(losses=result.losses, metrics=result.metrics)
 
     def size(self, batch: PairBatch) -> int:
@@ -75,10 +76,13 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
         return batch.num_pairs
 
     def _scores(self, batch: PairBatch, sums: Tensor, per_token: Tensor | None) -> PairScores:
-        # The cache and the live reference both give sums, so one run can use means and another sums of the same cache.
-        rows = row_means(sums, batch.target_counts) if self.average_log_prob else sums
         return PairScores(
-            rows=rows,
+            sums=sums,
             target_counts=batch.target_counts,
             per_token=per_token if self._per_token else None,
         )
+
+
+def _part_column(metric: str) -> Column:
+    """The column of one loss of a mix."""
+    return Column(metric=metric, label=metric.removeprefix("loss/"), format=".4f", eval_format=".4f")

@@ -1,11 +1,14 @@
-"""Means of a loss's metrics over each global batch, for losses that need them (`PreferenceLoss.statistics`).
+"""Running means over global batches, for losses that need them (`PreferenceLoss.statistics`).
 
-metrics of each micro-batch -> add -> (Step) sum over ranks -> means, which the loss gets in the next step
+values of each micro-batch -> add -> (Step) sum over ranks -> running means, which the losses get in the next step
+
+A global batch counts as a whole, so the means do not depend on how it is split over ranks and micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +19,11 @@ from minimind.training.events import Listener, Step
 
 
 class BatchStatistics(Listener):
-    """Keeps the means of the previous global step.
+    """Keeps running means of a global batch's means.
 
     Args:
-        names: metrics whose means are kept.
+        weights_of_past: name -> weight of the running mean when a batch's mean is added; 0: only the last batch counts,
+            1: all batches count the same.
         world: the ranks.
 
     Attributes:
@@ -28,29 +32,38 @@ class BatchStatistics(Listener):
 
     name = "batch_statistics"
 
-    def __init__(self, *, names: Sequence[str], world: World) -> None:
-        self._names, self._device = tuple(names), world.device
+    def __init__(self, *, weights_of_past: Mapping[str, float], world: World) -> None:
+        self._names, self._device = tuple(weights_of_past), world.device
+        self._news = torch.tensor([1 - past for past in weights_of_past.values()], device=self._device)
+        self._batches = 0
         self.means: dict[str, Tensor] = {}
         self._reset()
 
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add a micro-batch of N pairs, whose metrics are (N,) each."""
-        columns = torch.stack([metrics[name] for name in self._names]).double()
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch of N pairs, whose values are (N,) each."""
+        columns = torch.stack([values[name] for name in self._names]).double()
         self._sums[0] += columns.shape[1]
         self._sums[1:] += columns.sum(1)
 
     def on_step(self, event: Step) -> None:
         totals = all_reduce(self._sums)
         # Scalars stay on the device: reading them would make the host wait for a GPU in every step.
-        means = (totals[1:] / totals[0]).float()
-        self.means = dict(zip(self._names, means, strict=True))
+        latest = (totals[1:] / totals[0]).float()
+        self._batches += 1
+        if self.means:
+            # The first batches count the same until the weight of the newest has fallen to the one that was asked for.
+            news = self._news.clamp_min(1 / self._batches)
+            latest = torch.stack(tuple(self.means.values())).lerp(latest, news)
+        self.means = dict(zip(self._names, latest, strict=True))
         self._reset()
 
-    def state(self) -> dict[str, float]:
-        return {name: mean.item() for name, mean in self.means.items()}
+    def state(self) -> dict[str, Any]:
+        means = {name: mean.item() for name, mean in self.means.items()}
+        return {"batches": self._batches, "means": means} if means else {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
-        self.means = {name: torch.tensor(mean, device=self._device) for name, mean in state.items()}
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._batches = state["batches"]
+        self.means = {name: torch.tensor(state["means"][name], device=self._device) for name in self._names}
 
     def _reset(self) -> None:
         # The count, then one sum per name.

@@ -44,12 +44,11 @@ def assemble_run(
 ) -> Run:
     """The run, with its listeners in the order in which they hear events."""
     config, checkpoint = prepared.settings.config, prepared.checkpoint
-    average = config.objective.average_log_prob
     # One job per table: training and evaluation differ only in their reference.
-    names = engines.loss.statistics
-    statistics = BatchStatistics(names=names, world=world) if names else None
+    weights = prepared.objective.statistics
+    statistics = BatchStatistics(weights_of_past=weights, world=world) if weights else None
     jobs = [
-        DPOJob(loss=engines.loss, average_log_prob=average, reference=reference, statistics=statistics)
+        DPOJob(objective=prepared.objective, reference=reference, statistics=statistics)
         for reference in engines.references
     ]
     unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}

@@ -21,7 +21,6 @@ from minimind.model.backend_choice import backend_obstacle
 from minimind.model.family import family_of
 from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
-from minimind.objective.losses import Need, build_loss, loss_names
 from minimind.ranks.world import World
 from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
 from minimind.weights.sources import WeightSource
@@ -148,20 +147,6 @@ def attention_is_available(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError(f"--attention {config.engine.attention}: {problem}; use auto or sdpa")
 
 
-def loss_is_known(draft: Draft) -> Iterator[MiniMindError]:
-    """The loss is registered, and the reference can give what it needs."""
-    config = draft.settings.config
-    if config.objective.loss not in loss_names():
-        yield ConfigError(f"--loss {config.objective.loss}: no such loss; known are {', '.join(loss_names())}")
-        return
-    needs = build_loss(config.objective.loss, draft.settings.values).needs
-    if Need.PER_TOKEN in needs and Need.REFERENCE in needs and config.engine.reference == "cached":
-        yield ConfigError(
-            f"--loss {config.objective.loss} needs the reference's log-prob of each token, and --reference cached "
-            "keeps sums over rows; use --reference live"
-        )
-
-
 def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
     """The run does not write its weights over those that it starts from."""
     if draft.source is None:
@@ -191,7 +176,6 @@ CHECKS: Sequence[Check] = (
     tokenizer_fits_the_model,
     mixture_has_its_loss,
     attention_is_available,
-    loss_is_known,
     start_weights_are_not_overwritten,
     processor_is_known,
 )

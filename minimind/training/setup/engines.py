@@ -13,7 +13,6 @@ from minimind import native
 from minimind.data.loader import Layout
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
-from minimind.objective.losses import PreferenceLoss, build_loss
 from minimind.objective.schedule import learning_rate_factor
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -31,13 +30,11 @@ class Engines:
     """What computes a run's numbers.
 
     Attributes:
-        loss: the preference loss.
-        references: one for each of the data's tables; None for a loss that needs no reference.
+        references: one for each of the data's tables; None for losses that need no reference.
     """
 
     policy: Policy
     layout: Layout
-    loss: PreferenceLoss
     references: Sequence[Reference | None]
 
 
@@ -77,7 +74,6 @@ def build_engines(
         console.say(f"  frozen, because a text does not reach it: {listed}")
     # The layout is chosen before the references, because cached log-probs depend on it.
     layout = choose_layout(prepared, policy, data.table, console)
-    loss = build_loss(config.objective.loss, prepared.settings.values)
     described = {"weights": opened.fingerprint, **model_identity(prepared)}
-    references = open_references(prepared, policy, data.tables, layout, loss, described, console, watch)
-    return Engines(policy=policy, layout=layout, loss=loss, references=references)
+    references = open_references(prepared, policy, data.tables, layout, described, console, watch)
+    return Engines(policy=policy, layout=layout, references=references)

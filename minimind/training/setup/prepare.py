@@ -20,6 +20,8 @@ from minimind.config.environment import with_switches
 from minimind.data.selection import KEEP
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
+from minimind.objective.choice import choose_objective
+from minimind.objective.losses import Objective
 from minimind.ranks.world import World
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
@@ -41,11 +43,13 @@ class Prepared:
         settings: every setting resolved, with its origin.
         is_demo: the bundled demo runs.
         checkpoint: the checkpoint that the run resumes; None for a fresh run.
+        objective: the loss, or the mix of losses.
     """
 
     settings: Settings
     is_demo: bool
     checkpoint: Checkpoint | None
+    objective: Objective
     source: WeightSource
     tokenizer: PreTrainedTokenizerBase
     policy_config: ResolvedConfig
@@ -59,13 +63,12 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         ConfigError: all problems at once; a single problem keeps its own class.
     """
     problems = Problems()
-    settings = with_switches(settings)
-    # Each stage can change settings that the next one reads: demo, weights, DeepSpeed files.
     is_demo = not settings.config.data.data_path
-    if is_demo:
-        settings = settings.with_defaults(demo.SETTINGS, DEMO)
-    if settings.config.data.on_bad_row == KEEP:
-        settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
+    # Each stage can change settings that the next one reads: demo, objective, weights, DeepSpeed files.
+    settings = _with_implied(settings, is_demo)
+    chosen = problems.attempt(lambda: choose_objective(settings))
+    if chosen is not None:
+        settings, objective = chosen
     config = settings.config
     source = problems.attempt(lambda: open_start_weights(config))
     if source is not None:
@@ -88,6 +91,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         problems.extend(check(draft))
     problems.raise_if_any()
     # Each is None only if it raised a problem.
+    assert chosen is not None
     assert source is not None
     assert tokenizer is not None
     assert policy_config is not None
@@ -96,11 +100,22 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         settings=_with_default_paths(settings, tokenizer),
         is_demo=is_demo,
         checkpoint=checkpoint,
+        objective=objective,
         source=source,
         tokenizer=tokenizer,
         policy_config=policy_config,
         reference_config=reference_config,
     )
+
+
+def _with_implied(settings: Settings, is_demo: bool) -> Settings:
+    """Settings with the values that the environment, the demo and other settings imply."""
+    settings = with_switches(settings)
+    if is_demo:
+        settings = settings.with_defaults(demo.SETTINGS, DEMO)
+    if settings.config.data.on_bad_row == KEEP:
+        settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
+    return settings
 
 
 def input_paths(config: DPOConfig) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The run's references: one per table of pairs, live or cached, each checked against the policy's start weights.
 
-policy with start weights + tables -> open_references -> Reference for each table; None if the loss needs none
+policy with start weights + tables -> open_references -> Reference for each table; None if no loss needs one
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minimind.data.table import PairTable
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_cache import ReferenceCache
-from minimind.objective.losses import Need, PreferenceLoss
+from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
 from minimind.training.console import Console
 from minimind.training.setup.prepare import Prepared
@@ -36,7 +36,6 @@ def open_references(
     policy: Policy,
     tables: Sequence[PairTable],
     layout: Layout,
-    loss: PreferenceLoss,
     described: Mapping[str, Any],
     console: Console,
     watch: Watch,
@@ -50,7 +49,7 @@ def open_references(
         TrainingError: on every rank, if policy and reference are not the same model, or cached log-probs differ from
             those that the model gives now.
     """
-    if Need.REFERENCE not in loss.needs:
+    if Need.REFERENCE not in prepared.objective.needs:
         return [None] * len(tables)
     config = prepared.settings.config
     references: list[Reference]
@@ -70,7 +69,7 @@ def open_references(
         ranks = policy.world.size
         spread = np.linspace(0, len(table) - 1, _CHECKED * ranks).astype(int)[policy.world.rank :: ranks]
         batch = layout([table[int(index)] for index in spread])
-        check_start(policy, reference, batch, config.optimisation.dtype, loss)
+        check_start(policy, reference, batch, config.optimisation.dtype, prepared.objective)
     return references
 
 

@@ -8,7 +8,6 @@ may not.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -19,13 +18,13 @@ from minimind.data.sampler import PairSampler
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
 from minimind.model.dropout import dropout_fields
-from minimind.objective.losses import build_loss
+from minimind.objective.losses import build_objective
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.training_data import TrainingData
 
 # Settings that are part of a run's identity.
 _IDENTITY = (
-    "average_log_prob learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row reference "
+    "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row reference "
     "micro_batch_tokens router_aux_loss_coef"
 ).split()
 # Optimizer keys that select an implementation; they do not change what is computed.
@@ -51,8 +50,8 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
     described = {
         "identity": {
             **identity,
-            "loss": values["loss"],
-            **_loss_options(values["loss"], values),
+            "loss": prepared.objective.name,
+            **prepared.objective.options(),
             "optimizer": {**optimizer, "params": params},
             **model_identity(prepared),
             "data": data.table.key,
@@ -72,11 +71,6 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
     }
     # A manifest is read back from JSON, so what is compared with it passes through JSON too (tuples become lists).
     return json.loads(json.dumps(described))
-
-
-def _loss_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a loss, e.g. beta, as this run's settings give them."""
-    return dataclasses.asdict(build_loss(name, values))
 
 
 def model_identity(prepared: Prepared) -> dict[str, object]:
@@ -105,7 +99,8 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
         )
     now = described["identity"]
     # An option that the loss did not have when the checkpoint was written has the value that keeps its numbers.
-    was = {**_loss_options(now["loss"], {}), **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}
+    defaults = build_objective(now["loss"]).options()
+    was = {**defaults, **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:
         listed = "\n".join(f"  {line}" for line in differing)

@@ -11,7 +11,7 @@ from minimind.data.packs import PairBatch
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.errors import TrainingError
-from minimind.objective.losses import PreferenceLoss
+from minimind.objective.losses import Objective
 from minimind.objective.rows import row_lengths, row_sums
 from minimind.ranks.collectives import gather
 
@@ -21,7 +21,7 @@ START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}
 
 
 @torch.no_grad()
-def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: str, loss: PreferenceLoss) -> None:
+def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: str, objective: Objective) -> None:
     """Stop a run whose policy, with its start weights, is not its reference: the margins would not start at 0.
 
     The comparison is made in eval mode, because dropout makes two forwards of one model differ.
@@ -44,4 +44,4 @@ def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: s
     )
     scaled, worst, line = max(gather(policy.world, mine))
     if scaled > START_TOLERANCE[dtype]:
-        raise TrainingError(reference.mismatch(worst, line, loss.start_value()), agreed=True)
+        raise TrainingError(reference.mismatch(worst, line, objective.start_value()), agreed=True)

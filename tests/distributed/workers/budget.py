@@ -23,7 +23,7 @@ from minimind.engine.scorer import PairScorer
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks import process
 from minimind.ranks.watch import Watch
@@ -53,7 +53,7 @@ class Shifted(Reference):
         raise AssertionError("nothing compares this reference with the policy")
 
 
-JOB = DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=True, reference=Shifted())
+JOB = DPOJob(objective=build_objective("sigmoid"), reference=Shifted())
 
 
 def stream_of(world: World) -> PairSampler:

@@ -22,8 +22,8 @@ from minimind.engine.scorer import PairScorer
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
-from minimind.objective.losses import PairScores, SigmoidLoss
-from minimind.objective.rows import row_log_probs
+from minimind.objective.losses import LossInputs, PairScores, SigmoidLoss
+from minimind.objective.rows import row_sums
 from minimind.ranks import process
 from minimind.weights.io import fill
 from minimind.weights.sources import RandomSource
@@ -46,11 +46,10 @@ def loss(scorer, batch, reference_log_probs):
     """DPO loss of a batch, auxiliary loss included, as a training step has it."""
     log_probs, aux_loss = scorer(batch)
     counts = batch.target_counts
-    scores = (
-        PairScores(rows=row_log_probs(part, counts, True), target_counts=counts)
-        for part in (log_probs, reference_log_probs)
+    policy, reference = (
+        PairScores(sums=row_sums(part, counts), target_counts=counts) for part in (log_probs, reference_log_probs)
     )
-    return SigmoidLoss(beta=0.1)(*scores).losses.mean() + aux_loss
+    return SigmoidLoss(beta=0.1)(LossInputs(policy=policy, reference=reference)).losses.mean() + aux_loss
 
 
 def experts_used(scorer: PairScorer, batch) -> torch.Tensor:

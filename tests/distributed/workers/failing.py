@@ -18,7 +18,7 @@ from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
 from minimind.errors import DataError
 from minimind.model.configuration import MiniMindConfig
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import build_objective
 from minimind.ranks import collectives, process
 from minimind.ranks.process import RankContext
 from minimind.training.setup.start_check import check_start
@@ -57,7 +57,7 @@ def other_reference(context: RankContext) -> None:
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=1, vocab_size=640)
     reference = LiveReference(RandomSource(config, seed=1), reference_config, world)
     policy = Policy(RandomSource(config, seed=2), policy_config, lambda step: 1.0, world)
-    check_start(policy, reference, pack([random_pair(3, 20)]), "float32", SigmoidLoss())
+    check_start(policy, reference, pack([random_pair(3, 20)]), "float32", build_objective("sigmoid"))
 
 
 def killed_at_the_end(context: RankContext) -> None:

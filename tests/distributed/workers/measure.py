@@ -26,7 +26,7 @@ from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import build_objective
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import rank_memory
 from minimind.plan.sizes import ModelSizes
@@ -96,7 +96,7 @@ def measure(case: dict, world: World) -> dict:
     policy.train()
     batches = [pack([random_pair(10 * world.rank + index, 60)]) for index in range(case["micro_batches"])]
 
-    job = DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=True, reference=reference)
+    job = DPOJob(objective=build_objective("sigmoid"), reference=reference)
 
     def train() -> None:
         train_step(policy, job, batches, MetricSums(world, job), Watch())

@@ -31,6 +31,7 @@ NOT_GIVEN = {
     "max_steps": "0",
     "micro_batch_tokens": "0",
     "keep_checkpoints": "0",
+    "loss_options": "",
 }
 
 
@@ -43,11 +44,12 @@ def test_zero_or_an_empty_string_becomes_none(name):
 
 
 # Flags that may be None, and for which 0 is a value.
-ZERO_IS_A_VALUE = ["router_aux_loss_coef"]
+ZERO_IS_A_VALUE = ["router_aux_loss_coef", "average_log_prob", "label_smoothing"]
 
 
 def test_no_other_flag_may_be_none():
-    assert {item.name for item in fields_of(DPOConfig) if item.optional} == {*NOT_GIVEN, *ZERO_IS_A_VALUE}
+    # beta has no 0: it must be above.
+    assert {item.name for item in fields_of(DPOConfig) if item.optional} == {*NOT_GIVEN, *ZERO_IS_A_VALUE, "beta"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Flags for the DPO loss. The defaults are those of MiniMind2's train_dpo.py (MiniMind-3 has a beta of 0.15)."""
+"""Flags for the loss. Options that were not given are those of the loss (`objective/choice.py`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from minimind.config import ObjectiveConfig, parse_settings
 from minimind.errors import ConfigError
 
 
-def test_defaults_are_minimind_s():
+def test_the_loss_alone_has_a_default():
     assert dataclasses.asdict(ObjectiveConfig()) == {
         "loss": "sigmoid",
-        "beta": 0.1,
-        "average_log_prob": True,
+        "beta": None,
+        "average_log_prob": None,
+        "label_smoothing": None,
+        "loss_options": None,
     }
 
 
@@ -25,6 +27,7 @@ def test_defaults_are_minimind_s():
         ("beta", "-1", "is not above 0"),
         ("beta", "inf", "is not a finite number"),
         ("average_log_prob", "2", "is neither 0 nor 1"),
+        ("label_smoothing", "-0.1", "is below 0"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(flag, value, message):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minimind import dpo_loss
-from minimind.objective.losses import PairScores, SigmoidLoss
-from minimind.objective.rows import row_log_probs
+from minimind.objective.losses import LossInputs, PairScores, SigmoidLoss
+from minimind.objective.rows import row_sums
 
 LN2 = math.log(2)
 
@@ -109,5 +109,7 @@ def test_sigmoid_loss_of_counted_targets_equals_minimind_form(average):
             padded["reference"][row, : len(targets)] = reference[list(targets)]
         start = end
     expected = dpo_loss(padded["reference"], padded["policy"], mask, BETA, average)
-    scores = (PairScores(rows=row_log_probs(x, counts, average), target_counts=counts) for x in (policy, reference))
-    torch.testing.assert_close(SigmoidLoss(beta=BETA)(*scores).losses.mean(), expected, rtol=0, atol=1e-6)
+    scores = (PairScores(sums=row_sums(x, counts), target_counts=counts) for x in (policy, reference))
+    inputs = LossInputs(**dict(zip(("policy", "reference"), scores, strict=True)))
+    loss = SigmoidLoss(beta=BETA, average_log_prob=average)
+    torch.testing.assert_close(loss(inputs).losses.mean(), expected, rtol=0, atol=1e-6)

@@ -125,3 +125,14 @@ def test_missing_weights_and_exit_status():
     with pytest.raises(SystemExit) as ended:
         main(["--gpu_memory", "80"])
     assert str(ended.value.code).startswith("ConfigError: --gpu_memory 80")
+
+
+def test_a_loss_without_a_reference_is_planned_without_one():
+    with_reference, without = plan(ISSUE), plan([*ISSUE, "--loss", "simpo,sft:0.1"])
+    assert "No reference: --loss simpo,sft:0.1 needs none" in without
+    assert "No reference" not in with_reference
+    columns = {text: rows(text)["zero3.json"] for text in (with_reference, without)}
+    assert (float(columns[with_reference][4]), float(columns[without][4])) == (0.33, 0.0)
+    assert "--loss simpo,sft:0.1" in without[without.index("    deepspeed ") :].replace("'", "")
+    with pytest.raises(ConfigError, match="no such loss: simpoo"):
+        plan([*ISSUE, "--loss", "simpoo"])

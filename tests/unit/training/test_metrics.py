@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.objective.losses import REWARD_METRICS, PairScores, SigmoidLoss
+from minimind.objective.losses import REWARD_METRICS, LossInputs, PairScores, SigmoidLoss
 from minimind.ranks.world import World
 from minimind.training import metrics
 from minimind.training.jobs.job import BatchOutcome
@@ -26,8 +26,8 @@ def outcome(*margins: float) -> BatchOutcome:
     """Pairs with the given margins: beta 1, reference 0, a chosen row's log-prob is the margin, a rejected row's 0."""
     rows = torch.tensor([[margin, 0.0] for margin in margins])
     counts = torch.ones(len(rows), 3, dtype=torch.int64)
-    policy, reference = (PairScores(rows=x, target_counts=counts) for x in (rows, torch.zeros_like(rows)))
-    result = SigmoidLoss(beta=1.0)(policy, reference)
+    policy, reference = (PairScores(sums=x, target_counts=counts) for x in (rows, torch.zeros_like(rows)))
+    result = SigmoidLoss(beta=1.0, average_log_prob=False)(LossInputs(policy=policy, reference=reference))
     return BatchOutcome(losses=result.losses, metrics=result.metrics)
 
 

@@ -15,6 +15,8 @@ from minimind.data.sources.source import LINE, Source
 from minimind.data.tokens import END_CUT
 from minimind.model.configuration import MiniMindConfig
 from minimind.native import processor
+from minimind.objective.choice import choose_objective
+from minimind.objective.losses import build_objective
 from minimind.plan import check
 from minimind.plan.options import DS_CONFIGS, read_zero
 from minimind.ranks.world import World
@@ -32,6 +34,7 @@ def prepared():
     return SimpleNamespace(
         settings=parse_settings(["--deepspeed", "ds_configs/zero2.json"]),
         is_demo=False,
+        objective=build_objective("sigmoid"),
         source=SimpleNamespace(config=config, origin="full_sft_2048.pth", shapes=lambda: shapes),
         policy_config=SimpleNamespace(stage=2, values=read_zero(DS_CONFIGS / "zero2.json"), overridden={}),
         reference_config=SimpleNamespace(values=read_zero(DS_CONFIGS / "reference.json")),
@@ -44,6 +47,19 @@ def report(prepared, monkeypatch, free: int, rank: int = 0) -> str:
     world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"), hosts=("here", "here"))
     report_settings(prepared, SimpleNamespace(say=lines.append), world)
     return "\n".join(lines)
+
+
+def test_the_loss_is_printed_with_its_options(prepared, monkeypatch):
+    printed = report(prepared, monkeypatch, free=2**40)
+    assert "ZeRO-2 policy, ZeRO-3 reference, 2 ranks" in printed
+    assert "  loss: sigmoid (beta 0.1, label_smoothing 0, mean log-probs)" in printed
+
+
+def test_a_run_without_a_reference_says_why(prepared, monkeypatch):
+    prepared.settings, prepared.objective = choose_objective(parse_settings(["--loss", "simpo,sft:0.1"]))
+    printed = report(prepared, monkeypatch, free=2**40)
+    assert "ZeRO-2 policy, no reference, because simpo:1,sft:0.1 needs none, 2 ranks" in printed
+    assert "  loss: 1 simpo (beta 2, gamma 1, label_smoothing 0, mean log-probs) + 0.1 sft (mean log-probs)" in printed
 
 
 def test_too_little_memory_is_a_warning_with_numbers_and_a_remedy(prepared, monkeypatch):

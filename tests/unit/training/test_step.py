@@ -12,7 +12,7 @@ import torch
 from minimind.data.packs import pack
 from minimind.data.table import PreferencePair
 from minimind.errors import TrainingError
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -63,7 +63,8 @@ def job(reference_sum=-3.0):
             ReferenceScores(sums=torch.full((batch.num_pairs, 2), reference_sum)) for batch in batches
         ]
     )
-    return DPOJob(loss=SigmoidLoss(beta=0.1), average_log_prob=False, reference=reference)
+    objective = build_objective("sigmoid", {"average_log_prob": False})
+    return DPOJob(objective=objective, reference=reference)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ class TokenJob(DPOJob):
 def test_an_evaluation_of_a_job_over_tokens_weights_each_token_as_its_example(one_rank):
     """Two pairs of 6 targets: -1 each, but the second pair's last is -50 and does not count."""
     base = job()
-    tokens = TokenJob(loss=base.loss, average_log_prob=False, reference=base.reference)
+    tokens = TokenJob(objective=base.objective, reference=base.reference)
     tokens.metrics = ()
     sums = MetricSums(WORLD, tokens)
     eval_step(Policy({1: -50.0}), tokens, pack([pair(1), pair(2)]), [1.0, 0.0], sums)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from minimind.objective.losses import Need, PairLosses, PreferenceLoss, SigmoidLoss
+from minimind.objective.losses import Need, Objective, PairLosses, Part, PreferenceLoss, build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.training.jobs.dpo import DPOJob
 
@@ -34,9 +34,13 @@ class Recorder(PreferenceLoss):
     def start_value(self):
         return None
 
-    def __call__(self, policy, reference, statistics):
-        self.seen.append((policy, reference))
-        return PairLosses(losses=policy.rows[:, 0], metrics={"seen": policy.rows[:, 0]})
+    def __call__(self, inputs):
+        self.seen.append(inputs)
+        return PairLosses(losses=inputs.policy.sums[:, 0], metrics={"seen": inputs.policy.sums[:, 0]})
+
+
+def job_of(loss, reference):
+    return DPOJob(objective=Objective(parts=(Part(loss=loss),)), reference=reference)
 
 
 class Reference:
@@ -52,30 +56,30 @@ class Reference:
 
 
 @pytest.mark.parametrize(("average", "rows"), [(False, SUMS), (True, MEANS)])
-def test_rows_are_sums_or_means_for_policy_and_reference_alike(average, rows):
+def test_a_loss_gets_sums_and_means_of_policy_and_reference(average, rows):
     loss, reference = Recorder(), Reference()
-    job = DPOJob(loss=loss, average_log_prob=average, reference=reference)
+    job = job_of(loss, reference)
     (target,) = job.targets([BATCH])
     outcome = job.outcome(BATCH, LOG_PROBS, target)
-    ((policy_scores, reference_scores),) = loss.seen
-    assert policy_scores.rows.tolist() == rows
-    assert reference_scores.rows.tolist() == [[2 * value for value in row] for row in rows]
-    assert outcome.metrics["seen"].tolist() == [row[0] for row in rows]
+    (inputs,) = loss.seen
+    assert inputs.policy.rows(average).tolist() == rows
+    assert inputs.reference.rows(average).tolist() == [[2 * value for value in row] for row in rows]
+    assert outcome.metrics["seen"].tolist() == [row[0] for row in SUMS]
 
 
 def test_per_token_log_probs_are_given_to_losses_that_need_them():
     loss, reference = Recorder(), Reference()
-    job = DPOJob(loss=loss, average_log_prob=False, reference=reference)
+    job = job_of(loss, reference)
     job.outcome(BATCH, LOG_PROBS, job.targets([BATCH])[0])
     assert reference.asked == [True]
-    ((policy_scores, reference_scores),) = loss.seen
-    assert policy_scores.per_token.tolist() == LOG_PROBS.tolist()
-    assert reference_scores.per_token.tolist() == (LOG_PROBS * 2).tolist()
+    (inputs,) = loss.seen
+    assert inputs.policy.per_token.tolist() == LOG_PROBS.tolist()
+    assert inputs.reference.per_token.tolist() == (LOG_PROBS * 2).tolist()
 
 
 def test_other_losses_do_not_ask_for_them():
     reference = Reference()
-    job = DPOJob(loss=SigmoidLoss(), average_log_prob=False, reference=reference)
+    job = DPOJob(objective=build_objective("sigmoid"), reference=reference)
     job.targets([BATCH, BATCH])
     assert reference.asked == [False]
 
@@ -86,21 +90,21 @@ def test_a_loss_without_a_reference_gets_none():
         needs: ClassVar[frozenset[Need]] = frozenset()
 
     loss = Alone()
-    job = DPOJob(loss=loss, average_log_prob=False, reference=None)
+    job = job_of(loss, None)
     assert list(job.targets([BATCH, BATCH])) == [None, None]
     job.outcome(BATCH, LOG_PROBS, None)
-    assert loss.seen[0][1] is None
+    assert loss.seen[0].reference is None
 
 
 def test_the_console_shows_only_metrics_that_the_loss_has():
-    assert [
-        column.label for column in DPOJob(loss=SigmoidLoss(), average_log_prob=True, reference=Reference()).columns
-    ] == [
-        "accuracy",
-        "margin",
-    ]
-    assert DPOJob(loss=Recorder(), average_log_prob=True, reference=Reference()).columns == ()
+    def labels(job):
+        return [column.label for column in job.columns]
+
+    assert labels(DPOJob(objective=build_objective("sigmoid"), reference=Reference())) == ["accuracy", "margin"]
+    assert labels(job_of(Recorder(), Reference())) == []
+    mix = DPOJob(objective=build_objective("sigmoid,sft:0.5"), reference=Reference())
+    assert labels(mix) == ["sigmoid", "sft", "accuracy", "margin"]
 
 
 def test_the_weight_of_a_batch_is_its_number_of_pairs():
-    assert DPOJob(loss=SigmoidLoss(), average_log_prob=True, reference=Reference()).size(BATCH) == 2
+    assert DPOJob(objective=build_objective("sigmoid"), reference=Reference()).size(BATCH) == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minimind.config import parse_settings
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import build_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -17,12 +17,13 @@ from minimind.training.setup.assemble import assemble_run
 
 @pytest.fixture
 def assemble(tmp_path):
-    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None):
+    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None, loss="sigmoid"):
         world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
         manifest = SimpleNamespace(unlogged=unlogged or {})
         prepared = SimpleNamespace(
             settings=parse_settings(["--save_dir", str(tmp_path), *flags]),
             is_demo=is_demo,
+            objective=build_objective(loss),
             checkpoint=SimpleNamespace(manifest=manifest) if unlogged else None,
             source=None,
             tokenizer=None,
@@ -35,9 +36,7 @@ def assemble(tmp_path):
         )
         opened = SimpleNamespace(checkpoints=SimpleNamespace(folder=tmp_path / "checkpoints"))
         references = ["training", "held out"] if eval_table else ["training"]
-        engines = SimpleNamespace(
-            policy=SimpleNamespace(monitor=None), layout=None, loss=SigmoidLoss(), references=references
-        )
+        engines = SimpleNamespace(policy=SimpleNamespace(monitor=None), layout=None, references=references)
         return assemble_run(prepared, data, opened, engines, world, Watch(), Console(enabled=False))
 
     return run
@@ -67,10 +66,9 @@ def test_the_clock_of_the_estimate_starts_after_the_samples_before_training(asse
     assert names(assemble(is_demo=True))[-2:] == ["samples", "progress"]
 
 
-def test_a_loss_with_statistics_brings_the_listener_that_keeps_them(assemble, monkeypatch):
+def test_a_loss_with_running_means_brings_the_listener_that_keeps_them(assemble):
     assert "batch_statistics" not in names(assemble())
-    monkeypatch.setattr(SigmoidLoss, "statistics", ("rewards/margins",))
-    assert names(assemble())[0] == "batch_statistics"  # before the listener that saves
+    assert names(assemble(loss="sigmoid,bco_pair"))[0] == "batch_statistics"  # before the listener that saves
 
 
 def test_settings_reach_the_loop(assemble, tmp_path):

@@ -38,6 +38,7 @@ def choose(monkeypatch):
             settings=parse_settings(flags),
             is_demo=False,
             checkpoint=None if before is None else Checkpoint(path=Path("x"), manifest=manifest, damaged={}),
+            objective=None,
             source=SimpleNamespace(config=model or MiniMindConfig()),
             tokenizer=None,
             policy_config=None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from transformers import Gemma3Config, LlamaConfig, MixtralConfig
 from minimind.config import parse_settings
 from minimind.errors import ConfigError, DataError, WeightsError
 from minimind.model.configuration import MiniMindConfig
-from minimind.objective import losses
-from minimind.objective.losses import Need, SigmoidLoss
 from minimind.ranks.world import World
 from minimind.training.setup import checks
 from minimind.training.setup.checks import CHECKS, Draft
@@ -124,24 +121,6 @@ def test_an_attention_backend_that_cannot_exist_here():
     (error,) = checks.attention_is_available(draft("--attention", "flex"))
     assert str(error).startswith("--attention flex: ")
     assert list(checks.attention_is_available(draft("--attention", "flex", engine_resolved=False))) == []
-
-
-def test_an_unknown_loss_lists_the_known_ones():
-    (message,) = problems(draft("--loss", "dpo"))
-    assert message.startswith("ConfigError: --loss dpo: no such loss; known are ")
-    assert "sigmoid" in message
-
-
-def test_a_loss_over_tokens_cannot_use_a_cached_reference(monkeypatch):
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class PerToken(SigmoidLoss):
-        name: ClassVar[str] = "per_token"
-        needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.PER_TOKEN})
-
-    monkeypatch.setattr(losses, "_LOSSES", {"per_token": PerToken})
-    assert problems(draft("--loss", "per_token")) == []
-    (message,) = problems(draft("--loss", "per_token", "--reference", "cached"))
-    assert "use --reference live" in message
 
 
 def test_start_weights_are_not_overwritten(tmp_path):

@@ -14,6 +14,7 @@ from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
+from minimind.objective.choice import choose_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.setup.open_run import find_resumed, open_run
@@ -33,8 +34,10 @@ def opened(tmp_path):
         )
         table = type("Table", (), {"key": "data", "__len__": lambda self: 10})()
         values = {"optimizer": ADAMW, "zero_optimization": zero or {"stage": 2}}
+        settings, objective = choose_objective(parse_settings(["--save_dir", str(tmp_path), *flags]))
         prepared = SimpleNamespace(
-            settings=parse_settings(["--save_dir", str(tmp_path), *flags]),
+            settings=settings,
+            objective=objective,
             checkpoint=manifest and Checkpoint(path=tmp_path / "step00000003", manifest=manifest, damaged={}),
             source=SimpleNamespace(
                 config=MiniMindConfig(), origin="none", shapes=lambda: {"w": (4, 5)}, fingerprint=lambda: "abc"

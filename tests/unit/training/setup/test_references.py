@@ -73,6 +73,6 @@ def test_an_engine_is_built_only_for_pairs_that_no_cache_contains(one_rank, tabl
 
 def test_a_loss_without_a_reference_builds_no_engine(monkeypatch):
     monkeypatch.setattr(references, "LiveReference", lambda *_: pytest.fail("an engine was built"))
-    loss = SimpleNamespace(needs=frozenset())
-    found = references.open_references(None, None, [1, 2], pack, loss, {}, None, None)
+    prepared = SimpleNamespace(objective=SimpleNamespace(needs=frozenset()))
+    found = references.open_references(prepared, None, [1, 2], pack, {}, None, None)
     assert list(found) == [None, None]

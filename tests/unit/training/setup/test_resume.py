@@ -16,8 +16,8 @@ from minimind.config import parse_settings
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
-from minimind.objective import losses
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.choice import choose_objective
+from minimind.objective.losses import SigmoidLoss, option, registry
 from minimind.training.setup.resume import check_same_run, describe, describe_reshard
 
 # MiniMind's optimizer in a DeepSpeed file for a CPU, and in one for offloading.
@@ -28,13 +28,13 @@ OFFLOAD = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999]}}
 @pytest.fixture
 def shifted_loss(monkeypatch):
     """Registers a loss with an option of its own."""
-    monkeypatch.setattr(losses, "_LOSSES", dict(losses._LOSSES))
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
 
-    @losses.register_loss
+    @registry.register_loss
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class ShiftedLoss(SigmoidLoss):
         name = "shifted"
-        shift: float = 0.5
+        shift: float = option(0.5, "a shift")
 
     return ShiftedLoss
 
@@ -45,8 +45,10 @@ def stream(ranks=2, seed=42):
 
 
 def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None):
+    settings, objective = choose_objective(parse_settings(flags.split()))
     prepared = SimpleNamespace(
-        settings=parse_settings(flags.split()),
+        settings=settings,
+        objective=objective,
         policy_config=SimpleNamespace(values={"optimizer": optimizer, "zero_optimization": {"stage": stage}}),
         source=SimpleNamespace(config=model or MiniMindConfig()),
     )
@@ -73,6 +75,7 @@ def test_ranks_stage_and_optimizer_implementation_may_differ():
     ("changed", "said"),
     [
         ({"flags": "--beta 0.5"}, "beta was 0.1, is 0.5"),
+        ({"flags": "--loss sigmoid:0.5"}, "loss was 'sigmoid', is 'sigmoid:0.5'"),
         ({"flags": "--seed 1"}, "seed was 42, is 1"),
         ({"flags": "--router_aux_loss_coef 0"}, "router_aux_loss_coef was None, is 0.0"),
         ({"optimizer": {"type": "Lion", "params": {"lr": 0.1}}}, "optimizer was"),
@@ -184,3 +187,24 @@ def test_an_option_that_is_newer_than_the_checkpoint_has_its_default(shifted_los
 
 def test_settings_that_were_not_given_are_written_as_before():
     assert description()["identity"]["micro_batch_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", None),
+        ("--beta 0.5", ["sigmoid.beta was 0.1, is 0.5", "bco_pair.beta was 0.1, is 0.5"]),
+        ('--loss_options {"bco_pair":{"reward_shift":0}}', ["bco_pair.reward_shift was True, is False"]),
+        ("--loss sigmoid:0.8,bco_pair:0.25", ["loss was 'sigmoid:0.8,bco_pair:0.2', is 'sigmoid:0.8,bco_pair:0.25'"]),
+    ],
+)
+def test_names_weights_and_options_of_a_mix_belong_to_the_run(flags, said):
+    mix = "--loss sigmoid:0.8,bco_pair:0.2"
+    saved = checkpoint(description(flags=mix), stream().position_after(3))
+    now = description(flags=f"{mix} {flags}")
+    if said is None:
+        check_same_run(saved, now, stream())
+        return
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(saved, now, stream())
+    assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == said

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minimind.errors import TrainingError
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
 from minimind.training.setup.start_check import START_TOLERANCE, check_start
@@ -51,7 +51,7 @@ def reference(*sums):
 
 def test_equal_models_pass_in_eval_mode():
     one = policy()
-    check_start(one, reference([-4.0, -4.0], [-1.0, -1.0]), BATCH, "float32", SigmoidLoss())
+    check_start(one, reference([-4.0, -4.0], [-1.0, -1.0]), BATCH, "float32", build_objective("sigmoid"))
     assert one.calls == ["eval", "score", "train"]
 
 
@@ -59,7 +59,8 @@ def test_equal_models_pass_in_eval_mode():
 def test_the_tolerance_of_a_sum_grows_with_the_square_root_of_its_targets(difference, passes):
     """A row of 4 targets may differ by twice the tolerance."""
     limit = 2 * START_TOLERANCE["float32"]
-    check = (policy(), reference([-4.0 - difference * limit, -4.0], [-1.0, -1.0]), BATCH, "float32", SigmoidLoss())
+    other = reference([-4.0 - difference * limit, -4.0], [-1.0, -1.0])
+    check = (policy(), other, BATCH, "float32", build_objective("sigmoid"))
     if passes:
         check_start(*check)
     else:
@@ -72,4 +73,4 @@ def test_the_tolerance_of_a_sum_grows_with_the_square_root_of_its_targets(differ
 
 def test_a_log_prob_that_is_not_a_number_is_a_mismatch():
     with pytest.raises(TrainingError, match="inf at line 9"):
-        check_start(policy(), reference([-4.0, -4.0], [math.nan, -1.0]), BATCH, "bfloat16", SigmoidLoss())
+        check_start(policy(), reference([-4.0, -4.0], [math.nan, -1.0]), BATCH, "bfloat16", build_objective("sigmoid"))

@@ -1,0 +1,58 @@
+"""The objective that a run's settings choose, and the settings that follow from it.
+
+Settings -> choose_objective -> Objective; Settings with the losses' own options, and without a reference if none is
+needed
+"""
+
+from __future__ import annotations
+
+from minimind.config import DEFAULT, Settings
+from minimind.errors import ConfigError
+from minimind.objective.losses import Need, Objective, build_objective
+
+# Options of losses that are flags of their own.
+OPTION_FLAGS = ("beta", "average_log_prob", "label_smoothing")
+# Value of --reference for a loss that needs none.
+NO_REFERENCE = "none"
+
+
+def choose_objective(settings: Settings) -> tuple[Settings, Objective]:
+    """The objective, and settings in which each of its options and the reference have the value that the run uses.
+
+    Raises:
+        ConfigError: losses, weights or options are wrong, or contradict --reference.
+    """
+    chosen, values = settings.config.objective, settings.values
+    given = {name: values[name] for name in OPTION_FLAGS if settings.origins[name] != DEFAULT}
+    objective = build_objective(chosen.loss, given, chosen.loss_options)
+    _check_reference(settings, objective)
+    origin = f"--loss {chosen.loss}" if settings.explicit("loss") else DEFAULT
+    resolved = {name: _common_value(objective, name) for name in OPTION_FLAGS if name not in given}
+    settings = settings.with_values(resolved, origin)
+    if Need.REFERENCE not in objective.needs:
+        settings = settings.with_values({"reference": NO_REFERENCE}, origin)
+    return settings, objective
+
+
+def _common_value(objective: Objective, name: str) -> float | bool | None:
+    """Value of an option in all losses that have it; None if they differ or none has it."""
+    found = {getattr(part.loss, name) for part in objective.parts if hasattr(part.loss, name)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _check_reference(settings: Settings, objective: Objective) -> None:
+    engine, shown = settings.config.engine, f"--loss {objective.name}"
+    if Need.REFERENCE not in objective.needs:
+        given = [f"--{name}" for name in ("reference", "reference_config") if settings.explicit(name)]
+        if given and not (given == ["--reference"] and engine.reference == NO_REFERENCE):
+            raise ConfigError(f"{shown} needs no reference; drop {' and '.join(given)}")
+    elif engine.reference == NO_REFERENCE:
+        raise ConfigError(f"--reference {NO_REFERENCE}: {shown} needs a reference; use live or cached")
+    elif engine.reference == "cached":
+        both = {Need.REFERENCE, Need.PER_TOKEN}
+        names = [part.loss.name for part in objective.parts if both <= part.loss.needs]
+        if names:
+            raise ConfigError(
+                f"--loss {names[0]} needs the reference's log-prob of each token, and --reference cached keeps sums "
+                "over rows; use --reference live"
+            )

@@ -1,0 +1,72 @@
+"""Inputs of losses for the tests: log-probs of pairs, and derivatives by finite differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from minimind.objective.losses import LossInputs, PairScores, PreferenceLoss
+
+LN2 = math.log(2)
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > -30 else x
+
+
+def sigmoid(x: float) -> float:
+    return math.exp(log_sigmoid(x))
+
+
+def scores(sums: Sequence[Sequence[float]] | Tensor, counts: Sequence[Sequence[int]] | None = None) -> PairScores:
+    """Summed log-probs (N, 2) in float64; counts (N, 3), one target in each row if not given."""
+    tensor = torch.as_tensor(sums, dtype=torch.float64)
+    return PairScores(sums=tensor, target_counts=torch.tensor(counts or [[0, 1, 1]] * len(tensor)))
+
+
+def inputs(
+    policy: Sequence[Sequence[float]] | Tensor,
+    reference: Sequence[Sequence[float]] | Tensor | None = None,
+    *,
+    counts: Sequence[Sequence[int]] | None = None,
+    statistics: Mapping[str, float] | None = None,
+) -> LossInputs:
+    """Inputs of N pairs; the reference gives 0 to every row if it is not given."""
+    own = scores(policy, counts)
+    return LossInputs(
+        policy=own,
+        reference=scores(torch.zeros_like(own.sums) if reference is None else reference, counts),
+        statistics={name: torch.tensor(value, dtype=torch.float64) for name, value in (statistics or {}).items()},
+    )
+
+
+def values(loss: PreferenceLoss, given: LossInputs) -> list[float]:
+    return loss(given).losses.tolist()
+
+
+def slopes(loss: Callable[[LossInputs], object], given: LossInputs) -> Tensor:
+    """(N, 2) derivative of each pair's loss in its own log-probs, by autograd."""
+    sums = given.policy.sums.clone().requires_grad_()
+    policy = PairScores(sums=sums, target_counts=given.policy.target_counts)
+    result = loss(LossInputs(policy=policy, reference=given.reference, statistics=given.statistics))
+    (gradient,) = torch.autograd.grad(result.losses.sum(), sums)
+    return gradient
+
+
+def differences(loss: Callable[[LossInputs], object], given: LossInputs, step: float = 1e-6) -> Tensor:
+    """The same by central differences."""
+    found = torch.zeros_like(given.policy.sums)
+    for pair in range(found.shape[0]):
+        for row in range(2):
+            total = []
+            for sign in (1, -1):
+                sums = given.policy.sums.clone()
+                sums[pair, row] += sign * step
+                policy = PairScores(sums=sums, target_counts=given.policy.target_counts)
+                shifted = LossInputs(policy=policy, reference=given.reference, statistics=given.statistics)
+                total.append(loss(shifted).losses.sum().item())
+            found[pair, row] = (total[0] - total[1]) / (2 * step)
+    return found

@@ -1,0 +1,93 @@
+"""The objective of a run's settings, and the settings that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+
+from minimind.config import parse_settings
+from minimind.errors import ConfigError
+from minimind.objective.choice import choose_objective
+from minimind.objective.losses import Need, SigmoidLoss, loss_class, registry
+
+
+def chosen(*flags):
+    settings, objective = choose_objective(parse_settings(flags))
+    names = ("beta", "average_log_prob", "label_smoothing", "reference")
+    return {name: (settings.values[name], settings.origins[name]) for name in names}, objective
+
+
+def test_the_default_is_minimind_s_dpo():
+    values, objective = chosen()
+    assert [part.loss for part in objective.parts] == [SigmoidLoss(beta=0.1, average_log_prob=True)]
+    assert values == {
+        "beta": (0.1, "default"),
+        "average_log_prob": (True, "default"),
+        "label_smoothing": (0.0, "default"),
+        "reference": ("live", "default"),
+    }
+
+
+def test_flags_win_over_the_loss_s_own_options():
+    values, objective = chosen("--beta", "0.5", "--average_log_prob", "0", "--loss_options", '{"label_smoothing": 0.1}')
+    assert objective.parts[0].loss == SigmoidLoss(beta=0.5, average_log_prob=False, label_smoothing=0.1)
+    assert values["beta"] == (0.5, "flag")
+    assert values["average_log_prob"] == (False, "flag")
+    assert values["label_smoothing"] == (0.1, "default")
+
+
+def test_what_a_loss_implies_is_said():
+    values, objective = chosen("--loss", "simpo")
+    assert objective.parts[0].loss == loss_class("simpo")()
+    assert values == {
+        "beta": (2.0, "--loss simpo"),
+        "average_log_prob": (True, "--loss simpo"),
+        "label_smoothing": (0.0, "--loss simpo"),
+        "reference": ("none", "--loss simpo"),
+    }
+    values, _ = chosen("--loss", "sppo_hard")
+    assert values["average_log_prob"] == (False, "--loss sppo_hard")
+    assert values["reference"] == ("live", "default")
+
+
+def test_an_option_that_differs_between_losses_has_no_common_value():
+    values, _ = chosen("--loss", "sigmoid,simpo,cpo:0.5")
+    assert values["beta"][0] is None
+    assert values["average_log_prob"][0] is None
+    assert values["reference"] == ("live", "default")  # sigmoid needs it
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--loss simpo --reference live", "--loss simpo needs no reference; drop --reference"),
+        (
+            "--loss simpo,sft:0.5 --reference cached --reference_config f.json",
+            "--loss simpo:1,sft:0.5 needs no reference; drop --reference and --reference_config",
+        ),
+        ("--reference none", "--reference none: --loss sigmoid needs a reference; use live or cached"),
+        ("--loss hinge --label_smoothing 0.1", "--label_smoothing means nothing for --loss hinge"),
+    ],
+)
+def test_contradictions_are_refused(flags, message):
+    with pytest.raises(ConfigError) as caught:
+        chosen(*flags.split())
+    assert message in str(caught.value)
+
+
+def test_no_reference_may_be_named():
+    assert chosen("--loss", "simpo", "--reference", "none")[0]["reference"][0] == "none"
+
+
+def test_a_loss_over_tokens_of_the_reference_cannot_use_a_cache(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class PerToken(SigmoidLoss):
+        name: ClassVar[str] = "per_token"
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.PER_TOKEN})
+
+    monkeypatch.setattr(registry, "_LOSSES", {**registry._LOSSES, "per_token": PerToken})
+    chosen("--loss", "sigmoid,per_token")
+    with pytest.raises(ConfigError, match=r"per_token needs the reference's log-prob of each token.*--reference live"):
+        chosen("--loss", "sigmoid,per_token", "--reference", "cached")
