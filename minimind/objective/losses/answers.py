@@ -89,8 +89,7 @@ class SPPOHardLoss(RatioLoss):
     average_log_prob: bool = fixed(False)
 
     def of_ratios(self, ratios: Tensor) -> Tensor:
-        aim = ratios.new_tensor([0.5, -0.5]) / self.beta
-        return ((ratios - aim) ** 2).sum(1)
+        return _distance(ratios, 1 / (2 * self.beta))
 
 
 @register_loss
@@ -110,8 +109,7 @@ class CalDPOLoss(RatioLoss):
     average_log_prob: bool = fixed(False)
 
     def of_ratios(self, ratios: Tensor) -> Tensor:
-        aim = ratios.new_tensor([0.5, -0.5]) / self.beta
-        return logistic(margins(ratios)) + ((ratios - aim) ** 2).sum(1)
+        return logistic(margins(ratios)) + _distance(ratios, 1 / (2 * self.beta))
 
 
 @register_loss
@@ -204,3 +202,8 @@ class RDPOLoss(RatioLoss):
         longer = margins(inputs.policy.lengths).to(rewards.dtype)
         losses = logistic(margins(rewards) + self.alpha * longer)
         return PairLosses(losses=losses, metrics=reward_metrics(inputs.policy, rewards, self.average_log_prob))
+
+
+def _distance(ratios: Tensor, aim: float) -> Tensor:
+    """Squared distance of chosen to the aim plus that of rejected to minus the aim: (N, 2) -> (N,)."""
+    return (ratios[:, 0] - aim) ** 2 + (ratios[:, 1] + aim) ** 2

@@ -22,7 +22,7 @@ from minimind.engine.scorer import PairScorer
 from minimind.model import grouped_linear, varlen_attention
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.packed_attention import SDPA, VARLEN
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import SigmoidLoss, build_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
@@ -99,9 +99,9 @@ def cached() -> CachedReference:
 
 def take_step(policy: Policy, reference, layout=pack) -> None:
     """A global step of two micro-batches as the training loop takes it, and a batch of an evaluation."""
-    statistics = BatchStatistics(names=("rewards/margins",), world=WORLD)
-    loss = SigmoidLoss(beta=0.1)
-    job = DPOJob(loss=loss, average_log_prob=True, reference=reference, statistics=statistics)
+    objective = build_objective("sigmoid,bco_pair:0.5")
+    statistics = BatchStatistics(weights_of_past=objective.statistics, world=WORLD)
+    job = DPOJob(objective=objective, reference=reference, statistics=statistics)
     metrics = StepMetrics(WORLD, job, {})
     batches = [layout(pairs) for pairs in PAIRS]
     with host_waits_raise():
@@ -176,9 +176,9 @@ def test_a_wait_is_found(wait, place, monkeypatch):
     if place == "loss":
         compute = SigmoidLoss.__call__
 
-        def waits(self, policy, reference, statistics):
-            WAITS[wait](policy.rows[:, 0].detach())
-            return compute(self, policy, reference, statistics)
+        def waits(self, inputs):
+            WAITS[wait](inputs.policy.sums[:, 0].detach())
+            return compute(self, inputs)
 
         monkeypatch.setattr(SigmoidLoss, "__call__", waits)
     else:

@@ -8,9 +8,10 @@ import inspect
 import pytest
 import torch
 
-from minimind.objective.losses import Need, loss_class, loss_names
+from minimind.objective.losses import LossInputs, Need, PairScores, loss_class, loss_names
 from minimind.objective.losses.bases import logistic
 from tests.unit.objective.losses.pairs import LN2, differences, inputs, log_sigmoid, slopes
+from tests.unit.training.host_waits import DEVICE, host_waits_raise
 
 COUNTS = [[2, 3, 1], [0, 4, 2], [1, 1, 5], [3, 2, 2]]
 
@@ -83,6 +84,17 @@ def test_a_loss_that_needs_no_reference_ignores_it(loss):
             loss(dataclasses.replace(given, reference=None))
     else:
         assert torch.equal(loss(dataclasses.replace(given, reference=None)).losses, loss(given).losses)
+
+
+def test_a_loss_needs_no_value_of_the_device(loss):
+    """Else the host would wait for a GPU in every step."""
+    counts = torch.ones(4, 3, dtype=torch.int64, device=DEVICE)
+    policy, reference = (PairScores(sums=torch.zeros(4, 2, device=DEVICE), target_counts=counts) for _ in range(2))
+    policy.sums.requires_grad_()
+    means = {name: torch.zeros((), device=DEVICE) for name in loss.statistics}
+    with host_waits_raise():
+        loss(LossInputs(policy=policy, reference=reference, statistics=means)).losses.sum().backward()
+    assert policy.sums.grad.is_meta
 
 
 def test_the_docstring_has_title_paper_and_formula(loss):
