@@ -18,7 +18,7 @@ from minimind.data.packs import Batch, PackedPairs, PaddedPairs
 from minimind.engine.plain_row import PlainRow
 from minimind.errors import PackError
 from minimind.model.family import family_of
-from minimind.model.linear_layers import use_kernels
+from minimind.model.linear_layers import is_linear, use_kernels
 from minimind.model.own_attention import AttentionSwitch
 from minimind.model.packed_attention import NATIVE, PackSegments
 from minimind.model.router_loss import RouterLoss
@@ -96,7 +96,7 @@ def _head_obstacle(model: PreTrainedModel) -> str:
     A scale of 1 or a bias of 0 would change no log-prob before the first update, but its gradient would be missing.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+    if not is_linear(head):
         return f"its output head is not a linear layer ({type(head).__name__})"
     known = {id(parameter) for module in (model.base_model, head) for parameter in module.parameters()}
     others = [name for name, parameter in model.named_parameters() if id(parameter) not in known]

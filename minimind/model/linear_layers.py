@@ -43,3 +43,8 @@ def use_kernels(model: PreTrainedModel) -> None:
     for module in model.modules():
         if own := _CLASSES.get(type(module)):
             module.__class__ = own
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes what torch's linear layer computes, by its own forward or by the kernels."""
+    return isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, _Linear.forward)

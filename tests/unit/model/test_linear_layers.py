@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from minimind.model.linear_layers import use_kernels
+from minimind.model.linear_layers import is_linear, use_kernels
 from minimind.native import selection
 
 LAYERS = {
@@ -65,3 +65,16 @@ def test_a_derived_class_keeps_its_forward():
     model = nn.Sequential(Scaled(2, 2), nn.Linear(2, 2))
     use_kernels(model)
     assert [type(layer).__name__ for layer in model] == ["Scaled", "_Linear"]
+
+
+def test_a_layer_is_linear_before_and_after():
+    """A model may be scored by two scorers, of which the second finds the kernels' classes."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.ModuleList([nn.Linear(4, 4), Scaled(4, 4), nn.Identity()])
+    for _ in range(2):
+        assert [is_linear(layer) for layer in model] == [True, False, False]
+        use_kernels(model)
