@@ -3,7 +3,7 @@
     batch -> score -> (K,) log-probs with a gradient -> (objective) -> backward -> step
 
 DeepSpeed owns accumulation, clipping, precision, the optimizer and the schedule's stepping. Its ZeRO-1/2 optimizer is
-patched to make fewer passes over 16-bit gradients (patches/optimizer.py); nothing else here touches gradients. The
+patched to make fewer passes over 16-bit gradients (patches/first_step.py); nothing else here touches gradients. The
 policy tells DeepSpeed which micro-batch is the last of a global step, because their number may vary from step to step.
 """
 
@@ -23,7 +23,7 @@ from minimind.engine.build import build_scorer, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
 from minimind.engine.monitor import RunMonitor
-from minimind.engine.patches.optimizer import patch_optimizer
+from minimind.engine.patches.first_step import patch_optimizer
 from minimind.engine.patches.partitions import full_numel
 from minimind.engine.patches.registry import select_patches
 from minimind.errors import ConfigError, TrainingError
@@ -86,7 +86,7 @@ class Policy:
         restore_computed_buffers(self.engine.module.model)
         if self.dtype != "float32":
             self._set_master_weights(source)
-        patch_optimizer(self.engine.optimizer, single_rank=world.size == 1, patches=patches)
+        patch_optimizer(self.engine.optimizer, world, patches)
         self.grad_norm = torch.zeros((), device=world.device)
         if config.engine.use_compile:
             self._compile_blocks()

@@ -35,6 +35,7 @@ class RankMemory:
         parameters, gradients, optimizer: the policy's states on the device, during the whole step.
         reference: the reference's shard on the device.
         update: copies of the gradients during the optimizer step.
+        first_step: more such copies in the first step, in which DeepSpeed's optimizer and its patches are compared.
         gathered, scoring_gathered: parameters of the policy and of the reference that ZeRO-3 has gathered, at most.
         buckets: buckets of gradients for communication.
         kept_buckets: the buckets stay allocated during the whole step.
@@ -51,6 +52,7 @@ class RankMemory:
     optimizer: int = 0
     reference: int = 0
     update: int = 0
+    first_step: int = 0
     gathered: int = 0
     scoring_gathered: int = 0
     buckets: int = 0
@@ -73,7 +75,8 @@ class RankMemory:
         kept = self.buckets if self.kept_buckets else 0
         at_update = self.buckets if self.buckets_at_update else kept
         backward = self.gathered + self.buckets + self.activations + self.head
-        return self.states + max(backward, self.update + at_update, self.scoring + self.scoring_gathered + kept)
+        update = self.update + max(at_update, self.first_step + kept)
+        return self.states + max(backward, update, self.scoring + self.scoring_gathered + kept)
 
 
 def rank_memory(
@@ -103,6 +106,9 @@ def rank_memory(
             # The buffer of float32 gradients is reused in every step (engine/patches/optimizer.py).
             states = policy.gradients + policy.update
             policy = dataclasses.replace(policy, gradients=states, update=0, buckets_at_update=False)
+            if machine.ranks == 1:
+                # In the first step a copy of each gradient is compared with the reduced one.
+                policy = dataclasses.replace(policy, buckets=policy.buckets + load.width * sizes.parameters)
         shard, in_host = shard + in_host, 0
     return dataclasses.replace(
         policy,
@@ -148,6 +154,7 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
     """Stages 0 to 2: every rank holds all parameters."""
     total, width = sizes.parameters, load.width
     owned = -(-total // machine.ranks)
+    first_step = 0
     if choice.stage == 0:
         masters = 0 if width == _FLOAT32 else _MASTER
         gradients, optimizer = width * total, (masters + _MOMENTS) * total
@@ -156,8 +163,10 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
         # Stage 1 accumulates the gradients of all parameters and shards them at the last micro-batch only.
         gradients = width * (total if choice.stage == 1 and load.micro_batches > 1 else owned)
         optimizer = (_MASTER + _MOMENTS) * owned
-        # The rank's flat gradient in float32 (engine/patches/optimizer.py).
+        # The rank's flat gradient in float32 (engine/patches/optimizer.py); twice in the first step, from DeepSpeed and
+        # from the patch.
         update = _FLOAT32 * owned
+        first_step = update if width < _FLOAT32 else 0
         # `resolve_overlap` in engine/ds_zero.py.
         overlaps = choice.overlaps and (machine.ranks > 1 or choice.optimizer_on != "device")
         buckets = width * min(choice.bucket, total) * (2 if overlaps else 1)
@@ -168,12 +177,13 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
         accumulated = width if load.micro_batches > 1 else 0
         host = optimizer + (_FLOAT32 + width + accumulated) * owned + width * sizes.largest
         gradients = gradients if choice.stage == 1 and load.micro_batches > 1 else 0
-        optimizer, update, buckets = 0, 0, buckets + width * sizes.largest
+        optimizer, update, first_step, buckets = 0, 0, 0, buckets + width * sizes.largest
     return RankMemory(
         parameters=width * total,
         gradients=gradients,
         optimizer=optimizer,
         update=update,
+        first_step=first_step,
         buckets=buckets,
         # 16-bit gradients are cast to float32 at the end of the last backward, before DeepSpeed frees its buckets.
         buckets_at_update=choice.stage > 0 and width < _FLOAT32 and update > 0,

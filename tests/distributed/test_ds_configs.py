@@ -24,13 +24,12 @@ OFFLOADED = {
 }
 CHECKPOINTED = {"zero2:checkpointing": "zero2", "zero3:checkpointing": "zero3"}
 STAGES = ("zero2", "zero3")
+VARIANTS = "tests/distributed/workers/variants.py"
 
 
 def variants(folder, weights, dtype, names, ranks):
     """What each rank has seen under each variant."""
-    launch(
-        "tests/distributed/workers/variants.py", folder, weights, dtype, *names, ranks=ranks, timeout=800
-    ).succeeded()
+    launch(VARIANTS, folder, weights, dtype, *names, ranks=ranks, timeout=800).succeeded()
     return [torch.load(folder / f"results{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
@@ -123,7 +122,12 @@ def test_patches_of_deepspeeds_optimizer_change_no_bit(ranks, tmp_path):
     """In bf16, with two and three micro-batches a step, whether gradients are clipped or not; all patches and each."""
     ways = ("zero1", "zero2", "zero2:unclipped")
     off = [*(f"{way}:off=all" for way in ways), *(f"zero2:off={name}" for name in REPLACED)]
-    results = variants(tmp_path, "moe", "bfloat16", [*ways, *off, "zero1:overlap", "zero2:overlap"], ranks=ranks)
+    unchecked = [f"{way}:off=compare_first_step" for way in ways]
+    others = ["zero1:overlap", "zero2:overlap"]
+    results = variants(tmp_path, "moe", "bfloat16", [*ways, *off, *unchecked, *others], ranks=ranks)
+    for way, other in zip(ways, unchecked, strict=True):
+        assert_same_training(of(results, way), of(results, other), tolerance=0)
+        assert of(results, way)[0]["patched"] == of(results, other)[0]["patched"]
     for way in ("zero1", "zero2"):
         assert_same_training(of(results, way), of(results, f"{way}:overlap"), tolerance=0)
     for way in ways:
@@ -140,6 +144,40 @@ def test_patches_of_deepspeeds_optimizer_change_no_bit(ranks, tmp_path):
         assert_same_training(runs, others, tolerance=0)
         assert set(others[0]["patched"]) == set(runs[0]["patched"]) - methods
         assert others[0]["bucket"] == (ranks > 1 or name == "skip_reduction_buckets")
+
+
+# A change of DeepSpeed, or of a patch -> the patch that is then wrong, and the numbers of ranks on which it applies.
+CHANGED = {
+    "reduction": ("skip_reduction_buckets", (1,)),
+    "cast": ("cast_gradients_once", (1, 2)),
+    "norm": ("cast_gradients_once", (1, 2)),
+    "clipping": ("skip_unneeded_clipping", (1, 2)),
+    "overflow": ("detect_overflow_from_norm", (1, 2)),
+    "patch": ("cast_gradients_once", (1, 2)),
+}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_wrong_patch_is_found_in_the_first_step(ranks, tmp_path):
+    """The run is that of the changed DeepSpeed without patches, bit for bit; the other patches stay."""
+    changes = {change: patch for change, (patch, where) in CHANGED.items() if ranks in where}
+    # Without clipping at work the patch of clipping has something to skip.
+    ways = {change: f"{'zero2:unclipped' if change == 'clipping' else 'zero2'}:changed={change}" for change in changes}
+    names = [name for way in ways.values() for name in (way, f"{way}:off=all", f"{way}:off=compare_first_step")]
+    done = launch(VARIANTS, tmp_path, "moe", "bfloat16", *names, ranks=ranks, timeout=800).succeeded()
+    results = [torch.load(tmp_path / f"results{rank}.pt", weights_only=True) for rank in range(ranks)]
+    for change, patch in changes.items():
+        runs, plain = of(results, ways[change]), of(results, f"{ways[change]}:off=all")
+        unchecked = of(results, f"{ways[change]}:off=compare_first_step")
+        assert_same_training(runs, plain, tolerance=0)
+        assert_same_training([run["resumed"] for run in runs], plain, tolerance=0)
+        assert set(unchecked[0]["patched"]) - set(runs[0]["patched"]) == REPLACED[patch]
+        assert runs[0]["bucket"] == (ranks > 1 or patch == "skip_reduction_buckets")
+        if change != "overflow":  # which shows in a gradient that is not finite only
+            with pytest.raises(AssertionError):
+                assert_same_training(unchecked, plain, tolerance=0)
+        assert f"patch {patch!r} is off: its numbers in the first step were not DeepSpeed's; " in done.output
+        assert f"--disable_patches {patch} turns it off from the start" in done.output
 
 
 def test_round_robin_gradients_of_deepspeed_still_swap_weights(exact):

@@ -87,6 +87,17 @@ def test_planned_states_are_those_of_running_engines(name, answers):
         assert most - (plan["buckets"] if name == "zero1" else bucket) == pytest.approx(states, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_planned_comparison_of_the_first_step_is_that_of_running_engines(name, answers):
+    """A rank's gradients in 16 bits, in float32 by the patch (the plan's `update`) and by DeepSpeed (`first_step`)."""
+    for answer in answers[name]:
+        plan = answer["plan"]
+        gradients = plan["update"] / 2 + plan["update"] + plan["first_step"]
+        # Adam's moments do not exist before the first step: of its 12 bytes 4 are the float32 weights.
+        held = plan["parameters"] + plan["optimizer"] * 4 / 12 + gradients
+        assert grown(answer, "reference", "comparing") == pytest.approx(held, rel=0.02)
+
+
 def test_small_tensors_stay_whole_on_every_rank(answers):
     for answer in answers["small tensors whole"]:
         plan = answer["plan"]

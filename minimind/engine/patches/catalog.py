@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minimind.engine.patches.checkpoint_io import COLLECT_WRITE_FAILURES, DEFER_LOAD_EPILOGUE
+from minimind.engine.patches.first_step import COMPARE_FIRST_STEP
 from minimind.engine.patches.optimizer import (
     CAST_GRADIENTS_ONCE,
     DETECT_OVERFLOW_FROM_NORM,
@@ -17,6 +18,7 @@ PATCHES = (
     SKIP_REDUCTION_BUCKETS,
     SKIP_UNNEEDED_CLIPPING,
     CAST_GRADIENTS_ONCE,
+    COMPARE_FIRST_STEP,
     SHARE_MEMORY,
     FILL_OWN_SHARDS,
     COLLECT_WRITE_FAILURES,

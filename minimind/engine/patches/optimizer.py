@@ -5,14 +5,15 @@
                                                                detect_overflow_from_norm
                                                                               skip_unneeded_clipping
 
-No number changes, with one exception: squares are summed for the norm in another order, in float64 as before. Each
-patch is applied only if `PatchSelection` allows it; without it DeepSpeed's own code runs.
+No number changes, with one exception: squares are summed for the norm in another order, in float64 as before. A run
+uses a patch only if `PatchSelection` allows it and the first step has shown that it agrees with DeepSpeed's own code
+(first_step.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,50 +63,61 @@ CAST_GRADIENTS_ONCE = Patch(
 )
 
 
-def patch_optimizer(optimizer: Any, single_rank: bool, patches: PatchSelection) -> None:
-    """Apply the patches that fit a DeepSpeed optimizer; other optimizers, and float32 gradients, are left alone.
+# An optimizer -> the attributes that a patch replaces, computed from the optimizer's own.
+Replacement = Callable[[Any], Mapping[str, Any]]
+
+
+def fitting_patches(optimizer: Any, single_rank: bool, patches: PatchSelection) -> dict[Patch, Replacement]:
+    """The patches that fit a DeepSpeed optimizer; none for other optimizers and for float32 gradients.
 
     Args:
-        optimizer: `engine.optimizer`; patched in place.
+        optimizer: `engine.optimizer`.
         single_rank: whether the world has one rank.
         patches: which patches the run uses.
     """
     stage_1_and_2 = find(_CLASS)
     known = isinstance(stage_1_and_2, type) and isinstance(optimizer, stage_1_and_2)
     if not known or optimizer.dtype == torch.float32 or optimizer.gradient_accumulation_dtype != optimizer.dtype:
-        return
+        return {}
+    fitting: dict[Patch, Replacement] = {}
     # float16 keeps DeepSpeed's own overflow check: its loss scaling depends on it.
-    if optimizer.dtype == torch.bfloat16 and patches.uses(DETECT_OVERFLOW_FROM_NORM, optimizer):
-        _detect_overflow_from_norm(optimizer)
+    if optimizer.dtype == torch.bfloat16 and optimizer.compute_grad_norm and optimizer.check_grad_overflow:
+        fitting[DETECT_OVERFLOW_FROM_NORM] = detect_overflow_from_norm
     # Under offload the gradients are in other buffers, which none of the patches below knows.
-    if optimizer.cpu_offload:
-        return
-    if optimizer.device == "cpu":
-        if patches.uses(SKIP_UNNEEDED_CLIPPING, optimizer):
-            _skip_unneeded_clipping(optimizer)
-        if single_rank and patches.uses(SKIP_REDUCTION_BUCKETS, optimizer):
-            _skip_reduction_buckets(optimizer)
-    if patches.uses(CAST_GRADIENTS_ONCE, optimizer):
-        _cast_gradients_once(optimizer)
+    if not optimizer.cpu_offload:
+        if optimizer.device == "cpu":
+            fitting[SKIP_UNNEEDED_CLIPPING] = skip_unneeded_clipping
+            if single_rank and _reduces_plainly(optimizer):
+                fitting[SKIP_REDUCTION_BUCKETS] = skip_reduction_buckets
+        fitting[CAST_GRADIENTS_ONCE] = cast_gradients_once
+    return {patch: replacement for patch, replacement in fitting.items() if patches.uses(patch, optimizer)}
 
 
-def _detect_overflow_from_norm(optimizer: Any) -> None:
+def replace(optimizer: Any, replacement: Replacement) -> None:
+    """Apply a patch to an optimizer."""
+    for name, value in replacement(optimizer).items():
+        setattr(optimizer, name, value)
+
+
+def detect_overflow_from_norm(optimizer: Any) -> dict[str, Any]:
     """Replace DeepSpeed's overflow check, which reads all gradients, by a function that does nothing.
 
     DeepSpeed checks the norm as well, and the norm is not finite if any gradient is not.
     """
-    if optimizer.compute_grad_norm and optimizer.check_grad_overflow:
-        optimizer.check_overflow = lambda **_: None
+    return {"check_overflow": lambda **_: None}
 
 
-def _skip_reduction_buckets(optimizer: Any) -> None:
+def _reduces_plainly(optimizer: Any) -> bool:
+    """Whether the reduction of a single rank changes neither dtype nor scale."""
+    return optimizer.communication_data_type == optimizer.dtype and optimizer.gradient_predivide_factor == 1.0
+
+
+def skip_reduction_buckets(optimizer: Any) -> dict[str, Any]:
     """Let a single rank skip the bucket, the copy and the division by a world size of 1."""
-    if optimizer.communication_data_type == optimizer.dtype and optimizer.gradient_predivide_factor == 1.0:
-        optimizer.contiguous_gradients = False
-        optimizer.buffered_reduce_fallback = lambda *_, **__: None
+    return {"contiguous_gradients": False, "buffered_reduce_fallback": lambda *_, **__: None}
 
 
-def _skip_unneeded_clipping(optimizer: Any) -> None:
+def skip_unneeded_clipping(optimizer: Any) -> dict[str, Any]:
     """Skip clipping if its factor would be 1. CPU only: on a GPU, reading the norm would wait for the device."""
     clip = optimizer.unscale_and_clip_grads
 
@@ -116,10 +128,10 @@ def _skip_unneeded_clipping(optimizer: Any) -> None:
         if optimizer.loss_scale != 1.0 or not small:
             clip(gradients, norm)
 
-    optimizer.unscale_and_clip_grads = clip_if_needed
+    return {"unscale_and_clip_grads": clip_if_needed}
 
 
-def _cast_gradients_once(optimizer: Any) -> None:
+def cast_gradients_once(optimizer: Any) -> dict[str, Any]:
     """Cast the reduced gradients to the optimizer's float32 immediately, and compute each norm in that pass.
 
     On a CPU the float32 buffer is reused in all steps: free memory is fragmented after a backward pass, so a new buffer
@@ -148,7 +160,7 @@ def _cast_gradients_once(optimizer: Any) -> None:
         # The norm of a one-element tensor is its value, so DeepSpeed combines the stored norms as it would gradients.
         return get_norm([getattr(gradient, _NORM, gradient) for gradient in gradients], *arguments, **options)
 
-    optimizer.get_flat_partition, optimizer.get_grad_norm_direct = get_float32_partition, get_stored_norm
+    return {"get_flat_partition": get_float32_partition, "get_grad_norm_direct": get_stored_norm}
 
 
 def _cast(gradient: Tensor, out: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ and rank. A case: {"file": ..., "dtype": ..., "micro_batches": ..., "zero": {ove
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_policy, resolve_reference
+from minimind.engine.patches import first_step
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
@@ -101,7 +103,9 @@ def measure(case: dict, world: World) -> dict:
     def train() -> None:
         train_step(policy, job, batches, MetricSums(world, job), Watch())
 
-    train()
+    with watched_comparison(moments):
+        train()
+    train()  # the first step with the patches of DeepSpeed's optimizer, whose buffer stays
     if case["asks"] == "held":
         watch_step(policy, train, moments)
     else:
@@ -124,6 +128,26 @@ def measure(case: dict, world: World) -> dict:
         "plan": dataclasses.asdict(rank_memory(sizes, *choices, load, machine)),
         "plan_sent": step_traffic(sizes, *choices, load, machine).total,
     }
+
+
+@contextlib.contextmanager
+def watched_comparison(moments: dict[str, dict[str, int]]) -> Iterator[None]:
+    """Bytes held while DeepSpeed's and the patch's float32 gradients are compared: ZeRO-1 and 2 in 16 bits."""
+    own = first_step.cast_gradients_once
+
+    def cast_gradients_once(optimizer: Any) -> dict[str, Any]:
+        patched = own(optimizer)
+
+        def get_flat_partition(**options: Any) -> Any:
+            flat = patched["get_flat_partition"](**options)
+            moments["comparing"] = held()  # the last call is that of the comparison
+            return flat
+
+        return {**patched, "get_flat_partition": get_flat_partition}
+
+    first_step.cast_gradients_once = cast_gradients_once
+    yield
+    first_step.cast_gradients_once = own
 
 
 def watch_step(policy: Policy, train: Callable[[], None], moments: dict[str, dict[str, int]]) -> None:

@@ -3,24 +3,28 @@
 Arguments: folder for the results, start weights ("moe" or a Hugging Face folder), dtype, variants. A variant is the
 name of a file in ds_configs/, with changes behind colons: `zero2_offload:torch_adam`, `zero3:checkpointing`. `off=NAME`
 is without a patch of DeepSpeed, `off=all` without any, `unclipped` with a clipping too high for any gradient,
-`overlap` with `overlap_comm` on.
+`overlap` with `overlap_comm` on. `changed=NAME` is with one of `CHANGED`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero import stage_1_and_2
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from engines import REPO, loss, random_pair  # beside this script
 
 from minimind import native
 from minimind.config import parse_settings
 from minimind.data.packs import pack
 from minimind.engine.ds_config import resolve_policy, resolve_reference
+from minimind.engine.patches import optimizer
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
@@ -35,6 +39,49 @@ MICRO_BATCHES = (2, 3, 2, 2)
 SAVE_AFTER = 2
 # Methods of DeepSpeed's optimizer that engine/patches/optimizer.py replaces.
 PATCHED = ("check_overflow", "get_flat_partition", "get_grad_norm_direct", "unscale_and_clip_grads")
+
+
+# Changes that a later DeepSpeed could have, and a wrong patch: owner, name, a function of the owner's own function.
+CHANGED: dict[str, tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
+    "reduction": (
+        DeepSpeedZeroOptimizer,
+        "average_tensor",
+        lambda own: lambda self, tensor, *a: (own(self, tensor, *a), tensor.mul_(0.5)),
+    ),
+    "cast": (
+        DeepSpeedZeroOptimizer,
+        "_get_preflattened_grad_partition",
+        lambda own: lambda self, group: _doubled(self, own(self, group), group),
+    ),
+    "norm": (
+        DeepSpeedZeroOptimizer,
+        "get_grad_norm_direct",
+        lambda own: lambda self, gradients, *a: own(self, gradients, *a) * (1 + 1e-3 * gradients[0].numel()),
+    ),
+    "clipping": (
+        DeepSpeedZeroOptimizer,
+        "unscale_and_clip_grads",
+        lambda own: lambda self, gradients, norm: (own(self, gradients, norm), [g.mul_(0.5) for g in gradients]),
+    ),
+    "overflow": (stage_1_and_2, "is_invalid_grad_norm", lambda own: lambda norm: False),
+    "patch": (optimizer, "_cast", lambda own: lambda gradient, out: own(gradient * 1.5, out)),
+}
+
+
+def _doubled(zero: DeepSpeedZeroOptimizer, flat: torch.Tensor | None, group: int) -> torch.Tensor:
+    return 2 * zero.flatten(zero.averaged_gradients[group]) if flat is None else flat
+
+
+@contextlib.contextmanager
+def deepspeed_as(variant: str) -> Iterator[None]:
+    """Within the block DeepSpeed, or a patch, is changed as the variant says."""
+    with contextlib.ExitStack() as undo:
+        for name in (change[8:] for change in variant.split(":") if change.startswith("changed=")):
+            owner, function, change = CHANGED[name]
+            own = getattr(owner, function)
+            setattr(owner, function, change(own))
+            undo.callback(setattr, owner, function, own)
+        yield
 
 
 def make_policy(source: WeightSource, variant: str, dtype: str, folder: Path, world: World) -> Policy:
@@ -125,7 +172,10 @@ def main() -> None:
         source: WeightSource = RandomSource(config, seed=7)
     else:
         source = open_weights(Path(weights), {})
-    results = {variant: run(source, variant, dtype, Path(folder), world) for variant in variants}
+    results = {}
+    for variant in variants:
+        with deepspeed_as(variant):
+            results[variant] = run(source, variant, dtype, Path(folder), world)
     if world.is_main:
         results["source"] = {name: source.read(name).float() for name in source.shapes()}
     for name in ("reference", "reference_offload"):

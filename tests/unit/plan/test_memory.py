@@ -87,6 +87,10 @@ def test_peak_is_the_largest_phase():
     assert many.peak == many.states + many.buckets + many.activations + many.head
     few = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
     assert few.peak == few.states + max(few.update + few.buckets, few.scoring + few.scoring_gathered)
+    # In the first step the float32 gradients exist twice.
+    one = rank_memory(ROUND, ZeroChoice(stage=2, bucket=1), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
+    assert one.first_step == one.update
+    assert dataclasses.replace(one, scoring_gathered=0).peak == one.states + 2 * one.update
     # The buckets are still allocated while gradients are cast to float32; large buckets and few tokens show it.
     wide = rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, dataclasses.replace(LOAD, tokens=1), FOUR)
     assert wide.update > wide.activations + wide.head

@@ -154,4 +154,4 @@ def test_a_deepspeed_without_a_private_module_runs_with_its_patches_off(monkeypa
     # Neither module of patches has imported a private module by itself, so both can be loaded and do nothing.
     for module in (optimizer, shared_memory):
         assert not [value for value in vars(module).values() if getattr(value, "__name__", "") in absent]
-    optimizer.patch_optimizer(SimpleNamespace(), single_rank=True, patches=PatchSelection())
+    assert optimizer.fitting_patches(SimpleNamespace(), single_rank=True, patches=PatchSelection()) == {}
