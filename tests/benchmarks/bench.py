@@ -42,7 +42,7 @@ from minimind.native.processor import Products, describe, fastest_products
 from tests.benchmarks import report
 from tests.benchmarks.common import Task
 from tests.benchmarks.peers import CORES, PEERS, NotHereError, PeerError, run_peer, task_of
-from tests.benchmarks.work import GemmRates, Work, gemm_rates, work_of
+from tests.benchmarks.work import GemmRates, Work, gemm_rates, stated_peak, work_of
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -238,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bench = prepare(arguments, Path(temporary))
         measured = measure(bench)
-    lines = report.lines_of(measured.rounds, bench.work)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    lines = report.lines_of(measured.rounds, bench.work, device)
     figures = report.figures(lines)
     ours = measured.rounds.get("ours")
     startup = report.startup(ours) if ours else {}
@@ -254,6 +255,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for dtype, rates in measured.gemm(field).items():
             shown = ", ".join(f"{rate / 1e9:.0f}" for rate in (rates[0], statistics.median(rates), rates[-1]))
             print(f"  {dtype} {field}: {shown}")
+    for dtype in measured.gemm("peak"):
+        peak = stated_peak(device, dtype)
+        of = f"{peak / 1e12:.0f} TFLOP/s as stated for this GPU" if peak else "the fastest product above"
+        print(f"MFU in {dtype}: useful operations over {of}")
     print(f"\n{report.table(lines, measured.missing)}\n")
     for text, value in figures.items():
         print(f"{value:>8.2f}  {text}")

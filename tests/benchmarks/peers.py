@@ -170,7 +170,16 @@ def _flags(task: Task) -> list[str]:
 
 def _run(peer: Peer, task: Task, command: list[str], timeout: float) -> None:
     binaries, port = Path(sys.executable).parent, _free_port()
-    launcher = [str(binaries / "deepspeed"), "--num_gpus", str(peer.ranks), "--master_port", str(port)]
+    # As a module: where packages lie in a folder of their own, the command is not beside the interpreter.
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        str(peer.ranks),
+        "--master_port",
+        str(port),
+    ]
     env = {
         **os.environ,
         FOLDER: str(task.path),

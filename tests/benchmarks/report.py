@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.peers import PEERS
-from tests.benchmarks.work import GemmRates, Work
+from tests.benchmarks.work import GemmRates, Work, stated_peak
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = {"ours": "#0072B2", "minimind": "#E69F00", "trl": "#009E73"}
@@ -23,6 +23,7 @@ class Line:
     Attributes:
         utilisation: useful operations per second over the GEMM rate around the same round, in the trainer's dtype.
         utilisation_of_forward: the same over the rate of the forward's products alone.
+        mfu: the same over the device's stated peak, else over the fastest product measured in all rounds.
         peak_memory_gib, above_memory_gib: memory of the rank with the largest peak; see `common.py`.
         before_seconds: seconds of precomputing the reference's log-probs; None with a live reference.
         first_step_seconds: seconds from the command to the end of the first step; None if not recorded.
@@ -35,6 +36,7 @@ class Line:
     tokens_per_second: float
     utilisation: float
     utilisation_of_forward: float
+    mfu: float
     peak_memory_gib: float
     above_memory_gib: float
     before_seconds: float | None
@@ -46,8 +48,9 @@ class Line:
 def lines_of(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     work_of_peer: Callable[[str], Work],
+    device: str = "",
 ) -> list[Line]:
-    """A line for each trainer that ran in at least one round."""
+    """A line for each trainer that ran in at least one round; `device` is a GPU's name."""
     lines = []
     for name, rounds in results.items():
         if not rounds:
@@ -64,6 +67,7 @@ def lines_of(
                 utilisation_of_forward=statistics.median(
                     flops / sum(one["seconds"]) / forward_rate_of(one) for one in rounds
                 ),
+                mfu=flops / seconds / peak_of(name, rounds, device),
                 peak_memory_gib=statistics.median(one["peak_memory_gib"] for one in rounds),
                 above_memory_gib=statistics.median(one["above_memory_gib"] for one in rounds),
                 before_seconds=_median(rounds, "before_seconds"),
@@ -77,6 +81,12 @@ def lines_of(
         if ours:
             lines[index] = dataclasses.replace(line, versus=ours / line.pairs_per_second)
     return lines
+
+
+def peak_of(name: str, rounds: Sequence[Mapping[str, Any]], device: str) -> float:
+    """Denominator of a trainer's MFU."""
+    measured = max(rates["peak"] for one in rounds for rates in one["gemm_rates"])
+    return stated_peak(device, PEERS[name].dtype) or measured
 
 
 def rate_of(one: Mapping[str, Any], live_reference: bool) -> float:
@@ -103,6 +113,7 @@ def table(lines: Sequence[Line], missing: Mapping[str, str]) -> str:
         "tokens/s",
         "useful",
         "of x w'",
+        "MFU",
         "peak GiB",
         "above",
         "before s",
@@ -116,6 +127,7 @@ def table(lines: Sequence[Line], missing: Mapping[str, str]) -> str:
             f"{line.tokens_per_second:,.0f}",
             f"{line.utilisation:.0%}",
             f"{line.utilisation_of_forward:.0%}",
+            f"{line.mfu:.0%}",
             f"{line.peak_memory_gib:.2f}",
             f"{line.above_memory_gib:.2f}",
             _shown(line.before_seconds),

@@ -11,7 +11,8 @@ from minimind.data.packs import pack
 from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
 from minimind.engine.scorer import PairScorer
-from tests.benchmarks.work import GemmRates, gemm_rates, work_of
+from tests.benchmarks.report import lines_of
+from tests.benchmarks.work import GemmRates, Work, gemm_rates, stated_peak, work_of
 from tests.conftest import REPO
 
 CONFIG = minimind.MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers=2)
@@ -75,3 +76,31 @@ def test_measured_rates_are_plausible():
     # Any processor of this century multiplies faster than a million and slower than 10**16 a second.
     assert all(1e6 < rate < 1e16 for rate in (rates.forward, rates.backward, rates.peak))
     assert rates.peak >= max(rates.forward, rates.backward)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("NVIDIA H200", "bfloat16", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("NVIDIA L40S", "bfloat16", 362e12),
+        ("NVIDIA H100 80GB HBM3", "float32", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("", "bfloat16", None),
+    ],
+)
+def test_peak_of_a_gpu_is_found_by_its_name(device, dtype, peak):
+    assert stated_peak(device, dtype) == peak
+
+
+@pytest.mark.parametrize(("device", "mfu"), [("NVIDIA L4", 4e12 / 2 / 121e12), ("", 4e12 / 2 / 8e12)])
+def test_mfu_is_over_the_stated_peak_else_over_the_fastest_measured_product(device, mfu):
+    """1e12 operations forward, live reference: four times, in 2 s."""
+    rates = [{"forward": 5e12, "backward": 4e12, "peak": peak} for peak in (6e12, 8e12)]
+    one = {"seconds": [2.0], "gemm_rates": rates, "peak_memory_gib": 1.0, "above_memory_gib": 0.5}
+    work = Work(pairs=4, row_tokens=8, packed_tokens=6, targets=2, forward_flops=1e12, attention_flops=0.0)
+    (line,) = lines_of({"ours": [one]}, lambda name: work, device)
+    assert line.mfu == pytest.approx(mfu)
