@@ -92,6 +92,25 @@ def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argpars
     return parser
 
 
+def check_misspelt(arguments: Iterable[str], own: Iterable[str], job: type[Any] = DPOConfig) -> None:
+    """Report flags that are similar to one that a script has besides those of a job; `parse_settings` reports others.
+
+    Args:
+        arguments: what is left when the script's own flags are parsed.
+        own: names of these flags.
+
+    Raises:
+        ConfigError: there is such a flag.
+    """
+    own = set(own)
+    names = [*own, *(flag.name for flag in fields_of(job))]
+    for argument in arguments:
+        name = argument.split("=")[0].removeprefix("--")
+        similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5) if argument.startswith("--") else []
+        if similar and name not in names and similar[0] in own:
+            raise ConfigError(f"unrecognized argument: --{name}; did you mean --{similar[0]}?")
+
+
 def _help_of(flag: Flag) -> str:
     shown = int(flag.default) if isinstance(flag.default, bool) else flag.default
     text = flag.metadata.help + (f" (default: {shown})" if shown is not None else "")

@@ -9,7 +9,6 @@ adding the machine.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from typing import NoReturn
 from transformers import PretrainedConfig
 
 import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
-from minimind.config import DPOConfig, Settings, fields_of, parse_settings
+from minimind.config import Settings, parse_settings
+from minimind.config.command_line import check_misspelt
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.objective.choice import choose_objective
@@ -51,7 +51,7 @@ def plan(argv: Sequence[str]) -> str:
         WeightsError: the start weights cannot be read.
     """
     own, rest = _parser().parse_known_args(list(argv))
-    _check_misspelt(rest)
+    check_misspelt(rest, own=vars(own))
     settings, _ = choose_objective(parse_settings(rest))
     if own.gpu_memory is None:
         raise ConfigError(
@@ -64,8 +64,8 @@ def plan(argv: Sequence[str]) -> str:
     machine = Machine(
         nodes=own.nodes,
         ranks_per_node=own.gpus_per_node,
-        device_memory=_bytes("gpu_memory", own.gpu_memory),
-        host_memory=0 if own.host_memory is None else _bytes("host_memory", own.host_memory),
+        device_memory=parse_size("gpu_memory", own.gpu_memory),
+        host_memory=0 if own.host_memory is None else parse_size("host_memory", own.host_memory),
     )
     name, config, shapes = _model(settings, own.vocab_size)
     sizes = ModelSizes.of(config, shapes)
@@ -100,23 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_misspelt(arguments: Sequence[str]) -> None:
-    """Report unknown flags that are similar to one of this script; `parse_settings` reports all others.
+def parse_size(flag: str, text: str) -> int:
+    """Bytes of a size such as 80GiB.
 
     Raises:
-        ConfigError: there is such a flag.
+        ConfigError: names the flag; the text is no size with a unit.
     """
-    own = ["nodes", "gpus_per_node", "gpu_memory", "host_memory", "vocab_size"]
-    names = own + [flag.name for flag in fields_of(DPOConfig)]
-    for argument in arguments:
-        name = argument.split("=")[0].removeprefix("--")
-        similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5) if argument.startswith("--") else []
-        if similar and name not in names and similar[0] in own:
-            raise ConfigError(f"unrecognized argument: --{name}; did you mean --{similar[0]}?")
-
-
-def _bytes(flag: str, text: str) -> int:
-    """Parse a size such as 80GiB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text)
     if match is None or float(match[1]) == 0:
         raise ConfigError(f"--{flag} {text}: expected a size with a unit, e.g. 80GiB or 80GB")

@@ -6,10 +6,10 @@ list of Option -> text
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minimind.config import Settings
+from minimind.config import DPOConfig, Settings
 from minimind.plan.choice import Machine, StepLoad
 from minimind.plan.options import USABLE, Option, cheapest
 from minimind.plan.sizes import ModelSizes
@@ -53,11 +53,9 @@ def command(option: Option, settings: Settings, machine: Machine) -> str:
     """The shell command that runs an option, with the flags that the user gave to the plan."""
     given = settings.config
     flags = {
-        name: _flag_value(value)
-        for name, value in settings.values.items()
-        if settings.explicit(name)
-        and value is not None
-        and (name not in _READ_FROM_WEIGHTS or given.model.from_weight == "none")
+        name: value
+        for name, value in explicit_flags(settings).items()
+        if name not in _READ_FROM_WEIGHTS or given.model.from_weight == "none"
     }
     moe = "_moe" if given.model.use_moe else ""
     flags.setdefault("from_weight", f"full_sft_{given.model.hidden_size}{moe}.pth")
@@ -66,9 +64,20 @@ def command(option: Option, settings: Settings, machine: Machine) -> str:
     flags["gradient_checkpointing"] = str(int(option.checkpointing))
     if option.reference_file.name != "reference.json" and given.engine.reference == "live":
         flags["reference_config"] = _short(option.reference_file)
-    where = "--hostfile launch/hostfile" if machine.nodes > 1 else f"--num_gpus {machine.ranks_per_node}"
+    return launch_command(flags, machine.nodes, machine.ranks_per_node)
+
+
+def explicit_flags(settings: Settings) -> dict[str, str]:
+    """The flags that the user gave, by name, with their values."""
+    given = {name: value for name, value in settings.values.items() if settings.explicit(name)}
+    return {name: _flag_value(value) for name, value in given.items() if value is not None}
+
+
+def launch_command(flags: Mapping[str, str], nodes: int, ranks_per_node: int) -> str:
+    """The shell command that trains, with these flags."""
+    where = "--hostfile launch/hostfile" if nodes > 1 else f"--num_gpus {ranks_per_node}"
     parts = [f"--{flag} {shlex.quote(value)}" for flag, value in flags.items()]
-    return " \\\n        ".join([f"    deepspeed {where} launch/train_dpo.py", *parts])
+    return " \\\n        ".join([f"    deepspeed {where} {DPOConfig.script}", *parts])
 
 
 def _heading(name: str, sizes: ModelSizes, settings: Settings, machine: Machine, found: Sequence[Option]) -> str:

@@ -1,7 +1,7 @@
-"""Tables of flags: those of training, one table per section of the configuration, and those of the planning script.
+"""Tables of flags: those of training, one table per section of the configuration, and those of other scripts.
 
 DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
-plan.py's argument parser -> plan_flags -> FlagRow
+argument parsers of plan.py and prepare_data.py -> plan_flags, prepare_flags -> FlagRow
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minimind.config import DPOConfig, fields_of
+from minimind.inspection.flags import build_parser as prepare_parser
 from minimind.plan.command import _parser as plan_parser
 from tests.docs.language import Language
 
@@ -49,6 +50,15 @@ def dpo_flags() -> list[FlagRow]:
 
 def plan_flags() -> list[FlagRow]:
     """The flags that `launch/plan.py` has besides those of training."""
+    return _rows_of(plan_parser())
+
+
+def prepare_flags() -> list[FlagRow]:
+    """The flags that `launch/prepare_data.py` has besides those of training."""
+    return _rows_of(prepare_parser())
+
+
+def _rows_of(parser: argparse.ArgumentParser) -> list[FlagRow]:
     return [
         FlagRow(
             name=action.option_strings[0].removeprefix("--"),
@@ -58,7 +68,7 @@ def plan_flags() -> list[FlagRow]:
             # The default has a column of its own.
             help=(action.help or "").split(" (default: ")[0],
         )
-        for action in plan_parser()._actions
+        for action in parser._actions
         if not isinstance(action, argparse._HelpAction)
     ]
 

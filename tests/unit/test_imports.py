@@ -1,6 +1,7 @@
 """Imports point one way.
 
-launch -> training -> checkpoints -> engine -> {ranks, data, objective} -> {weights, model} -> {native, config, errors}
+launch -> inspection -> training -> checkpoints -> engine -> {ranks, data, objective} -> {weights, model} ->
+{native, config, errors}
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ ARROWS: dict[str, set[str]] = {
     "training": BELOW_TRAINING | {"demo", "plan", "native"},
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
-    "launch": BELOW_TRAINING | {"training", "plan", "the public face"},
+    "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees
+    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "the public face"},
 }
 FREE = {"version"}
 
@@ -175,6 +177,7 @@ def test_the_table_itself_points_one_way():
         ("demo", "from minimind.config import DPOConfig"),
         ("errors", "import minimind.config"),
         ("training", "import launch.train_dpo"),
+        ("training", "from minimind.inspection.report import Report"),
     ],
 )
 def test_the_walk_sees_an_arrow_that_points_back(part, code):

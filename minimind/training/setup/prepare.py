@@ -65,7 +65,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     problems = Problems()
     is_demo = not settings.config.data.data_path
     # Each stage can change settings that the next one reads: demo, objective, weights, DeepSpeed files.
-    settings = _with_implied(settings, is_demo)
+    settings = with_implied(settings)
     chosen = problems.attempt(lambda: choose_objective(settings))
     if chosen is not None:
         settings, objective = chosen
@@ -108,10 +108,14 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     )
 
 
-def _with_implied(settings: Settings, is_demo: bool) -> Settings:
-    """Settings with the values that the environment, the demo and other settings imply."""
+def with_implied(settings: Settings) -> Settings:
+    """Settings with the values that the environment, the demo and other settings imply.
+
+    Raises:
+        ConfigError: a switch of the environment has a wrong value.
+    """
     settings = with_switches(settings)
-    if is_demo:
+    if not settings.config.data.data_path:
         settings = settings.with_defaults(demo.SETTINGS, DEMO)
     if settings.config.data.on_bad_row == KEEP:
         settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)

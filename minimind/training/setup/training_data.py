@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from minimind.config import DPOConfig
 from minimind.config.data import DataConfig
 from minimind.data.columns import NO_VARIABLES
@@ -63,42 +65,67 @@ def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None])
     table = _load_pairs(prepared, world, config.data.data_path, on_progress)
     eval_path = config.data.eval_data_path
     eval_table = _load_pairs(prepared, world, eval_path, on_progress) if eval_path else None
-    stream = PairSampler(
+    stream = pair_sampler(config, table, world.size)
+    # Raised on all ranks at once, instead of on each rank by itself.
+    total_steps = from_main(world, lambda: count_steps(stream, config))
+    return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
+
+
+def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callable[[], None]) -> PairTable:
+    """The pairs of one preference file that the run uses. One rank per machine tokenises, the others read."""
+    config = prepared.settings.config
+
+    def load() -> PairTable:
+        return select_table(tokenized_table(config, prepared.tokenizer, path, on_progress), config.data)
+
+    return main_first(world, load)
+
+
+def tokenized_table(
+    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, path: str, on_progress: Callable[[], None]
+) -> PairTable:
+    """The table of a source, from the cache or tokenised now, with all pairs selected.
+
+    Raises:
+        DataError: the source cannot be used.
+    """
+    data = config.data
+    return load_table(
+        open_source(Path(path)),
+        tokenizer,
+        max_length=data.max_seq_len,
+        options=encoding_options(data, words_of(ChatTemplate(tokenizer))),
+        shapes=shape_options(data),
+        cut_prompt=data.on_long_row == CUT_PROMPT,
+        num_workers=data.num_workers,
+        cache_dir=cache_dir(config),
+        on_progress=on_progress,
+    )
+
+
+def select_table(table: PairTable, config: DataConfig) -> PairTable:
+    """The table with the pairs that the run uses.
+
+    Raises:
+        DataError: what `--on_bad_row error` and `--on_long_row error` refuse, or no pair is left.
+    """
+    return select_pairs(table, on_bad_row=config.on_bad_row, on_long_row=config.on_long_row)
+
+
+def pair_sampler(config: DPOConfig, table: PairTable, ranks: int) -> PairSampler:
+    """The order of a run's pairs, and their distribution over ranks and micro-batches."""
+    return PairSampler(
         num_pairs=len(table),
         epochs=config.optimisation.epochs,
         micro_batch_size=config.optimisation.batch_size,
         accumulation_steps=config.optimisation.accumulation_steps,
-        world_size=world.size,
+        world_size=ranks,
         shuffle=config.data.shuffle,
         seed=config.data.seed,
         costs=table.costs,
         tokens=table.packed_tokens,
         token_budget=config.optimisation.micro_batch_tokens,
     )
-    # Raised on all ranks at once, instead of on each rank by itself.
-    total_steps = from_main(world, lambda: _total_steps(stream, config))
-    return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
-
-
-def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callable[[], None]) -> PairTable:
-    """The pairs of one preference file that the run uses. One rank per machine tokenises, the others read."""
-    config = prepared.settings.config.data
-
-    def load() -> PairTable:
-        table = load_table(
-            open_source(Path(path)),
-            prepared.tokenizer,
-            max_length=config.max_seq_len,
-            options=encoding_options(config, words_of(ChatTemplate(prepared.tokenizer))),
-            shapes=shape_options(config),
-            cut_prompt=config.on_long_row == CUT_PROMPT,
-            num_workers=config.num_workers,
-            cache_dir=cache_dir(prepared.settings.config),
-            on_progress=on_progress,
-        )
-        return select_pairs(table, on_bad_row=config.on_bad_row, on_long_row=config.on_long_row)
-
-    return main_first(world, load)
 
 
 def shape_options(config: DataConfig) -> ShapeOptions:
@@ -135,7 +162,12 @@ def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptio
     )
 
 
-def _total_steps(stream: PairSampler, config: DPOConfig) -> int:
+def count_steps(stream: PairSampler, config: DPOConfig) -> int:
+    """Global steps of a run.
+
+    Raises:
+        ConfigError: the pairs do not fill one global batch.
+    """
     total = stream.total_steps
     if not total:
         raise ConfigError(

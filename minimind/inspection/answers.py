@@ -1,0 +1,115 @@
+"""What answers are like, read in a sample: their scripts, empty and one-word answers, refusals.
+
+pairs of (chosen, rejected) with their places -> read_sample -> AnswerReport
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from minimind.inspection.scripts import CODE, MIXED, NONE, SCRIPTS, script_of, word_count
+
+# Phrases with which models refuse, where an answer begins. Any list misses some and hits some that are none.
+REFUSALS = (
+    *("i cannot", "i can't", "i can not", "i'm unable to", "i am unable to", "i'm not able to", "i am not able to"),
+    *(
+        "i'm sorry, but",
+        "i'm sorry but",
+        "i am sorry, but",
+        "sorry, but i",
+        "sorry, i can",
+        "i must decline",
+        "i won't",
+    ),
+    *("as an ai language model", "as a language model", "cannot assist with", "can't help with"),
+    *("抱歉,", "抱歉我", "对不起,", "很遗憾,", "我无法", "我不能", "无法提供", "无法回答", "不便回答"),
+    *("作为一个ai语言模型", "作为ai语言模型", "作为人工智能语言模型", "作为一个人工智能语言模型", "作为一个语言模型"),
+)
+# Characters of an answer in which a refusal is looked for.
+_BEGINNING = 120
+# Examples of refusals, and characters of each.
+_NAMED, _SHOWN = 5, 160
+_REASONING = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+_PUNCTUATION = str.maketrans({"’": "'", "`": "'", "，": ","})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A chosen answer that reads like a refusal: where it is from, and its beginning."""
+
+    place: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerReport:
+    """Counts over a sample of pairs.
+
+    Attributes:
+        pairs: size of the sample.
+        scripts: script -> number of chosen, of rejected answers; see scripts.py.
+        other_script: pairs whose answers have letters of two different scripts.
+        empty, one_word, refusals: number of chosen, of rejected answers.
+        examples: chosen answers that read like refusals.
+    """
+
+    pairs: int
+    scripts: Mapping[str, tuple[int, int]]
+    other_script: int
+    empty: tuple[int, int]
+    one_word: tuple[int, int]
+    refusals: tuple[int, int]
+    examples: tuple[Refusal, ...]
+
+
+def read_sample(sample: Iterable[tuple[str, tuple[str, str]]]) -> AnswerReport:
+    """Count over pairs, given as place, (chosen, rejected)."""
+    scripts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    counts = {name: [0, 0] for name in ("empty", "one_word", "refusals")}
+    examples: list[Refusal] = []
+    pairs = other_script = 0
+    for place, texts in sample:
+        pairs += 1
+        answers = tuple(map(said, texts))
+        found = [script_of(answer) for answer in answers]
+        other_script += found[0] != found[1] and not {MIXED, CODE, NONE}.intersection(found)
+        for half, answer in enumerate(answers):
+            scripts[half][found[half]] += 1
+            words = word_count(answer)
+            counts["empty"][half] += not answer
+            counts["one_word"][half] += words == 1
+            counts["refusals"][half] += (refuses := is_refusal(answer))
+            if refuses and half == 0 and len(examples) < _NAMED:
+                examples.append(Refusal(place=place, text=answer[:_SHOWN]))
+    return AnswerReport(
+        pairs=pairs,
+        scripts={
+            name: (chosen, rejected)
+            for name in SCRIPTS
+            if (chosen := scripts[0][name]) + (rejected := scripts[1][name])
+        },
+        other_script=other_script,
+        empty=_both(counts["empty"]),
+        one_word=_both(counts["one_word"]),
+        refusals=_both(counts["refusals"]),
+        examples=tuple(examples),
+    )
+
+
+def said(answer: str) -> str:
+    """An answer without the reasoning before it, which is not said to the user."""
+    return _REASONING.sub("", answer).strip()
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an answer, without its reasoning, begins like a refusal."""
+    beginning = answer[:_BEGINNING].lower().translate(_PUNCTUATION)
+    return any(phrase in beginning for phrase in REFUSALS)
+
+
+def _both(counts: list[int]) -> tuple[int, int]:
+    chosen, rejected = counts
+    return chosen, rejected

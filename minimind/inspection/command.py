@@ -1,0 +1,107 @@
+"""The preparing script.
+
+    argv -> flags.py -> opening.py -> splitting.py -> loading.py -> building.py -> Report
+    Report -> report.html, report.json, the console; the last lines are the command that trains
+
+It accepts every flag of the training script, so a training command becomes a preparing one by changing the script's
+name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minimind.config import FLAG, Settings
+from minimind.data.left_out import words_of
+from minimind.data.sources import open_source
+from minimind.data.template import ChatTemplate
+from minimind.errors import DataError, MiniMindError
+from minimind.inspection.building import build_report
+from minimind.inspection.console import console_text
+from minimind.inspection.flags import ranks_of, read_flags
+from minimind.inspection.loading import load_pairs
+from minimind.inspection.opening import Inputs, open_inputs, planned_world
+from minimind.inspection.page import page
+from minimind.inspection.report import Report, to_json
+from minimind.inspection.splitting import split_rows
+from minimind.plan.report import explicit_flags, launch_command
+from minimind.ranks.launchers import rank_variables
+from minimind.training.setup.training_data import shape_options
+
+# Where nothing was given: the file to begin with.
+_FILE = "ds_configs/zero2.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepare. An error of the user is printed in one line, and the exit status is 1.
+
+    Started by a launcher, the first rank works and the others end.
+    """
+    try:
+        if {**rank_variables(os.environ), **os.environ}["RANK"] != "0":
+            return
+        prepare_data(sys.argv[1:] if argv is None else argv)
+    except MiniMindError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def prepare_data(argv: Sequence[str]) -> Report:
+    """Look at the data of a training command, write the report and print it.
+
+    Raises:
+        MiniMindError: the flags are wrong, or the data or the tokenizer cannot be used.
+    """
+    own, settings = read_flags(argv)
+    nodes, ranks_per_node = ranks_of(own, os.environ)
+    world = planned_world(nodes, ranks_per_node)
+    if not settings.config.engine.deepspeed:
+        settings = settings.with_values({"deepspeed": _FILE}, FLAG)
+    inputs = open_inputs(settings, world)
+    folder = Path(own.out)
+    if own.eval_share is not None:
+        settings = _split(settings, inputs, own.eval_share, folder)
+        inputs = open_inputs(settings, world)
+    loaded = load_pairs(inputs, lambda: None)
+    flags = explicit_flags(loaded.settings)
+    report = build_report(inputs, loaded, own, world, launch_command(flags, nodes, ranks_per_node))
+    write(report, folder)
+    print(console_text(report, colours=sys.stdout.isatty()))
+    print(f"\nThe whole report is {folder / 'report.html'}. The run:\n\n{report.command}")
+    return report
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write report.html and report.json.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(page(report), encoding="utf-8")
+        (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write the report ({error}); give another --out") from error
+
+
+def _split(settings: Settings, inputs: Inputs, share: float, folder: Path) -> Settings:
+    """Settings whose data are the files of a split."""
+    data = inputs.settings.config.data
+    assert data.data_path is not None
+    split = split_rows(
+        [open_source(Path(data.data_path))],
+        [shape_options(data)],
+        words_of(ChatTemplate(inputs.tokenizer)),
+        share=share,
+        seed=data.seed,
+        folder=folder,
+    )
+    print(
+        f"{split.eval_prompts} of {split.prompts} prompts are held out: {split.eval_rows} rows in {split.evaluation}, "
+        f"{split.train_rows} rows to train on\n"
+    )
+    (train,) = split.train
+    return settings.with_values({"data_path": str(train), "eval_data_path": str(split.evaluation)}, FLAG)

@@ -1,0 +1,104 @@
+"""What stands out in a report: the numbers that a person should see before the run.
+
+statistics -> find -> Finding, the most important first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from minimind.inspection.answers import AnswerReport
+from minimind.inspection.cost import Cost
+from minimind.inspection.equal_pairs import EqualPairs, Found
+from minimind.inspection.lengths import LengthBias, LimitEffect
+from minimind.inspection.report import NOTE, STOPS, WARNING, Finding
+from minimind.inspection.rows import SourceReport
+from minimind.inspection.words import gib, part, plural, share
+
+# A rule that is right so often tells more about length than about quality.
+_BIASED = 0.6
+# Shares from which on something is more than a remark.
+_MANY_CUT, _MANY_LOST, _MANY_SHORT, _MANY_REFUSALS = 0.05, 0.01, 0.01, 0.01
+
+
+def about_rows(sources: Sequence[SourceReport], on_bad_row: str) -> Iterator[Finding]:
+    """Rows that are refused."""
+    for one in sources:
+        if one.refused:
+            first = one.refused[0]
+            text = f"{one.name}: {plural(one.refused_rows, 'row')} of {one.rows} refused (--on_bad_row {on_bad_row}); "
+            yield Finding(kind=WARNING, text=f"{text}most often: {first.reason} ({first.first})")
+
+
+def about_lengths(limits: Sequence[LimitEffect], max_seq_len: int, enough: int) -> Iterator[Finding]:
+    """Pairs that the run's limit cuts or loses.
+
+    Args:
+        enough: smallest limit that keeps 99 % of the pairs whole.
+    """
+    one = next(effect for effect in limits if effect.limit == max_seq_len)
+    pairs = one.whole + one.cut + one.lost
+    if one.cut or one.lost:
+        many = one.cut > _MANY_CUT * pairs or one.lost > _MANY_LOST * pairs
+        advice = f"; {enough} keeps 99 % whole" if enough > max_seq_len else ""
+        yield Finding(
+            kind=WARNING if many else NOTE,
+            text=f"--max_seq_len {max_seq_len} cuts {part(one.cut, pairs)} of the pairs and loses "
+            f"{part(one.lost, pairs)}{advice}",
+        )
+
+
+def about_bias(bias: LengthBias) -> Iterator[Finding]:
+    """Answers of which the longer, or the shorter, is mostly the better."""
+    longer = bias.rule > 0.5
+    right = bias.rule if longer else 1 - bias.rule
+    if right >= _BIASED:
+        yield Finding(
+            kind=WARNING,
+            text=f"length bias: “the {'longer' if longer else 'shorter'} answer wins” is right for {share(right)} of "
+            f"the pairs (chosen {bias.mean_difference:+.1f} tokens on average), so a policy can win by length alone",
+        )
+
+
+def about_equal(equal: EqualPairs, pairs: int) -> Iterator[Finding]:
+    """Pairs that contradict others, are held out too, or are there twice."""
+    kinds: tuple[tuple[Found, str, str], ...] = (
+        (equal.contradictions, "contradict another pair: the same two answers, once each way", WARNING),
+        (equal.leaked_pairs, "are held out too, so that the evaluation has seen them", WARNING),
+        (equal.leaked_prompts, "have a prompt that the held-out pairs have too", WARNING),
+        (equal.duplicates, "repeat an earlier pair", NOTE),
+    )
+    for found, what, kind in kinds:
+        if found.pairs:
+            yield Finding(kind=kind, text=f"{part(found.pairs, pairs)} of the pairs {what}: {found.places[0]}")
+
+
+def about_answers(answers: AnswerReport) -> Iterator[Finding]:
+    """Chosen answers that are probably not meant as good ones."""
+    kinds = (
+        (answers.refusals[0], "read like refusals", _MANY_REFUSALS),
+        (answers.empty[0], "are empty", 0.0),
+        (answers.one_word[0], "have one word", _MANY_SHORT),
+    )
+    for number, what, many in kinds:
+        if number > many * answers.pairs:
+            yield Finding(kind=WARNING, text=f"{part(number, answers.pairs)} of {answers.pairs} chosen answers {what}")
+
+
+def about_cost(cost: Cost, eval_pairs: int) -> Iterator[Finding]:
+    """A run that may not fit, and one that is not evaluated."""
+    memory = cost.memory
+    if memory is not None and memory.peak > memory.available:
+        yield Finding(
+            kind=WARNING,
+            text=f"a rank needs up to {gib(memory.peak)} GiB, and {memory.device} has {gib(memory.available)} GiB; "
+            "`python launch/plan.py` shows all options",
+        )
+    if not eval_pairs:
+        yield Finding(kind=NOTE, text="no held-out pairs: --eval_share 0.02 splits some off, by prompt")
+
+
+def ordered(findings: Iterator[Finding]) -> tuple[Finding, ...]:
+    """Findings by kind: what stops the run, warnings, notes."""
+    kinds = (STOPS, WARNING, NOTE)
+    return tuple(sorted(findings, key=lambda one: kinds.index(one.kind)))

@@ -1,0 +1,172 @@
+"""Lengths in tokens: their distribution, what each length limit does to the pairs, and whether longer answers win.
+
+PairArrays -> describe_lengths -> Distribution of prompts, of chosen and of rejected answers
+           -> try_limits       -> what each --max_seq_len keeps, cuts and loses
+           -> length_bias      -> how much longer chosen is than rejected
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimind.inspection.pairs import PairArrays
+
+# Values of --max_seq_len that every report has, beside the run's own.
+LIMITS = (256, 512, 1024, 2048, 4096, 8192)
+# Bars of a histogram, about; its last one is for everything longer.
+_BARS = 30
+# Share of the values that the bars before the last one show.
+_SHOWN_SHARE = 0.99
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of whole numbers in bins of one width, from the first edge on.
+
+    Attributes:
+        start, width: the first edge, and the width of a bin.
+        counts: of each bin; the first also has everything below, the last everything above.
+    """
+
+    start: int
+    width: int
+    counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """A distribution of lengths in tokens.
+
+    Attributes:
+        p90, p99: lengths that 90 % and 99 % do not exceed.
+    """
+
+    mean: float
+    median: float
+    p90: float
+    p99: float
+    longest: int
+    histogram: Histogram
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Distributions of the lengths of prompts and answers; those of the answers have the same bins."""
+
+    prompt: Distribution
+    chosen: Distribution
+    rejected: Distribution
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitEffect:
+    """What a --max_seq_len does to the pairs that are not wrong; `whole + cut + lost` are all of them.
+
+    Attributes:
+        whole: pairs of which both rows fit.
+        cut: pairs that are cut and keep a difference that counts.
+        lost: pairs that keep none when they are cut at the end.
+    """
+
+    limit: int
+    whole: int
+    cut: int
+    lost: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthBias:
+    """How much longer chosen answers are than rejected ones.
+
+    Attributes:
+        mean_difference, median_difference: tokens of chosen minus tokens of rejected.
+        longer, equal, shorter: number of pairs whose chosen answer is longer, as long, shorter.
+        rule: share of the pairs that "the longer answer wins" gets right; a tie counts half.
+        differences: histogram of chosen minus rejected.
+    """
+
+    mean_difference: float
+    median_difference: float
+    longer: int
+    equal: int
+    shorter: int
+    rule: float
+    differences: Histogram
+
+
+def describe_lengths(pairs: PairArrays) -> Lengths:
+    """Distributions over one pair or more."""
+    answers = np.concatenate([pairs.chosen, pairs.rejected])
+    width, bars = _bins(answers)
+    return Lengths(
+        prompt=_describe(pairs.prompts, *_bins(pairs.prompts)),
+        chosen=_describe(pairs.chosen, width, bars),
+        rejected=_describe(pairs.rejected, width, bars),
+    )
+
+
+def try_limits(pairs: PairArrays, limits: Iterable[int], own: int) -> tuple[LimitEffect, ...]:
+    """The effect of each limit, ascending, up to the first that keeps all pairs whole.
+
+    Args:
+        own: the limit of the run; its effect is always given.
+    """
+    longest = pairs.longest
+    effects: list[LimitEffect] = []
+    for limit in sorted({*limits, own}):
+        if effects and effects[-1].whole == len(pairs) and limit != own:
+            continue
+        whole, lost = int((longest <= limit).sum()), int((pairs.least_limits > limit).sum())
+        effects.append(LimitEffect(limit=limit, whole=whole, cut=len(pairs) - whole - lost, lost=lost))
+    return tuple(effects)
+
+
+def length_bias(pairs: PairArrays) -> LengthBias:
+    """The bias over one pair or more."""
+    difference = pairs.chosen - pairs.rejected
+    longer, equal = int((difference > 0).sum()), int((difference == 0).sum())
+    width, bars = _bins(np.abs(difference))
+    return LengthBias(
+        mean_difference=float(difference.mean()),
+        median_difference=float(np.median(difference)),
+        longer=longer,
+        equal=equal,
+        shorter=len(difference) - longer - equal,
+        rule=(longer + equal / 2) / len(difference),
+        # As many bins below zero as above. No difference belongs to the bin that begins at zero.
+        differences=_histogram(difference, -width * bars, width, 2 * bars),
+    )
+
+
+def _describe(lengths: NDArray[np.int64], width: int, bars: int) -> Distribution:
+    median, p90, p99 = np.percentile(lengths, [50, 90, 99], method="inverted_cdf")
+    return Distribution(
+        mean=float(lengths.mean()),
+        median=float(median),
+        p90=float(p90),
+        p99=float(p99),
+        longest=int(lengths.max()),
+        histogram=_histogram(lengths, 0, width, bars),
+    )
+
+
+def _bins(values: NDArray[np.int64]) -> tuple[int, int]:
+    """Width and number of the bins that show lengths from 0 on: a round width, so that the edges can be read."""
+    shown = int(np.percentile(values, 100 * _SHOWN_SHARE, method="inverted_cdf"))
+    width = next(
+        factor * power
+        for power in (10**exponent for exponent in itertools.count())
+        for factor in (1, 2, 5)
+        if factor * power * _BARS >= shown
+    )
+    return width, shown // width + 1 + int(bool((values >= (shown // width + 1) * width).any()))
+
+
+def _histogram(values: NDArray[np.int64], start: int, width: int, bars: int) -> Histogram:
+    bins = np.clip((values - start) // width, 0, bars - 1)
+    return Histogram(start=start, width=width, counts=tuple(np.bincount(bins, minlength=bars).tolist()))

@@ -1,0 +1,72 @@
+"""Loads the pairs of a run by the run's own code: the same cache, the same checks, the same rows refused.
+
+Inputs -> load_pairs -> LoadedPairs: tables, and what would stop the run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from minimind.config import FLAG, DataConfig, Settings
+from minimind.data.selection import ERROR, SKIP
+from minimind.data.table import PairTable
+from minimind.errors import DataError
+from minimind.inspection.opening import Inputs
+from minimind.training.setup.training_data import select_table, tokenized_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedPairs:
+    """The pairs of a run.
+
+    Attributes:
+        settings: those of the run that will be started. Where rows are wrong and no flag says what to do with them,
+            --on_bad_row is skip.
+        tables: of the pairs that are trained on.
+        held_out: of the pairs for evaluation; none, if there are none.
+        obstacles: why the run would stop at these pairs, although others could be trained on.
+    """
+
+    settings: Settings
+    tables: tuple[PairTable, ...]
+    held_out: tuple[PairTable, ...]
+    obstacles: tuple[str, ...]
+
+
+def load_pairs(inputs: Inputs, on_progress: Callable[[], None]) -> LoadedPairs:
+    """Tokenise the pairs of a run, or read them from the cache, which the run then finds.
+
+    Raises:
+        DataError: a source cannot be used, or no pair of it can be trained on.
+    """
+    settings = inputs.settings
+    data = settings.config.data
+    tables, held_out = (
+        [tokenized_table(settings.config, inputs.tokenizer, path, on_progress)] if path else []
+        for path in (data.data_path, data.eval_data_path)
+    )
+    wrong = any(table.bad for table in (*tables, *held_out))
+    if wrong and data.on_bad_row == ERROR and not settings.explicit("on_bad_row"):
+        settings = settings.with_values({"on_bad_row": SKIP}, FLAG)
+        data = settings.config.data
+    obstacles: list[str] = []
+    return LoadedPairs(
+        settings=settings,
+        tables=tuple(_select(table, data, obstacles) for table in tables),
+        held_out=tuple(_select(table, data, obstacles) for table in held_out),
+        obstacles=tuple(obstacles),
+    )
+
+
+def _select(table: PairTable, data: DataConfig, obstacles: list[str]) -> PairTable:
+    """The pairs that the run uses, or would use if it left out what it stops at."""
+    try:
+        return select_table(table, data)
+    except DataError as error:
+        bad, long = (SKIP if policy == ERROR else policy for policy in (data.on_bad_row, data.on_long_row))
+        if (bad, long) == (data.on_bad_row, data.on_long_row):
+            raise
+        selected = select_table(table, dataclasses.replace(data, on_bad_row=bad, on_long_row=long))
+        obstacles.append(str(error))
+        return selected

@@ -1,0 +1,71 @@
+"""What stands out in a report, and what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from minimind.inspection import findings
+from minimind.inspection.equal_pairs import Found
+from minimind.inspection.lengths import LimitEffect
+from minimind.inspection.report import NOTE, STOPS, WARNING, Finding
+from tests.unit.inspection.made import made_report
+
+REPORT = made_report()
+NONE = Found(pairs=0, places=())
+
+
+def kinds(found) -> list[str]:
+    return [one.kind for one in found]
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut", "lost", "expected"),
+    [(100, 0, 0, []), (95, 5, 0, [NOTE]), (94, 6, 0, [WARNING]), (99, 0, 1, [NOTE]), (98, 0, 2, [WARNING])],
+)
+def test_limits(whole, cut, lost, expected):
+    limits = [LimitEffect(limit=128, whole=whole, cut=cut, lost=lost), LimitEffect(limit=256, whole=100, cut=0, lost=0)]
+    found = list(findings.about_lengths(limits, 128, 200))
+    assert kinds(found) == expected
+    assert all("200 keeps 99 % whole" in one.text for one in found)
+
+
+@pytest.mark.parametrize(("rule", "word"), [(0.59, ""), (0.41, ""), (0.75, "longer"), (0.25, "shorter")])
+def test_bias(rule, word):
+    found = list(findings.about_bias(dataclasses.replace(REPORT.bias, rule=rule)))
+    assert [f"“the {word} answer wins” is right for 75 %" in one.text for one in found] == [True] * bool(word)
+
+
+def test_equal_pairs():
+    found = list(findings.about_equal(REPORT.equal, 6))
+    assert kinds(found) == [WARNING, WARNING, NOTE]
+    assert all(one.text.startswith("2 (33.3 %) of the pairs") for one in found)
+    none = dataclasses.replace(REPORT.equal, duplicates=NONE, contradictions=NONE, leaked_prompts=NONE)
+    assert list(findings.about_equal(none, 6)) == []
+
+
+def test_answers():
+    few = dataclasses.replace(REPORT.answers, pairs=1000, refusals=(10, 900), empty=(0, 50), one_word=(10, 0))
+    assert list(findings.about_answers(few)) == []
+    many = dataclasses.replace(few, refusals=(11, 0), empty=(1, 0), one_word=(11, 0))
+    assert [one.text.split(" chosen answers ")[1] for one in findings.about_answers(many)] == [
+        "read like refusals",
+        "are empty",
+        "have one word",
+    ]
+
+
+def test_rows_and_cost():
+    (rows,) = findings.about_rows(REPORT.sources, "skip")
+    assert rows.text == "text: 2 rows of 10 refused (--on_bad_row skip); most often: bad text (lines 1, 2)"
+    assert list(findings.about_cost(REPORT.cost, 4)) == []
+    small = dataclasses.replace(REPORT.cost, memory=dataclasses.replace(REPORT.cost.memory, available=2**29))
+    memory, held_out = findings.about_cost(small, 0)
+    assert "a rank needs up to 1.00 GiB, and main memory has 0.50 GiB" in memory.text
+    assert (held_out.kind, "--eval_share" in held_out.text) == (NOTE, True)
+
+
+def test_the_most_important_comes_first():
+    made = [Finding(kind=kind, text=text) for kind, text in ((NOTE, "a"), (WARNING, "b"), (STOPS, "c"), (WARNING, "d"))]
+    assert "".join(one.text for one in findings.ordered(iter(made))) == "cbda"

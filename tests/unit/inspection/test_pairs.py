@@ -1,0 +1,36 @@
+"""Arrays over several sources: which pairs, their lengths, and where they are from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from minimind.data.rows import BadRow
+from minimind.inspection.pairs import gather, right, selected
+from tests.unit.inspection.made import made_table
+
+ONE = made_table((4, 3, 2), (5, 1, 9), (2, 2, 2), bad=(BadRow(line=3, reason="same", tokenized=True),))
+TWO = made_table((7, 7, 6), name="more.jsonl")
+
+
+def test_pairs_of_all_sources_that_are_not_wrong():
+    pairs = gather([ONE, TWO], right)
+    assert len(pairs) == 3
+    assert [pairs.prompts.tolist(), pairs.chosen.tolist(), pairs.rejected.tolist()] == [[4, 5, 7], [3, 1, 7], [2, 9, 6]]
+    assert pairs.longest.tolist() == [7, 14, 14]
+    assert pairs.least_limits.tolist() == [5, 6, 8]
+    assert pairs.identities.tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert [pairs.place(index) for index in (1, 2)] == ["pairs.jsonl, line 2", "more.jsonl, line 1"]
+
+
+def test_pairs_that_are_trained_on():
+    table = dataclasses.replace(ONE, selected=np.array([1]))
+    pairs = gather([table, TWO], selected)
+    assert pairs.place(0) == "pairs.jsonl, line 2"
+    assert pairs.sources.tolist() == [0, 1]
+
+
+def test_no_table_has_no_pairs():
+    pairs = gather([], right)
+    assert (len(pairs), pairs.identities.shape) == (0, (0, 3))

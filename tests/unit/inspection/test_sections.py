@@ -1,0 +1,71 @@
+"""Sections of the page: what they say, and what they leave out where there is nothing to say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from minimind.inspection import sections
+from minimind.inspection.markup import joined
+from tests.unit.inspection.made import Page, made_report
+
+REPORT = made_report()
+
+
+def texts(section, report=REPORT) -> list[str]:
+    return Page(joined(*section(report))).texts
+
+
+def test_what_counts_is_marked():
+    shown = joined(*sections.examples(REPORT))
+    assert shown.count("<mark>text says</mark>") == 2 * 2
+    assert shown.count('<mark class="rejected">text says</mark>') == 2
+    assert shown.count("text asks</") == 0
+    assert shown.count("<details open") == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (sections.lengths, ["5 (62.5 %)", "2 (25 %)", "1 (12.5 %)", "62.5 % whole"]),
+        (sections.rows, ["text (held out)", "MiniMind's: 10", "Refused rows of text", "lines 1, 2"]),
+        (sections.equal_pairs, ["2 (33.3 %)", "0 (0 %)", "text, line 3"]),
+        (sections.answers, ["66.7 %, 83.3 %", "2 (33.3 %)", "1 (16.7 %)", "3 (50 %)"]),
+        (sections.cost, ["100 tokens", "300 packed, 400 in rows", "3 of 4 pairs (1 epoch, 2 ranks)"]),
+    ],
+)
+def test_numbers(section, expected):
+    shown = texts(section)
+    assert [text for text in expected if text not in shown] == []
+
+
+def test_the_bias_in_words():
+    (text, *_) = texts(sections.bias)
+    assert "have -3.2 tokens compared" in text
+    assert "longer in 2 (25 %) of the pairs, as long in 1 (12.5 %), shorter in 5 (62.5 %)" in text
+    assert "is right for 31.2 %" in text
+
+
+def test_leaks_are_left_out_without_held_out_pairs():
+    alone = dataclasses.replace(REPORT, eval_sources=(), eval_pairs=0)
+    assert not any("held" in text for text in texts(sections.equal_pairs, alone))
+    assert any("held" in text for text in texts(sections.equal_pairs))
+
+
+def test_nothing_found_is_said():
+    assert texts(sections.findings, dataclasses.replace(REPORT, findings=())) == ["Nothing unusual was found."]
+
+
+def test_no_answer_was_read():
+    none = dataclasses.replace(REPORT.answers, pairs=0, scripts={})
+    assert len(texts(sections.answers, dataclasses.replace(REPORT, answers=none))) == 1
+
+
+def test_memory_and_time_as_far_as_they_are_known():
+    cost = dataclasses.replace(REPORT.cost, memory=None, no_memory="the run would stop", seconds=3725.0)
+    unknown = dataclasses.replace(REPORT, cost=cost)
+    assert sections.memory_text(unknown) == "not planned: the run would stop"
+    assert sections.time_text(unknown).startswith("1:02:05 at the given rate")
+    assert "1.00 GiB with these pairs, 2.00 GiB if all" in sections.memory_text(REPORT)
+    assert "--tokens_per_second" in sections.time_text(REPORT)
