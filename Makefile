@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 # The launcher and ninja must be found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup train test test-all bench docs lint types check clean
+.PHONY: setup train test test-all bench gpu-check docs lint types check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test    unit, parity, distributed and fault tests, as CI runs them"
 	@echo "make test-all  the same and the long tests: more configurations, 20 kills, more fuzzing"
 	@echo "make bench   speed and memory against MiniMind's loop and TRL, in one run"
+	@echo "make gpu-check  accepts a GPU: parity, attention, experts, ZeRO, resume, speed; one page in ten minutes"
 	@echo "make check   lint, types and tests"
 
 setup: $(READY)
@@ -50,6 +51,10 @@ test-all: setup
 bench: setup
 	-pip install --quiet --editable ".[bench]"
 	python -m tests.benchmarks.bench $(FLAGS)
+
+# Without .venv it uses PYTHON, which needs the packages: machines with GPUs often have no internet to install them.
+gpu-check:
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m tests.gpu.check
 
 docs: setup
 	python -m tests.docs
