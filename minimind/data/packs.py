@@ -46,6 +46,13 @@ class Batch:
         """A copy with all tensors on the device. The copy of a pinned batch to a GPU is asynchronous."""
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def without_tokens(self) -> Batch:
+        """The batch of which only the number of tokens and the lines are kept."""
+        none = self.token_ids.new_empty(0)
+        return Batch(
+            token_ids=none, target_positions=none, target_ids=none, row_tokens=self.row_tokens, lines=self.lines
+        )
+
     def pin_memory(self: AnyBatch) -> AnyBatch:
         """A copy in page-locked memory, from which a GPU can copy while the CPU works on."""
         return self._map_tensors(Tensor.pin_memory)
@@ -72,6 +79,10 @@ class PairBatch(Batch):
     @property
     def num_pairs(self) -> int:
         return len(self.lines)
+
+    def without_tokens(self) -> PairBatch:
+        """The batch of which only the number of tokens, the lines and the counts are kept."""
+        return PairBatch(**vars(super().without_tokens()), target_counts=self.target_counts)
 
 
 class Segment(NamedTuple):

@@ -9,7 +9,7 @@ policy tells DeepSpeed which micro-batch is the last of a global step, because t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import deepspeed
 import torch
@@ -138,6 +138,14 @@ class Policy:
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss."""
         return self.engine(batch)
+
+    @torch.no_grad()
+    def look_ahead(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Log-probs of the targets of several batches, (K,) float32 each, without gradient and in eval mode."""
+        self.engine.eval()
+        log_probs = [self.engine(batch)[0] for batch in batches]
+        self.engine.train()
+        return log_probs
 
     @torch.no_grad()
     def probe(self, batch: Batch, training: bool = False) -> Tensor:

@@ -7,7 +7,8 @@ The loss of a global step is the mean over its items on all ranks, however they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,19 @@ def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricS
     # All micro-batches at once: under ZeRO-3 the reference gathers its weights once per global step.
     watch.enter("reference")
     targets = job.targets(batches)
+    scored: tuple[Tensor, Tensor] | None = None
+    if job.whole_batch:
+        watch.enter("policy forward")
+        # A single micro-batch is computed once: its log-probs are those of the whole batch on this rank.
+        scored = policy.score(batches[0]) if len(batches) == 1 else None
+        seen = [scored[0].detach()] if scored is not None else policy.look_ahead(batches)
+        targets = job.share(batches, seen, targets)
     total = sum(job.size(batch) for batch in batches)
     # Collected on the device: the host reads them only if the step fails, so that it never waits for a GPU here.
     finite: list[Tensor] = []
     for number, (batch, target) in enumerate(zip(batches, targets, strict=True), start=1):
         watch.enter("policy forward")
-        log_probs, aux_loss = policy.score(batch)
+        log_probs, aux_loss = scored if scored is not None else policy.score(batch)
         outcome = job.outcome(batch, log_probs, target)
         loss = outcome.losses.mean() + aux_loss
         finite.append(log_probs.detach().isfinite().all() & loss.detach().isfinite())
@@ -64,3 +72,36 @@ def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], 
     outcome = job.outcome(batch, log_probs, target)
     weight = to_device(np.array(weights), policy.world.device)
     sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))
+
+
+@torch.no_grad()
+def eval_together(
+    policy: Policy,
+    job: Job,
+    batches: Iterable[tuple[Batch, Sequence[float]]],
+    sums: MetricSums,
+    on_progress: Callable[[], object],
+) -> None:
+    """Add the metrics of held-out data as one global batch, for a job whose items' losses depend on each other.
+
+    Args:
+        batches: this rank's batches with the weights of their examples; on every rank the same number.
+        on_progress: called after each batch.
+    """
+    device = policy.world.device
+    kept: list[tuple[Batch, Tensor, Any, Tensor]] = []
+    weights: list[Sequence[float]] = []
+    for batch, weight in batches:
+        batch = batch.to_device(device)
+        (target,) = job.targets([batch])
+        log_probs, aux_loss = policy.score(batch)
+        # The tokens of all batches would fill a GPU.
+        kept.append((batch.without_tokens(), log_probs, target, aux_loss))
+        weights.append(weight)
+        on_progress()
+    light, seen, targets, aux_losses = zip(*kept, strict=True)
+    shared = job.share(light, seen, targets, weights)
+    for batch, log_probs, target, aux_loss, weight in zip(light, seen, shared, aux_losses, weights, strict=True):
+        outcome = job.outcome(batch, log_probs, target)
+        counted = job.item_weights(batch, to_device(np.array(weight), device))
+        sums.add(outcome, aux_loss, batch.row_tokens if any(weight) else 0, counted)

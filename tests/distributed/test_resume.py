@@ -40,6 +40,8 @@ def flags(data, save_dir, *more, ranks=2):
     ("config", "ranks", "more"),
     [
         *(("zero2", 2, ()), ("zero3", 2, ()), ("zero2", 1, ("--use_compile", 1))),
+        # Running means and a loss of the global batch.
+        ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
         pytest.param("zero2", 2, ("--use_compile", 1), marks=pytest.mark.long),
     ],
 )

@@ -16,6 +16,7 @@ from tests.docs.language import Language
 _NEEDS = {
     Need.REFERENCE: "reference",
     Need.PER_TOKEN: "single tokens, so `--reference live`",
+    Need.GLOBAL_BATCH: "the global batch",
 }
 
 

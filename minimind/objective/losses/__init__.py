@@ -1,12 +1,13 @@
 """Preference losses: one class per loss, registered by name; mixes of them, and their options."""
 
 # Importing a module registers its losses.
-from minimind.objective.losses import answers, divergences, margin, reference_free
+from minimind.objective.losses import answers, batch, divergences, margin, reference_free
 from minimind.objective.losses.bases import PolicyLoss, RatioLoss, margins
 from minimind.objective.losses.build import build_objective
 from minimind.objective.losses.contract import (
     LOG_PROB_METRICS,
     REWARD_METRICS,
+    BatchShare,
     LossInputs,
     Need,
     PairLosses,
@@ -22,6 +23,7 @@ from minimind.objective.losses.registry import loss_class, loss_names, register_
 __all__ = [
     "LOG_PROB_METRICS",
     "REWARD_METRICS",
+    "BatchShare",
     "LossInputs",
     "Need",
     "Objective",
@@ -33,6 +35,7 @@ __all__ = [
     "RatioLoss",
     "SigmoidLoss",
     "answers",
+    "batch",
     "build_objective",
     "divergences",
     "fixed",

@@ -25,6 +25,7 @@ class Need(enum.Enum):
 
     REFERENCE = "row log-probs of the reference"
     PER_TOKEN = "log-probs of single tokens"
+    GLOBAL_BATCH = "all pairs of the global batch"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,37 @@ class PairScores:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchShare:
+    """What a loss over the global batch gives to N of its pairs, computed of the log-probs of all of them.
+
+    Attributes:
+        losses: (N,) without gradient.
+        slopes: (N, 2) derivative of the sum of all losses of the batch in each row's summed log-prob.
+        metrics, statistics: name -> (N,), as in `PairLosses`.
+    """
+
+    losses: Tensor
+    slopes: Tensor
+    metrics: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor]
+
+    def of(self, indices: Tensor) -> BatchShare:
+        """The share of some of its pairs."""
+        return BatchShare(
+            losses=self.losses[indices],
+            slopes=self.slopes[indices],
+            metrics={name: values[indices] for name, values in self.metrics.items()},
+            statistics={name: values[indices] for name, values in self.statistics.items()},
+        )
+
+    def attached_to(self, policy: PairScores) -> PairLosses:
+        """The result for these pairs, with the gradient that the whole batch's losses have in their log-probs."""
+        # The difference is 0, and its derivative 1.
+        surplus = (self.slopes * (policy.sums - policy.sums.detach())).sum(1)
+        return PairLosses(losses=self.losses + surplus, metrics=self.metrics, statistics=self.statistics)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossInputs:
     """What a loss may use.
 
@@ -60,11 +92,13 @@ class LossInputs:
         reference: the reference's log-probs; None if the loss does not need them.
         statistics: name -> scalar, running mean over the global steps before this one, for the names in the loss's
             `statistics`; empty in the first step.
+        shares: name of a loss over the global batch -> its share of these pairs; empty if these are the whole batch.
     """
 
     policy: PairScores
     reference: PairScores | None = None
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    shares: Mapping[str, BatchShare] = dataclasses.field(default_factory=dict)
 
     def ratios(self, average_log_prob: bool) -> Tensor:
         """(N, 2) log-prob of each row under the policy minus that under the reference."""
@@ -128,8 +162,8 @@ class PreferenceLoss(abc.ABC):
     def __call__(self, inputs: LossInputs) -> PairLosses:
         """Losses and metrics of N pairs.
 
-        A loss of a pair may depend on its other inputs, but not on other pairs of the micro-batch: the result would
-        depend on how the global batch is split.
+        The loss of a pair may not depend on other pairs, since these differ with the split of the global batch. A loss
+        that declares `Need.GLOBAL_BATCH` gets all pairs of the global batch, ordered by their lines in the file.
         """
 
 

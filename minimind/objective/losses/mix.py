@@ -13,9 +13,10 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from minimind.objective.losses.contract import LossInputs, Need, PairLosses, PreferenceLoss
+from minimind.objective.losses.contract import BatchShare, LossInputs, Need, PairLosses, PreferenceLoss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Objective:
 
     def __call__(self, inputs: LossInputs) -> PairLosses:
         """The weighted sum of the losses of N pairs."""
-        results = [part.loss(_own_inputs(part.loss, inputs)) for part in self.parts]
+        results = [_result(part.loss, inputs) for part in self.parts]
         # Reversed, so that the first loss that has a metric wins.
         metrics = {name: value for result in reversed(results) for name, value in result.metrics.items()}
         metrics |= {name: result.losses.detach() for name, result in zip(self.part_metrics, results, strict=False)}
@@ -109,6 +110,31 @@ class Objective:
             metrics={name: metrics[name] for name in self.metrics},
             statistics=statistics,
         )
+
+    def shares(self, inputs: LossInputs) -> dict[str, BatchShare]:
+        """What each of its losses over the global batch gives to every pair.
+
+        Args:
+            inputs: of all pairs of the global batch.
+        """
+        wide = (part.loss for part in self.parts if Need.GLOBAL_BATCH in part.loss.needs)
+        return {loss.name: _share(loss, inputs) for loss in wide}
+
+
+def _result(loss: PreferenceLoss, inputs: LossInputs) -> PairLosses:
+    share = inputs.shares.get(loss.name)
+    return loss(_own_inputs(loss, inputs)) if share is None else share.attached_to(inputs.policy)
+
+
+@torch.enable_grad()
+def _share(loss: PreferenceLoss, inputs: LossInputs) -> BatchShare:
+    own = _own_inputs(loss, inputs)
+    sums = own.policy.sums.detach().requires_grad_()
+    result = loss(dataclasses.replace(own, policy=dataclasses.replace(own.policy, sums=sums)))
+    (slopes,) = torch.autograd.grad(result.losses.sum(), sums)
+    return BatchShare(
+        losses=result.losses.detach(), slopes=slopes, metrics=result.metrics, statistics=result.statistics
+    )
 
 
 def _own_inputs(loss: PreferenceLoss, inputs: LossInputs) -> LossInputs:

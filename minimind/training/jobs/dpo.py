@@ -5,15 +5,18 @@ log-probs (K,) -> row sums (N, 2) -> objective (a loss, or a mix of losses) -> N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from minimind.data.packs import PairBatch
 from minimind.engine.reference import Reference
-from minimind.objective.losses import LossInputs, Need, Objective, PairScores
+from minimind.objective.losses import BatchShare, LossInputs, Need, Objective, PairScores
 from minimind.objective.rows import ReferenceScores, row_sums
+from minimind.ranks.world import World
+from minimind.training.jobs.global_batch import gather_pairs
 from minimind.training.jobs.job import BatchOutcome, Column, Job
 from minimind.training.listeners.batch_statistics import BatchStatistics
 
@@ -23,13 +26,27 @@ _COLUMNS = (
 )
 
 
-class DPOJob(Job[PairBatch, ReferenceScores | None]):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTargets:
+    """What a micro-batch's losses need besides the policy's log-probs.
+
+    Attributes:
+        reference: the reference's log-probs; None without a reference.
+        shares: loss over the global batch -> what the whole batch gives to these pairs.
+    """
+
+    reference: ReferenceScores | None = None
+    shares: Mapping[str, BatchShare] = dataclasses.field(default_factory=dict)
+
+
+class DPOJob(Job[PairBatch, PairTargets]):
     """Direct Preference Optimization with any registered losses.
 
     Args:
         objective: the loss over pairs, or a mix of losses.
         reference: source of the reference's log-probs; None for losses that need none.
         statistics: running means over global batches; None for losses that need none.
+        world: the ranks; only for losses over the global batch.
     """
 
     name = "dpo"
@@ -41,6 +58,7 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
         objective: Objective,
         reference: Reference | None,
         statistics: BatchStatistics | None = None,
+        world: World | None = None,
     ) -> None:
         # Setup builds an engine for the reference exactly if a loss needs one.
         assert (reference is not None) == (Need.REFERENCE in objective.needs)
@@ -51,25 +69,70 @@ class DPOJob(Job[PairBatch, ReferenceScores | None]):
         parts = (_part_column(metric) for metric in objective.part_metrics)
         self.columns = (*parts, *(column for column in _COLUMNS if column.metric in objective.metrics))
         self._per_token = Need.PER_TOKEN in objective.needs
+        self.whole_batch = Need.GLOBAL_BATCH in objective.needs
+        self._world = world
 
-    def targets(self, batches: Sequence[PairBatch]) -> Sequence[ReferenceScores | None]:
+    def targets(self, batches: Sequence[PairBatch]) -> Sequence[PairTargets]:
         """The reference's scores of each micro-batch."""
         if self.reference is None:
-            return [None] * len(batches)
-        return self.reference.score(batches, per_token=self._per_token)
+            return [PairTargets()] * len(batches)
+        return [PairTargets(reference=one) for one in self.reference.score(batches, per_token=self._per_token)]
 
-    def outcome(self, batch: PairBatch, log_probs: Tensor, target: ReferenceScores | None) -> BatchOutcome:
+    def share(
+        self,
+        batches: Sequence[PairBatch],
+        log_probs: Sequence[Tensor],
+        targets: Sequence[PairTargets],
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> Sequence[PairTargets]:
+        """Targets with what the global batch gives to each pair: its losses are computed once, of all ranks' pairs."""
+        assert self._world is not None
+        policy = torch.cat([row_sums(one, b.target_counts) for one, b in zip(log_probs, batches, strict=True)])
+        reference = [target.reference.sums for target in targets if target.reference is not None]
+        # One table for one collective. float64 holds sums and counts exactly.
+        columns = (
+            policy,
+            torch.cat([b.target_counts for b in batches]),
+            *([torch.cat(reference)] if reference else []),
+        )
+        gathered = gather_pairs(
+            self._world,
+            torch.cat([column.double() for column in columns], 1),
+            [line for batch in batches for line in batch.lines],
+            None if weights is None else [weight for of_batch in weights for weight in of_batch],
+        )
+        sums, counts, known = gathered.values.split((2, 3, gathered.values.shape[1] - 5), 1)
+        both = [
+            PairScores(sums=one.to(policy.dtype), target_counts=counts.long())
+            for one in ((sums, known) if reference else (sums,))
+        ]
+        shares = self.objective.shares(
+            LossInputs(policy=both[0], reference=both[1] if reference else None, statistics=self._means)
+        )
+        own = gathered.places.split([batch.num_pairs for batch in batches])
+        return [
+            dataclasses.replace(target, shares={name: share.of(places) for name, share in shares.items()})
+            for target, places in zip(targets, own, strict=True)
+        ]
+
+    def outcome(self, batch: PairBatch, log_probs: Tensor, target: PairTargets) -> BatchOutcome:
         """Losses and metrics of the batch's N pairs."""
+        known = target.reference
         inputs = LossInputs(
             policy=self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs),
-            reference=None if target is None else self._scores(batch, target.sums, target.per_token),
-            statistics={} if self._statistics is None else self._statistics.means,
+            reference=None if known is None else self._scores(batch, known.sums, known.per_token),
+            statistics=self._means,
+            shares=target.shares,
         )
         result = self.objective(inputs)
         # An evaluation uses the means of training and does not change them.
         if self._statistics is not None and torch.is_grad_enabled():
             self._statistics.add(result.statistics)
         return BatchOutcome(losses=result.losses, metrics=result.metrics)
+
+    @property
+    def _means(self) -> Mapping[str, Tensor]:
+        return {} if self._statistics is None else self._statistics.means
 
     def size(self, batch: PairBatch) -> int:
         """N, the number of pairs."""

@@ -3,6 +3,9 @@
     global step's batches -> Job.targets -> one per batch (DPO: reference scores)
     batch, log-probs of its targets, its target -> Job.outcome -> BatchOutcome: losses with gradient, metrics by name
 
+If an item's loss depends on other items of the global batch (`Job.whole_batch`), the log-probs of all its items are
+computed first, and `Job.share` adds to each target what they give to the batch's losses.
+
 A job is a batch layout, a loss and its metrics. DPO is in dpo.py; SFT and pretraining will stand beside it.
 """
 
@@ -59,12 +62,14 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
         item: what the loss is a mean over, in the plural, for rates and messages, e.g. pairs.
         metrics: names of the metrics in `BatchOutcome`, in the order in which they are logged.
         columns: metrics that the console shows beside the loss.
+        whole_batch: an item's loss depends on other items of the global batch.
     """
 
     name: str
     item: str
     metrics: tuple[str, ...]
     columns: tuple[Column, ...] = ()
+    whole_batch: bool = False
 
     @abc.abstractmethod
     def targets(self, batches: Sequence[BatchKind]) -> Sequence[Target]:
@@ -81,6 +86,25 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
             log_probs: (K,) float32, the policy's log-probs of the batch's targets.
             target: of this batch, from `targets`.
         """
+
+    def share(
+        self,
+        batches: Sequence[BatchKind],
+        log_probs: Sequence[Tensor],
+        targets: Sequence[Target],
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> Sequence[Target]:
+        """Targets that also hold what the whole global batch gives to each item's loss. All ranks must call.
+
+        The targets themselves, unless the job is one of `whole_batch`.
+
+        Args:
+            batches: all micro-batches of this rank; their tokens are not needed.
+            log_probs: of each micro-batch, (K,) float32, without gradient.
+            weights: of each example, as in `item_weights`; None: all count, and all ranks have the same number of
+                items.
+        """
+        return targets
 
     @abc.abstractmethod
     def size(self, batch: BatchKind) -> int:

@@ -16,7 +16,7 @@ from minimind.ranks.world import World
 from minimind.training.events import Evaluated, Event, Listener, Start, Step
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums, StepMetrics
-from minimind.training.step import eval_step
+from minimind.training.step import eval_step, eval_together
 
 
 class Evaluation(Listener):
@@ -78,10 +78,13 @@ class Evaluation(Listener):
             world_size=self._world.size,
             pin=self._world.pins_memory,
         )
-        for batch, weights in batches:
-            eval_step(self._policy, self._job, batch, weights, sums)
-            # An evaluation may take longer than --timeout; each batch is progress.
-            self._watch.tick()
+        # An evaluation may take longer than --timeout; each batch is progress.
+        if self._job.whole_batch:
+            eval_together(self._policy, self._job, batches, sums, self._watch.tick)
+        else:
+            for batch, weights in batches:
+                eval_step(self._policy, self._job, batch, weights, sums)
+                self._watch.tick()
         self._policy.train()
         metrics = {f"eval/{name}": value for name, value in sums.reduce(time.monotonic() - started).items()}
         self._emit(Evaluated(step=step, metrics=metrics, items=len(self._table)))

@@ -48,7 +48,7 @@ def assemble_run(
     weights = prepared.objective.statistics
     statistics = BatchStatistics(weights_of_past=weights, world=world) if weights else None
     jobs = [
-        DPOJob(objective=prepared.objective, reference=reference, statistics=statistics)
+        DPOJob(objective=prepared.objective, reference=reference, statistics=statistics, world=world)
         for reference in engines.references
     ]
     unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}

@@ -18,9 +18,11 @@ from minimind.config import Settings
 from minimind.data.selection import KEEP
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
+from minimind.model.dropout import dropout_fields
 from minimind.model.family import family_of
 from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
+from minimind.objective.losses import Need, Objective
 from minimind.ranks.world import World
 from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
 from minimind.weights.sources import WeightSource
@@ -35,6 +37,7 @@ class Draft:
         source: start weights; None if they could not be opened.
         tokenizer: None if it could not be loaded.
         engine_resolved: the policy's DeepSpeed file was read, so settings that it fixes are known.
+        objective: None if the flags of the loss are wrong.
     """
 
     settings: Settings
@@ -43,6 +46,7 @@ class Draft:
     source: WeightSource | None
     tokenizer: PreTrainedTokenizerBase | None
     engine_resolved: bool
+    objective: Objective | None = None
 
 
 Check = Callable[[Draft], Iterator[MiniMindError]]
@@ -147,6 +151,20 @@ def attention_is_available(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError(f"--attention {config.engine.attention}: {problem}; use auto or sdpa")
 
 
+def dropout_allows_a_look_ahead(draft: Draft) -> Iterator[MiniMindError]:
+    """A loss of the global batch computes several micro-batches twice, which dropout would make two results."""
+    config, objective = draft.settings.config, draft.objective
+    if draft.source is None or objective is None or not draft.engine_resolved or not config.model.dropout:
+        return
+    optimisation = config.optimisation
+    several = optimisation.accumulation_steps > 1 or optimisation.micro_batch_tokens is not None
+    if Need.GLOBAL_BATCH in objective.needs and several and dropout_fields(draft.source.config):
+        yield ConfigError(
+            f"--dropout 1: --loss {objective.name} computes each of several micro-batches twice, and dropout makes the "
+            "two differ; use --accumulation_steps 1 without --micro_batch_tokens, or --dropout 0"
+        )
+
+
 def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
     """The run does not write its weights over those that it starts from."""
     if draft.source is None:
@@ -176,6 +194,7 @@ CHECKS: Sequence[Check] = (
     tokenizer_fits_the_model,
     mixture_has_its_loss,
     attention_is_available,
+    dropout_allows_a_look_ahead,
     start_weights_are_not_overwritten,
     processor_is_known,
 )

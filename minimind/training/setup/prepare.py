@@ -65,10 +65,8 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     problems = Problems()
     is_demo = not settings.config.data.data_path
     # Each stage can change settings that the next one reads: demo, objective, weights, DeepSpeed files.
-    settings = with_implied(settings)
-    chosen = problems.attempt(lambda: choose_objective(settings))
-    if chosen is not None:
-        settings, objective = chosen
+    implied = with_implied(settings)
+    settings, objective = problems.attempt(lambda: choose_objective(implied)) or (implied, None)
     config = settings.config
     source = problems.attempt(lambda: open_start_weights(config))
     if source is not None:
@@ -86,12 +84,13 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         source=source,
         tokenizer=tokenizer,
         engine_resolved=policy_config is not None,
+        objective=objective,
     )
     for check in CHECKS:
         problems.extend(check(draft))
     problems.raise_if_any()
     # Each is None only if it raised a problem.
-    assert chosen is not None
+    assert objective is not None
     assert source is not None
     assert tokenizer is not None
     assert policy_config is not None

@@ -187,3 +187,12 @@ def test_joined_packs_equal_the_pack_of_all_pairs():
     for field in dataclasses.fields(whole):
         mine, expected = getattr(joined, field.name), getattr(whole, field.name)
         assert torch.equal(mine, expected) if isinstance(mine, torch.Tensor) else mine == expected
+
+
+@pytest.mark.parametrize("layout", [pack, pad])
+def test_a_batch_without_tokens_keeps_what_a_loss_needs(layout):
+    batch = layout([A, B])
+    light = batch.without_tokens()
+    assert (light.lines, light.row_tokens, light.num_pairs) == (batch.lines, batch.row_tokens, 2)
+    assert torch.equal(light.target_counts, batch.target_counts)
+    assert light.token_ids.numel() == light.target_ids.numel() == light.target_positions.numel() == 0

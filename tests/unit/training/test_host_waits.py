@@ -25,6 +25,7 @@ from minimind.model.packed_attention import SDPA, VARLEN
 from minimind.objective.losses import SigmoidLoss, build_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
+from minimind.training.jobs import global_batch
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.metrics import StepMetrics
@@ -97,17 +98,18 @@ def cached() -> CachedReference:
     return CachedReference(lines, np.zeros((len(lines), 2), np.float32), DEVICE, SimpleNamespace())
 
 
-def take_step(policy: Policy, reference, layout=pack) -> None:
+def take_step(policy: Policy, reference, layout=pack, spec="sigmoid,bco_pair:0.5") -> None:
     """A global step of two micro-batches as the training loop takes it, and a batch of an evaluation."""
-    objective = build_objective("sigmoid,bco_pair:0.5")
+    objective = build_objective(spec)
     statistics = BatchStatistics(weights_of_past=objective.statistics, world=WORLD)
-    job = DPOJob(objective=objective, reference=reference, statistics=statistics)
+    job = DPOJob(objective=objective, reference=reference, statistics=statistics, world=WORLD)
     metrics = StepMetrics(WORLD, job, {})
     batches = [layout(pairs) for pairs in PAIRS]
     with host_waits_raise():
         train_step(policy, job, batches, metrics.sums, Watch())
         metrics.add_norm(policy.grad_norm)
-        eval_step(policy, job, batches[0], [1.0, 0.0], metrics.sums)
+        if not job.whole_batch:  # whose evaluation counts its pairs on the host, once
+            eval_step(policy, job, batches[0], [1.0, 0.0], metrics.sums)
     assert all(p.grad is not None and p.grad.is_meta for p in policy.engine.parameters())
     assert metrics.sums.sums.is_meta
 
@@ -141,6 +143,12 @@ def test_a_step_of_a_hugging_face_model_needs_no_value_of_the_device(model_type)
 
 def test_a_step_with_cached_log_probs_needs_no_value_of_the_device():
     take_step(policy_of(scorer(minimind(3, moe=True), SDPA)), cached())
+
+
+def test_a_loss_of_the_global_batch_needs_no_value_of_the_device(monkeypatch):
+    monkeypatch.setattr(global_batch, "all_reduce", lambda table: table)
+    policy = policy_of(scorer(minimind(3, moe=False), SDPA))
+    take_step(policy, live(scorer(minimind(3, moe=False), SDPA)), spec="aot,aot_unpaired,beta_dpo")
 
 
 def test_padded_rows_wait_in_transformers():

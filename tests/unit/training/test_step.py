@@ -19,7 +19,7 @@ from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.jobs.job import BatchOutcome
 from minimind.training.metrics import MetricSums
-from minimind.training.step import eval_step, train_step
+from minimind.training.step import eval_step, eval_together, train_step
 
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
@@ -49,7 +49,7 @@ class Policy:
         return log_probs, torch.tensor(self.aux_loss if self.seen == 4 else 0.0)
 
     def backward(self, loss, last):
-        self.backwards.append((float(loss), last))
+        self.backwards.append((loss.item(), last))
 
     def step(self):
         if self.fails and self.backwards[-1][1]:
@@ -131,3 +131,53 @@ def test_an_evaluation_of_a_job_over_tokens_weights_each_token_as_its_example(on
     eval_step(Policy({1: -50.0}), tokens, pack([pair(1), pair(2)]), [1.0, 0.0], sums)
     metrics = sums.reduce(seconds=1.0)
     assert (metrics["loss"], metrics["targets_per_second"]) == (1.0, 6.0)
+
+
+class Varied(Policy):
+    """Gives each target minus its token's last digit, and notes how batches were scored."""
+
+    def score(self, batch):
+        self.calls.append("score")
+        log_probs = -(batch.target_ids % 10).float() * batch.lines[0] / 10
+        return log_probs.requires_grad_(torch.is_grad_enabled()), torch.zeros(())
+
+    def look_ahead(self, batches):
+        with torch.no_grad():
+            return [self.score(batch)[0] for batch in batches]
+
+    calls: list = []
+
+
+def whole_batch_job():
+    reference = SimpleNamespace(
+        score=lambda batches, per_token: [
+            ReferenceScores(sums=torch.tensor([[-1.0, -2.0 - line] for line in batch.lines])) for batch in batches
+        ]
+    )
+    return DPOJob(objective=build_objective("aot"), reference=reference, world=WORLD)
+
+
+@pytest.mark.parametrize("lines", [[[1, 2, 3, 4]], [[1, 2], [3, 4]], [[1], [2, 3, 4]]])
+def test_a_job_of_the_whole_batch_scores_a_single_micro_batch_once(lines, one_rank, monkeypatch):
+    policy, sums = Varied(), MetricSums(WORLD, whole_batch_job())
+    monkeypatch.setattr(policy, "calls", [])
+    batches = [pack([pair(line) for line in of_batch]) for of_batch in lines]
+    train_step(policy, whole_batch_job(), batches, sums, Watch())
+    assert len(policy.calls) == (1 if len(lines) == 1 else 2 * len(lines))
+    assert [last for _, last in policy.backwards] == [False] * (len(lines) - 1) + [True]
+
+
+def test_an_evaluation_of_the_whole_batch_is_one_batch(one_rank, monkeypatch):
+    """The same held-out pairs in batches of one, two and four, with one that does not count, give the same loss."""
+    found = []
+    for lines in ([[1], [1], [1], [1]], [[1, 1], [1, 1]], [[1, 1, 1, 1]]):
+        policy, ticks, sums = Varied(), [], MetricSums(WORLD, whole_batch_job())
+        monkeypatch.setattr(policy, "calls", [])
+        batches = [(pack([pair(line) for line in of_batch]), [1.0] * len(of_batch)) for of_batch in lines]
+        batches.append((pack([pair(9)]), [0.0]))
+        eval_together(policy, whole_batch_job(), batches, sums, lambda ticks=ticks: ticks.append(1))
+        assert len(ticks) == len(batches)
+        found.append(sums.reduce(seconds=1.0))
+    for metrics in found:
+        assert metrics["loss"] == pytest.approx(found[0]["loss"])
+        assert metrics["pairs_per_second"] == 4.0

@@ -11,6 +11,7 @@ import torch
 
 from minimind.objective.losses import Need, Objective, PairLosses, Part, PreferenceLoss, build_objective
 from minimind.objective.rows import ReferenceScores
+from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
 
 # Two pairs: one target in the prefix, one of chosen, one of rejected; none, two of chosen, one of rejected.
@@ -91,8 +92,8 @@ def test_a_loss_without_a_reference_gets_none():
 
     loss = Alone()
     job = job_of(loss, None)
-    assert list(job.targets([BATCH, BATCH])) == [None, None]
-    job.outcome(BATCH, LOG_PROBS, None)
+    assert [target.reference for target in job.targets([BATCH, BATCH])] == [None, None]
+    job.outcome(BATCH, LOG_PROBS, job.targets([BATCH])[0])
     assert loss.seen[0].reference is None
 
 
@@ -108,3 +109,29 @@ def test_the_console_shows_only_metrics_that_the_loss_has():
 
 def test_the_weight_of_a_batch_is_its_number_of_pairs():
     assert DPOJob(objective=build_objective("sigmoid"), reference=Reference()).size(BATCH) == 2
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_pairs_of_the_whole_batch_share_its_loss():
+    """aot of two micro-batches, by its own formula over all four pairs."""
+    objective = build_objective("aot:2,sigmoid", {"beta": 1.0, "average_log_prob": False})
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    job = DPOJob(objective=objective, reference=Reference(), world=world)
+    assert job.whole_batch
+    batches = [SimpleNamespace(**vars(BATCH), lines=lines) for lines in ((5, 2), (1, 4))]
+    log_probs = [LOG_PROBS, LOG_PROBS * 0.5]
+    targets = job.share(batches, log_probs, job.targets(batches))
+    outcomes = [job.outcome(*one) for one in zip(batches, log_probs, targets, strict=True)]
+    # Margins of the policy 2, 1 and 1, 0.5; of the reference twice 4, 2. Sorted 0.5, 1, 1, 2 and 2, 2, 4, 4.
+    loss = [-torch.nn.functional.logsigmoid(torch.tensor(float(m))).item() for m in (0.5 - 2, 1 - 2, 1 - 4, 2 - 4)]
+    found = torch.cat([outcome.metrics["loss/aot"] for outcome in outcomes]).tolist()
+    assert sorted(found) == pytest.approx(sorted(loss), rel=1e-6)
+    assert found[0] == pytest.approx(loss[3], rel=1e-6)
+    assert found[3] == pytest.approx(loss[0], rel=1e-6)
+
+
+def test_other_jobs_share_nothing():
+    job = DPOJob(objective=build_objective("sigmoid"), reference=Reference())
+    targets = job.targets([BATCH])
+    assert not job.whole_batch
+    assert super(DPOJob, job).share([BATCH], [LOG_PROBS], targets) is targets

@@ -12,7 +12,7 @@ from minimind.objective.losses import build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
 from minimind.training.events import Step
-from minimind.training.jobs.dpo import DPOJob
+from minimind.training.jobs.dpo import DPOJob, PairTargets
 from minimind.training.listeners.batch_statistics import BatchStatistics
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -77,7 +77,7 @@ def test_a_loss_gets_the_means_of_the_steps_before():
     objective = build_objective("bco_pair", {"beta": 1.0, "average_log_prob": False})
     job = DPOJob(objective=objective, reference=SimpleNamespace(), statistics=one)
     batch = SimpleNamespace(target_counts=torch.tensor([[0, 1, 1]]), num_pairs=1)
-    target = ReferenceScores(sums=torch.zeros(1, 2))
+    target = PairTargets(reference=ReferenceScores(sums=torch.zeros(1, 2)))
 
     def loss(reward):
         return job.outcome(batch, torch.tensor([reward, 0.0]), target).losses.item()

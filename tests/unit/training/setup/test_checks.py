@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Gemma3Config, LlamaConfig, MixtralConfig
+from transformers import Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 
 from minimind.config import parse_settings
 from minimind.errors import ConfigError, DataError, WeightsError
 from minimind.model.configuration import MiniMindConfig
+from minimind.objective.losses import build_objective
 from minimind.ranks.world import World
 from minimind.training.setup import checks
 from minimind.training.setup.checks import CHECKS, Draft
@@ -121,6 +122,26 @@ def test_an_attention_backend_that_cannot_exist_here():
     (error,) = checks.attention_is_available(draft("--attention", "flex"))
     assert str(error).startswith("--attention flex: ")
     assert list(checks.attention_is_available(draft("--attention", "flex", engine_resolved=False))) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ("--accumulation_steps 2", True),
+        ("--micro_batch_tokens 100", True),
+        ("", False),
+        ("--accumulation_steps 2 --dropout 0", False),
+    ],
+)
+def test_dropout_and_a_loss_of_the_global_batch(flags, refused):
+    """Several micro-batches are computed twice."""
+    source = SimpleNamespace(config=GPT2Config(attn_pdrop=0.1), origin="folder", check_fit=lambda: None)
+    flags = ("--dropout", "1", *flags.split())
+    found = list(checks.dropout_allows_a_look_ahead(draft(*flags, source=source, objective=build_objective("aot"))))
+    assert [str(one)[:31] for one in found] == ["--dropout 1: --loss aot compute"] * refused
+    for objective in (build_objective("sigmoid"), None):
+        assert list(checks.dropout_allows_a_look_ahead(draft(*flags, source=source, objective=objective))) == []
+    assert list(checks.dropout_allows_a_look_ahead(draft(*flags, objective=build_objective("aot")))) == []
 
 
 def test_start_weights_are_not_overwritten(tmp_path):

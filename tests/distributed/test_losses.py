@@ -1,0 +1,54 @@
+"""Losses of the global batch and running means do not depend on how the batch is split over ranks and micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimind import demo
+from tests.distributed.launching import metrics, train
+
+pytestmark = pytest.mark.distributed
+
+LOSS = "aot:1,aot_unpaired:0.5,beta_dpo:0.5,bco_pair:0.2,sft:0.1"
+SAME = (
+    *("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "beta"),
+    *(f"loss/{part.split(':')[0]}" for part in LOSS.split(",")),
+)
+
+
+def run(folder, data, ranks, config, *split):
+    train(
+        *("--data_path", data, "--eval_data_path", data, "--eval_interval", 2),
+        *("--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIGHT_PATH),
+        *("--dtype", "float32", "--learning_rate", 1e-3, "--max_steps", 4, "--log_interval", 1, "--save_interval", 0),
+        *("--loss", LOSS, "--average_log_prob", 0, "--save_dir", folder, *split),
+        config=config,
+        ranks=ranks,
+    ).succeeded()
+    return [*metrics(folder), *metrics(folder, "eval/loss")]
+
+
+def test_the_split_of_the_global_batch_does_not_matter(tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(lines[:35]), encoding="utf-8")
+    whole = run(tmp_path / "whole", data, 1, "zero2", "--batch_size", 8)
+    assert {entry["step"] for entry in whole} == {0, 1, 2, 3, 4}
+    # The shift of bco_pair and the running mean of beta_dpo matter from the second step on.
+    assert whole[-1]["eval/beta"] != pytest.approx(0.1, rel=1e-3)
+    for number, (ranks, config, split) in enumerate(
+        (
+            (1, "zero2", ("--batch_size", 2, "--accumulation_steps", 4)),
+            (2, "zero2", ("--batch_size", 4)),
+            (2, "zero3", ("--batch_size", 2, "--accumulation_steps", 2)),
+            (2, "zero3", ("--batch_size", 4, "--micro_batch_tokens", 150)),
+        )
+    ):
+        other = run(tmp_path / str(number), data, ranks, config, *split)
+        assert len(other) == len(whole)
+        for one, expected in zip(other, whole, strict=True):
+            prefix = "eval/" if "eval/loss" in expected else ""
+            names = [prefix + name for name in SAME if prefix + name in expected]
+            assert len(names) >= len(SAME) - 1
+            for name in names:
+                assert one[name] == pytest.approx(expected[name], rel=2e-4, abs=1e-5), (number, expected["step"], name)
