@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -125,16 +126,28 @@ def tokenize(
     batches = _batched(source.rows(), _ROWS_PER_TASK)
     first = list(itertools.islice(batches, _MIN_ROWS_FOR_WORKERS // _ROWS_PER_TASK))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
-    if sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2:
+    small = sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2
+    pool = None if small else _start_pool(workers, encoder, limit, shapes)
+    if pool is None:
         for batch in itertools.chain(first, batches):
             yield _encode_rows(encoder, limit, shapes, batch)
         return
-    # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder, limit, shapes)) as pool:
+    with pool:
         with _without_interrupts():
             chunks = pool.map(_run_task, itertools.chain(first, batches))
         yield from chunks
+
+
+def _start_pool(workers: int, *given: Any) -> ProcessPoolExecutor | None:
+    """Worker processes; None, after a warning, if the system has no room for what they need to talk to each other."""
+    # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
+    context = multiprocessing.get_context("spawn")
+    try:
+        return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=given)
+    except OSError as error:
+        # Python keeps semaphores in /dev/shm.
+        warnings.warn(f"one process tokenises, which is slower: /dev/shm cannot be used ({error})", stacklevel=2)
+        return None
 
 
 @contextlib.contextmanager

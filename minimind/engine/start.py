@@ -8,10 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import time
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -19,19 +16,16 @@ import torch.distributed as dist
 import transformers
 from deepspeed.accelerator import get_accelerator
 
-from minimind.engine.patches.registry import select_patches
-from minimind.engine.patches.shared_memory import share_memory
-from minimind.errors import ConfigError
+from minimind.engine.patches.buffers import Reservation
+from minimind.engine.patches.compiles import guard_compiles
+from minimind.engine.patches.registry import PatchSelection, select_patches
+from minimind.engine.patches.shared_memory import reserve_memory, share_memory
 from minimind.ranks.collectives import EXTRA_TIMEOUT, barrier
 from minimind.ranks.launchers import check_devices, connect, join, launcher_pids, rank_variables
 from minimind.ranks.process import RankContext
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 
-# DeepSpeed compiles an op in well under a minute. An older lock was left by a compile that was killed.
-_STALE_LOCK_SECONDS = 300
-# DeepSpeed's ops that a run may compile.
-_COMPILED_OPS = ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "async_io")
 # Matrix product shapes that the CPU's library remembers: those of a few steps.
 _CACHED_PRIMITIVES = 128
 
@@ -45,7 +39,7 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
         disable_patches: value of --disable_patches.
 
     Raises:
-        ConfigError: a killed compile has left a lock that every rank would wait for.
+        ConfigError: DeepSpeed cannot compile what the ranks need, or its shared memory does not fit.
         LaunchError: the environment is incomplete, ranks are missing, or their devices do not match.
     """
     _silence_warnings()
@@ -59,9 +53,6 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     watch.listen(local_rank, launchers)
     if device == "cpu":
         limit_primitive_cache()
-    check_compile_locks(compiled_ops_folder(os.environ), agreed=local_rank != 0)
-    if os.environ["RANK"] == "0" and device == "cpu":
-        _announce_first_compile(compiled_ops_folder(os.environ))
     rank, store, peers = join(timeout, device, 0 if device == "cpu" else accelerator.device_count())
     watch.begin(store, connect(timeout), peers, rank, timeout)
     # If the devices do not match, rank 0 ends and its store with it. All ranks must have read their peers before.
@@ -69,7 +60,9 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     check_devices(peers)
     if device != "cpu":
         accelerator.set_device(local_rank)
-    _join_process_groups(store, rank, len(peers), timeout)
+    patches = select_patches(disable_patches, speaks=rank == 0)
+    guard_compiles(patches)
+    reservation = _join_process_groups(store, rank, len(peers), timeout, patches)
     world = World(
         rank=rank,
         local_rank=local_rank,
@@ -80,8 +73,8 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     )
     # After it DeepSpeed's communication is initialised on every rank.
     barrier()
-    if world.on_cpu:
-        share_memory(world.rank, world.size, select_patches(disable_patches, speaks=world.is_main))
+    if reservation is not None:
+        share_memory(reservation, rank, world.size, patches)
     return RankContext(world=world, watch=watch)
 
 
@@ -95,40 +88,6 @@ def limit_primitive_cache() -> None:
     # The first is read by oneDNN itself, the second by torch's own cache in front of it.
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(_CACHED_PRIMITIVES))
-
-
-def compiled_ops_folder(environ: Mapping[str, str]) -> Path:
-    """The folder in which torch keeps compiled extensions, DeepSpeed's ops among them."""
-    # Imported only here: the module loads setuptools.
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return Path(environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-
-
-def check_compile_locks(folder: Path, *, agreed: bool) -> None:
-    """Refuse a lock that a killed compile has left: every run would wait for it without a message.
-
-    Args:
-        folder: torch's folder of compiled extensions.
-        agreed: another rank of this machine raises the same error.
-
-    Raises:
-        ConfigError: names the lock.
-    """
-    for op in _COMPILED_OPS:
-        for lock in folder.glob(f"**/{op}/lock"):
-            age = time.time() - lock.stat().st_mtime
-            if age > _STALE_LOCK_SECONDS:
-                raise ConfigError(
-                    f"{lock}: lock of a compile that never ended ({age / 60:.0f} minutes old); every run would wait "
-                    "for it for ever. Delete the file.",
-                    agreed=agreed,
-                )
-
-
-def _announce_first_compile(folder: Path) -> None:
-    if not any(folder.rglob("deepspeed_shm_comm.so")):
-        print("First run on this machine: DeepSpeed compiles its CPU communication, about half a minute", flush=True)
 
 
 def _silence_warnings() -> None:
@@ -154,12 +113,17 @@ def bound_device(size: int) -> torch.device | None:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _join_process_groups(store: dist.Store, rank: int, size: int, timeout: float) -> None:
-    """Create torch's process group on our store, and let DeepSpeed use it."""
+def _join_process_groups(
+    store: dist.Store, rank: int, size: int, timeout: float, patches: PatchSelection
+) -> Reservation | None:
+    """Create torch's process group on our store, and let DeepSpeed use it; returns the room for its shared memory."""
     limit = datetime.timedelta(seconds=timeout + EXTRA_TIMEOUT)
     backend = get_accelerator().communication_backend_name()
     # Torch's keys get a prefix of their own, apart from the watch's.
     group_store = dist.PrefixStore("group", store)
     device = bound_device(size)
     dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit, device_id=device)
+    on_cpu = get_accelerator().device_name() == "cpu"
+    reservation = reserve_memory(rank, size, patches) if on_cpu else None
     deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
+    return reservation

@@ -30,6 +30,7 @@ every_folder = pytest.mark.parametrize("folder", FOLDERS)
 # Flags of launchers and of other scripts that the READMEs mention.
 OTHER_FLAGS = {
     *("num_gpus", "hostfile", "no_ssh", "node_rank", "master_addr", "master_port"),  # deepspeed
+    "shm-size",  # docker
     *("nnodes", "nproc-per-node", "node-rank", "master-addr", "master-port"),  # torchrun
     *("data", "tokenizer", "steps", "rounds", "out", "runs"),  # tests/benchmarks
     *("index-url", "logdir", "help"),  # pip, tensorboard

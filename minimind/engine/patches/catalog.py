@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from minimind.engine.patches.buffers import SKIP_BUFFERS
 from minimind.engine.patches.checkpoint_io import COLLECT_WRITE_FAILURES, DEFER_LOAD_EPILOGUE
+from minimind.engine.patches.compiles import GUARD_COMPILES
 from minimind.engine.patches.first_step import COMPARE_FIRST_STEP
 from minimind.engine.patches.optimizer import (
     CAST_GRADIENTS_ONCE,
@@ -19,6 +21,8 @@ PATCHES = (
     SKIP_UNNEEDED_CLIPPING,
     CAST_GRADIENTS_ONCE,
     COMPARE_FIRST_STEP,
+    GUARD_COMPILES,
+    SKIP_BUFFERS,
     SHARE_MEMORY,
     FILL_OWN_SHARDS,
     COLLECT_WRITE_FAILURES,

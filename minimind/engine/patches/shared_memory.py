@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minimind.engine.patches.buffers import Reservation, skip_buffers
 from minimind.engine.patches.registry import Patch, PatchSelection, find
+from minimind.errors import ConfigError
 
 # DeepSpeed's communication backend; None before `init_distributed`.
 _BACKEND = "deepspeed.comm.comm:cdb"
@@ -41,52 +42,61 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _KERNEL_LEVEL = 2
 # Below 256 KiB sockets are as fast. DeepSpeed's sum counts bytes in 32 bits, so it gets at most 1 GiB at a time.
 _MIN_BYTES, _MAX_BYTES = 2**18, 2**30
-# Size of a rank's buffer file: two states, and two areas each for small and for large tensors. DeepSpeed does not
-# notice that /dev/shm was full when it made the file; the file is then smaller.
-_BUFFER_BYTES = 8 + 2 * (2**20 + 2**25)
 
 
-def share_memory(rank: int, size: int, patches: PatchSelection) -> None:
-    """Let DeepSpeed's engines communicate through shared memory if every rank can. All ranks must call.
+def reserve_memory(rank: int, size: int, patches: PatchSelection) -> Reservation | None:
+    """Make room for DeepSpeed's buffers, or keep it from making them; before its `init_distributed`. All ranks call.
 
-    It needs all ranks on one machine and a launcher that says so (deepspeed sets LOCAL_SIZE).
-
-    The names of the buffer files are removed: DeepSpeed never deletes them, and each rank of each run would leave
-    66 MiB in memory until the machine restarts. A mapped file stays usable without a name, and its memory is freed when
-    the last process ends, in whatever way.
+    Shared memory needs all ranks on one machine and a launcher that says so (deepspeed sets LOCAL_SIZE).
 
     Args:
         rank: this process.
         size: world size.
         patches: which patches the run uses.
+
+    Returns:
+        This rank's reservation; None if the ranks do not share memory.
+
+    Raises:
+        ConfigError: on all ranks, if the buffers do not fit and DeepSpeed cannot be kept from making them.
     """
-    possible = size > 1 and _is_usable(rank, size)
+    is_made = os.environ.get("LOCAL_SIZE") == str(size)
+    # The ranks' flags in memory rely on the order in which x86 makes writes visible.
+    wanted = is_made and size > 1 and platform.machine() in ("x86_64", "AMD64") and patches.uses(SHARE_MEMORY)
+    if (not wanted and skip_buffers(patches)) or not is_made:
+        return None
+    reservation = Reservation(rank, size)
+    if reservation.problem is None:
+        return reservation
+    if not skip_buffers(patches):
+        raise ConfigError(f"DeepSpeed's shared memory does not fit: {reservation.problem}", agreed=True)
+    patches.report(f"  the ranks communicate through sockets, which is slower: {reservation.problem}")
+    return None
+
+
+def share_memory(reservation: Reservation, rank: int, size: int, patches: PatchSelection) -> None:
+    """Let DeepSpeed's engines communicate through shared memory if every rank can. All ranks must call.
+
+    The names of the buffer files are removed: DeepSpeed never deletes them, and each rank of each run would leave
+    66 MiB in memory until the machine restarts.
+
+    Args:
+        reservation: of this rank, by `reserve_memory`.
+        rank, size, patches: as there.
+    """
     backend = find(_BACKEND)
-    usable = torch.tensor(int(possible and patches.uses(SHARE_MEMORY, backend)))
+    usable = torch.tensor(int(_is_usable(backend) and patches.uses(SHARE_MEMORY, backend)))
     # Also a barrier: after it every rank has opened the other ranks' buffers, so their names can go.
     dist.all_reduce(usable, op=dist.ReduceOp.MIN)
     if usable:
         _SharedCollectives(backend, rank, size).install()
-    _buffer_file(rank).unlink(missing_ok=True)
+    reservation.release()
 
 
-def _buffer_file(rank: int) -> Path:
-    """DeepSpeed's name of a rank's buffer file."""
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    return Path("/dev/shm") / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-
-
-def _is_usable(rank: int, size: int) -> bool:
-    """Whether this rank's buffer is complete, and DeepSpeed's sum has code for this processor."""
-    # The ranks' flags in memory rely on the order in which x86 makes writes visible.
-    if platform.machine() not in ("x86_64", "AMD64") or os.environ.get("LOCAL_SIZE") != str(size):
-        return False
-    if not hasattr(torch.ops.deepspeed, "inference_all_reduce_"):
-        return False
-    if getattr(find(_BACKEND), "shm_vector_kernel_level", 0) < _KERNEL_LEVEL:
-        return False
-    buffer = _buffer_file(rank)
-    return buffer.exists() and buffer.stat().st_size >= _BUFFER_BYTES
+def _is_usable(backend: Any) -> bool:
+    """Whether DeepSpeed's sum is loaded and has code for this processor."""
+    loaded = hasattr(torch.ops.deepspeed, "inference_all_reduce_")
+    return loaded and getattr(backend, "shm_vector_kernel_level", 0) >= _KERNEL_LEVEL
 
 
 class _CompletedWork:

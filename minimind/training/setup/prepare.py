@@ -133,10 +133,17 @@ def input_paths(config: DPOConfig) -> dict[str, Path]:
 
 
 def cache_dir(config: DPOConfig) -> Path:
-    """Folder of tokenised data and cached reference log-probs."""
+    """Folder of tokenised data and cached reference log-probs.
+
+    Raises:
+        ConfigError: it is not given, and the user has no home directory.
+    """
     if config.data.cache_dir:
         return Path(config.data.cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
+    except RuntimeError as error:
+        raise ConfigError("there is no home directory (HOME) to cache tokenised data in; give --cache_dir") from error
 
 
 def reference_path(config: DPOConfig) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import multiprocessing.synchronize
 import signal
 from concurrent.futures import ProcessPoolExecutor
 
@@ -178,6 +179,20 @@ def test_worker_processes_give_the_same_chunks_and_get_no_interrupts(two_cores, 
     assert [row.line for chunk in serial for row in chunk.bad] == [36]
     assert [line for chunk in serial for line in chunk.lines] == [n for n in range(1, 41) if n not in (6, 36)]
     assert plain(parallel) == plain(serial)
+
+
+def test_without_room_for_semaphores_this_process_tokenises(two_cores, many_rows, tokenizer, monkeypatch):
+    """/dev/shm is full: the operating system makes no semaphore."""
+
+    def no_room(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", no_room)
+    encoder, limit = TurnEncoder(tokenizer, OPTIONS), LengthLimit(max_length=64)
+    serial = list(tokenize(open_source(many_rows), encoder, limit, num_workers=0))
+    with pytest.warns(UserWarning, match=r"one process tokenises.*/dev/shm.*No space left"):
+        chunks = list(tokenize(open_source(many_rows), encoder, limit, num_workers=2))
+    assert plain(chunks) == plain(serial)
 
 
 @pytest.mark.parametrize(

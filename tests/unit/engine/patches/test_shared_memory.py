@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from deepspeed.comm import comm
 
 from minimind.engine.patches import shared_memory
 from minimind.engine.patches.registry import PatchSelection
-from minimind.engine.patches.shared_memory import share_memory
+from minimind.engine.patches.shared_memory import reserve_memory
+from minimind.errors import ConfigError
 
 
 @pytest.fixture
@@ -81,25 +81,62 @@ def test_all_gather_copies_the_own_part_before_the_sum(memory):
     assert (out == 6.0).all()
 
 
-def test_single_rank_shares_nothing_and_removes_its_buffer_file(one_rank, tmp_path, monkeypatch):
-    path = tmp_path / "buffer"
-    path.touch()
-    monkeypatch.setattr(shared_memory, "_buffer_file", lambda rank: path)
-    share_memory(0, 1, PatchSelection(report=pytest.fail))
-    assert not path.exists()
+@pytest.fixture
+def around(monkeypatch):
+    """What `reserve_memory` calls: whether the buffers fit, and whether DeepSpeed can be kept from making them."""
+    calls = []
+
+    def make(fits=True, skips=True):
+        def reservation(rank, size):
+            calls.append("reserve")
+            return SimpleNamespace(problem=None if fits else "no room")
+
+        monkeypatch.setattr(shared_memory, "Reservation", reservation)
+        monkeypatch.setattr(shared_memory, "skip_buffers", lambda patches: (calls.append("skip"), skips)[1])
+        monkeypatch.setattr(shared_memory.platform, "machine", lambda: "x86_64")
+        monkeypatch.setenv("LOCAL_SIZE", "2")
+        return calls
+
+    return make
 
 
-@pytest.mark.parametrize(("size", "usable"), [(8 + 2 * (2**20 + 2**25), True), (2**20, False), (None, False)])
-def test_buffer_of_a_full_disk_is_not_used(size, usable, tmp_path, monkeypatch):
-    path = tmp_path / "buffer"
-    if size is not None:
-        with path.open("wb") as file:
-            file.truncate(size)
-    monkeypatch.setattr(shared_memory, "_buffer_file", lambda rank: path)
-    monkeypatch.setattr(shared_memory.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(comm, "cdb", SimpleNamespace(shm_vector_kernel_level=2))
-    monkeypatch.setattr(torch.ops, "deepspeed", SimpleNamespace(inference_all_reduce_=None), raising=False)
-    monkeypatch.setenv("LOCAL_SIZE", "2")
-    assert shared_memory._is_usable(0, 2) is usable
-    monkeypatch.setenv("LOCAL_SIZE", "1")  # the other ranks are on another machine
-    assert shared_memory._is_usable(0, 2) is False
+def test_memory_is_reserved_for_ranks_of_one_machine(around):
+    calls = around()
+    assert reserve_memory(0, 2, PatchSelection(report=pytest.fail)).problem is None
+    assert calls == ["reserve"]
+
+
+@pytest.mark.parametrize(
+    ("size", "local_size", "machine"),
+    [(1, "1", "x86_64"), (2, "1", "x86_64"), (2, None, "x86_64"), (2, "2", "aarch64")],
+    ids=["one rank", "two machines", "a launcher that does not say", "another processor"],
+)
+def test_deepspeed_is_kept_from_memory_that_the_ranks_cannot_share(size, local_size, machine, around, monkeypatch):
+    calls = around()
+    monkeypatch.setattr(shared_memory.platform, "machine", lambda: machine)
+    if local_size is None:
+        monkeypatch.delenv("LOCAL_SIZE")
+    else:
+        monkeypatch.setenv("LOCAL_SIZE", local_size)
+    assert reserve_memory(0, size, PatchSelection(report=pytest.fail)) is None
+    assert calls == ["skip"]
+
+
+def test_memory_that_does_not_fit_is_said_and_left_out(around):
+    calls, said = around(fits=False), []
+    assert reserve_memory(0, 2, PatchSelection(report=said.append)) is None
+    assert calls == ["reserve", "skip"]
+    assert said == ["  the ranks communicate through sockets, which is slower: no room"]
+
+
+def test_memory_that_does_not_fit_ends_the_run_if_deepspeed_would_write_it(around):
+    around(fits=False, skips=False)
+    with pytest.raises(ConfigError, match="no room"):
+        reserve_memory(0, 2, PatchSelection(report=pytest.fail))
+
+
+@pytest.mark.parametrize(("loaded", "level", "usable"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_sum_needs_code_for_the_processor(loaded, level, usable, monkeypatch):
+    ops = SimpleNamespace(**({"inference_all_reduce_": None} if loaded else {}))
+    monkeypatch.setattr(torch.ops, "deepspeed", ops, raising=False)
+    assert shared_memory._is_usable(SimpleNamespace(shm_vector_kernel_level=level)) is usable

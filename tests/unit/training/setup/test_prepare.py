@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,15 @@ def test_cache_dir_follows_the_flag_then_the_environment(monkeypatch, tmp_path):
     assert cache_dir(parse_settings([]).config) == tmp_path / "minimind"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir(parse_settings([]).config) == Path.home() / ".cache" / "minimind"
+
+
+def test_missing_home_directory_is_said_with_the_flag(monkeypatch):
+    """As in a container for a user without HOME and without an entry among the users."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match=r"no home directory \(HOME\).*give --cache_dir"):
+        cache_dir(parse_settings([]).config)
 
 
 def test_the_reference_s_file_follows_the_flag():
