@@ -45,6 +45,23 @@ def row_sums(log_probs: Tensor, target_counts: Tensor) -> Tensor:
     return sums[:, :1] + sums[:, 1:]
 
 
+def head_sums(log_probs: Tensor, target_counts: Tensor) -> Tensor:
+    """Summed log-prob of each row's head: as many of its first targets as the shorter row of the pair has.
+
+    Args:
+        log_probs: (K,) in the batch's target order, as in `row_sums`.
+        target_counts: (N, 3) int64.
+
+    Returns: (N, 2): chosen, rejected. The head of the shorter row is the whole row.
+    """
+    prefix, own = target_counts[:, :1], target_counts[:, 1:]
+    # The prefix is in both heads, so they end after equally many targets of the rest.
+    head = own.amin(1, keepdim=True)
+    lengths = torch.cat((prefix, head, own[:, :1] - head, head, own[:, 1:] - head), 1)
+    sums = torch.segment_reduce(log_probs, "sum", lengths=lengths.flatten(), initial=0, unsafe=True).view(-1, 5)
+    return sums[:, :1] + sums[:, 1:4:2]
+
+
 def row_lengths(target_counts: Tensor) -> Tensor:
     """Number of targets in each row: (N, 3) int64 counts -> (N, 2) int64: chosen, rejected."""
     return target_counts[:, :1] + target_counts[:, 1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minimind.objective.rows import row_lengths, row_log_probs
+from minimind.objective.rows import head_sums, row_lengths, row_log_probs
 
 # Two pairs. First: one target in the prefix, two of chosen, one of rejected. Second: one of chosen.
 LOG_PROBS = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
@@ -15,6 +15,15 @@ COUNTS = torch.tensor([[1, 2, 1], [0, 1, 0]])
 def test_row_sums_by_hand():
     # -1 - 2 - 3 and -1 - 4 (the prefix counts for both); -5 and nothing
     assert row_log_probs(LOG_PROBS, COUNTS, average_log_prob=False).tolist() == [[-6.0, -5.0], [-5.0, 0.0]]
+
+
+def test_head_sums_by_hand():
+    """The first pair's rejected row has 2 targets: -1 - 2 and -1 - 4. The second's has none, so heads are empty."""
+    log_probs = LOG_PROBS.clone().requires_grad_()
+    heads = head_sums(log_probs, COUNTS)
+    assert heads.tolist() == [[-3.0, -5.0], [0.0, 0.0]]
+    (heads * torch.tensor([1.0, 10.0])).sum().backward()
+    assert log_probs.grad.tolist() == [11.0, 1.0, 0.0, 10.0, 0.0]
 
 
 def test_counts_are_not_checked():

@@ -21,10 +21,25 @@ def sigmoid(x: float) -> float:
     return math.exp(log_sigmoid(x))
 
 
+# Log-prob of each target of a prefix.
+PREFIX = -0.5
+
+
 def scores(sums: Sequence[Sequence[float]] | Tensor, counts: Sequence[Sequence[int]] | None = None) -> PairScores:
     """Summed log-probs (N, 2) in float64; counts (N, 3), one target in each row if not given."""
     tensor = torch.as_tensor(sums, dtype=torch.float64)
-    return PairScores(sums=tensor, target_counts=torch.tensor(counts or [[0, 1, 1]] * len(tensor)))
+    return with_tokens(tensor, torch.tensor(counts or [[0, 1, 1]] * len(tensor)))
+
+
+def with_tokens(sums: Tensor, counts: Tensor) -> PairScores:
+    """Single targets that add up to the sums, with the gradient of these; after the prefix they grow in size."""
+    tokens = []
+    for pair, (prefix, *own) in enumerate(counts.tolist()):
+        tokens.append(torch.full((prefix,), PREFIX, dtype=sums.dtype, device=sums.device))
+        for row, count in enumerate(own):
+            shares = torch.arange(1, count + 1, device=sums.device) / (count * (count + 1) / 2)
+            tokens.append((sums[pair, row] - prefix * PREFIX) * shares.to(sums.dtype))
+    return PairScores(sums=sums, target_counts=counts, per_token=torch.cat(tokens))
 
 
 def inputs(
@@ -50,7 +65,7 @@ def values(loss: PreferenceLoss, given: LossInputs) -> list[float]:
 def slopes(loss: Callable[[LossInputs], object], given: LossInputs) -> Tensor:
     """(N, 2) derivative of each pair's loss in its own log-probs, by autograd."""
     sums = given.policy.sums.clone().requires_grad_()
-    policy = PairScores(sums=sums, target_counts=given.policy.target_counts)
+    policy = with_tokens(sums, given.policy.target_counts)
     result = loss(LossInputs(policy=policy, reference=given.reference, statistics=given.statistics))
     (gradient,) = torch.autograd.grad(result.losses.sum(), sums)
     return gradient
@@ -65,7 +80,7 @@ def differences(loss: Callable[[LossInputs], object], given: LossInputs, step: f
             for sign in (1, -1):
                 sums = given.policy.sums.clone()
                 sums[pair, row] += sign * step
-                policy = PairScores(sums=sums, target_counts=given.policy.target_counts)
+                policy = with_tokens(sums, given.policy.target_counts)
                 shifted = LossInputs(policy=policy, reference=given.reference, statistics=given.statistics)
                 total.append(loss(shifted).losses.sum().item())
             found[pair, row] = (total[0] - total[1]) / (2 * step)

@@ -10,7 +10,7 @@ import torch
 
 from minimind.objective.losses import LossInputs, Need, PairScores, loss_class, loss_names
 from minimind.objective.losses.bases import logistic
-from tests.unit.objective.losses.pairs import LN2, differences, inputs, log_sigmoid, slopes
+from tests.unit.objective.losses.pairs import LN2, differences, inputs, log_sigmoid, slopes, with_tokens
 from tests.unit.training.host_waits import DEVICE, host_waits_raise
 
 COUNTS = [[2, 3, 1], [0, 4, 2], [1, 1, 5], [3, 2, 2]]
@@ -52,8 +52,8 @@ def test_a_loss_returns_what_it_declares(loss):
 
 def test_only_the_losses_carry_a_gradient(loss):
     given = random_inputs(2)
-    given.policy.sums.requires_grad_()
-    result = loss(given)
+    policy = with_tokens(given.policy.sums.requires_grad_(), given.policy.target_counts)
+    result = loss(dataclasses.replace(given, policy=policy))
     assert result.losses.requires_grad
     assert not any(values.requires_grad for values in (*result.metrics.values(), *result.statistics.values()))
 
@@ -62,8 +62,8 @@ def test_float32_agrees_with_float64(loss):
     given = random_inputs(3)
     single = dataclasses.replace(
         given,
-        policy=dataclasses.replace(given.policy, sums=given.policy.sums.float()),
-        reference=dataclasses.replace(given.reference, sums=given.reference.sums.float()),
+        policy=with_tokens(given.policy.sums.float(), given.policy.target_counts),
+        reference=with_tokens(given.reference.sums.float(), given.reference.target_counts),
     )
     assert loss(single).losses.dtype == torch.float32
     torch.testing.assert_close(loss(single).losses.double(), loss(given).losses, rtol=2e-5, atol=1e-5)
@@ -89,12 +89,13 @@ def test_a_loss_that_needs_no_reference_ignores_it(loss):
 def test_a_loss_needs_no_value_of_the_device(loss):
     """Else the host would wait for a GPU in every step."""
     counts = torch.ones(4, 3, dtype=torch.int64, device=DEVICE)
-    policy, reference = (PairScores(sums=torch.zeros(4, 2, device=DEVICE), target_counts=counts) for _ in range(2))
-    policy.sums.requires_grad_()
+    zeros = {"sums": torch.zeros(4, 2, device=DEVICE), "per_token": torch.zeros(12, device=DEVICE)}
+    reference = PairScores(target_counts=counts, **zeros)
+    policy = PairScores(target_counts=counts, **{name: one.clone().requires_grad_() for name, one in zeros.items()})
     means = {name: torch.zeros((), device=DEVICE) for name in loss.statistics}
     with host_waits_raise():
         loss(LossInputs(policy=policy, reference=reference, statistics=means)).losses.sum().backward()
-    assert policy.sums.grad.is_meta
+    assert any(one.grad is not None and one.grad.is_meta for one in (policy.sums, policy.per_token))
 
 
 def test_the_docstring_has_title_paper_and_formula(loss):
