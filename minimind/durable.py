@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 _BLOCK = 1 << 20
@@ -66,8 +67,11 @@ def append_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def checksum(path: Path) -> int:
+def checksum(path: Path, on_block: Callable[[], object] = lambda: None) -> int:
     """CRC-32 of a file: finds damage by disks and programs, not by an attacker; a gigabyte takes about a second.
+
+    Args:
+        on_block: called for each block that is read.
 
     Raises:
         OSError: the file cannot be read.
@@ -76,4 +80,5 @@ def checksum(path: Path) -> int:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
+            on_block()
     return value

@@ -9,6 +9,7 @@ The arrays of a table are the same under every policy, except that `cut_prompt` 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -120,7 +121,9 @@ def _needed(table: PairTable) -> NDArray[np.int64]:
 
 
 def _bad_rows_problem(table: PairTable) -> str:
-    listed = _listed([f"{table.source.row(row.line)}: {row.reason}" for row in table.bad[:_SHOWN]], len(table.bad))
+    listed = _listed(
+        [f"{table.source.row(row.line)}: {row.reason}" for row in itertools.islice(table.bad, _SHOWN)], len(table.bad)
+    )
     return (
         f"{table.source.name}: {len(table.bad)} of {table.total_rows} rows cannot be trained on:\n{listed}\n"
         "Correct the rows, or omit them with --on_bad_row skip."
@@ -151,7 +154,7 @@ def _nothing_left(table: PairTable, on_long_row: str) -> str:
     """Why no pair is left to train on."""
     summary, reasons = summarize_lengths(table), []
     if table.bad:
-        first = table.bad[0]
+        first = next(iter(table.bad))
         reasons.append(f"{len(table.bad)} are wrong, the first in {table.source.row(first.line)}: {first.reason}")
     if on_long_row == SKIP and summary.too_long:
         reasons.append(f"{summary.too_long} are longer than --max_seq_len {summary.limit}; {summary.advice}")

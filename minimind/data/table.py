@@ -1,6 +1,6 @@
 """The tokenised pairs of one source as flat arrays.
 
-    table_cache.py -> PairTable -> PreferencePair
+    table_files.py -> PairTable -> PreferencePair
 
 Letters: n pairs of the source, of which `selected` are trained on.
 """
@@ -8,7 +8,7 @@ Letters: n pairs of the source, of which `selected` are trained on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ class PairTable:
     identities: NDArray[np.uint64]
     cuts: NDArray[np.uint8]
     max_length: int
-    bad: tuple[BadRow, ...]
+    bad: Collection[BadRow]
     counts: Mapping[str, int]
     shapes: Mapping[str, int]
     unused: Mapping[str, int]

@@ -1,23 +1,20 @@
 """Tokenises the rows of a source, in worker processes if there are many.
 
-    rows (sources/) -> parse_rows (shapes/) -> encode_pair (pairs.py) -> chunks of flat arrays, in file order
+    rows (sources/) -> tasks of consecutive rows -> parse_rows (shapes/) -> encode_pair (pairs.py)
+                    -> chunks of flat arrays, in file order
 
-A row that cannot be used becomes a `BadRow` of its chunk; it does not stop the others.
+Memory does not depend on the number of rows. A row that cannot be used becomes a `BadRow` of its chunk; it does not
+stop the others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import itertools
-import multiprocessing
 import os
-import signal
-import threading
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +28,7 @@ from minimind.data.rows import BadRow, PreferenceRow
 from minimind.data.shapes import ShapeOptions, parse_rows
 from minimind.data.sources import Content, RowError, Source
 from minimind.data.tool_arguments import fit_arguments
+from minimind.data.worker_pool import run_in_order
 
 # Names in `Chunk.counts`: rows of the source; pairs whose tokens or mask differ from those of MiniMind's rule; and
 # pairs whose messages of the role `developer` were read as system messages.
@@ -39,11 +37,11 @@ ROWS, OTHER_MASK, DEVELOPER = "rows", "other_mask", "developer"
 # left; the pair is one of `Chunk.bad`.
 PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
 _ROWS_PER_TASK = 256
-# A task of long rows has fewer, so that a few tasks fit into memory.
-_BYTES_PER_TASK = 2**23
+# A task of long rows has fewer, so that many tasks fit into memory.
+_BYTES_PER_TASK = 2**21
 _DEFAULT_SHAPES = ShapeOptions()
-# Below this number of rows, starting worker processes takes longer than they save.
-_MIN_ROWS_FOR_WORKERS = 4 * _ROWS_PER_TASK
+# Up to this number of tasks, starting worker processes takes longer than they save.
+_TASKS_OF_THIS_PROCESS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,7 @@ class Chunk:
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
         shapes: number of rows of each shape, by its name in `SHAPES`.
         unused: number of rows of everything that is not used, e.g. of a column.
+        bytes_read: how much of the source's files was read, up to and including these rows.
     """
 
     tokens: NDArray[np.int32]
@@ -79,29 +78,15 @@ class Chunk:
     counts: Mapping[str, int]
     shapes: Mapping[str, int]
     unused: Mapping[str, int]
+    bytes_read: int
 
 
-# Set once per worker process: sending the tokenizer with every task would cost more than the task.
-_worker: tuple[ConversationEncoder, LengthLimit, ShapeOptions] | None = None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Task:
+    """Consecutive rows with their numbers, and the bytes of the source's files that were read up to them."""
 
-
-def _start_worker(encoder: ConversationEncoder, limit: LengthLimit, shapes: ShapeOptions) -> None:
-    global _worker
-    _worker = encoder, limit, shapes
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """Exit when the parent process dies: after a kill, a worker of the pool would wait forever for its next task."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _run_task(rows: list[tuple[int, Content]]) -> Chunk:
-    assert _worker is not None
-    return _encode_rows(*_worker, rows)
+    rows: list[tuple[int, Content]]
+    bytes_read: int
 
 
 def tokenize(
@@ -111,6 +96,8 @@ def tokenize(
     shapes: ShapeOptions = _DEFAULT_SHAPES,
     *,
     num_workers: int,
+    skip: int = 0,
+    on_read: Callable[[], object] = lambda: None,
 ) -> Iterator[Chunk]:
     """Yield the chunks of a source, in its order.
 
@@ -119,76 +106,61 @@ def tokenize(
         shapes: how rows are read.
         num_workers: largest number of worker processes; the number of cores is another limit. Fewer than 2, or a
             small source: this process does the work.
+        skip: number of rows at the start that are left out.
+        on_read: called for each block that is read of a file.
 
     Raises:
         DataError: a file is missing, unreadable or empty.
     """
-    batches = _batched(source.rows(), _ROWS_PER_TASK)
-    first = list(itertools.islice(batches, _MIN_ROWS_FOR_WORKERS // _ROWS_PER_TASK))
+    encode = functools.partial(_encode_rows, encoder, limit, shapes)
+    tasks = _tasks(source, skip, on_read)
+    first = list(itertools.islice(tasks, _TASKS_OF_THIS_PROCESS + 1))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
-    small = sum(map(len, first)) < _MIN_ROWS_FOR_WORKERS or workers < 2
-    pool = None if small else _start_pool(workers, encoder, limit, shapes)
-    if pool is None:
-        for batch in itertools.chain(first, batches):
-            yield _encode_rows(encoder, limit, shapes, batch)
-        return
-    with pool:
-        with _without_interrupts():
-            chunks = pool.map(_run_task, itertools.chain(first, batches))
-        yield from chunks
+    tasks = itertools.chain(first, tasks)
+    if len(first) <= _TASKS_OF_THIS_PROCESS or workers < 2:
+        yield from map(encode, tasks)
+    else:
+        yield from run_in_order(encode, tasks, workers)
 
 
-def _start_pool(workers: int, *given: Any) -> ProcessPoolExecutor | None:
-    """Worker processes; None, after a warning, if the system has no room for what they need to talk to each other."""
-    # Not fork: this process may already have threads (torch, gloo), and a forked child inherits their locks as held.
-    context = multiprocessing.get_context("spawn")
-    try:
-        return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=given)
-    except OSError as error:
-        # Python keeps semaphores in /dev/shm.
-        warnings.warn(f"one process tokenises, which is slower: /dev/shm cannot be used ({error})", stacklevel=2)
-        return None
+def _tasks(source: Source, skip: int, on_read: Callable[[], object]) -> Iterator[_Task]:
+    """Tasks of `_ROWS_PER_TASK` rows, or of fewer that are long."""
+    bytes_read = 0
+
+    def count(number: int) -> None:
+        nonlocal bytes_read
+        bytes_read += number
+        on_read()
+
+    rows: list[tuple[int, Content]] = []
+    size = 0
+    for number, content in itertools.islice(source.rows(count), skip, None):
+        rows.append((number, content))
+        size += _size(content)
+        if len(rows) == _ROWS_PER_TASK or size >= _BYTES_PER_TASK:
+            yield _Task(rows=rows, bytes_read=bytes_read)
+            rows, size = [], 0
+    if rows:
+        yield _Task(rows=rows, bytes_read=bytes_read)
 
 
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Worker processes that start in the block do not get SIGINT: at a Ctrl-C each would print a traceback.
-
-    They end with this process, in which another thread gets the signal.
-    """
-    # A mask is inherited.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _size(value: Any) -> int:
+    """Characters or bytes of all texts in a row."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
-def _batched(rows: Iterable[tuple[int, Content]], size: int) -> Iterator[list[tuple[int, Content]]]:
-    """Lists of `size` rows, or of fewer that are long."""
-    batch: list[tuple[int, Content]] = []
-    taken = 0
-    for number, content in rows:
-        batch.append((number, content))
-        taken += len(content) if isinstance(content, bytes) else 0
-        if len(batch) == size or taken >= _BYTES_PER_TASK:
-            yield batch
-            batch, taken = [], 0
-    if batch:
-        yield batch
-
-
-def _encode_rows(
-    encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, contents: list[tuple[int, Content]]
-) -> Chunk:
-    """Parse and tokenise rows, given with their numbers."""
+def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, task: _Task) -> Chunk:
     words = words_of(encoder.template)
     pairs: list[EncodedPair] = []
     identities: list[int] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
     counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
-    for number, content in contents:
+    for number, content in task.rows:
         counts[ROWS] += 1
         try:
             if isinstance(content, RowError):
@@ -197,8 +169,8 @@ def _encode_rows(
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
-        shapes.update({row.shape for row in rows})
-        seen = set[str]()
+        shapes.update(dict.fromkeys(row.shape for row in rows).keys())
+        seen = dict[str, None]()
         for row in rows:
             try:
                 pair = _encode(row, number, encoder, limit)
@@ -210,13 +182,20 @@ def _encode_rows(
                 bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
             counts[OTHER_MASK] += pair.other_mask
             counts[DEVELOPER] += row.has_developer
-            seen.update(not_used(row, words))
+            seen.update(dict.fromkeys(not_used(row, words)))
             pairs.append(pair)
             identities += identity_of(row, words)
             numbers.append(number)
-        unused.update(seen)
+        unused.update(seen.keys())
     return Chunk(
-        **_arrays(pairs), identities=identities, lines=numbers, bad=bad, counts=counts, shapes=shapes, unused=unused
+        **_arrays(pairs),
+        identities=identities,
+        lines=numbers,
+        bad=bad,
+        counts=counts,
+        shapes=shapes,
+        unused=unused,
+        bytes_read=task.bytes_read,
     )
 
 

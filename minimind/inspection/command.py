@@ -29,7 +29,9 @@ from minimind.inspection.report import Report, to_json
 from minimind.inspection.splitting import split_rows
 from minimind.plan.report import explicit_flags, launch_command
 from minimind.ranks.launchers import rank_variables
+from minimind.training.console import Console
 from minimind.training.setup.training_data import shape_options
+from minimind.training.tokenising_line import TokenisingLine
 
 # Where nothing was given: the file to begin with.
 _FILE = "ds_configs/zero2.json"
@@ -64,7 +66,7 @@ def prepare_data(argv: Sequence[str]) -> Report:
     if own.eval_share is not None:
         settings = _split(settings, inputs, own.eval_share, folder)
         inputs = open_inputs(settings, world)
-    loaded = load_pairs(inputs, lambda: None)
+    loaded = load_pairs(inputs, TokenisingLine(Console(enabled=True), lambda: None))
     flags = explicit_flags(loaded.settings)
     report = build_report(inputs, loaded, own, world, launch_command(flags, nodes, ranks_per_node))
     write(report, folder)

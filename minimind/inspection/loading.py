@@ -6,11 +6,11 @@ Inputs -> load_pairs -> LoadedPairs: tables, and what would stop the run
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 from minimind.config import FLAG, DataConfig, Settings
 from minimind.data.selection import ERROR, SKIP
 from minimind.data.table import PairTable
+from minimind.data.table_build import TokenisingListener
 from minimind.errors import DataError
 from minimind.inspection.opening import Inputs
 from minimind.training.setup.training_data import select_table, tokenized_table
@@ -34,7 +34,7 @@ class LoadedPairs:
     obstacles: tuple[str, ...]
 
 
-def load_pairs(inputs: Inputs, on_progress: Callable[[], None]) -> LoadedPairs:
+def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     """Tokenise the pairs of a run, or read them from the cache, which the run then finds.
 
     Raises:
@@ -43,7 +43,7 @@ def load_pairs(inputs: Inputs, on_progress: Callable[[], None]) -> LoadedPairs:
     settings = inputs.settings
     data = settings.config.data
     tables, held_out = (
-        [tokenized_table(settings.config, inputs.tokenizer, path, on_progress)] if path else []
+        [tokenized_table(settings.config, inputs.tokenizer, path, listener)] if path else []
         for path in (data.data_path, data.eval_data_path)
     )
     wrong = any(table.bad for table in (*tables, *held_out))

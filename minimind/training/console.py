@@ -16,6 +16,9 @@ from tqdm import tqdm
 
 # The most important part comes first, because a narrow terminal cuts off the end.
 _BAR = "step {n_fmt}/{total_fmt} {bar:16} {desc}{postfix}"
+_WORK_BAR = "{desc} {bar:16}"
+# Seconds of other work until it is shown, and between two lines of it in a log.
+_SHOWN_AFTER, _LINE_SECONDS = 5, 30
 
 
 class Console:
@@ -30,6 +33,9 @@ class Console:
         self._bar: tqdm | None = None
         self._started = 0.0
         self._first = self._total = 0
+        # Of work that is shown by `show`.
+        self._show_after: float | None = None
+        self._was_shown = False
 
     def say(self, text: str = "") -> None:
         """Print a message, above the progress line if there is one."""
@@ -57,6 +63,34 @@ class Console:
         elif self.enabled:
             width = len(str(self._total))
             _print(f"step {step:>{width}}/{self._total}  {line}")
+
+    def show(self, line: str, share: float) -> None:
+        """Show how far work other than steps is, if it takes long.
+
+        Args:
+            share: of the work, in [0, 1].
+        """
+        now = time.monotonic()
+        if self._show_after is None:
+            self._show_after = now + _SHOWN_AFTER
+        if not self.enabled or now < self._show_after:
+            return
+        self._was_shown = True
+        if self._bar is None and _is_terminal():
+            self._bar = tqdm(total=1.0, file=sys.stdout, bar_format=_WORK_BAR, dynamic_ncols=True, leave=False)
+        if self._bar is not None:
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(share - self._bar.n)
+        else:
+            print(line, flush=True)
+            self._show_after = now + _LINE_SECONDS
+
+    def end_show(self, line: str) -> None:
+        """The work has ended: print a line about it if it was shown."""
+        self.stop()
+        if self._was_shown:
+            self.say(line)
+        self._show_after, self._was_shown = None, False
 
     def stop(self) -> None:
         """Remove the progress line."""

@@ -50,7 +50,7 @@ def _wrong_rows(table: PairTable, config: DataConfig) -> str:
     listed = table.source.listed((row.line for row in table.bad), _LISTED)
     kept = sum(row.tokenized for row in table.bad) if config.on_bad_row == KEEP else 0
     but = f" except {kept} that MiniMind trains on" if kept else ""
-    first = table.bad[0]
+    first = next(iter(table.bad))
     return (
         f"{len(table.bad)} of {_rows(table.total_rows)} are wrong and left out{but} (--on_bad_row "
         f"{config.on_bad_row}): {listed}; {table.source.row(first.line)}: {first.reason}"

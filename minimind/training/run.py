@@ -29,6 +29,7 @@ from minimind.training.setup.prepare import PATH_FLAGS, Prepared, input_paths, p
 from minimind.training.setup.resume import describe_reshard
 from minimind.training.setup.training_data import load_data
 from minimind.training.startup_report import report_data, report_settings
+from minimind.training.tokenising_line import TokenisingLine
 
 # Settings that may differ between machines: paths, of which the contents are compared, and local resources.
 _LOCAL_SETTINGS = (*PATH_FLAGS, "cache_dir", "num_workers")
@@ -69,7 +70,7 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     console = Console(world.is_main)
     report_settings(prepared, console, world)
     watch.enter("tokenising")
-    data = load_data(prepared, world, watch.tick)
+    data = load_data(prepared, world, TokenisingLine(console, watch.tick))
     report_data(console, data, prepared.settings.config)
     prepared = choose_attention_backend(prepared, world, watch, data, console)
     from_main(world, lambda: lock.acquire(create=True))

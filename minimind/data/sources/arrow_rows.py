@@ -23,7 +23,7 @@ from minimind.data.sources.arrow_sizes import row_bytes
 from minimind.data.sources.content import Kind
 from minimind.data.sources.csv_rows import MOST_COLUMNS, BadTableError
 from minimind.data.sources.json_text import ROW_BYTES, RowError, too_long
-from minimind.data.sources.streams import FREE_BYTES, RATIO
+from minimind.data.sources.streams import FREE_BYTES, RATIO, OnRead, ignore
 
 Row = dict[str, Any] | RowError
 # Rows that are converted at a time, and their bytes.
@@ -35,11 +35,14 @@ _FOOTER_BYTES = 2**25
 _FAILURES = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, OverflowError)
 
 
-def read_arrow(path: Path, kind: Kind) -> Iterator[tuple[int, Row]]:
+def read_arrow(path: Path, kind: Kind, on_read: OnRead = ignore) -> Iterator[tuple[int, Row]]:
     """Yield the number (from 1) and the values of each row.
 
     Null entries of objects are left out, except `content`: in a column of objects every object has every key, so a null
     there says nothing. Columns keep their nulls.
+
+    Args:
+        on_read: called for each batch of rows, with its share of the file's bytes.
 
     Raises:
         BadTableError: the file is damaged or incomplete, or unpacks to too much.
@@ -47,7 +50,7 @@ def read_arrow(path: Path, kind: Kind) -> Iterator[tuple[int, Row]]:
     number = used = 0
     allowed = FREE_BYTES + RATIO * path.stat().st_size
     try:
-        for batch in _batches(path, kind):
+        for batch in _batches(path, kind, on_read):
             sizes = row_bytes(batch)
             used += int(sizes.sum()) + _LEAST_BYTES * len(sizes)
             if used > allowed:
@@ -62,25 +65,27 @@ def read_arrow(path: Path, kind: Kind) -> Iterator[tuple[int, Row]]:
         raise BadTableError(f"cannot be read after row {number}: {shown}") from error
 
 
-def _batches(path: Path, kind: Kind) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, kind: Kind, on_read: OnRead) -> Iterator[pa.RecordBatch]:
     """Checked batches of few rows."""
     if kind is Kind.PARQUET:
-        yield from _parquet_batches(path)
+        yield from _parquet_batches(path, on_read)
         return
     check_messages(path, is_file=kind is Kind.ARROW_FILE)
     # Mapped, so that a file of one large batch takes no memory of this process.
     with pa.memory_map(str(path)) as source:
         # Both formats hold a stream. The file format's footer, which may say something else, is not read.
         source.seek(FILE_START if kind is Kind.ARROW_FILE else 0)
-        stream = pa.ipc.open_stream(source)
+        stream, place = pa.ipc.open_stream(source), 0
         _check_columns(stream.schema)
         for batch in stream:
+            on_read(source.tell() - place)
+            place = source.tell()
             batch.validate(full=True)
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 yield batch.slice(start, _BATCH_ROWS)
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, on_read: OnRead) -> Iterator[pa.RecordBatch]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8))
         footer = int.from_bytes(file.read(4), "little")
@@ -98,6 +103,7 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
             group = file.metadata.row_group(index)
             rows = _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
             for batch in file.iter_batches(max(1, min(rows, _BATCH_ROWS)), row_groups=[index], use_threads=False):
+                on_read(path.stat().st_size * batch.num_rows // max(1, file.metadata.num_rows))
                 batch.validate(full=True)
                 yield batch
 

@@ -15,7 +15,7 @@ from typing import Any
 from minimind.data.sources.content import Kind, UnknownContentError, kind_of
 from minimind.data.sources.csv_rows import BadTableError, read_csv
 from minimind.data.sources.json_text import CutOffError, RowError, read_lines, read_values
-from minimind.data.sources.streams import open_stream, unpacked_file
+from minimind.data.sources.streams import OnRead, ignore, open_stream, unpacked_file
 from minimind.errors import DataError
 
 # A row as a source yields it: the bytes of one JSON value; the values of its columns; or why it cannot be read.
@@ -39,20 +39,28 @@ class Source:
     files: tuple[Path, ...]
     unit: str
 
-    def rows(self) -> Iterator[tuple[int, Content]]:
+    def rows(self, on_read: OnRead = ignore) -> Iterator[tuple[int, Content]]:
         """Yield the number and the content of each row that is not blank.
+
+        Args:
+            on_read: called for each block of a file, with the number of its bytes.
 
         Raises:
             DataError: a file cannot be read, is damaged or holds no rows.
         """
         if len(self.files) == 1:
-            yield from _read(self.files[0])
+            yield from _read(self.files[0], on_read)
             return
         number = 0
         for file in self.files:
-            for _, content in _read(file):
+            for _, content in _read(file, on_read):
                 number += 1
                 yield number, content
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
 
     @property
     def short_name(self) -> str:
@@ -97,7 +105,7 @@ def kind_of_file(path: Path) -> Kind:
             raise DataError(f"{path}: {error}; a preference file is {_TAKEN}") from error
 
 
-def _read(path: Path) -> Iterator[tuple[int, Content]]:
+def _read(path: Path, on_read: OnRead) -> Iterator[tuple[int, Content]]:
     kind = kind_of_file(path)
     found = False
     try:
@@ -107,9 +115,11 @@ def _read(path: Path) -> Iterator[tuple[int, Content]]:
                 # Imported here, since JSON needs no pyarrow.
                 from minimind.data.sources.arrow_rows import read_arrow
 
-                rows = read_arrow(stack.enter_context(unpacked_file(path)), kind)
+                unpacked = stack.enter_context(unpacked_file(path))
+                scale = path.stat().st_size / max(1, unpacked.stat().st_size)
+                rows = read_arrow(unpacked, kind, lambda number: on_read(round(scale * number)))
             else:
-                stream = stack.enter_context(open_stream(path))
+                stream = stack.enter_context(open_stream(path, on_read))
                 if kind is Kind.CSV:
                     rows = read_csv(stream)
                 elif kind is Kind.LINES:

@@ -44,6 +44,8 @@ _ENCODINGS = {
 }
 
 Read = Callable[[int], bytes]
+# Called for each block that is read of a file, with the number of its bytes.
+OnRead = Callable[[int], object]
 
 
 class _Raw(io.RawIOBase):
@@ -86,8 +88,15 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
-def open_stream(path: Path) -> io.BufferedReader[Any]:
+def ignore(number: int) -> None:
+    """An `OnRead` that does nothing."""
+
+
+def open_stream(path: Path, on_read: OnRead = ignore) -> io.BufferedReader[Any]:
     """Open a file for reading its content.
+
+    Args:
+        on_read: called for each block of the file itself, as it is packed.
 
     Raises:
         DataError: here and while reading: the file cannot be read, is damaged, or unpacks to too much.
@@ -96,7 +105,13 @@ def open_stream(path: Path) -> io.BufferedReader[Any]:
         file = path.open("rb")
     except OSError as error:
         raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from error
-    stream = _buffered(path, file.read, file)
+
+    def read(size: int) -> bytes:
+        block = file.read(size)
+        on_read(len(block))
+        return block
+
+    stream = _buffered(path, read, file)
     if name := packed_as(stream.peek()):
         limit = FREE_BYTES + RATIO * path.stat().st_size
         stream = _buffered(path, _unpacked(name, stream), stream, limit)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.shapes import ShapeOptions
 from minimind.data.sources import open_source
 from minimind.data.table import PairTable
+from minimind.data.table_build import TokenisingListener
 from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError
@@ -53,7 +53,7 @@ class TrainingData:
         return [self.table] if self.eval_table is None else [self.table, self.eval_table]
 
 
-def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None]) -> TrainingData:
+def load_data(prepared: Prepared, world: World, listener: TokenisingListener) -> TrainingData:
     """Tokenise the preference files, or read their cache, and lay out the order of pairs; all ranks call it.
 
     Raises:
@@ -62,27 +62,27 @@ def load_data(prepared: Prepared, world: World, on_progress: Callable[[], None])
     """
     config = prepared.settings.config
     assert config.data.data_path is not None
-    table = _load_pairs(prepared, world, config.data.data_path, on_progress)
+    table = _load_pairs(prepared, world, config.data.data_path, listener)
     eval_path = config.data.eval_data_path
-    eval_table = _load_pairs(prepared, world, eval_path, on_progress) if eval_path else None
+    eval_table = _load_pairs(prepared, world, eval_path, listener) if eval_path else None
     stream = pair_sampler(config, table, world.size)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
     return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
 
 
-def _load_pairs(prepared: Prepared, world: World, path: str, on_progress: Callable[[], None]) -> PairTable:
+def _load_pairs(prepared: Prepared, world: World, path: str, listener: TokenisingListener) -> PairTable:
     """The pairs of one preference file that the run uses. One rank per machine tokenises, the others read."""
     config = prepared.settings.config
 
     def load() -> PairTable:
-        return select_table(tokenized_table(config, prepared.tokenizer, path, on_progress), config.data)
+        return select_table(tokenized_table(config, prepared.tokenizer, path, listener), config.data)
 
     return main_first(world, load)
 
 
 def tokenized_table(
-    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, path: str, on_progress: Callable[[], None]
+    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, path: str, listener: TokenisingListener
 ) -> PairTable:
     """The table of a source, from the cache or tokenised now, with all pairs selected.
 
@@ -99,7 +99,7 @@ def tokenized_table(
         cut_prompt=data.on_long_row == CUT_PROMPT,
         num_workers=data.num_workers,
         cache_dir=cache_dir(config),
-        on_progress=on_progress,
+        listener=listener,
     )
 
 

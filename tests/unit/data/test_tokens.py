@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from minimind.data import tokens
+from minimind.data import tokens, worker_pool
 from minimind.data.encoder import TurnEncoder
 from minimind.data.encoding import EncodingOptions
 from minimind.data.packs import pack, pad
@@ -139,7 +139,6 @@ def test_rows_with_columns_of_no_use_are_counted(write_rows, tokenizer):
 def two_cores(monkeypatch):
     """Chunks of 8 rows and workers from 32 rows on, so that small files start them."""
     monkeypatch.setattr(tokens, "_ROWS_PER_TASK", 8)
-    monkeypatch.setattr(tokens, "_MIN_ROWS_FOR_WORKERS", 32)
     monkeypatch.setattr(tokens.os, "sched_getaffinity", lambda pid: {0, 1})
 
 
@@ -162,7 +161,7 @@ def pools(monkeypatch):
         asked[workers] = ProcessPoolExecutor(1, *args, **kwargs)
         return asked[workers]
 
-    monkeypatch.setattr(tokens, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", start)
     return asked
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from minimind import demo
 from minimind.config import parse_settings
+from minimind.data.table_build import SILENT
 from minimind.errors import DataError
 from minimind.inspection.loading import LoadedPairs, load_pairs
 from minimind.inspection.opening import open_inputs, planned_world
@@ -21,7 +22,7 @@ def loaded(write_rows, tmp_path):
         given = ["--data_path", str(write_rows(*rows)), "--from_weight", "none", "--deepspeed", "ds_configs/zero2.json"]
         given += ["--tokenizer_path", str(demo.TOKENIZER_PATH), "--max_seq_len", "32", "--num_workers", "0"]
         settings = parse_settings([*given, "--cache_dir", str(tmp_path / "cache"), *flags])
-        return load_pairs(open_inputs(settings, planned_world(1, 1)), lambda: None)
+        return load_pairs(open_inputs(settings, planned_world(1, 1)), SILENT)
 
     return run
 

@@ -14,6 +14,7 @@ import termios
 
 import pytest
 
+from minimind.training import console
 from minimind.training.console import Console
 
 PARTS = ("epoch 0.32", "loss 0.6512", "12,346 tok/s")
@@ -81,3 +82,38 @@ def test_other_ranks_are_silent(capsys):
     console.say("nothing")
     console.stop()
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """The console's clock, which the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_work_is_shown_in_a_log_if_it_takes_long_and_then_now_and_then(capsys, seconds):
+    shown = Console(enabled=True)
+    for second in (100, 104, 105, 106, 134, 135, 140):
+        seconds[0] = second
+        shown.show(f"at {second}", 0.5)
+    shown.end_show("done")
+    assert capsys.readouterr().out.splitlines() == ["at 105", "at 135", "done"]
+    shown.show("again", 0.5)
+    shown.end_show("done at once")
+    assert capsys.readouterr().out == ""
+
+
+def test_work_in_a_terminal_rewrites_one_line(capsys, seconds, monkeypatch):
+    monkeypatch.setattr(console, "_is_terminal", lambda: True)
+    shown = Console(enabled=True)
+    for second in (100, 105, 110):
+        seconds[0] = second
+        shown.show(f"at {second}", second / 200)
+    shown.say("a message")
+    shown.end_show("done")
+    out = capsys.readouterr().out
+    assert "at 110" in out
+    assert "█" in out
+    assert "a message\n" in out
+    assert out.endswith("done\n")

@@ -1,19 +1,14 @@
-"""The lock of a run's folder: one run at a time, gone with its process, and no error where locks do not exist."""
+"""The lock of a run's folder: one run at a time."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from minimind.errors import ConfigError
 from minimind.training.folder_lock import FolderLock
-from tests.conftest import REPO
 
 
 def test_a_second_run_is_refused_by_the_name_of_the_first(tmp_path):
@@ -33,26 +28,6 @@ def test_a_missing_folder_is_made_only_on_request(tmp_path):
     assert not (tmp_path / "deep").exists()
     lock.acquire(create=True)
     assert (tmp_path / "deep" / "out" / ".lock").is_file()
-
-
-def test_the_lock_of_a_killed_run_is_gone(tmp_path):
-    code = (
-        "import os, signal, sys; from pathlib import Path; from minimind.training.folder_lock import FolderLock; "
-        "FolderLock(Path(sys.argv[1])).acquire(create=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPO, timeout=120, check=False)
-    assert done.returncode == -9
-    assert (tmp_path / ".lock").is_file()
-    FolderLock(tmp_path).acquire(create=False)
-
-
-def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
-    def refuse(descriptor, operation):
-        raise OSError(errno.ENOLCK, "no locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    FolderLock(tmp_path).acquire(create=True)
-    FolderLock(tmp_path).acquire(create=True)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

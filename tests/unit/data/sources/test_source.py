@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 
 import pytest
@@ -153,3 +154,16 @@ def test_read_error_is_reported_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(type(path), "open", fail)
     with pytest.raises(DataError, match=r"pairs\.jsonl: cannot read the file \(Input/output error\)"):
         open_source(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("packed", ["plain", "gzip"])
+def test_bytes_that_are_read_are_told_and_add_up_to_the_file(source_of, name, packed):
+    make, rows = FILES[name]
+    content = make(rows)
+    source, read = source_of(content if packed == "plain" else gzip.compress(content)), []
+    list(source.rows(read.append))
+    # Of arrow's formats what stands behind the last batch is not counted.
+    assert 0.4 * source.size < sum(read) <= source.size
+    if not any(kind in name for kind in ("arrow", "Arrow", "feather", "parquet")):
+        assert sum(read) == source.size

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minimind.config import parse_settings
+from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK
 from minimind.errors import ConfigError, DataError
 from minimind.ranks.world import World
@@ -22,7 +23,7 @@ WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 def load(tokenizer, tmp_path):
     def run(path, *flags):
         settings = parse_settings(["--data_path", str(path), "--cache_dir", str(tmp_path / "cache"), *flags])
-        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer), WORLD, lambda: None)
+        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer), WORLD, SILENT)
 
     return run
 
