@@ -139,6 +139,10 @@ class Policy:
         """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss."""
         return self.engine(batch)
 
+    def add_collisions(self) -> None:
+        """From now on log-probs are (K, 2), see `PairScorer.forward`."""
+        self.engine.module.collisions = True
+
     @torch.no_grad()
     def look_ahead(self, batches: Sequence[Batch]) -> list[Tensor]:
         """Log-probs of the targets of several batches, (K,) float32 each, without gradient and in eval mode."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ from minimind.model.linear_layers import is_linear, use_kernels
 from minimind.model.own_attention import AttentionSwitch
 from minimind.model.packed_attention import NATIVE, PackSegments
 from minimind.model.router_loss import RouterLoss
-from minimind.objective.log_probs import target_log_probs
+from minimind.objective.log_probs import log_collisions, target_log_probs
 
 
 class PairScorer(nn.Module):
@@ -40,6 +41,7 @@ class PairScorer(nn.Module):
         super().__init__()
         self.model = model
         self.attention = attention
+        self.collisions = False
         self._switch = AttentionSwitch.of(model)
         # A model without attention (RWKV, xLSTM) may know neither a cache nor a mask.
         parameters = inspect.signature(model.forward).parameters
@@ -51,6 +53,9 @@ class PairScorer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32.
+
+        With `collisions` the log-probs are (K, 2): beside each is the log of the sum of squared probabilities of all
+        tokens at its position, without gradient.
 
         Raises:
             PackError: a pack, and the model's attention or head does something that packs do not have.
@@ -65,7 +70,10 @@ class PairScorer(nn.Module):
             assert isinstance(batch, PaddedPairs)
             out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, **options)
         logits = out.logits.flatten(0, 1)[batch.target_positions].float()
-        log_probs = logits.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
+        distributions = logits.log_softmax(-1)
+        log_probs = distributions.gather(1, batch.target_ids[:, None])[:, 0]
+        if self.collisions:
+            log_probs = torch.stack((log_probs, (2 * distributions.detach()).logsumexp(-1)), 1)
         return log_probs, self._router_loss.of_rows(out, self.training)
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
@@ -86,7 +94,10 @@ class PairScorer(nn.Module):
         if not selects:
             hidden = hidden.index_select(0, batch.target_positions)
         head = self.model.get_output_embeddings()
-        log_probs = target_log_probs(hidden, head.weight, batch.target_ids, getattr(head, "bias", None))
+        bias = getattr(head, "bias", None)
+        log_probs = target_log_probs(hidden, head.weight, batch.target_ids, bias)
+        if self.collisions:
+            log_probs = torch.stack((log_probs, log_collisions(hidden, head.weight, bias)), 1)
         return log_probs, self._router_loss.of_pack(out, pack, self.training)
 
 

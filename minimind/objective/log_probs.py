@@ -41,6 +41,25 @@ def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tens
     return _TargetLogProbs.apply(hidden, weight, targets, bias, torch.is_grad_enabled())
 
 
+@torch.no_grad()
+def log_collisions(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Log of the probability that two tokens drawn from each hidden state's distribution are the same.
+
+    Args:
+        hidden, weight, bias: as in `target_log_probs`.
+
+    Returns: (K,) float32 (float64 for float64 input), without gradient: `log sum_v p_v^2`.
+    """
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    # Logarithms of the sums of exp(z) and of exp(2 z) over the blocks so far.
+    once, twice = (hidden.new_full((len(hidden),), -torch.inf, dtype=wide) for _ in range(2))
+    for start, end in _blocks(hidden, weight, wide):
+        logits = _block_logits(hidden, weight, bias, start, end).to(wide)
+        once = torch.logaddexp(once, logits.logsumexp(1))
+        twice = torch.logaddexp(twice, (2 * logits).logsumexp(1))
+    return twice - 2 * once
+
+
 def block_bytes(on_cpu: bool) -> int:
     """Upper bound of one block of logits: 32 MiB on a CPU, 256 MiB on a GPU.
 

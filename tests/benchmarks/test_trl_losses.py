@@ -26,12 +26,17 @@ def random_log_probs(seed: int) -> torch.Tensor:
     return -torch.rand(sum(map(sum, COUNTS)), generator=generator, dtype=torch.float64) * 3
 
 
-POLICY, REFERENCE = random_log_probs(1), random_log_probs(2)
+POLICY, REFERENCE, COLLISIONS = random_log_probs(1), random_log_probs(2), random_log_probs(3)
 
 
 def ours(spec: str, options: str | None = None, flags: dict | None = None) -> float:
     counts = torch.tensor(COUNTS)
-    both = (PairScores(sums=row_sums(one, counts), target_counts=counts, per_token=one) for one in (POLICY, REFERENCE))
+    both = (
+        PairScores(
+            sums=row_sums(one, counts), target_counts=counts, per_token=one, collision_sums=row_sums(COLLISIONS, counts)
+        )
+        for one in (POLICY, REFERENCE)
+    )
     inputs = LossInputs(**dict(zip(("policy", "reference"), both, strict=True)))
     return build_objective(spec, flags, options)(inputs).losses.mean().item()
 
@@ -52,7 +57,7 @@ def trl_dpo(loss_type: str, **changes: object) -> float:
     nothing = torch.zeros_like(policy)
 
     def model(log_probs):
-        unused = dict.fromkeys(("entropy", "mean_logits", "log_sum_sq_probs"), nothing)
+        unused = {"entropy": nothing, "mean_logits": nothing, "log_sum_sq_probs": padded(COLLISIONS)}
         return lambda **_: SimpleNamespace(log_probs=log_probs, is_top1=nothing.bool(), **unused)
 
     stand_in = SimpleNamespace(
@@ -101,6 +106,7 @@ SUMS, MEANS = {"beta": 0.3, "average_log_prob": False}, {"beta": 0.3}
         ("reverse_kl", MEANS, None, "sigmoid", {}),
         ("js_divergence", MEANS, None, "sigmoid", {"f_divergence_type": "js_divergence"}),
         ("forward_kl", MEANS, None, "sigmoid", {"f_divergence_type": "forward_kl"}),
+        ("wpo", SUMS, None, "sigmoid", {"use_weighting": True}),
         ("ld_dpo", MEANS, '{"ld_alpha": 0.3}', "sigmoid", {"ld_alpha": 0.3}),
     ],
 )

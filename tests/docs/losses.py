@@ -17,6 +17,7 @@ _NEEDS = {
     Need.REFERENCE: "reference",
     Need.PER_TOKEN: "single tokens, so `--reference live`",
     Need.GLOBAL_BATCH: "the global batch",
+    Need.COLLISIONS: "distributions of all tokens",
 }
 
 

@@ -26,6 +26,7 @@ class Need(enum.Enum):
     REFERENCE = "row log-probs of the reference"
     PER_TOKEN = "log-probs of single tokens"
     GLOBAL_BATCH = "all pairs of the global batch"
+    COLLISIONS = "sums of squared probabilities of all tokens under the policy"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,14 @@ class PairScores:
         sums: (N, 2) log-prob of each row, summed over its targets.
         target_counts: (N, 3) int64, targets in the shared prefix, in chosen, in rejected.
         per_token: (K,) log-prob of each target; None unless the loss declares `Need.PER_TOKEN`.
+        collision_sums: (N, 2) log of the sum of squared probabilities of all tokens, summed over a row's positions; of
+            the policy, without gradient; None unless the loss declares `Need.COLLISIONS`.
     """
 
     sums: Tensor
     target_counts: Tensor
     per_token: Tensor | None = None
+    collision_sums: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:

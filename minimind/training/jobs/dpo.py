@@ -87,7 +87,9 @@ class DPOJob(Job[PairBatch, PairTargets]):
     ) -> Sequence[PairTargets]:
         """Targets with what the global batch gives to each pair: its losses are computed once, of all ranks' pairs."""
         assert self._world is not None
-        policy = torch.cat([row_sums(one, b.target_counts) for one, b in zip(log_probs, batches, strict=True)])
+        policy = torch.cat(
+            [row_sums(self._split(one)[0], b.target_counts) for one, b in zip(log_probs, batches, strict=True)]
+        )
         reference = [target.reference.sums for target in targets if target.reference is not None]
         # One table for one collective. float64 holds sums and counts exactly.
         columns = (
@@ -118,8 +120,12 @@ class DPOJob(Job[PairBatch, PairTargets]):
     def outcome(self, batch: PairBatch, log_probs: Tensor, target: PairTargets) -> BatchOutcome:
         """Losses and metrics of the batch's N pairs."""
         known = target.reference
+        log_probs, collisions = self._split(log_probs)
+        policy = self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs)
+        if collisions is not None:
+            policy = dataclasses.replace(policy, collision_sums=row_sums(collisions, batch.target_counts))
         inputs = LossInputs(
-            policy=self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs),
+            policy=policy,
             reference=None if known is None else self._scores(batch, known.sums, known.per_token),
             statistics=self._means,
             shares=target.shares,
@@ -129,6 +135,12 @@ class DPOJob(Job[PairBatch, PairTargets]):
         if self._statistics is not None and torch.is_grad_enabled():
             self._statistics.add(result.statistics)
         return BatchOutcome(losses=result.losses, metrics=result.metrics)
+
+    def _split(self, log_probs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log-probs (K,), and what the policy's scorer gives beside them, if a loss needs it."""
+        if Need.COLLISIONS not in self.objective.needs:
+            return log_probs, None
+        return log_probs[:, 0].contiguous(), log_probs[:, 1].detach().contiguous()
 
     @property
     def _means(self) -> Mapping[str, Tensor]:

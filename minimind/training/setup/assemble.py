@@ -11,6 +11,7 @@ from pathlib import Path
 from minimind import demo
 from minimind.data.loader import train_batches
 from minimind.data.packs import Batch
+from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -44,6 +45,9 @@ def assemble_run(
 ) -> Run:
     """The run, with its listeners in the order in which they hear events."""
     config, checkpoint = prepared.settings.config, prepared.checkpoint
+    if Need.COLLISIONS in prepared.objective.needs:
+        # Only now: what is compared before training are log-probs alone.
+        engines.policy.add_collisions()
     # One job per table: training and evaluation differ only in their reference.
     weights = prepared.objective.statistics
     statistics = BatchStatistics(weights_of_past=weights, world=world) if weights else None

@@ -96,3 +96,21 @@ def test_padded_rows_have_the_models_own_attention_after_a_pack():
     with pytest.raises(PackError, match="softcap"):
         scorer(pack([PAIR]))
     assert scorer(pad([PAIR]))[0].tolist() == pytest.approx(reference, abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", [pack, pad], ids=["packed", "padded"])
+def test_collisions_stand_beside_the_log_probs(layout):
+    """The sum of squared probabilities at each target's position, of each row alone; only log-probs have a gradient."""
+    model = llama(tied=True)
+    squares = []
+    for row, mask in ((PAIR.chosen, PAIR.chosen_mask), (PAIR.rejected, PAIR.rejected_mask)):
+        logits = model(input_ids=torch.from_numpy(row.astype(np.int64))[None]).logits[0].float()
+        squares += [logits[place - 1].softmax(-1).square().sum().log().item() for place in np.flatnonzero(mask)]
+    batch, scorer = layout([PAIR]), PairScorer(model)
+    alone, _ = scorer(batch)
+    scorer.collisions = True
+    both, _ = scorer(batch)
+    assert torch.equal(both[:, 0], alone)
+    assert both[:, 1].tolist() == pytest.approx(squares, abs=1e-5)
+    both[:, 1].sum().backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minimind.objective import log_probs as module
-from minimind.objective.log_probs import logits_to_log_probs, target_log_probs
+from minimind.objective.log_probs import log_collisions, logits_to_log_probs, target_log_probs
 
 K, H, V = 7, 5, 23
 
@@ -192,3 +192,26 @@ def test_logits_to_log_probs_computes_in_float32():
     assert out.dtype == torch.float32
     # -ln(1 + e + e**2)
     assert out.item() == pytest.approx(-math.log(1 + math.e + math.e**2), abs=1e-6)
+
+
+@pytest.mark.parametrize("block_bytes", [2**25, 140, 28])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_log_collisions_are_sums_of_squared_probabilities(monkeypatch, block_bytes, with_bias):
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
+    hidden, weight, bias, _ = inputs(torch.float64, scale=3.0)
+    given = bias if with_bias else None
+    logits = hidden @ weight.T + (bias if with_bias else 0)
+    found = log_collisions(hidden.requires_grad_(), weight, given)
+    torch.testing.assert_close(found, logits.softmax(1).square().sum(1).log(), rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+
+
+def test_log_collisions_of_huge_and_of_bf16_logits():
+    """One logit of 1e4 and others of 0: the distribution is certain. Five equal logits: ln(1/5)."""
+    found = log_collisions(torch.tensor([[1e4], [0.0]]), torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]]))
+    assert found.tolist() == pytest.approx([0.0, -math.log(5)], abs=1e-6)
+    hidden, weight, _, _ = inputs(torch.bfloat16)
+    found = log_collisions(hidden, weight)
+    exact = (hidden.float() @ weight.float().T).softmax(1).square().sum(1).log()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.03)

@@ -39,7 +39,9 @@ def with_tokens(sums: Tensor, counts: Tensor) -> PairScores:
         for row, count in enumerate(own):
             shares = torch.arange(1, count + 1, device=sums.device) / (count * (count + 1) / 2)
             tokens.append((sums[pair, row] - prefix * PREFIX) * shares.to(sums.dtype))
-    return PairScores(sums=sums, target_counts=counts, per_token=torch.cat(tokens))
+    # Like a model whose tokens each have a collision probability of exp(-1).
+    collisions = -(counts[:, :1] + counts[:, 1:]).to(sums.dtype)
+    return PairScores(sums=sums, target_counts=counts, per_token=torch.cat(tokens), collision_sums=collisions)
 
 
 def inputs(

@@ -30,6 +30,8 @@ def loss(request):
 
 
 def test_gradients_equal_finite_differences(loss):
+    if loss.name == "wpo":
+        pytest.skip("its weights have no gradient; see its own test")
     for seed in range(3):
         given = random_inputs(seed)
         torch.testing.assert_close(slopes(loss, given), differences(loss, given), rtol=1e-5, atol=1e-7)
@@ -89,7 +91,8 @@ def test_a_loss_that_needs_no_reference_ignores_it(loss):
 def test_a_loss_needs_no_value_of_the_device(loss):
     """Else the host would wait for a GPU in every step."""
     counts = torch.ones(4, 3, dtype=torch.int64, device=DEVICE)
-    zeros = {"sums": torch.zeros(4, 2, device=DEVICE), "per_token": torch.zeros(12, device=DEVICE)}
+    shapes = {"sums": (4, 2), "per_token": (12,), "collision_sums": (4, 2)}
+    zeros = {name: torch.zeros(shape, device=DEVICE) for name, shape in shapes.items()}
     reference = PairScores(target_counts=counts, **zeros)
     policy = PairScores(target_counts=counts, **{name: one.clone().requires_grad_() for name, one in zeros.items()})
     means = {name: torch.zeros((), device=DEVICE) for name in loss.statistics}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from minimind.objective.losses import LossInputs, PairScores, loss_class
-from tests.unit.objective.losses.pairs import LN2, inputs, log_sigmoid, values
+from minimind.objective.losses import LossInputs, Need, PairScores, loss_class
+from tests.unit.objective.losses.pairs import LN2, inputs, log_sigmoid, sigmoid, slopes, values
 
 # Two pairs: 1 target in the prefix, 3 of chosen, 1 of rejected; no prefix, 2 and 4 targets.
 COUNTS = torch.tensor([[1, 3, 1], [0, 2, 4]])
@@ -38,3 +40,17 @@ def test_all_tokens_are_dpo_of_sums():
     given = inputs([[-9.0, -5.0], [-2.0, -8.0]], [[-7.0, -6.0], [-3.0, -3.0]], counts=COUNTS.tolist())
     dpo = loss_class("sigmoid")(average_log_prob=False)
     assert values(loss_class("ld_dpo")(ld_alpha=1.0), given) == pytest.approx(values(dpo, given), rel=1e-12)
+
+
+def test_likely_answers_count_more():
+    """Collision log-probs are -1 at each position (`with_tokens`): 2 and 1 targets, so aligned means of -3/2 + 1 and
+    -4 + 1. The weight has no gradient."""
+    given = inputs([[-3.0, -4.0]], [[-4.0, -3.0]], counts=[[0, 2, 1]])
+    loss = loss_class("wpo")(beta=0.5, average_log_prob=False)
+    weight = math.exp(-0.5 - 3.0)
+    result = loss(given)
+    assert result.metrics["weight"].item() == pytest.approx(weight)
+    assert result.losses.item() == pytest.approx(-weight * log_sigmoid(1.0))
+    assert slopes(loss, given).tolist()[0] == pytest.approx([-weight * 0.5 * sigmoid(-1), weight * 0.5 * sigmoid(-1)])
+    assert loss.start_value() is None
+    assert Need.COLLISIONS in loss.needs

@@ -135,3 +135,18 @@ def test_other_jobs_share_nothing():
     targets = job.targets([BATCH])
     assert not job.whole_batch
     assert super(DPOJob, job).share([BATCH], [LOG_PROBS], targets) is targets
+
+
+def test_collisions_beside_log_probs_are_summed_over_rows():
+    """The same sums by hand as of log-probs; other losses get the log-probs alone."""
+    job = DPOJob(objective=build_objective("wpo,sigmoid"), reference=Reference())
+    both = torch.stack((LOG_PROBS, LOG_PROBS / 10), 1).requires_grad_()
+    (target,) = job.targets([BATCH])
+    outcome = job.outcome(BATCH, both, target)
+    # Means of log-probs minus collisions: 0.9 of (-2, -3), (-3, -7).
+    assert outcome.metrics["weight"].tolist() == pytest.approx(torch.tensor([-4.5, -9.0]).exp().tolist())
+    alone = DPOJob(objective=build_objective("sigmoid"), reference=Reference()).outcome(BATCH, LOG_PROBS, target)
+    assert outcome.metrics["loss/sigmoid"].tolist() == alone.losses.tolist()
+    outcome.losses.sum().backward()
+    assert both.grad[:, 0].abs().sum() > 0
+    assert both.grad[:, 1].abs().sum() == 0

@@ -17,6 +17,8 @@ from minimind.training.setup.assemble import assemble_run
 
 @pytest.fixture
 def assemble(tmp_path):
+    asked = []
+
     def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None, loss="sigmoid"):
         world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
         manifest = SimpleNamespace(unlogged=unlogged or {})
@@ -36,9 +38,14 @@ def assemble(tmp_path):
         )
         opened = SimpleNamespace(checkpoints=SimpleNamespace(folder=tmp_path / "checkpoints"))
         references = ["training", "held out"] if eval_table else ["training"]
-        engines = SimpleNamespace(policy=SimpleNamespace(monitor=None), layout=None, references=references)
+        engines = SimpleNamespace(
+            policy=SimpleNamespace(monitor=None, add_collisions=lambda: asked.append(True)),
+            layout=None,
+            references=references,
+        )
         return assemble_run(prepared, data, opened, engines, world, Watch(), Console(enabled=False))
 
+    run.asked = asked
     return run
 
 
@@ -81,3 +88,10 @@ def test_unlogged_metrics_of_the_checkpoint_are_taken_over(assemble):
     sums = [[float(rank)] * 11 for rank in (1, 2)]
     run = assemble(unlogged={"sums": sums, "norms": [3.0, 1.0], "seconds": 4.0}, rank=1)
     assert run.metrics.sums.sums.tolist() == sums[1]
+
+
+def test_only_a_loss_that_needs_it_asks_for_whole_distributions(assemble):
+    assemble(loss="sigmoid,bco_pair")
+    assert assemble.asked == []
+    assemble(loss="sigmoid,wpo")
+    assert assemble.asked == [True]
