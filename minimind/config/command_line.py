@@ -65,6 +65,7 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
     # A command line cannot give None; 0 and "" stand for it.
     emptied = {name for name in values if flags[name].optional and not flags[name].metadata.zero_is_a_value}
     values = {name: value or None if name in emptied else value for name, value in values.items()}
+    values |= {name: tuple(filter(None, value)) for name, value in values.items() if flags[name].many}
     origins = {name: FLAG if name in values else DEFAULT for name in flags}
     return Settings(config=replace_values(job(), values), origins=origins)
 
@@ -88,6 +89,9 @@ def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argpars
         if flag.kind is bool:
             # bool("False") is True, so argparse must not convert with bool.
             options = {"help": _help_of(flag), "type": _zero_or_one, "metavar": "{0,1}"}
+        if flag.many:
+            # A flag that is given again adds to what it has; argparse's own rule is that the last one wins.
+            options |= {"nargs": "+", "action": "extend"}
         groups[flag.section].add_argument(f"--{flag.name}", **options)
     return parser
 
@@ -113,7 +117,7 @@ def check_misspelt(arguments: Iterable[str], own: Iterable[str], job: type[Any] 
 
 def _help_of(flag: Flag) -> str:
     shown = int(flag.default) if isinstance(flag.default, bool) else flag.default
-    text = flag.metadata.help + (f" (default: {shown})" if shown is not None else "")
+    text = flag.metadata.help + (f" (default: {shown})" if shown not in (None, ()) else "")
     return text.replace("%", "%%")  # argparse formats the text with the % operator
 
 

@@ -11,14 +11,18 @@ from minimind.config.fields import flag
 class DataConfig:
     """Preference files, tokenizer and order of pairs. A path that was not given is None."""
 
-    data_path: str | None = flag(None, "preference pairs, a JSON Lines file; without it the bundled demo runs")
+    data_path: tuple[str, ...] = flag(
+        (),
+        "preference pairs: files, patterns or folders, each with a weight if needed, e.g. a.jsonl:2 'b/*.parquet' (see "
+        "the table of files); without it the bundled demo runs",
+    )
     data_format: str = flag(
         "auto",
         "shape of the rows, see the table of shapes; auto: each row is recognised by its columns",
         choices=("auto", "minimind", "trl", "sharegpt", "alpaca", "hh"),
     )
-    eval_data_path: str | None = flag(
-        None, "held-out pairs, evaluated at the start, every eval_interval global steps, and at the end"
+    eval_data_path: tuple[str, ...] = flag(
+        (), "held-out pairs, like --data_path; evaluated at the start, every eval_interval global steps, and at the end"
     )
     tokenizer_path: str | None = flag(
         None, "tokenizer folder; not needed for a Hugging Face folder, which contains its own"

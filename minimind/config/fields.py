@@ -45,6 +45,7 @@ class Flag:
     Attributes:
         section: name of the field of the job's configuration that holds the flag's section.
         kind: bool, int, float or str.
+        many: the value is a tuple of these; an empty one means "not given".
         optional: the value may be None, which means "not given". On the command line 0 or "" says the same, unless
             `zero_is_a_value`.
         default: the value without a flag.
@@ -54,6 +55,7 @@ class Flag:
     name: str
     section: str
     kind: type
+    many: bool
     optional: bool
     default: Any
     metadata: FlagMetadata
@@ -94,11 +96,14 @@ def fields_of(job: type[Any]) -> tuple[Flag, ...]:
             # Origins, run.json and the command line know a flag by its name alone.
             if field.name in found:
                 raise TypeError(f"{job.__name__}: --{field.name} is in {found[field.name].section} and in {section}")
-            kind, optional = _kind_of(field.name, hints[field.name])
+            many = typing.get_origin(hints[field.name]) is tuple
+            hint = typing.get_args(hints[field.name])[0] if many else hints[field.name]
+            kind, optional = _kind_of(field.name, hint)
             found[field.name] = Flag(
                 name=field.name,
                 section=section,
                 kind=kind,
+                many=many,
                 optional=optional,
                 default=field.default,
                 metadata=field.metadata[_KEY],
@@ -111,7 +116,7 @@ def _kind_of(name: str, hint: Any) -> tuple[type, bool]:
     parts = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
     kinds = parts - {types.NoneType}
     if len(kinds) != 1 or not kinds <= {bool, int, float, str}:
-        raise TypeError(f"--{name}: {hint} is not bool, int, float or str, with or without None")
+        raise TypeError(f"--{name}: {hint} is not bool, int, float or str, with or without None, nor a tuple of one")
     return kinds.pop(), types.NoneType in parts
 
 

@@ -2,7 +2,7 @@
 
     file -> checked rows -> six padded tensors per pair
 
-Training does not use it; it reads a `PairTable` (table.py) and builds packs (packs.py).
+Training does not use it; it reads `PairTables` (pair_tables.py) and builds packs (packs.py).
 """
 
 from __future__ import annotations

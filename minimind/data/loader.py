@@ -1,7 +1,7 @@
 """Builds batches: a thread prepares the next batches while the current one computes.
 
-PairSampler (indices) + PairTable (pairs) -> thread: layout(pairs) -> one list of batches per global step
-held-out pairs                            -> thread: layout(pairs) -> batches of an evaluation
+PairSampler (indices) + PairTables (pairs) -> thread: layout(pairs) -> one list of batches per global step
+held-out pairs                             -> thread: layout(pairs) -> batches of an evaluation
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from minimind.data.packs import PairBatch
+from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
-from minimind.data.table import PairTable, PreferencePair
+from minimind.data.table import PreferencePair
 
 # How pairs become a batch: `packs.pack` or `packs.pad`.
 Layout = Callable[[Sequence[PreferencePair]], PairBatch]
@@ -66,7 +67,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def train_batches(
-    table: PairTable, sampler: PairSampler, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
+    table: PairTables, sampler: PairSampler, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
 ) -> Iterator[list[PairBatch]]:
     """Yield one rank's micro-batches of each global step.
 
@@ -87,7 +88,7 @@ def train_batches(
 
 
 def eval_batches(
-    table: PairTable, layout: Layout, *, batch_size: int, rank: int, world_size: int, pin: bool = False
+    table: PairTables, layout: Layout, *, batch_size: int, rank: int, world_size: int, pin: bool = False
 ) -> Iterator[tuple[PairBatch, list[float]]]:
     """Yield one rank's batches of an evaluation, each with one weight per pair.
 

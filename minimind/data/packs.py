@@ -33,24 +33,24 @@ class Batch:
         target_positions: (K,) int64, index into the flattened `token_ids` where the model predicts the target.
         target_ids: (K,) int64, the token predicted there.
         row_tokens: number of tokens of all rows; a prefix that two rows share counts for each of them.
-        lines: line number in the data file of each example.
+        indices: `PreferencePair.index` of each example.
     """
 
     token_ids: Tensor
     target_positions: Tensor
     target_ids: Tensor
     row_tokens: int
-    lines: tuple[int, ...]
+    indices: tuple[int, ...]
 
     def to_device(self: AnyBatch, device: torch.device) -> AnyBatch:
         """A copy with all tensors on the device. The copy of a pinned batch to a GPU is asynchronous."""
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def without_tokens(self) -> Batch:
-        """The batch of which only the number of tokens and the lines are kept."""
+        """The batch of which only the number of tokens and the indices are kept."""
         none = self.token_ids.new_empty(0)
         return Batch(
-            token_ids=none, target_positions=none, target_ids=none, row_tokens=self.row_tokens, lines=self.lines
+            token_ids=none, target_positions=none, target_ids=none, row_tokens=self.row_tokens, indices=self.indices
         )
 
     def pin_memory(self: AnyBatch) -> AnyBatch:
@@ -78,7 +78,7 @@ class PairBatch(Batch):
 
     @property
     def num_pairs(self) -> int:
-        return len(self.lines)
+        return len(self.indices)
 
     def without_tokens(self) -> PairBatch:
         """The batch of which only the number of tokens, the lines and the counts are kept."""
@@ -187,7 +187,7 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
         target_counts=_count_tensor(counts, target_ids),
         segments=tuple(segments),
         row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
-        lines=tuple(pair.line for pair in pairs),
+        indices=tuple(pair.index for pair in pairs),
     )
 
 
@@ -203,7 +203,7 @@ def join(packs: Sequence[PackedPairs]) -> PackedPairs:
         target_counts=torch.cat([one.target_counts for one in packs]),
         segments=tuple(segment for one in packs for segment in one.segments),
         row_tokens=sum(one.row_tokens for one in packs),
-        lines=tuple(line for one in packs for line in one.lines),
+        indices=tuple(index for one in packs for index in one.indices),
     )
 
 
@@ -233,7 +233,7 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
         target_ids=_concatenate(target_ids),
         target_counts=_count_tensor(counts, target_ids),
         row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
-        lines=tuple(pair.line for pair in pairs),
+        indices=tuple(pair.index for pair in pairs),
     )
 
 

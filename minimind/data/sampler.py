@@ -16,29 +16,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.mix import Mix
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairSampler:
     """The order of pairs in a run, and their distribution over ranks and micro-batches.
 
     Attributes:
-        num_pairs: number of pairs in the data set.
-        epochs: number of passes over the data set.
+        mix: number of pairs of each source, and how often an epoch takes them; N pairs altogether.
+        epochs: number of epochs.
         micro_batch_size: pairs per rank and micro-batch.
         accumulation_steps: micro-batches per global step, if there is no token budget.
         world_size: number of ranks.
-        shuffle: True draws a new order for each epoch from seed and epoch; False keeps the file order.
+        shuffle: True draws a new order for each epoch from seed and epoch; False keeps that of the sources.
         seed: seed of the shuffled order.
-        costs: (num_pairs,) estimated cost of training on each pair. If given, the pairs of a global batch are
+        costs: (N,) estimated cost of training on each pair. If given, the pairs of a global batch are
             distributed so that all micro-batches cost about the same. The global batch itself, and with it the mean
             loss and its gradient, does not change.
-        tokens: (num_pairs,) number of tokens of each pair in a pack; required with a token budget.
+        tokens: (N,) number of tokens of each pair in a pack; required with a token budget.
         token_budget: largest number of tokens of a micro-batch; requires costs. A longer pair gets a micro-batch of
             its own. Every rank has the same number of pairs in a step and splits them into the same number of
             micro-batches, as few as the rank with most tokens allows.
     """
 
-    num_pairs: int
+    mix: Mix
     epochs: int
     micro_batch_size: int
     accumulation_steps: int
@@ -54,18 +56,23 @@ class PairSampler:
         return self.micro_batch_size * self.accumulation_steps * self.world_size
 
     @property
+    def total_pairs(self) -> int:
+        """Number of pairs that all epochs take."""
+        return self.mix.start(self.epochs)
+
+    @property
     def total_steps(self) -> int:
         """Number of global steps in the run. Only full global batches count."""
-        return self.num_pairs * self.epochs // self.global_batch_size
+        return self.total_pairs // self.global_batch_size
 
     @property
     def left_over(self) -> int:
         """Number of pairs at the end of the last epoch that do not fill a global batch and are not trained on."""
-        return self.num_pairs * self.epochs % self.global_batch_size
+        return self.total_pairs % self.global_batch_size
 
     def epoch_of(self, step: int) -> float:
         """Number of epochs completed after global step `step` (from 1)."""
-        return step * self.global_batch_size / self.num_pairs
+        return float(step * self.global_batch_size / self.mix.pairs_per_epoch)
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
         """Pair indices of one rank in global step `step` (from 1): one list per micro-batch.
@@ -97,19 +104,23 @@ class PairSampler:
         return {"pairs": step * self.global_batch_size, "last": digest}
 
     def _batch(self, step: int) -> list[int]:
-        start = (step - 1) * self.global_batch_size
-        return [self._pair_at(position) for position in range(start, start + self.global_batch_size)]
-
-    def _pair_at(self, position: int) -> int:
-        """Index of the pair at a position counted over all epochs."""
-        epoch, index = divmod(position, self.num_pairs)
-        return int(_epoch_order(self.num_pairs, self.seed, epoch)[index]) if self.shuffle else index
+        """Indices of the pairs of a global batch, at consecutive positions counted over all epochs."""
+        batch: list[int] = []
+        position = (step - 1) * self.global_batch_size
+        while (missing := self.global_batch_size - len(batch)) > 0:
+            epoch = self.mix.epoch_at(position)
+            order = _epoch_order(self.mix, self.seed, epoch, self.shuffle)
+            first = position - self.mix.start(epoch)
+            batch += order[first : first + missing].tolist()
+            position = self.mix.start(epoch + 1)
+        return batch
 
 
 # Two entries, because a global batch may contain the end of one epoch and the start of the next.
 @functools.lru_cache(maxsize=2)
-def _epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(num_pairs)
+def _epoch_order(mix: Mix, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
+    draws = mix.draws(epoch, seed if shuffle else None)
+    return draws[np.random.default_rng((seed, epoch)).permutation(len(draws))] if shuffle else draws
 
 
 def _distribute(pairs: list[int], costs: NDArray[Any], num_groups: int, size: int) -> list[list[int]]:

@@ -30,7 +30,7 @@ class PreferencePair:
         chosen, rejected: token ids, each (length,) int32.
         chosen_mask, rejected_mask: 1 for the assistant's tokens, (length,) uint8.
         prefix: number of leading tokens that both rows share, with equal masks.
-        line: number of its row in the source, from 1.
+        index: of the pair among all tokenised pairs, selected or not.
     """
 
     chosen: NDArray[np.int32]
@@ -38,7 +38,7 @@ class PreferencePair:
     chosen_mask: NDArray[np.uint8]
     rejected_mask: NDArray[np.uint8]
     prefix: int
-    line: int
+    index: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,10 @@ class PairTable:
         tokens, mask: the 2n rows concatenated, chosen before rejected; int32 and uint8.
         offsets: (2n + 1,) int64, start of each row, and the total length.
         full_lengths: (2n,) int64, tokens of each row before anything was cut.
-        prefixes, lines: (n,) int64, as in `PreferencePair`.
+        prefixes: (n,) int64, as in `PreferencePair`.
         prompt_lengths, least_limits: (n,) int64, as in `EncodedPair`.
         identities: (3n,) uint64, hashes of each pair's prompt, chosen and rejected answer; see identity.py.
+        lines: (n,) int64, number of each pair's row in the source, from 1; a row may give several pairs.
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
@@ -94,7 +95,7 @@ class PairTable:
             chosen_mask=self.mask[start:middle],
             rejected_mask=self.mask[middle:end],
             prefix=int(self.prefixes[row]),
-            line=int(self.lines[row]),
+            index=row,
         )
 
     @property

@@ -30,8 +30,8 @@ SAMPLE_PROMPTS = (
 
 # Values in place of MiniMind's defaults, which are for models a hundred times larger.
 SETTINGS = {
-    "data_path": str(TRAIN_PATH),
-    "eval_data_path": str(EVAL_PATH),
+    "data_path": (str(TRAIN_PATH),),
+    "eval_data_path": (str(EVAL_PATH),),
     "tokenizer_path": str(TOKENIZER_PATH),
     "from_weight": str(WEIGHT_PATH),
     "learning_rate": 3e-4,

@@ -22,12 +22,12 @@ class PlainRow(Batch):
     """One row: `token_ids` (T,) with neither padding nor neighbours; targets in the order of the row."""
 
 
-def plain_row(tokens: NDArray[np.int32], mask: NDArray[np.uint8], line: int, inputs: int | None = None) -> PlainRow:
+def plain_row(tokens: NDArray[np.int32], mask: NDArray[np.uint8], index: int, inputs: int | None = None) -> PlainRow:
     """The row of a half of a pair.
 
     Args:
         tokens, mask: of the half; its last token is a target only, as in the other layouts.
-        line: of the pair in its file.
+        index: `PreferencePair.index` of the pair.
         inputs: number of input tokens; by default all. Targets that no input predicts are left out.
     """
     inputs = len(tokens) - 1 if inputs is None else inputs
@@ -38,13 +38,13 @@ def plain_row(tokens: NDArray[np.int32], mask: NDArray[np.uint8], line: int, inp
         target_positions=torch.from_numpy(targets - 1),
         target_ids=torch.from_numpy(tokens[targets].astype(np.int64)),
         row_tokens=inputs,
-        lines=(line,),
+        indices=(index,),
     )
 
 
 def plain_rows(pair: PreferencePair) -> tuple[PlainRow, PlainRow]:
     """Chosen and rejected of a pair."""
     return (
-        plain_row(pair.chosen, pair.chosen_mask, pair.line),
-        plain_row(pair.rejected, pair.rejected_mask, pair.line),
+        plain_row(pair.chosen, pair.chosen_mask, pair.index),
+        plain_row(pair.rejected, pair.rejected_mask, pair.index),
     )

@@ -42,12 +42,13 @@ class Reference(abc.ABC):
         """Scores of a global step's micro-batches; `per_token` asks for the log-prob of each target too."""
 
     @abc.abstractmethod
-    def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
+    def mismatch(self, worst: float, index: int, place: str, start_value: float | None) -> str:
         """Error message for a policy whose log-probs differ from these before the first update.
 
         Args:
             worst: largest difference, in a row's mean log-prob.
-            line: line of that pair in the preference file.
+            index: `PreferencePair.index` of that pair.
+            place: where it is from.
             start_value: value of the loss while policy and reference are the same model.
         """
 
@@ -116,11 +117,11 @@ class LiveReference(Reference):
             for part, batch in zip(scored, batches, strict=True)
         ]
 
-    def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
+    def mismatch(self, worst: float, index: int, place: str, start_value: float | None) -> str:
         start = "" if start_value is None else f", and the loss would not start at {start_value:.4f}"
         return (
-            f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob (pair at "
-            f"line {line}){start}. They are not the same model, or its log-probs are not finite. Check the weights."
+            f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob "
+            f"({place}){start}. They are not the same model, or its log-probs are not finite. Check the weights."
         )
 
     def close(self) -> None:

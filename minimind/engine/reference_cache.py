@@ -13,7 +13,6 @@ Records hold sums over rows, which serve sums and means alike. Rank 0 alone read
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -31,7 +30,7 @@ from minimind.data.loader import Layout, ahead
 from minimind.data.packs import PairBatch
 from minimind.data.table import PairTable
 from minimind.engine.reference import LiveReference, Reference
-from minimind.engine.reference_records import Records, find_lines, read_records, seal_records
+from minimind.engine.reference_records import Records, read_records, seal_records
 from minimind.errors import DataError, TrainingError
 from minimind.model.device_transfer import HostCopy, to_device
 from minimind.objective.rows import ReferenceScores
@@ -39,11 +38,11 @@ from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.world import World
 
 # Increased when the scored numbers or the file format change.
-_FORMAT = 1
-# Largest number of lines in a message.
+_FORMAT = 2
+# Largest number of rows in a message.
 _LISTED = 10
 
-# Indices of the pairs that each rank scores in one round.
+# The pairs that each rank scores in one round, by their places among the selected ones.
 Shares = list[NDArray[np.int64]]
 
 
@@ -51,39 +50,42 @@ class CachedReference(Reference):
     """The reference as a table of row sums.
 
     Args:
-        lines: (n,) int64, ascending: lines of the pairs in their file.
-        sums: (n, 2) float32, summed log-probs of their chosen and rejected rows.
+        caches: of each source of the pairs, in their order; all pairs that are trained on are known.
         device: device of the returned tensors.
-        folder: folder of the cache, for messages.
     """
 
-    def __init__(self, lines: NDArray[np.int64], sums: NDArray[np.float32], device: torch.device, folder: Path) -> None:
-        self.lines, self.sums, self.device, self.folder = lines, sums, device, folder
+    def __init__(self, caches: Sequence[ReferenceCache], device: torch.device) -> None:
+        self.device = device
+        self._folders = [cache.folder for cache in caches]
+        self._ends = np.cumsum([len(cache.sums) for cache in caches])
+        self._sums = np.concatenate([cache.sums for cache in caches])
+        self._known = np.concatenate([cache.known for cache in caches])
 
     def score(self, batches: Sequence[PairBatch], per_token: bool = False) -> list[ReferenceScores]:
         """Scores of a global step's micro-batches; log-probs of single tokens are not in the cache."""
         assert not per_token, "the cache holds sums over rows"
         scores = []
         for batch in batches:
-            indices, found = find_lines(self.lines, np.array(batch.lines))
-            assert found.all(), "a pair of another table"
-            scores.append(ReferenceScores(sums=to_device(self.sums[indices], self.device)))
+            indices = np.array(batch.indices)
+            assert self._known[indices].all(), "a pair that was not scored"
+            scores.append(ReferenceScores(sums=to_device(self._sums[indices], self.device)))
         return scores
 
-    def mismatch(self, worst: float, line: int, start_value: float | None) -> str:
+    def mismatch(self, worst: float, index: int, place: str, start_value: float | None) -> str:
+        folder = self._folders[int(np.searchsorted(self._ends, index, side="right"))]
         return (
-            f"{self.folder}: the cached reference log-probs of the pair at line {line} differ by {worst:.3g} from "
-            "those that the start weights give now, in a row's mean log-prob. Delete the folder to compute them again, "
-            "or train with --reference live."
+            f"{folder}: the cached reference log-probs of {place} differ by {worst:.3g} from those that the start "
+            "weights give now, in a row's mean log-prob. Delete the folder to compute them again, or train with "
+            "--reference live."
         )
 
 
 class ReferenceCache:
-    """Known log-probs of the reference for one preference file.
+    """Known log-probs of the reference for one source.
 
     Args:
         cache_dir: the cache's folder is `reference-KEY` in this folder.
-        table: the pairs. All tokenised pairs are cached, whichever the run's policy for bad rows selects.
+        table: the pairs. Those that it selects are scored; the cache may know others, of other selections.
         about: what the numbers depend on besides the pairs, as JSON values.
         world: the ranks.
         on_progress: called after each forward of `fill`.
@@ -102,7 +104,7 @@ class ReferenceCache:
     ) -> None:
         self.world = world
         self._on_progress = on_progress
-        self.table = dataclasses.replace(table, selected=np.arange(len(table.lines)))
+        self.table = table
         self.about = {"format": _FORMAT, "pairs": table.key, **about}
         self.key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:24]
         self.folder = cache_dir / f"reference-{self.key}"
@@ -113,8 +115,8 @@ class ReferenceCache:
 
     @property
     def num_known(self) -> int:
-        """Number of pairs that need no scoring."""
-        return int(self.known.sum())
+        """Number of selected pairs that need no scoring."""
+        return int(self.known[self.table.selected].sum())
 
     def fill(
         self, reference: LiveReference, layout: Layout, on_progress: Callable[[], object] = lambda: None
@@ -122,14 +124,14 @@ class ReferenceCache:
         """Score the missing pairs on all ranks, and write them as they come; yields the growing number of known pairs.
 
         Raises:
-            TrainingError: on every rank, if a log-prob is not finite; names its line.
+            TrainingError: on every rank, if a log-prob is not finite; names its row.
             DataError: on every rank, if the numbers cannot be written.
         """
         name = f"part-{uuid.uuid4().hex[:12]}.bin"
         agree(self.world, self._describe, runs=self.world.is_main)
         for shares, copied in self._scored(reference, layout):
             scored = gather(self.world, copied.numpy()[: len(shares[self.world.rank])])
-            indices, values = np.concatenate(shares), np.concatenate(scored)
+            indices, values = self.table.selected[np.concatenate(shares)], np.concatenate(scored)
             self._check_finite(indices, values)
             self.sums[indices], self.known[indices] = values, True
             agree(self.world, functools.partial(self._append, name, indices), runs=self.world.is_main)
@@ -141,13 +143,8 @@ class ReferenceCache:
         if self.num_known < len(self):
             raise DataError(f"{self.folder}: the written file cannot be read back; see --cache_dir", agreed=True)
 
-    def reference(self) -> CachedReference:
-        """The reference for training; all pairs must be known."""
-        assert self.known.all()
-        return CachedReference(self.table.lines, self.sums, self.world.device, self.folder)
-
     def _scored(self, reference: LiveReference, layout: Layout) -> Iterator[tuple[Shares, HostCopy]]:
-        """Run the forwards; yields the indices of each round, and the sums of this rank's pairs (n, 2).
+        """Run the forwards; yields the pairs of each round, and the sums of this rank's pairs (n, 2).
 
         A forward is enqueued before the one before it is read, so that a GPU need not wait for files and other ranks.
         """
@@ -157,7 +154,7 @@ class ReferenceCache:
                 mine = shares[self.world.rank]
                 # Under ZeRO-3 all ranks must run every forward. A rank without a missing pair scores pair 0 and drops
                 # the result.
-                batch = layout([self.table[int(index)] for index in (mine if len(mine) else [0])])
+                batch = layout([self.table[int(place)] for place in (mine if len(mine) else [0])])
                 yield shares, batch.pin_memory() if self.world.pins_memory else batch
 
         before: tuple[Shares, HostCopy] | None = None
@@ -171,11 +168,11 @@ class ReferenceCache:
             yield before
 
     def _rounds(self, pairs_per_forward: int) -> Iterator[Shares]:
-        """Indices of missing pairs: for each forward a list of one array per rank.
+        """Missing pairs, by their place among the selected ones: for each forward a list of one array per rank.
 
         Pairs are sorted by cost and dealt in turn, so that all forwards cost about the same.
         """
-        missing = np.flatnonzero(~self.known)
+        missing = np.flatnonzero(~self.known[self.table.selected])
         missing = missing[np.argsort(-self.table.costs[missing], kind="stable")]
         ranks = self.world.size
         forwards = -(-len(missing) // (pairs_per_forward * ranks))
@@ -198,19 +195,27 @@ class ReferenceCache:
         self.sums, self.known = from_main(self.world, self._read)
 
     def _read(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        sums, known = np.zeros((len(self), 2), np.float32), np.zeros(len(self), np.bool_)
+        number = len(self.table.lines)
+        sums, known = np.zeros((number, 2), np.float32), np.zeros(number, np.bool_)
+        # rows.bin comes last, so that its numbers win over those of parts.
+        for path in [*self._parts(), self.folder / "rows.bin"]:
+            self._read_into(path, sums, known)
+        return sums, known
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.bin"))
+
+    def _read_into(self, path: Path, sums: NDArray[np.float32], known: NDArray[np.bool_]) -> None:
+        """Put the numbers of a file into the arrays; nothing if there is no such file."""
         try:
-            # rows.bin comes last, so that its numbers win over those of parts.
-            for path in [*sorted(self.folder.glob("part-*.bin")), self.folder / "rows.bin"]:
-                # Another run deletes its part when it has written rows.bin.
-                with contextlib.suppress(FileNotFoundError):
-                    records = read_records(path, self.key)
-                    indices, found = find_lines(self.table.lines, records["line"])
-                    found &= (self._counts[indices] == records["counts"]).all(1)
-                    sums[indices[found]], known[indices[found]] = records["sums"][found], True
+            # Another run deletes parts when it has written rows.bin.
+            with contextlib.suppress(FileNotFoundError):
+                records = read_records(path, self.key)
+                records = records[(records["pair"] >= 0) & (records["pair"] < len(known))]
+                records = records[(self._counts[records["pair"]] == records["counts"]).all(1)]
+                sums[records["pair"]], known[records["pair"]] = records["sums"], True
         except OSError as error:
             raise DataError(f"{self.folder}: cannot be read ({error}); see --cache_dir") from error
-        return sums, known
 
     @functools.cached_property
     def _counts(self) -> NDArray[np.int64]:
@@ -220,7 +225,7 @@ class ReferenceCache:
         return counts.astype(np.int64).reshape(-1, 2)
 
     def _records(self, indices: NDArray[np.int64]) -> Records:
-        return seal_records(self.table.lines[indices], self.sums[indices], self._counts[indices], self.key)
+        return seal_records(indices, self.sums[indices], self._counts[indices], self.key)
 
     def _describe(self) -> None:
         self._write("about.json", json.dumps(self.about, indent=1, ensure_ascii=False, sort_keys=True).encode())
@@ -233,15 +238,22 @@ class ReferenceCache:
             raise self._unwritable(error) from error
 
     def _finish(self) -> None:
-        """Write rows.bin, unless another run has. A run that trains with that run's numbers may be stopped, and must
-        find the very same numbers when it resumes."""
-        try:
-            if len(read_records(self.folder / "rows.bin", self.key)) < len(self):
-                raise FileNotFoundError
-        except FileNotFoundError:
-            self._write("rows.bin", self._records(np.arange(len(self))).tobytes())
+        """Write all that is known to rows.bin, and delete the parts that it now has.
+
+        Numbers that rows.bin has already stay: a run that trains with them may be stopped, and must find the very same
+        numbers when it resumes.
+        """
+        parts = self._parts()
+        sums, known = self._read()
+        stored = np.zeros_like(known)
+        self._read_into(self.folder / "rows.bin", sums, stored)
+        # Parts of other runs at work give only what this run does not know itself.
+        taken = stored | (known & ~self.known)
+        self.sums[taken], self.known = sums[taken], self.known | known
+        if (self.known & ~stored).any():
+            self._write("rows.bin", self._records(np.flatnonzero(self.known)).tobytes())
         with contextlib.suppress(OSError):
-            for path in self.folder.glob("part-*.bin"):
+            for path in parts:
                 path.unlink()
 
     def _write(self, name: str, content: bytes) -> None:

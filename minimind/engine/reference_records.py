@@ -1,6 +1,6 @@
 """File format of cached reference log-probs: one fixed-size record per pair, each with its own checksum.
 
-lines, sums, counts, cache key -> seal_records -> records -> bytes in a file -> read_records -> undamaged records
+pairs, sums, counts, cache key -> seal_records -> records -> bytes in a file -> read_records -> undamaged records
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# One pair: its line in the preference file, the summed log-probs and the number of targets of its chosen and rejected
-# rows, and a checksum of these and of the cache's key.
-RECORD = np.dtype([("line", "<i8"), ("sums", "<f4", 2), ("counts", "<i4", 2), ("checksum", "<u4")])
+# One pair: its index among the tokenised pairs of its source, the summed log-probs and the number of targets of its
+# chosen and rejected rows, and a checksum of these and of the cache's key.
+RECORD = np.dtype([("pair", "<i8"), ("sums", "<f4", 2), ("counts", "<i4", 2), ("checksum", "<u4")])
 
 Records = NDArray[np.void]
 
 
-def seal_records(lines: NDArray[Any], sums: NDArray[Any], counts: NDArray[Any], key: str) -> Records:
+def seal_records(pairs: NDArray[Any], sums: NDArray[Any], counts: NDArray[Any], key: str) -> Records:
     """Records with checksums. The checksum includes the cache's key, so records of another cache are invalid here.
 
     Args:
-        lines: (n,) int64, lines of the pairs.
+        pairs: (n,) int64, indices of the pairs in their table.
         sums: (n, 2) float32, summed log-probs of chosen and rejected.
         counts: (n, 2), numbers of targets of chosen and rejected.
         key: the cache's key.
     """
-    records = np.zeros(len(lines), RECORD)
-    records["line"], records["sums"], records["counts"] = lines, sums, counts
+    records = np.zeros(len(pairs), RECORD)
+    records["pair"], records["sums"], records["counts"] = pairs, sums, counts
     records["checksum"] = _checksums(records, key)
     return records
 
@@ -43,12 +43,6 @@ def read_records(path: Path, key: str) -> Records:
     content = path.read_bytes()
     records = np.frombuffer(content, RECORD, len(content) // RECORD.itemsize)
     return records[records["checksum"] == _checksums(records, key)]
-
-
-def find_lines(lines: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Indices of `wanted` in ascending `lines`, and whether each was found; an index is only valid if it was."""
-    indices = np.searchsorted(lines, wanted).clip(max=len(lines) - 1)
-    return indices, lines[indices] == wanted
 
 
 def _checksums(records: Records, key: str) -> NDArray[np.uint32]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.data.tokens import END_CUT
@@ -53,10 +54,10 @@ def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: Worl
     config = loaded.settings.config
     usable = gather(loaded.tables, right)
     trained, held_out = gather(loaded.tables, selected), gather(loaded.held_out, selected)
-    (table,) = loaded.tables
-    sampler = pair_sampler(config, table, world.size)
+    tables = PairTables(tables=loaded.tables)
+    sampler = pair_sampler(config, tables, world.size)
     steps = count_steps(sampler, config)
-    packing = measure_packing(sampler, steps, _inputs(table), table.packed_tokens, config.data.max_seq_len)
+    packing = measure_packing(sampler, steps, _inputs(loaded.tables), tables.packed_tokens, config.data.max_seq_len)
     longest = np.sort(usable.longest)
     report = Report(
         sources=tuple(_sources(loaded.tables, loaded)),
@@ -96,9 +97,9 @@ def _sources(tables: Sequence[PairTable], loaded: LoadedPairs) -> Iterator[Sourc
         yield describe_source(table, len(right(table)), row_messages(table, loaded.settings.config.data))
 
 
-def _inputs(table: PairTable) -> NDArray[np.int64]:
+def _inputs(tables: Sequence[PairTable]) -> NDArray[np.int64]:
     """Tokens of both rows of each selected pair that the model reads, (pairs, 2): all but a row's last one."""
-    return np.diff(table.offsets).reshape(-1, 2)[table.selected] - 1
+    return np.concatenate([np.diff(table.offsets).reshape(-1, 2)[table.selected] - 1 for table in tables])
 
 
 def _answers(inputs: Inputs, tables: Sequence[PairTable]) -> AnswerReport:

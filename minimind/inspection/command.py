@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minimind.config import FLAG, Settings
 from minimind.data.left_out import words_of
-from minimind.data.sources import open_source
+from minimind.data.sources import find_sources
 from minimind.data.template import ChatTemplate
 from minimind.errors import DataError, MiniMindError
 from minimind.inspection.building import build_report
@@ -92,10 +92,10 @@ def write(report: Report, folder: Path) -> None:
 def _split(settings: Settings, inputs: Inputs, share: float, folder: Path) -> Settings:
     """Settings whose data are the files of a split."""
     data = inputs.settings.config.data
-    assert data.data_path is not None
+    sources = find_sources(data.data_path)
     split = split_rows(
-        [open_source(Path(data.data_path))],
-        [shape_options(data)],
+        sources,
+        [shape_options(data)] * len(sources),
         words_of(ChatTemplate(inputs.tokenizer)),
         share=share,
         seed=data.seed,
@@ -105,5 +105,6 @@ def _split(settings: Settings, inputs: Inputs, share: float, folder: Path) -> Se
         f"{split.eval_prompts} of {split.prompts} prompts are held out: {split.eval_rows} rows in {split.evaluation}, "
         f"{split.train_rows} rows to train on\n"
     )
-    (train,) = split.train
-    return settings.with_values({"data_path": str(train), "eval_data_path": str(split.evaluation)}, FLAG)
+    # A file of a split has the weight of the file that its rows are from.
+    train = tuple(f"{path}{source.weight_suffix}" for path, source in zip(split.train, sources, strict=True))
+    return settings.with_values({"data_path": train, "eval_data_path": (str(split.evaluation),)}, FLAG)

@@ -6,13 +6,12 @@ Settings -> open_inputs -> Inputs, with what would stop the run
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from minimind.config import Settings
-from minimind.data.sources import open_source
+from minimind.data.sources import find_sources
 from minimind.errors import MiniMindError
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, prepare, with_implied
@@ -52,9 +51,8 @@ def open_inputs(settings: Settings, world: World) -> Inputs:
         known = with_implied(settings)
         try:
             tokenizer = load_tokenizer(known.config, _weights_or_none(known))
-            for path in (known.config.data.data_path, known.config.data.eval_data_path):
-                if path:
-                    open_source(Path(path))
+            for words in (known.config.data.data_path, known.config.data.eval_data_path):
+                find_sources(words)
         except MiniMindError:
             # It is one of the problems that `prepare` has listed.
             raise error from None

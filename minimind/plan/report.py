@@ -60,23 +60,23 @@ def command(option: Option, settings: Settings, machine: Machine) -> str:
     moe = "_moe" if given.model.use_moe else ""
     flags.setdefault("from_weight", f"full_sft_{given.model.hidden_size}{moe}.pth")
     flags.setdefault("data_path", "pairs.jsonl")
-    flags["deepspeed"] = _short(option.file)
+    flags["deepspeed"] = shlex.quote(_short(option.file))
     flags["gradient_checkpointing"] = str(int(option.checkpointing))
     if option.reference_file.name != "reference.json" and given.engine.reference == "live":
-        flags["reference_config"] = _short(option.reference_file)
+        flags["reference_config"] = shlex.quote(_short(option.reference_file))
     return launch_command(flags, machine.nodes, machine.ranks_per_node)
 
 
 def explicit_flags(settings: Settings) -> dict[str, str]:
-    """The flags that the user gave, by name, with their values."""
+    """The flags that the user gave, by name, with their values as a shell takes them."""
     given = {name: value for name, value in settings.values.items() if settings.explicit(name)}
-    return {name: _flag_value(value) for name, value in given.items() if value is not None}
+    return {name: _flag_value(value) for name, value in given.items() if value not in (None, ())}
 
 
 def launch_command(flags: Mapping[str, str], nodes: int, ranks_per_node: int) -> str:
-    """The shell command that trains, with these flags."""
+    """The shell command that trains, with these flags; their values are quoted already."""
     where = "--hostfile launch/hostfile" if nodes > 1 else f"--num_gpus {ranks_per_node}"
-    parts = [f"--{flag} {shlex.quote(value)}" for flag, value in flags.items()]
+    parts = [f"--{flag} {value}" for flag, value in flags.items()]
     return " \\\n        ".join([f"    deepspeed {where} {DPOConfig.script}", *parts])
 
 
@@ -161,4 +161,7 @@ def _short(path: Path) -> str:
 
 
 def _flag_value(value: object) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
+    """A value as a shell takes it."""
+    if isinstance(value, tuple):
+        return " ".join(map(shlex.quote, value))
+    return str(int(value)) if isinstance(value, bool) else shlex.quote(str(value))

@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minimind.data.packs import Batch
-from minimind.data.sources import Content, Source, parse_json
+from minimind.data.pair_tables import PairTables
+from minimind.data.sources import Source, parse_json
 from minimind.errors import DataError, TrainingError
 from minimind.ranks.collectives import from_main, gather
 from minimind.ranks.world import World
 
-# Largest number of lines in a message; the file has all of them.
+# Largest number of rows of a source in a message; the file has all of them.
 _LISTED = 10
 
 
@@ -27,11 +28,11 @@ class MicroBatch:
     """One micro-batch of a rank.
 
     Attributes:
-        lines: numbers of its pairs' rows in the source, from 1.
+        indices: `PreferencePair.index` of its pairs.
         finite: whether its log-probs and losses were finite.
     """
 
-    lines: Sequence[int]
+    indices: Sequence[int]
     finite: bool
 
 
@@ -41,20 +42,20 @@ class NonFiniteReport:
 
     Attributes:
         folder: the run's folder; the file is written there.
-        data: where the pairs are from.
+        data: the pairs that are trained on.
         world: the ranks.
         latest: the file that names the newest checkpoint; None if the run writes none.
     """
 
     folder: Path
-    data: Source
+    data: PairTables
     world: World
     latest: Path | None
 
     def error_at(self, step: int, batches: Sequence[Batch], error: TrainingError) -> TrainingError:
         """The error with the step and its suspicious pairs; writes the step's pairs of all ranks. All ranks call it."""
         # Every rank fails at the same step, because DeepSpeed reduces the norm before it is checked.
-        mine = [MicroBatch(lines=batch.lines, finite=ok) for batch, ok in zip(batches, error.finite, strict=True)]
+        mine = [MicroBatch(indices=one.indices, finite=ok) for one, ok in zip(batches, error.finite, strict=True)]
         ranks = gather(self.world, mine)
         written = from_main(self.world, lambda: write_pairs(self.folder, step, self.data, ranks))
         newest = "there is no checkpoint"
@@ -67,48 +68,44 @@ class NonFiniteReport:
         )
 
 
-def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: Source) -> str:
-    """Names the lines of the micro-batches that were not finite, or all lines if every micro-batch was finite.
+def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: PairTables) -> str:
+    """Names the rows of the micro-batches that were not finite, or all rows if every micro-batch was finite.
 
     Args:
         ranks: the step's micro-batches of every rank.
-        data: where the pairs are from.
+        data: the pairs that are trained on.
     """
     batches = list(itertools.chain.from_iterable(ranks))
     affected = [batch for batch in batches if not batch.finite]
-    lines = sorted(line for batch in affected or batches for line in batch.lines)
-    listed = f"in {data.listed(lines, _LISTED)} of {data.name}"
+    listed = data.places((index for batch in affected or batches for index in batch.indices), _LISTED)
     if affected:
-        return f"Losses or log-probs were not finite in {len(affected)} of {len(batches)} micro-batches: pairs {listed}"
-    return f"The losses of all micro-batches were finite, so any of them can be the cause: pairs {listed}"
+        return (
+            f"Losses or log-probs were not finite in {len(affected)} of {len(batches)} micro-batches: pairs in {listed}"
+        )
+    return f"The losses of all micro-batches were finite, so any of them can be the cause: pairs in {listed}"
 
 
-def write_pairs(folder: Path, step: int, data: Source, ranks: Sequence[Sequence[MicroBatch]]) -> str:
-    """Write a step's pairs, one JSON object each: line in the data file, rank, micro-batch (from 1), whether that was
-    finite, and the row.
+def write_pairs(folder: Path, step: int, data: PairTables, ranks: Sequence[Sequence[MicroBatch]]) -> str:
+    """Write a step's pairs, one JSON object each: source, line (or number of the row), rank, micro-batch (from 1),
+    whether that was finite, and the row.
 
     Args:
         folder: the run's folder.
-        data: where the pairs are from.
+        data: the pairs that are trained on.
         ranks: the step's micro-batches of every rank.
 
     Returns:
         Where they are, or why they could not be written. A failure here must not hide the error that is reported.
     """
     path = folder / f"nonfinite_step{step:08d}.jsonl"
-    entries = [
-        {"line": line, "rank": rank, "micro_batch": number, "finite": batch.finite}
-        for rank, batches in enumerate(ranks)
-        for number, batch in enumerate(batches, start=1)
-        for line in batch.lines
-    ]
-    wanted = {entry["line"] for entry in entries}
     try:
-        # The source is read only up to the last wanted row.
-        last = max(wanted)
-        numbered = itertools.takewhile(lambda row: row[0] <= last, data.rows())
-        rows = {number: _value(content) for number, content in numbered if number in wanted}
-        found = ({**entry, "row": rows[entry["line"]]} for entry in entries)
+        rows = _read_rows(data.row_of(index) for batches in ranks for batch in batches for index in batch.indices)
+        found = []
+        for rank, batches in enumerate(ranks):
+            for number, batch in enumerate(batches, start=1):
+                for source, line in map(data.row_of, batch.indices):
+                    place = {"source": source.name, "line": line, "rank": rank, "micro_batch": number}
+                    found.append({**place, "finite": batch.finite, "row": rows[source, line]})
         lines = (json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in found)
         path.write_text("".join(lines), encoding="utf-8")
     except (OSError, ValueError, KeyError, DataError) as error:
@@ -116,5 +113,15 @@ def write_pairs(folder: Path, step: int, data: Source, ranks: Sequence[Sequence[
     return f"are in {path}, by rank and micro-batch"
 
 
-def _value(content: Content) -> object:
-    return parse_json(content) if isinstance(content, bytes) else content
+def _read_rows(places: Iterable[tuple[Source, int]]) -> dict[tuple[Source, int], object]:
+    """The values of some rows; each source is read only up to the last of them."""
+    wanted: dict[Source, set[int]] = {}
+    for source, number in places:
+        wanted.setdefault(source, set()).add(number)
+    found: dict[tuple[Source, int], object] = {}
+    for source, numbers in wanted.items():
+        last = max(numbers)
+        for number, content in itertools.takewhile(lambda row: row[0] <= last, source.rows()):  # noqa: B023
+            if number in numbers:
+                found[source, number] = parse_json(content) if isinstance(content, bytes) else content
+    return found

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
+from collections.abc import Iterator
+from fractions import Fraction
+
 from minimind.config import DPOConfig
+from minimind.data.pair_tables import PairTables
+from minimind.data.table import PairTable
 from minimind.data.tokens import OTHER_MASK
 from minimind.engine.ds_schema import value_at
 from minimind.engine.ds_zero import swaps_to_nvme
@@ -111,12 +118,15 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
     """Print the number of pairs and steps, and every row and pair that is not trained on."""
     stream, total_steps, max_steps = data.stream, data.total_steps, config.optimisation.max_steps
     epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
-    console.say(f"{len(data.table)} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
+    pairs = _number(stream.mix.pairs_per_epoch)
+    console.say(f"{pairs} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
+    for line in _shares(data.table):
+        console.say(f"  {line}")
     if total_steps < stream.total_steps:
         console.say(f"  ends after {total_steps} of them (--max_steps)")
     if max_steps is not None and max_steps > stream.total_steps:
         console.say(f"  --max_steps {max_steps} will not be reached: the pairs make {stream.total_steps} steps")
-    for table in data.tables:
+    for table in itertools.chain.from_iterable(tables.tables for tables in data.tables):
         for message in row_messages(table, config.data):
             console.say(f"  {table.source.name}: {message}")
         if number := table.counts.get(OTHER_MASK):
@@ -129,7 +139,34 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
         console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")
 
 
+def _shares(tables: PairTables) -> Iterator[str]:
+    """The share of each word of --data_path in an epoch; nothing if there is one word without a weight."""
+    words: dict[str, list[PairTable]] = {}
+    for table in tables.tables:
+        words.setdefault(table.source.word, []).append(table)
+    if len(words) == 1 and all(table.source.weight == 1 for table in tables.tables):
+        return
+    sizes = {word: sum((len(one) * one.source.weight for one in of), Fraction()) for word, of in words.items()}
+    tokens = {
+        word: sum((int(one.packed_tokens.sum()) * one.source.weight for one in of), Fraction())
+        for word, of in words.items()
+    }
+    for word, of in words.items():
+        files = f" ({len(of)} files)" if len(of) > 1 else ""
+        shares = [
+            f"{_number(taken[word])} {what} ({float(100 * taken[word] / sum(taken.values())):.1f} %)"
+            for what, taken in (("pairs", sizes), ("tokens", tokens))
+        ]
+        yield f"{word}{files}: {' and '.join(shares)} of an epoch"
+
+
+def _number(value: Fraction) -> str:
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.1f}"
+
+
 def _shown(value: object) -> str:
-    if value is None or value == "":
+    if value is None or value in ("", ()):
         return "-"
+    if isinstance(value, tuple):
+        return " ".join(map(shlex.quote, value))
     return str(int(value)) if isinstance(value, bool) else str(value)

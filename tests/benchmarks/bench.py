@@ -144,7 +144,9 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
     batches = [timed[start : start + each] for start in range(0, count, each)]
     heaviest = max(batches, key=lambda batch: len(pack(batch).token_ids))
     pairs = heaviest * arguments.warmup_steps + timed
-    (folder / "pairs.jsonl").write_text("".join(lines[pair.line - 1] + "\n" for pair in pairs), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text(
+        "".join(lines[table.lines[pair.index] - 1] + "\n" for pair in pairs), encoding="utf-8"
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     torch.manual_seed(0)
     config = minimind.MiniMindConfig(

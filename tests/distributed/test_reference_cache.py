@@ -115,7 +115,7 @@ def test_cache_of_a_killed_run_is_used_with_other_ranks_stages_and_settings(fold
     key = path.parent.name.removeprefix("reference-")
     before, after = np.frombuffer(whole, RECORD), read_records(path, key)
     assert [entry.name for entry in sorted(path.parent.iterdir())] == ["about.json", "rows.bin"]
-    np.testing.assert_array_equal(before["line"], after["line"])
+    np.testing.assert_array_equal(before["pair"], after["pair"])
     np.testing.assert_array_equal(before["counts"], after["counts"])
     np.testing.assert_allclose(before["sums"], after["sums"], rtol=1e-5)
     # The run itself is right: its loss starts at ln 2 with sums as with means.
@@ -123,21 +123,19 @@ def test_cache_of_a_killed_run_is_used_with_other_ranks_stages_and_settings(fold
     path.write_bytes(whole)
 
 
-def test_wrong_cached_log_prob_is_an_error_that_names_the_line(folder, cached):
+def test_wrong_cached_log_prob_is_an_error_that_names_the_row(folder, cached):
     path = rows_files(folder)[COUNT]
     whole, key = path.read_bytes(), path.parent.name.removeprefix("reference-")
     records = read_records(path, key)
     sums = records["sums"].copy()
     sums[0, 1] += 0.01
-    path.write_bytes(seal_records(records["line"], sums, records["counts"], key).tobytes())
+    path.write_bytes(seal_records(records["pair"], sums, records["counts"], key).tobytes())
     done = run(folder, "wrong", "--reference", "cached", "--max_steps", 1)
     path.write_bytes(whole)
     assert done.status != 0
     assert done.output.count("TrainingError") == 1
-    assert (
-        f"{path.parent}: the cached reference log-probs of the pair at line {records['line'][0]} differ by "
-        in done.output
-    )
+    place = f"{folder / 'train.jsonl'}, line {records['pair'][0] + 1}"
+    assert f"{path.parent}: the cached reference log-probs of {place} differ by " in done.output
     assert "Delete the folder" in done.output
     path = folder / "wrong/metrics.jsonl"
     assert not path.exists() or not metrics(folder / "wrong")

@@ -40,7 +40,7 @@ def dpo_flags() -> list[FlagRow]:
         FlagRow(
             name=one.name,
             section=one.section.capitalize(),
-            default=int(one.default) if isinstance(one.default, bool) else one.default,
+            default=int(one.default) if isinstance(one.default, bool) else None if one.default == () else one.default,
             choices=one.metadata.choices or (),
             help=one.metadata.help,
         )

@@ -48,7 +48,7 @@ def data_problem(tokenizer, write_rows, tmp_path):
 def test_missing_preference_file():
     error = preparation_error("--data_path", "nowhere/pairs.jsonl", *DEMO_WEIGHTS)
     assert isinstance(error, DataError)
-    assert "--data_path nowhere/pairs.jsonl: no such file" in str(error)
+    assert "--data_path nowhere/pairs.jsonl: no such preference file" in str(error)
 
 
 def test_invalid_json_is_named_with_its_line(data_problem):
@@ -88,7 +88,7 @@ def test_all_bad_rows_are_listed_at_once_and_skip_counts_them(data_problem):
     assert "2 of 4 rows" in message
     assert re.findall(r"line (\d)", message) == ["1", "3", "4"]
     skipped = select_pairs(table, on_bad_row="skip", on_long_row="cut")
-    assert [skipped[index].line for index in range(len(skipped))] == [2]
+    assert skipped.lines[skipped.selected].tolist() == [2]
     assert len(skipped.bad) == 2
 
 

@@ -56,7 +56,7 @@ def random_model(name: str, seed: int) -> PreTrainedModel:
 
 
 def preference_pair(
-    prefix: int, chosen: int, rejected: int, *, line: int, turns: tuple[int, ...] = ()
+    prefix: int, chosen: int, rejected: int, *, index: int, turns: tuple[int, ...] = ()
 ) -> PreferencePair:
     """A pair of random tokens.
 
@@ -64,10 +64,10 @@ def preference_pair(
         prefix: length of the common prefix.
         chosen, rejected: lengths of the rest of each half. Its tokens come from a range of its own, so the common
             prefix is not longer than `prefix`.
-        line: the seed.
+        index: the pair's, and the seed.
         turns: positions in the prefix that are targets; the tokens after the prefix always are.
     """
-    draw = np.random.default_rng(line)
+    draw = np.random.default_rng(index)
     shared = draw.integers(3, VOCAB, prefix)
     own = {"chosen": draw.integers(3, 50, chosen), "rejected": draw.integers(50, VOCAB, rejected)}
     counted = np.isin(np.arange(prefix), turns)
@@ -79,20 +79,20 @@ def preference_pair(
         chosen_mask=masks["chosen"],
         rejected_mask=masks["rejected"],
         prefix=prefix,
-        line=line,
+        index=index,
     )
 
 
 PAIRS = {
-    "plain": preference_pair(6, 4, 5, line=1),
-    "multi_turn": preference_pair(14, 3, 6, line=2, turns=(4, 5, 6, 10, 11)),
-    "target_right_before_the_fork": preference_pair(7, 5, 2, line=3, turns=(5, 6)),
-    "chosen_is_a_prefix_of_rejected": preference_pair(9, 0, 7, line=4, turns=(6, 7, 8)),
-    "rejected_is_a_prefix_of_chosen": preference_pair(8, 6, 0, line=5, turns=(6, 7)),
-    "nothing_shared": preference_pair(0, 5, 8, line=6),
-    "one_token_each": preference_pair(5, 1, 1, line=7),
-    "long_and_short": preference_pair(3, 60, 2, line=8),
-    "short_and_long": preference_pair(20, 2, 50, line=9),
+    "plain": preference_pair(6, 4, 5, index=1),
+    "multi_turn": preference_pair(14, 3, 6, index=2, turns=(4, 5, 6, 10, 11)),
+    "target_right_before_the_fork": preference_pair(7, 5, 2, index=3, turns=(5, 6)),
+    "chosen_is_a_prefix_of_rejected": preference_pair(9, 0, 7, index=4, turns=(6, 7, 8)),
+    "rejected_is_a_prefix_of_chosen": preference_pair(8, 6, 0, index=5, turns=(6, 7)),
+    "nothing_shared": preference_pair(0, 5, 8, index=6),
+    "one_token_each": preference_pair(5, 1, 1, index=7),
+    "long_and_short": preference_pair(3, 60, 2, index=8),
+    "short_and_long": preference_pair(20, 2, 50, index=9),
 }
 
 

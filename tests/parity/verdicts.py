@@ -35,9 +35,9 @@ NOT_BUILT = "not built"
 NARROW = {"sliding_window": 8, "index_topk": 4}
 # Rows are longer than the limits of NARROW and shorter than POSITIONS.
 PAIRS = (
-    preference_pair(6, 4, 5, line=1),
-    preference_pair(20, 14, 9, line=2, turns=(4, 5, 6, 10, 11)),
-    preference_pair(9, 40, 1, line=3),
+    preference_pair(6, 4, 5, index=1),
+    preference_pair(20, 14, 9, index=2, turns=(4, 5, 6, 10, 11)),
+    preference_pair(9, 40, 1, index=3),
 )
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import itertools
+import stat
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,15 @@ class Source:
         name: what messages call it: a path, or the name of a data set with its split.
         files: what is read, in this order.
         unit: what the numbers of rows count, from 1: LINE or ROW.
+        word: what the user gave that it is a part of, e.g. a pattern; empty for a source made in code.
+        weight: how often an epoch takes each of its pairs.
     """
 
     name: str
     files: tuple[Path, ...]
     unit: str
+    word: str = ""
+    weight: Fraction = Fraction(1)
 
     def rows(self, on_read: OnRead = ignore) -> Iterator[tuple[int, Content]]:
         """Yield the number and the content of each row that is not blank.
@@ -61,6 +68,11 @@ class Source:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def weight_suffix(self) -> str:
+        """The weight as it was given, with its colon; empty without one."""
+        return "" if self.weight == 1 else f":{self.word.rpartition(':')[2]}"
 
     @property
     def short_name(self) -> str:
@@ -96,8 +108,16 @@ def kind_of_file(path: Path) -> Kind:
     Raises:
         DataError: see `open_source`.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such preference file'}")
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        what = "no file matches the pattern" if glob.has_magic(str(path)) else "no such preference file"
+        raise DataError(f"{path}: {what}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        # A pipe could be read once only, and a device has no end.
+        raise DataError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'a device or a pipe'}, not a file")
     with open_stream(path) as stream:
         try:
             return kind_of(stream.peek())

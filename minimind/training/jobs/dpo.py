@@ -100,7 +100,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
         gathered = gather_pairs(
             self._world,
             torch.cat([column.double() for column in columns], 1),
-            [line for batch in batches for line in batch.lines],
+            [index for batch in batches for index in batch.indices],
             None if weights is None else [weight for of_batch in weights for weight in of_batch],
         )
         sums, counts, known = gathered.values.split((2, 3, gathered.values.shape[1] - 5), 1)

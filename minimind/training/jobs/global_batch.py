@@ -31,20 +31,20 @@ class GatheredPairs:
 
 
 def gather_pairs(
-    world: World, values: Tensor, lines: Sequence[int], weights: Sequence[float] | None = None
+    world: World, values: Tensor, indices: Sequence[int], weights: Sequence[float] | None = None
 ) -> GatheredPairs:
     """Collect values of pairs from all ranks. All ranks must call.
 
     Args:
         values: (n, C) float64, of this rank's pairs.
-        lines: line of each in the data file.
+        indices: `PreferencePair.index` of each; it decides the order.
         weights: 0 for a pair that does not count, else 1; None: all count, and n is the same on all ranks.
     """
-    count = len(lines)
+    count = len(indices)
     most = count if weights is None else int(all_reduce(torch.tensor(count, device=world.device), "max"))
-    # Columns: 1 if the row is a pair that counts, its line, its values. All ranks but one have zeros in a row, so that
+    # Columns: 1 if the row is a pair that counts, its index, its values. All ranks but one have zeros in a row, so that
     # the sum over ranks is exact.
-    own = to_device(np.column_stack((np.ones(count) if weights is None else weights, lines)), world.device)
+    own = to_device(np.column_stack((np.ones(count) if weights is None else weights, indices)), world.device)
     table = values.new_zeros(world.size, most, 2 + values.shape[1])
     table[world.rank, :count] = torch.cat((own.to(values.dtype), values), 1)
     table = all_reduce(table).flatten(0, 1)

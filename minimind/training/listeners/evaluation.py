@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from minimind.data.loader import Layout, eval_batches
-from minimind.data.table import PairTable
+from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -37,7 +37,7 @@ class Evaluation(Listener):
     def __init__(
         self,
         *,
-        table: PairTable,
+        table: PairTables,
         layout: Layout,
         batch_size: int,
         interval: int,

@@ -72,7 +72,7 @@ def assemble_run(
         events=events,
         nonfinite=NonFiniteReport(
             folder=folder,
-            data=data.table.source,
+            data=data.table,
             world=world,
             latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
         ),

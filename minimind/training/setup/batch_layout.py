@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from minimind.data.loader import Layout
 from minimind.data.packs import pack, pad
-from minimind.data.table import PairTable, PreferencePair
+from minimind.data.pair_tables import PairTables
+from minimind.data.table import PreferencePair
 from minimind.engine.policy import Policy
 from minimind.errors import ConfigError
 from minimind.model.family import family_of, packing_obstacle
@@ -22,7 +23,7 @@ from minimind.training.setup.prepare import Prepared, cache_dir
 from minimind.training.setup.verdicts import VerdictStore, describe_verdict
 
 
-def choose_layout(prepared: Prepared, policy: Policy, table: PairTable, console: Console) -> Layout:
+def choose_layout(prepared: Prepared, policy: Policy, table: PairTables, console: Console) -> Layout:
     """Packed rows if the model computes them exactly, else rows padded to the longest of a micro-batch.
 
     Raises:

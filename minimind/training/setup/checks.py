@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.config import Settings
 from minimind.data.selection import KEEP
+from minimind.data.sources import find_sources
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
 from minimind.model.dropout import dropout_fields
@@ -53,12 +54,17 @@ Check = Callable[[Draft], Iterator[MiniMindError]]
 
 
 def data_files_exist(draft: Draft) -> Iterator[MiniMindError]:
-    """Preference files are files."""
+    """Preference files are there and hold rows; weights are for training pairs."""
+    data = draft.settings.config.data
     for flag in ("data_path", "eval_data_path"):
-        path = getattr(draft.settings.config.data, flag)
-        if path and not Path(path).is_file():
-            what = "is a folder; give a file" if Path(path).is_dir() else "no such file"
-            yield DataError(f"--{flag} {path}: {what}")
+        try:
+            sources = find_sources(getattr(data, flag))
+        except DataError as error:
+            yield DataError(f"--{flag} {error}")
+            continue
+        weighted = [source.word for source in sources if source.weight != 1]
+        if flag == "eval_data_path" and weighted:
+            yield DataError(f"--{flag} {weighted[0]}: an evaluation takes each pair once; leave the weight out")
 
 
 def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:

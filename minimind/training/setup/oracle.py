@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from minimind.data.packs import Batch, PackedPairs, PairBatch, pack, pad
-from minimind.data.table import PairTable, PreferencePair
+from minimind.data.pair_tables import PairTables
+from minimind.data.table import PreferencePair
 from minimind.engine.plain_row import plain_row, plain_rows
 from minimind.engine.policy import Policy
 from minimind.errors import MiniMindError, PackError
@@ -44,7 +45,7 @@ class Verdict:
     reason: str = ""
 
 
-def probe_pairs(table: PairTable) -> tuple[PreferencePair, ...]:
+def probe_pairs(table: PairTables) -> tuple[PreferencePair, ...]:
     """The shortest and the longest pair whose both halves have targets."""
     order = table.packed_tokens.argsort(kind="stable")
 
@@ -107,7 +108,7 @@ def _check_causal(policy: Policy, pairs: Sequence[PreferencePair], rows: Sequenc
         kept = len(row) // 2
         # The last input is the token that predicts the last target that is kept.
         inputs = int(mask[1:].nonzero()[0][kept - 1]) + 1
-        cut.append(plain_row(tokens, mask, pairs[0].line, inputs))
+        cut.append(plain_row(tokens, mask, pairs[0].index, inputs))
         expected.append(row[:kept])
     without = "it is not causal (an encoder, or is_decoder is false in its config.json): without the tokens after them"
     _require_equal(policy, _scores(policy, cut), expected, f"{without}, log-probs of a row change")

@@ -18,6 +18,7 @@ from minimind.checkpoints.find import Checkpoint
 from minimind.config import BAD_ROWS_KEPT, DEMO, DPOConfig, Settings
 from minimind.config.environment import with_switches
 from minimind.data.selection import KEEP
+from minimind.data.sources import local_paths
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
 from minimind.objective.choice import choose_objective
@@ -30,8 +31,9 @@ from minimind.training.setup.start_weights import open_start_weights, weights_pa
 from minimind.training.setup.tokenizers import load_tokenizer
 from minimind.weights.sources import WeightSource
 
-# Flags that name a file or folder to read.
-PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "from_weight", "deepspeed", "reference_config")
+# Flags that name sources of pairs, and all flags that name files or folders to read.
+DATA_FLAGS = ("data_path", "eval_data_path")
+PATH_FLAGS = (*DATA_FLAGS, "tokenizer_path", "from_weight", "deepspeed", "reference_config")
 _DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
 
@@ -124,7 +126,10 @@ def with_implied(settings: Settings) -> Settings:
 def input_paths(config: DPOConfig) -> dict[str, Path]:
     """The files and folders that a run will read, by the flag that names each; they need not exist."""
     named = {**vars(config.data), **vars(config.model), **vars(config.engine)}
-    paths = {name: Path(named[name]) for name in PATH_FLAGS if named[name]}
+    paths = {name: Path(named[name]) for name in PATH_FLAGS if name not in DATA_FLAGS and named[name]}
+    for name in DATA_FLAGS:
+        for number, path in enumerate(local_paths(named[name]), start=1):
+            paths[name if number == 1 else f"{name}, file {number},"] = path
     paths["from_weight"] = weights_path(config)
     paths["reference_config"] = reference_path(config)
     if not config.data.data_path or config.model.from_weight == "none":

@@ -15,10 +15,10 @@ import numpy as np
 
 from minimind.data.loader import Layout
 from minimind.data.packs import PackedPairs
-from minimind.data.table import PairTable
+from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference, Reference
-from minimind.engine.reference_cache import ReferenceCache
+from minimind.engine.reference_cache import CachedReference, ReferenceCache
 from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
 from minimind.training.console import Console
@@ -34,7 +34,7 @@ _PROGRESS = 10.0
 def open_references(
     prepared: Prepared,
     policy: Policy,
-    tables: Sequence[PairTable],
+    tables: Sequence[PairTables],
     layout: Layout,
     described: Mapping[str, Any],
     console: Console,
@@ -61,15 +61,17 @@ def open_references(
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded, the model's own attention"
         about = {**described, "dtype": config.optimisation.dtype, "layout": kind}
         assert config.data.cache_dir is not None
-        caches = [ReferenceCache(Path(config.data.cache_dir), table, about, policy.world) for table in tables]
-        _fill(caches, prepared, policy, layout, console, watch)
-        references = [cache.reference() for cache in caches]
+        folder = Path(config.data.cache_dir)
+        # One cache for each source, so that another mix of the same sources finds them.
+        caches = [[ReferenceCache(folder, part, about, policy.world) for part in table.tables] for table in tables]
+        _fill([cache for parts in caches for cache in parts], prepared, policy, layout, console, watch)
+        references = [CachedReference(parts, policy.world.device) for parts in caches]
     for table, reference in zip(tables, references, strict=True):
-        # Pairs from all over the file, different ones on each rank.
+        # Pairs from all over the sources, different ones on each rank.
         ranks = policy.world.size
         spread = np.linspace(0, len(table) - 1, _CHECKED * ranks).astype(int)[policy.world.rank :: ranks]
         batch = layout([table[int(index)] for index in spread])
-        check_start(policy, reference, batch, config.optimisation.dtype, prepared.objective)
+        check_start(policy, reference, batch, config.optimisation.dtype, prepared.objective, table.place)
     return references
 
 

@@ -30,7 +30,7 @@ _IDENTITY = (
 # Optimizer keys that select an implementation; they do not change what is computed.
 _IMPLEMENTATION_KEYS = ("torch_adam", "fused", "foreach")
 # Values that manifests of earlier versions do not contain, because these were the only ones.
-_BEFORE = {"loss": "sigmoid", "dropout": True, "on_long_row": "cut"}
+_BEFORE = {"loss": "sigmoid", "dropout": True, "on_long_row": "cut", "mix": ["1"]}
 
 
 def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
             "optimizer": {**optimizer, "params": params},
             **model_identity(prepared),
             "data": data.table.key,
+            "mix": [str(weight) for weight in data.stream.mix.weights],
             "pairs": len(data.table),
             "pairs a step": data.stream.global_batch_size,
             "start weights": fingerprint,

@@ -5,6 +5,8 @@ policy, reference, a few pairs -> check_start -> the policy with its start weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from minimind.data.packs import PairBatch
@@ -21,10 +23,20 @@ START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}
 
 
 @torch.no_grad()
-def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: str, objective: Objective) -> None:
+def check_start(
+    policy: Policy,
+    reference: Reference,
+    batch: PairBatch,
+    dtype: str,
+    objective: Objective,
+    place: Callable[[int], str],
+) -> None:
     """Stop a run whose policy, with its start weights, is not its reference: the margins would not start at 0.
 
     The comparison is made in eval mode, because dropout makes two forwards of one model differ.
+
+    Args:
+        place: where a pair is from, by its `PreferencePair.index`, for the message.
 
     Raises:
         TrainingError: on every rank, if the rows of any rank differ.
@@ -40,8 +52,8 @@ def check_start(policy: Policy, reference: Reference, batch: PairBatch, dtype: s
     mine = (
         float((difference / lengths.sqrt())[pair].max()),
         float((difference / lengths)[pair].max()),
-        batch.lines[pair],
+        batch.indices[pair],
     )
-    scaled, worst, line = max(gather(policy.world, mine))
+    scaled, worst, index = max(gather(policy.world, mine))
     if scaled > START_TOLERANCE[dtype]:
-        raise TrainingError(reference.mismatch(worst, line, objective.start_value()), agreed=True)
+        raise TrainingError(reference.mismatch(worst, index, place(index), objective.start_value()), agreed=True)

@@ -1,13 +1,14 @@
 """The run's data: tokenised pairs, the order in which they are trained on, and the number of global steps.
 
-preference files -> load_pairs -> PairTable -> PairSampler -> TrainingData
+sources -> PairTable of each -> PairTables -> PairSampler -> TrainingData
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,18 +18,20 @@ from minimind.config.data import DataConfig
 from minimind.data.columns import NO_VARIABLES
 from minimind.data.encoding import EncodingOptions
 from minimind.data.left_out import words_of
+from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.shapes import ShapeOptions
-from minimind.data.sources import open_source
+from minimind.data.sources import Source, find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
 from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
-from minimind.errors import ConfigError
-from minimind.ranks.collectives import from_main, main_first
+from minimind.errors import ConfigError, LaunchError
+from minimind.ranks.collectives import from_main, gather, main_first
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, cache_dir
+from minimind.training.setup.problems import Problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,47 +45,63 @@ class TrainingData:
         total_steps: global steps of the run.
     """
 
-    table: PairTable
-    eval_table: PairTable | None
+    table: PairTables
+    eval_table: PairTables | None
     stream: PairSampler
     total_steps: int
 
     @property
-    def tables(self) -> list[PairTable]:
-        """All tables: training pairs first."""
+    def tables(self) -> list[PairTables]:
+        """Training pairs, then held-out pairs."""
         return [self.table] if self.eval_table is None else [self.table, self.eval_table]
 
 
 def load_data(prepared: Prepared, world: World, listener: TokenisingListener) -> TrainingData:
-    """Tokenise the preference files, or read their cache, and lay out the order of pairs; all ranks call it.
+    """Tokenise the sources, or read their caches, and lay out the order of pairs; all ranks call it.
 
     Raises:
-        DataError: a file cannot be used, or has rows that `--on_bad_row error` or `--on_long_row error` refuse.
+        DataError: a source cannot be used, or has rows that `--on_bad_row error` or `--on_long_row error` refuse.
         ConfigError: the pairs do not fill one global batch.
+        LaunchError: the machines have other data.
     """
     config = prepared.settings.config
-    assert config.data.data_path is not None
     table = _load_pairs(prepared, world, config.data.data_path, listener)
-    eval_path = config.data.eval_data_path
-    eval_table = _load_pairs(prepared, world, eval_path, listener) if eval_path else None
+    held_out = config.data.eval_data_path
+    eval_table = _load_pairs(prepared, world, held_out, listener) if held_out else None
     stream = pair_sampler(config, table, world.size)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
     return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
 
 
-def _load_pairs(prepared: Prepared, world: World, path: str, listener: TokenisingListener) -> PairTable:
-    """The pairs of one preference file that the run uses. One rank per machine tokenises, the others read."""
+def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener: TokenisingListener) -> PairTables:
+    """The pairs of some sources that the run uses. One rank per machine tokenises, the others read."""
     config = prepared.settings.config
 
-    def load() -> PairTable:
-        return select_table(tokenized_table(config, prepared.tokenizer, path, listener), config.data)
+    def load_one(source: Source) -> PairTable:
+        return select_table(tokenized_table(config, prepared.tokenizer, source, listener), config.data)
 
-    return main_first(world, load)
+    def load() -> PairTables:
+        problems = Problems()
+        tables = [problems.attempt(functools.partial(load_one, source)) for source in find_sources(words)]
+        problems.raise_if_any()
+        return PairTables(tables=tuple(table for table in tables if table is not None))
+
+    tables = main_first(world, load)
+    # Files are compared before the start by samples of their bytes, and data sets of the hub are no files then.
+    keys = gather(world, tables.key)
+    if len(set(keys)) > 1:
+        other = next(rank for rank, key in enumerate(keys) if key != keys[0])
+        raise LaunchError(
+            f"{' '.join(words)}: the data of {world.name([0])} and of {world.name([other])} differ; give all machines "
+            "the same files",
+            agreed=True,
+        )
+    return tables
 
 
 def tokenized_table(
-    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, path: str, listener: TokenisingListener
+    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, source: Source, listener: TokenisingListener
 ) -> PairTable:
     """The table of a source, from the cache or tokenised now, with all pairs selected.
 
@@ -91,7 +110,7 @@ def tokenized_table(
     """
     data = config.data
     return load_table(
-        open_source(Path(path)),
+        source,
         tokenizer,
         max_length=data.max_seq_len,
         options=encoding_options(data, words_of(ChatTemplate(tokenizer))),
@@ -112,10 +131,10 @@ def select_table(table: PairTable, config: DataConfig) -> PairTable:
     return select_pairs(table, on_bad_row=config.on_bad_row, on_long_row=config.on_long_row)
 
 
-def pair_sampler(config: DPOConfig, table: PairTable, ranks: int) -> PairSampler:
+def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSampler:
     """The order of a run's pairs, and their distribution over ranks and micro-batches."""
     return PairSampler(
-        num_pairs=len(table),
+        mix=table.mix,
         epochs=config.optimisation.epochs,
         micro_batch_size=config.optimisation.batch_size,
         accumulation_steps=config.optimisation.accumulation_steps,
@@ -171,7 +190,7 @@ def count_steps(stream: PairSampler, config: DPOConfig) -> int:
     total = stream.total_steps
     if not total:
         raise ConfigError(
-            f"{stream.num_pairs} pairs x {stream.epochs} epochs do not fill one global batch of "
+            f"{sum(stream.mix.sizes)} pairs x {stream.epochs} epochs do not fill one global batch of "
             f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
         )
     return min(total, config.optimisation.max_steps or total)

@@ -14,6 +14,7 @@ import torch
 
 from minimind import native
 from minimind.config import parse_settings
+from minimind.data.mix import Mix
 from minimind.data.packs import PairBatch, pack
 from minimind.data.sampler import PairSampler
 from minimind.engine.ds_config import resolve_policy
@@ -46,10 +47,10 @@ class Shifted(Reference):
     """A reference that no policy is at the start, so that losses and gradients of pairs differ."""
 
     def score(self, batches, per_token=False):
-        rows = ([[-9.0 * line, -8.0 * line] for line in batch.lines] for batch in batches)
+        rows = ([[-9.0 * line, -8.0 * line] for line in batch.indices] for batch in batches)
         return [ReferenceScores(sums=torch.tensor(sums)) for sums in rows]
 
-    def mismatch(self, worst, line, start_value):
+    def mismatch(self, worst, index, place, start_value):
         raise AssertionError("nothing compares this reference with the policy")
 
 
@@ -61,8 +62,8 @@ def stream_of(world: World) -> PairSampler:
     tokens = np.array([len(pack([pair]).token_ids) for pair in PAIRS.values()])
     assert tokens.max() > 50
     return PairSampler(
-        num_pairs=len(PAIRS), epochs=1, micro_batch_size=2, accumulation_steps=2, world_size=world.size, shuffle=False,
-        seed=0, costs=tokens.astype(float), tokens=tokens, token_budget=50,
+        mix=Mix.plain(len(PAIRS)), epochs=1, micro_batch_size=2, accumulation_steps=2, world_size=world.size,
+        shuffle=False, seed=0, costs=tokens.astype(float), tokens=tokens, token_budget=50,
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def check(world: World, stage: int, dtype: str) -> None:
         train_step(policy, JOB, batches, MetricSums(world, JOB), Watch())
         after = policy.full_state()
         if world.is_main:
-            lines = [line for rank in range(world.size) for one in packs(stream, step, rank) for line in one.lines]
+            lines = [line for rank in range(world.size) for one in packs(stream, step, rank) for line in one.indices]
             assert len(lines) == len(set(lines)) == stream.global_batch_size
             expected = plain_gradient(config, before, pack([PAIRS[line] for line in lines]))
             norm = torch.nn.utils.get_total_norm(list(expected.values()))

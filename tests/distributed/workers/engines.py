@@ -38,7 +38,7 @@ def random_pair(seed: int, length: int) -> PreferencePair:
     rejected[: length // 2] = chosen[: length // 2]
     mask = (np.arange(length) >= length // 2).astype(np.uint8)
     return PreferencePair(
-        chosen=chosen, rejected=rejected, chosen_mask=mask, rejected_mask=mask, prefix=length // 2, line=seed
+        chosen=chosen, rejected=rejected, chosen_mask=mask, rejected_mask=mask, prefix=length // 2, index=seed
     )
 
 

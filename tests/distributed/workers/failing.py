@@ -57,7 +57,7 @@ def other_reference(context: RankContext) -> None:
     config = MiniMindConfig(hidden_size=64, num_hidden_layers=1, vocab_size=640)
     reference = LiveReference(RandomSource(config, seed=1), reference_config, world)
     policy = Policy(RandomSource(config, seed=2), policy_config, lambda step: 1.0, world)
-    check_start(policy, reference, pack([random_pair(3, 20)]), "float32", build_objective("sigmoid"))
+    check_start(policy, reference, pack([random_pair(3, 20)]), "float32", build_objective("sigmoid"), "pair {}".format)
 
 
 def killed_at_the_end(context: RankContext) -> None:

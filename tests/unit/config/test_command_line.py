@@ -15,8 +15,6 @@ from minimind.errors import ConfigError
 
 # Flags whose value may be None, and what stands for None on the command line.
 NOT_GIVEN = {
-    "data_path": "",
-    "eval_data_path": "",
     "tokenizer_path": "",
     "chat_template": "",
     "template_kwargs": "",
@@ -75,7 +73,9 @@ def test_the_parser_has_exactly_the_flags_of_the_job():
         (["--batch_size=16"], "batch_size", 16),
         (["--learning_rate", "5e-7"], "learning_rate", 5e-7),
         (["--learning_rate", "1"], "learning_rate", 1.0),
-        (["--data_path", "some where/a.jsonl"], "data_path", "some where/a.jsonl"),
+        (["--data_path", "some where/a.jsonl"], "data_path", ("some where/a.jsonl",)),
+        (["--data_path", "a:2", "", "b", "--seed", "1", "--data_path", "c"], "data_path", ("a:2", "b", "c")),
+        (["--data_path", ""], "data_path", ()),
         (["--use_moe", "1"], "use_moe", True),
         (["--shuffle", "0"], "shuffle", False),
         (["--dtype", "float32"], "dtype", "float32"),

@@ -12,9 +12,9 @@ from minimind.errors import ConfigError
 
 def test_defaults_are_minimind_s():
     assert dataclasses.asdict(DataConfig()) == {
-        "data_path": None,
+        "data_path": (),
         "data_format": "auto",
-        "eval_data_path": None,
+        "eval_data_path": (),
         "tokenizer_path": None,
         "chat_template": None,
         "template_kwargs": None,

@@ -19,6 +19,7 @@ class Oven:
 class Cake:
     sugar: float | None = flag(None, "grams", low=0)
     shape: str = flag("round", "of the tin", choices=["round", "square"])
+    fillings: tuple[str, ...] = flag((), "from the bottom up")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,13 +30,14 @@ class Baking:
 
 def test_fields_have_section_kind_default_and_bounds():
     found = fields_of(Baking)
-    assert [(item.name, item.section, item.kind, item.optional, item.default) for item in found] == [
-        ("degrees", "oven", int, False, 180),
-        ("fan", "oven", bool, False, False),
-        ("sugar", "cake", float, True, None),
-        ("shape", "cake", str, False, "round"),
+    assert [(item.name, item.section, item.kind, item.many, item.optional, item.default) for item in found] == [
+        ("degrees", "oven", int, False, False, 180),
+        ("fan", "oven", bool, False, False, False),
+        ("sugar", "cake", float, False, True, None),
+        ("shape", "cake", str, False, False, "round"),
+        ("fillings", "cake", str, True, False, ()),
     ]
-    degrees, _, sugar, shape = (item.metadata for item in found)
+    degrees, _, sugar, shape, _ = (item.metadata for item in found)
     assert (degrees.help, degrees.low, degrees.above, degrees.choices) == ("temperature", 20, 10, None)
     assert (sugar.low, sugar.above) == (0, None)
     assert shape.choices == ("round", "square")
@@ -53,7 +55,7 @@ def test_a_name_in_two_sections_is_refused():
 
 def test_values_are_read_and_replaced_by_flat_names():
     config = Baking(cake=Cake(sugar=120.0))
-    assert flat_values(config) == {"degrees": 180, "fan": False, "sugar": 120.0, "shape": "round"}
+    assert flat_values(config) == {"degrees": 180, "fan": False, "sugar": 120.0, "shape": "round", "fillings": ()}
     changed = replace_values(config, {"fan": True, "sugar": None, "degrees": 200})
     assert changed == Baking(oven=Oven(degrees=200, fan=True), cake=Cake(sugar=None))
     assert config == Baking(cake=Cake(sugar=120.0))

@@ -35,14 +35,15 @@ def content(table: PairTable) -> list[tuple]:
             row.chosen_mask.tolist(),
             row.rejected_mask.tolist(),
             row.prefix,
-            row.line,
+            int(table.lines[row.index]),
         )
         for row in (table[i] for i in range(len(table)))
     ]
 
 
 def lines(table: PairTable) -> list[int]:
-    return [table[index].line for index in range(len(table))]
+    """Numbers of the rows of the selected pairs."""
+    return table.lines[table.selected].tolist()
 
 
 def table_of(

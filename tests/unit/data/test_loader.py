@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minimind.data.loader import eval_batches, train_batches
+from minimind.data.mix import Mix
 from minimind.data.packs import pack
 from minimind.data.sampler import PairSampler
 from minimind.data.sources import open_source
@@ -30,7 +31,7 @@ def table(tokenizer, tmp_path_factory) -> PairTable:
 @pytest.fixture(scope="module")
 def sampler() -> PairSampler:
     return PairSampler(
-        num_pairs=COUNT,
+        mix=Mix.plain(COUNT),
         epochs=4,
         micro_batch_size=2,
         accumulation_steps=2,
@@ -48,16 +49,14 @@ def builder_threads() -> list[threading.Thread]:
 def test_batches_follow_the_order_of_the_sampler(table, sampler, rank):
     assert sampler.total_steps == 5
     steps = list(train_batches(table, sampler, pack, rank=rank, start=1, end=5))
-    lines = [[list(batch.lines) for batch in batches] for batches in steps]
-    # Line numbers count from 1, pairs from 0.
-    expected = [[[i + 1 for i in pairs] for pairs in sampler.micro_batches(s, rank)] for s in range(1, 6)]
-    assert lines == expected
+    indices = [[list(batch.indices) for batch in batches] for batches in steps]
+    assert indices == [sampler.micro_batches(step, rank) for step in range(1, 6)]
 
 
 def test_start_in_the_middle_gives_the_remaining_steps(table, sampler):
     whole = list(train_batches(table, sampler, pack, rank=0, start=1, end=5))
     rest = list(train_batches(table, sampler, pack, rank=0, start=4, end=5))
-    assert [[b.lines for b in step] for step in rest] == [[b.lines for b in step] for step in whole[3:]]
+    assert [[b.indices for b in step] for step in rest] == [[b.indices for b in step] for step in whole[3:]]
 
 
 def test_start_after_the_end_gives_no_step(table, sampler):
@@ -99,7 +98,7 @@ def test_thread_pins_batches_for_a_gpu(table, sampler, pin, monkeypatch):
     for batch, expected in zip((first, second), plain, strict=True):
         assert torch.equal(batch.token_ids, expected.token_ids)
         assert all(batch.token_ids is not tensor for _, tensor in recorded)
-        assert batch.lines == expected.lines
+        assert batch.indices == expected.indices
     recorded.clear()
     held_out = list(eval_batches(table, pack, batch_size=4, rank=0, world_size=1, pin=pin))
     assert len(recorded) == (len(held_out) * 5 if pin else 0)
@@ -141,9 +140,9 @@ def test_evaluation_counts_every_pair_once(table, batch_size, world_size):
     ]
     # All ranks run the same number of forwards, or ZeRO-3 hangs.
     assert len({len(batches) for batches in ranks}) == 1
-    counts = dict.fromkeys(range(1, COUNT + 1), 0.0)
+    counts = dict.fromkeys(range(COUNT), 0.0)
     for batch, weights in (item for batches in ranks for item in batches):
         assert len(weights) == batch.num_pairs <= batch_size
-        for line, weight in zip(batch.lines, weights, strict=True):
-            counts[line] += weight
+        for index, weight in zip(batch.indices, weights, strict=True):
+            counts[index] += weight
     assert set(counts.values()) == {1.0}

@@ -12,7 +12,7 @@ from minimind.data.packs import Batch, Segment, join, pack, pad
 from minimind.data.table import PreferencePair
 
 
-def preference(chosen: str, rejected: str, prefix: int, line: int) -> PreferencePair:
+def preference(chosen: str, rejected: str, prefix: int, index: int) -> PreferencePair:
     """A pair from words: a number is a token, a `*` after it masks the token as a target."""
 
     def half(words: str):
@@ -26,7 +26,7 @@ def preference(chosen: str, rejected: str, prefix: int, line: int) -> Preference
         chosen_mask=chosen_mask,
         rejected_mask=rejected_mask,
         prefix=prefix,
-        line=line,
+        index=index,
     )
 
 
@@ -34,12 +34,12 @@ def preference(chosen: str, rejected: str, prefix: int, line: int) -> Preference
 #     5 6 7 8 | 20 | 30 31           at positions 0 to 6
 # Targets: position 1 predicts 7. The prefix's last token, at position 3, predicts 20, and 20 at position 4 predicts 21.
 #          The prefix's last token also predicts 30; 30 at position 5 predicts 31, and 31 at position 6 predicts 32.
-A = preference("5 6 7* 8 20* 21*", "5 6 7* 8 30* 31* 32*", prefix=4, line=1)
+A = preference("5 6 7* 8 20* 21*", "5 6 7* 8 30* 31* 32*", prefix=4, index=1)
 # B's chosen half is a prefix of its rejected half. The last token of chosen, 13, is no input of chosen, so only 11 12
 # are shared:
 #     11 12 | | 13                   at positions 7 to 9, after A
 # Targets: position 7 predicts 12. Position 8 predicts 13 of chosen and 13 of rejected, position 9 predicts 14.
-B = preference("11 12* 13*", "11 12* 13* 14*", prefix=3, line=4)
+B = preference("11 12* 13*", "11 12* 13* 14*", prefix=3, index=4)
 
 
 def test_pack_by_hand():
@@ -51,7 +51,7 @@ def test_pack_by_hand():
     assert batch.target_ids.tolist() == [7, 20, 21, 30, 31, 32, 12, 13, 13, 14]
     assert batch.target_counts.tolist() == [[1, 2, 3], [1, 1, 2]]
     assert batch.row_tokens == 6 + 7 + 3 + 4
-    assert batch.lines == (1, 4)
+    assert batch.indices == (1, 4)
     assert batch.num_pairs == 2
 
 
@@ -86,7 +86,7 @@ def test_pad_by_hand():
 
 def test_rejected_as_a_prefix_of_chosen():
     """B with the halves exchanged: 11 12 | 13 | and an empty rejected part."""
-    batch = pack([preference("11 12* 13* 14*", "11 12* 13*", prefix=3, line=1)])
+    batch = pack([preference("11 12* 13* 14*", "11 12* 13*", prefix=3, index=1)])
     assert batch.token_ids.tolist() == [11, 12, 13]
     assert batch.segments == ((2, 1, 0),)
     # Position 0 predicts 12, 1 predicts 13 of chosen, 2 predicts 14; 1 also predicts 13 of rejected.
@@ -96,7 +96,7 @@ def test_rejected_as_a_prefix_of_chosen():
 
 
 def test_pair_without_a_common_prefix():
-    batch = pack([preference("1 2* 3*", "4 5*", prefix=0, line=1)])
+    batch = pack([preference("1 2* 3*", "4 5*", prefix=0, index=1)])
     assert batch.token_ids.tolist() == [1, 2, 4]
     assert batch.position_ids.tolist() == [0, 1, 0]
     assert batch.segments == ((0, 2, 1),)
@@ -107,21 +107,21 @@ def test_pair_without_a_common_prefix():
 @pytest.mark.parametrize("layout", [pack, pad])
 def test_first_token_of_a_row_is_no_target(layout):
     """No token predicts it. MiniMind's mask, which is that of y, omits it as well."""
-    batch = layout([preference("1* 2* 3*", "4* 5*", prefix=0, line=1)])
+    batch = layout([preference("1* 2* 3*", "4* 5*", prefix=0, index=1)])
     assert batch.target_ids.tolist() == [2, 3, 5]
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
 def test_halves_that_truncation_makes_equal(layout):
     """--on_bad_row keep trains on such pairs: 1 2 is shared, and 3 is a target of each half at the same position."""
-    batch = layout([preference("1 2 3*", "1 2 3*", prefix=3, line=1)])
+    batch = layout([preference("1 2 3*", "1 2 3*", prefix=3, index=1)])
     assert batch.target_ids.tolist() == [3, 3]
     assert batch.target_counts.tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
 def test_batch_without_targets(layout):
-    batch = layout([preference("1 2 3", "1 2 4", prefix=2, line=1)])
+    batch = layout([preference("1 2 3", "1 2 4", prefix=2, index=1)])
     assert batch.target_ids.shape == (0,)
     assert batch.target_ids.dtype == torch.int64
     assert batch.target_counts.tolist() == [[0, 0, 0]]
@@ -162,18 +162,18 @@ def test_pin_memory_pins_every_tensor(monkeypatch):
 
 
 def test_batch_of_another_job_needs_no_pairs():
-    """Two single rows, 1 2 | 3 and 4 | 5: a job without pairs has the tokens, targets and lines of a batch only."""
+    """Two single rows, 1 2 | 3 and 4 | 5: a job without pairs has the tokens, targets and indices of a batch only."""
     batch = Batch(
         token_ids=torch.tensor([1, 2, 4]),
         target_positions=torch.tensor([1, 2]),
         target_ids=torch.tensor([3, 5]),
         row_tokens=5,
-        lines=(7, 9),
+        indices=(7, 9),
     )
     moved = batch.to_device(torch.device("meta"))
     assert type(moved) is Batch
     assert {tensor.device.type for tensor in (moved.token_ids, moved.target_positions, moved.target_ids)} == {"meta"}
-    assert (moved.row_tokens, moved.lines) == (5, (7, 9))
+    assert (moved.row_tokens, moved.indices) == (5, (7, 9))
 
 
 def test_segments_have_named_parts():
@@ -193,6 +193,6 @@ def test_joined_packs_equal_the_pack_of_all_pairs():
 def test_a_batch_without_tokens_keeps_what_a_loss_needs(layout):
     batch = layout([A, B])
     light = batch.without_tokens()
-    assert (light.lines, light.row_tokens, light.num_pairs) == (batch.lines, batch.row_tokens, 2)
+    assert (light.indices, light.row_tokens, light.num_pairs) == (batch.indices, batch.row_tokens, 2)
     assert torch.equal(light.target_counts, batch.target_counts)
     assert light.token_ids.numel() == light.target_ids.numel() == light.target_positions.numel() == 0

@@ -22,7 +22,7 @@ def test_pairs_are_the_rendered_rows_of_the_file(load, write_rows, tokenizer):
         assert tokenizer.decode(one.rejected) == tokenizer.apply_chat_template(row["rejected"], tokenize=False)
         assert len(one.chosen_mask) == len(one.chosen)
         assert len(one.rejected_mask) == len(one.rejected)
-        assert one.line == index + 1
+        assert (one.index, table.lines[one.index]) == (index, index + 1)
         assert one.chosen[: one.prefix].tolist() == one.rejected[: one.prefix].tolist()
         assert one.chosen[one.prefix] != one.rejected[one.prefix]
 

@@ -225,7 +225,7 @@ def test_every_target_of_the_masks_is_a_target_of_the_pack(write_rows, tokenizer
     pairs = [
         PreferencePair(
             chosen=chosen[0], chosen_mask=chosen[1], rejected=rejected[0], rejected_mask=rejected[1],
-            prefix=prefix, line=line,
+            prefix=prefix, index=line,
         )
         for chosen, rejected, prefix, line in zip(halves[::2], halves[1::2], chunk.prefixes, chunk.lines, strict=True)
     ]  # fmt: skip

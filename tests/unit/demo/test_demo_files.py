@@ -18,6 +18,6 @@ def test_sample_prompts_are_held_out() -> None:
 
 def test_settings_are_flags_and_their_files_exist() -> None:
     assert set(SETTINGS) <= {flag.name for flag in fields_of(DPOConfig)}
-    paths = [SETTINGS[name] for name in ("data_path", "eval_data_path", "tokenizer_path", "from_weight")]
+    paths = [*SETTINGS["data_path"], *SETTINGS["eval_data_path"], SETTINGS["tokenizer_path"], SETTINGS["from_weight"]]
     assert paths == [str(path) for path in (TRAIN_PATH, EVAL_PATH, TOKENIZER_PATH, WEIGHT_PATH)]
     assert all(Path(path).exists() for path in paths)

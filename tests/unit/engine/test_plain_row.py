@@ -13,7 +13,7 @@ PAIR = PreferencePair(
     chosen_mask=np.array([0, 0, 0, 1, 0, 1], np.uint8),
     rejected_mask=np.array([1, 0, 0, 1, 1], np.uint8),
     prefix=0,
-    line=4,
+    index=4,
 )
 
 
@@ -24,7 +24,7 @@ def test_rows_of_a_pair():
     assert (chosen.target_positions.tolist(), chosen.target_ids.tolist()) == ([2, 4], [11, 30])
     assert rejected.token_ids.tolist() == [5, 7, 9, 40]
     assert (rejected.target_positions.tolist(), rejected.target_ids.tolist()) == ([2, 3], [40, 50])
-    assert chosen.lines == rejected.lines == (4,)
+    assert chosen.indices == rejected.indices == (4,)
 
 
 def test_a_row_that_is_cut_loses_the_targets_that_no_input_predicts():

@@ -15,16 +15,16 @@ from minimind.engine.reference import LiveReference
 from minimind.ranks.world import World
 
 
-def pair(line):
+def pair(index):
     tokens, mask = np.arange(3, 9, dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
     other = tokens.copy()
     other[4:] += 10
-    return PreferencePair(chosen=tokens, rejected=other, chosen_mask=mask, rejected_mask=mask, prefix=4, line=line)
+    return PreferencePair(chosen=tokens, rejected=other, chosen_mask=mask, rejected_mask=mask, prefix=4, index=index)
 
 
 @pytest.fixture
 def made():
-    """A reference that gives its n-th target of a forward the log-prob -n; `forwards` has the lines of each."""
+    """A reference that gives its n-th target of a forward the log-prob -n; `forwards` has the indices of each."""
 
     def make(batches_per_forward):
         reference = LiveReference.__new__(LiveReference)
@@ -32,7 +32,7 @@ def made():
         forwards = []
 
         def log_probs(batch):
-            forwards.append(batch.lines)
+            forwards.append(batch.indices)
             return -torch.arange(1.0, len(batch.target_ids) + 1)
 
         reference.log_probs = log_probs
@@ -68,12 +68,12 @@ def test_log_probs_of_tokens_are_given_if_asked_for(made):
     assert other.per_token.tolist() == [-6.0, -7.0, -8.0, -9.0, -10.0]
 
 
-def test_a_mismatch_names_line_and_start_value(made):
+def test_a_mismatch_names_place_and_start_value(made):
     reference, _ = made(1)
-    message = reference.mismatch(0.25, 8, 0.69314)
-    assert "differ by 0.25 in a row's mean log-prob (pair at line 8)" in message
+    message = reference.mismatch(0.25, 7, "a.jsonl, line 8", 0.69314)
+    assert "differ by 0.25 in a row's mean log-prob (a.jsonl, line 8)" in message
     assert "the loss would not start at 0.6931" in message
-    assert "would not start" not in reference.mismatch(0.25, 8, None)
+    assert "would not start" not in reference.mismatch(0.25, 7, "a.jsonl, line 8", None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The reference's log-probs on disk: what a kill, damage, another run at the same time or another cache can do to them.
 
-The reference is a stand-in whose sums are made of the pairs' lines, so that every number can be told.
+The reference is a stand-in whose sums are made of the pairs' numbers, so that every number can be told.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from minimind.data.packs import pack
+from minimind.data.pair_tables import PairTables
 from minimind.data.sources import open_source
 from minimind.data.table import PairTable
 from minimind.data.table_cache import load_table
-from minimind.engine.reference_cache import ReferenceCache
+from minimind.engine.reference_cache import CachedReference, ReferenceCache
 from minimind.engine.reference_records import RECORD, read_records, seal_records
 from minimind.errors import DataError, TrainingError
 from minimind.model.device_transfer import HostCopy
@@ -35,15 +36,15 @@ ABOUT = {"weights": "0123", "dtype": "float32", "layout": "packed"}
 
 
 class StandIn:
-    """Scores the pair at line n as -n and -n - 0.5, plus `shift`; remembers which lines it has scored."""
+    """Scores pair n, from 1, as -n and -n - 0.5, plus `shift`; remembers which pairs it has scored, from 0."""
 
     def __init__(self, pairs_per_forward: int = 2, shift: float = 0.0) -> None:
         self.pairs_per_forward, self.shift = pairs_per_forward, shift
-        self.lines: list[int] = []
+        self.scored: list[int] = []
 
     def score(self, batches, per_token=False):
-        self.lines += [line for batch in batches for line in batch.lines]
-        rows = ([[-line, -line - 0.5] for line in batch.lines] for batch in batches)
+        self.scored += [index for batch in batches for index in batch.indices]
+        rows = ([[-index - 1, -index - 1.5] for index in batch.indices] for batch in batches)
         return [ReferenceScores(sums=torch.tensor(sums) + self.shift) for sums in rows]
 
 
@@ -68,7 +69,8 @@ def filled(cache: ReferenceCache, reference: StandIn | None = None) -> list[int]
 
 
 def expected(table: PairTable) -> np.ndarray:
-    return np.stack((-table.lines, -table.lines - 0.5), axis=1).astype(np.float32)
+    numbers = np.arange(1, len(table.lines) + 1)
+    return np.stack((-numbers, -numbers - 0.5), axis=1).astype(np.float32)
 
 
 def test_what_was_scored_is_there_for_the_next_run(opened, table):
@@ -76,16 +78,16 @@ def test_what_was_scored_is_there_for_the_next_run(opened, table):
     assert (first.num_known, len(first)) == (0, COUNT)
     reference = StandIn(pairs_per_forward=4)
     assert filled(first, reference) == [4, 8, 11]
-    assert sorted(reference.lines) == list(table.lines)
+    assert sorted(reference.scored) == list(range(COUNT))
     again = opened()
     assert again.num_known == COUNT
     np.testing.assert_array_equal(again.sums, expected(table))
     assert sorted(path.name for path in again.folder.iterdir()) == ["about.json", "rows.bin"]
-    assert json.loads((again.folder / "about.json").read_text()) == {"format": 1, "pairs": table.key, **ABOUT}
+    assert json.loads((again.folder / "about.json").read_text()) == {"format": 2, "pairs": table.key, **ABOUT}
     # Nothing is missing, so nothing is scored.
     reference = StandIn()
     assert filled(again, reference) == []
-    assert reference.lines == []
+    assert reference.scored == []
 
 
 def test_a_forward_is_enqueued_before_the_sums_of_the_one_before_are_read(opened, monkeypatch):
@@ -102,18 +104,31 @@ def test_a_forward_is_enqueued_before_the_sums_of_the_one_before_are_read(opened
     assert calls == ["forward", "forward", "read", "forward", "read", "read"]
 
 
-def test_a_step_finds_its_pairs_by_their_lines(opened, table):
+def test_a_step_finds_its_pairs_by_their_indices(opened, table):
     cache = opened()
     filled(cache)
-    reference = cache.reference()
+    reference = CachedReference([cache], WORLD.device)
     one, other = (scores.sums for scores in reference.score([pack([table[7], table[2]]), pack([table[10]])]))
     assert one.dtype == torch.float32
     assert one.tolist() == [[-8.0, -8.5], [-3.0, -3.5]]
     assert other.tolist() == [[-11.0, -11.5]]
-    with pytest.raises(AssertionError, match="another table"):
-        reference.score([dataclasses.replace(pack([table[0]]), lines=(99,))])
-    assert "line 8" in reference.mismatch(0.25, 8, None)
-    assert str(cache.folder) in reference.mismatch(0.25, 8, None)
+
+
+def test_caches_of_several_sources_are_one_reference(opened, table):
+    """The second source has the pairs of the first, of which it selects two."""
+    other = dataclasses.replace(table, key="other", selected=np.array([3, 8]))
+    caches = [opened(), opened(ABOUT, other)]
+    for cache in caches:
+        filled(cache)
+    tables = PairTables(tables=(table, other))
+    reference = CachedReference(caches, WORLD.device)
+    (scores,) = reference.score([pack([tables[10], tables[11], tables[12]])])
+    assert scores.sums.tolist() == [[-11.0, -11.5], [-4.0, -4.5], [-9.0, -9.5]]
+    with pytest.raises(AssertionError, match="was not scored"):
+        reference.score([dataclasses.replace(pack([table[0]]), indices=(COUNT,))])
+    for index, folder in ((0, caches[0].folder), (10, caches[0].folder), (11, caches[1].folder)):
+        message = reference.mismatch(0.25, index, "a.jsonl, line 8", None)
+        assert message.startswith(f"{folder}: the cached reference log-probs of a.jsonl, line 8 differ by 0.25")
 
 
 def test_counts_are_the_targets_of_each_row(opened, table):
@@ -136,11 +151,20 @@ def test_another_reference_has_another_cache(opened, table, change):
     assert opened().num_known == COUNT
 
 
-def test_pairs_that_a_run_leaves_out_are_kept_all_the_same(opened, table):
-    """--on_bad_row selects pairs of one table; whichever it selects, one cache serves all."""
+def test_only_selected_pairs_are_scored_and_one_cache_serves_all_selections(opened, table):
     selection = dataclasses.replace(table, selected=np.array([3, 8]))
-    filled(opened(ABOUT, selection))
-    assert opened().num_known == COUNT
+    reference = StandIn()
+    assert filled(opened(ABOUT, selection), reference) == [2]
+    assert sorted(reference.scored) == [3, 8]
+    assert opened(ABOUT, selection).num_known == opened().num_known == 2
+    # Numbers that are there stay, whatever another run would score.
+    reference = StandIn(shift=2.0**-10)
+    filled(opened(), reference)
+    assert sorted(reference.scored) == [index for index in range(COUNT) if index not in (3, 8)]
+    known = opened()
+    assert known.num_known == COUNT
+    np.testing.assert_array_equal(known.sums[[3, 8]], expected(table)[[3, 8]])
+    assert sorted(path.name for path in known.folder.iterdir()) == ["about.json", "rows.bin"]
 
 
 def test_a_torn_end_costs_the_last_record_alone(opened, table):
@@ -154,7 +178,7 @@ def test_a_torn_end_costs_the_last_record_alone(opened, table):
         assert opened().num_known == COUNT - 1
     reference = StandIn()
     filled(opened(), reference)
-    assert reference.lines == [table.lines[-1]]
+    assert reference.scored == [COUNT - 1]
     assert (cache.folder / "rows.bin").read_bytes() == whole
 
 
@@ -169,7 +193,7 @@ def test_a_damaged_byte_costs_its_pair_alone(opened, table):
         assert np.flatnonzero(~damaged.known).tolist() == [place // RECORD.itemsize]
     reference = StandIn()
     filled(damaged, reference)
-    assert reference.lines == [table.lines[place // RECORD.itemsize]]
+    assert reference.scored == [place // RECORD.itemsize]
     assert path.read_bytes() == whole
 
 
@@ -183,8 +207,8 @@ def test_records_of_another_cache_or_of_other_tokens_are_none(opened, table):
     records = read_records(cache.folder / "rows.bin", cache.key)
     counts = records["counts"].copy()
     counts[4] += 1
-    lines = np.array([*table.lines[:-1], 99])
-    (cache.folder / "rows.bin").write_bytes(seal_records(lines, records["sums"], counts, cache.key).tobytes())
+    pairs = np.array([*range(COUNT - 1), 99])
+    (cache.folder / "rows.bin").write_bytes(seal_records(pairs, records["sums"], counts, cache.key).tobytes())
     assert np.flatnonzero(~opened().known).tolist() == [4, 10]
 
 
@@ -287,7 +311,7 @@ def test_a_killed_run_leaves_what_it_has_scored(opened, table, tmp_path):
     assert 4 <= there < COUNT
     reference = StandIn()
     filled(cache, reference)
-    assert len(reference.lines) == COUNT - there
+    assert len(reference.scored) == COUNT - there
     np.testing.assert_array_equal(opened().sums, expected(table))
 
 

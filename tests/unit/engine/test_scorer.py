@@ -22,7 +22,7 @@ PAIR = PreferencePair(
     chosen_mask=np.array([0, 0, 0, 1, 1, 1], np.uint8),
     rejected_mask=np.array([0, 0, 0, 1, 1], np.uint8),
     prefix=3,
-    line=1,
+    index=1,
 )
 
 

@@ -52,7 +52,7 @@ def test_the_command_at_the_end_is_that_of_the_run(argv, capsys):
     settings = parse_settings(words[4:])
     assert settings.config.objective.beta == 0.3
     assert settings.config.run.save_dir == "a b"
-    assert settings.config.data.data_path == flags[1]
+    assert settings.config.data.data_path == (flags[1],)
     assert settings.config.engine.deepspeed == "ds_configs/zero2.json"
 
 
@@ -60,8 +60,19 @@ def test_a_split_is_what_the_command_trains_on(argv, tmp_path, capsys):
     report = prepare_data(argv("--eval_share", 0.25))
     settings = parse_settings(printed_command(capsys.readouterr().out)[4:])
     data = settings.config.data
-    assert (data.data_path, data.eval_data_path) == (f"{tmp_path}/out/train.jsonl", f"{tmp_path}/out/eval.jsonl")
+    assert (data.data_path, data.eval_data_path) == ((f"{tmp_path}/out/train.jsonl",), (f"{tmp_path}/out/eval.jsonl",))
     assert (report.pairs, report.eval_pairs, report.equal.leaked_prompts.pairs) == (15, 5, 0)
+
+
+def test_a_split_of_a_mix_keeps_its_weights(argv, write_rows, tmp_path, capsys):
+    other = write_rows([pair(f"Letter {i}?", "Yes.", "No!") for i in range(4)], name="more.json")
+    report = prepare_data(argv("--eval_share", 0.25, "--data_path", f"{other}:0.5"))
+    data = parse_settings(printed_command(capsys.readouterr().out)[4:]).config.data
+    assert data.data_path == (f"{tmp_path}/out/train_1.jsonl", f"{tmp_path}/out/train_2.jsonl:0.5")
+    assert len(report.sources) == 2
+    assert report.pairs + report.eval_pairs == 24
+    lines = [(tmp_path / "out" / f"train_{number}.jsonl").read_text().count("\n") for number in (1, 2)]
+    assert report.cost.steps == int(lines[0] + lines[1] / 2) // 4
 
 
 def test_the_same_data_have_the_same_report(argv, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minimind.data.mix import Mix
 from minimind.data.sampler import PairSampler
 from minimind.inspection.packing import measure_packing
 
@@ -14,7 +15,7 @@ PACKED = np.array([11, 6, 28, 3])
 
 
 def sampler(**given) -> PairSampler:
-    options = {"num_pairs": 4, "epochs": 1, "micro_batch_size": 2, "accumulation_steps": 1, "world_size": 1}
+    options = {"mix": Mix.plain(4), "epochs": 1, "micro_batch_size": 2, "accumulation_steps": 1, "world_size": 1}
     return PairSampler(shuffle=False, seed=0, **{**options, **given})
 
 
@@ -34,6 +35,6 @@ def test_micro_batches_of_all_ranks_count():
 
 
 def test_a_long_run_is_counted_in_part():
-    many = sampler(num_pairs=4000, micro_batch_size=1)
+    many = sampler(mix=Mix.plain(4000), micro_batch_size=1)
     found = measure_packing(many, 4000, np.tile(INPUTS, (1000, 1)), np.tile(PACKED, 1000), limit=33)
     assert found.steps == 200

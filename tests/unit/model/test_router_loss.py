@@ -20,7 +20,7 @@ from tests.parity.families import tiny_config, tiny_model
 from tests.parity.steps import VOCAB, preference_pair
 from tests.unit.weights.conftest import minimind
 
-PAIRS = [preference_pair(6, 4, 5, line=1), preference_pair(20, 14, 9, line=2)]
+PAIRS = [preference_pair(6, 4, 5, index=1), preference_pair(20, 14, 9, index=2)]
 FAMILIES = ("mixtral", "qwen3_moe", "granitemoe", "olmoe", "jetmoe", "phimoe")
 LAYOUTS = {"packed": pack, "padded": pad}
 # gpt-oss' attention has sinks, so that it is padded only.

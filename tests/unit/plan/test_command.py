@@ -63,7 +63,7 @@ def test_command_keeps_the_flags_of_training():
     text = plan([*ISSUE, "--max_seq_len", "512", "--beta", "0.2", "--data_path", "my pairs.jsonl", "--use_moe", "1"])
     settings = parse_settings(printed_command(text)[4:])
     assert (settings.config.data.max_seq_len, settings.config.objective.beta) == (512, 0.2)
-    assert settings.config.data.data_path == "my pairs.jsonl"
+    assert settings.config.data.data_path == ("my pairs.jsonl",)
     assert settings.config.model.from_weight == "full_sft_4096_moe.pth"
     assert "--hidden_size" not in text
     # New weights need the size flags.

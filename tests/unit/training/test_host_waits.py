@@ -94,8 +94,9 @@ def live(module: PairScorer) -> LiveReference:
 
 
 def cached() -> CachedReference:
-    lines = np.array([pair.line for batch in PAIRS for pair in batch])
-    return CachedReference(lines, np.zeros((len(lines), 2), np.float32), DEVICE, SimpleNamespace())
+    number = 1 + max(pair.index for batch in PAIRS for pair in batch)
+    cache = SimpleNamespace(sums=np.zeros((number, 2), np.float32), known=np.ones(number, np.bool_), folder=None)
+    return CachedReference([cache], DEVICE)
 
 
 def take_step(policy: Policy, reference, layout=pack, spec="sigmoid,bco_pair:0.5") -> None:

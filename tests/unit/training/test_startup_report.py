@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from transformers import GPT2Config, MambaConfig, MixtralConfig
 
 from minimind.config import parse_settings
+from minimind.data.mix import Mix
+from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.sources.source import LINE, Source
 from minimind.data.tokens import END_CUT
@@ -164,15 +167,38 @@ def named(name: str) -> Source:
     return Source(name=name, files=(), unit=LINE)
 
 
+def test_shares_of_a_mix_are_those_of_an_epoch():
+    """An epoch takes 2 x 3 pairs of 18 packed tokens, and half of 4 pairs of 38."""
+    one, other = table_of(*[(10, 10, 0)] * 3), table_of(*[(20, 20, 0)] * 2)
+    weighted = [
+        dataclasses.replace(table, source=dataclasses.replace(named(word), word=word, weight=Fraction(weight)))
+        for table, word, weight in ((one, "a.jsonl:2", "2"), (other, "b/*:0.5", "0.5"), (other, "b/*:0.5", "0.5"))
+    ]
+    tables = PairTables(tables=tuple(weighted))
+    stream = PairSampler(
+        mix=tables.mix, epochs=2, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+    )
+    data = TrainingData(table=tables, eval_table=None, stream=stream, total_steps=16)
+    lines = []
+    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config)
+    assert lines == [
+        "8 pairs x 2 epochs = 16 steps of 1 pairs",
+        "  a.jsonl:2: 6 pairs (75.0 %) and 108 tokens (58.7 %) of an epoch",
+        "  b/*:0.5 (2 files): 2 pairs (25.0 %) and 76 tokens (41.3 %) of an epoch",
+    ]
+
+
 def test_every_file_has_its_own_lines_about_rows():
     tables = [
         dataclasses.replace(table_of((5, 5, 0), unused={"column 'id'": 2}), source=named("train.jsonl")),
         dataclasses.replace(table_of((5, 300, END_CUT)), source=named("eval.jsonl")),
     ]
     stream = PairSampler(
-        num_pairs=1, epochs=1, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+        mix=Mix.plain(1), epochs=1, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0
     )
-    data = TrainingData(table=tables[0], eval_table=tables[1], stream=stream, total_steps=1)
+    data = TrainingData(
+        table=PairTables(tables=(tables[0],)), eval_table=PairTables(tables=(tables[1],)), stream=stream, total_steps=1
+    )
     lines = []
     report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config)
     assert lines == [

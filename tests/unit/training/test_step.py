@@ -24,11 +24,11 @@ from minimind.training.step import eval_step, eval_together, train_step
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
-def pair(line):
+def pair(index):
     tokens, mask = np.arange(3, 9, dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
     other = tokens.copy()
     other[3:] += 10
-    return PreferencePair(chosen=tokens, rejected=other, chosen_mask=mask, rejected_mask=mask, prefix=3, line=line)
+    return PreferencePair(chosen=tokens, rejected=other, chosen_mask=mask, rejected_mask=mask, prefix=3, index=index)
 
 
 class Policy:
@@ -77,7 +77,7 @@ def job(reference_sum=-3.0):
     ],
 )
 def test_an_error_says_which_micro_batches_were_finite(broken, aux_loss, finite):
-    batches = [pack([pair(line), pair(line + 1)]) for line in (1, 3, 5, 7)]
+    batches = [pack([pair(index), pair(index + 1)]) for index in (1, 3, 5, 7)]
     policy = Policy(broken, aux_loss, fails=True)
     with pytest.raises(TrainingError) as caught:
         train_step(policy, job(), batches, MetricSums(WORLD, job()), Watch())
@@ -138,7 +138,7 @@ class Varied(Policy):
 
     def score(self, batch):
         self.calls.append("score")
-        log_probs = -(batch.target_ids % 10).float() * batch.lines[0] / 10
+        log_probs = -(batch.target_ids % 10).float() * batch.indices[0] / 10
         return log_probs.requires_grad_(torch.is_grad_enabled()), torch.zeros(())
 
     def look_ahead(self, batches):
@@ -151,7 +151,7 @@ class Varied(Policy):
 def whole_batch_job():
     reference = SimpleNamespace(
         score=lambda batches, per_token: [
-            ReferenceScores(sums=torch.tensor([[-1.0, -2.0 - line] for line in batch.lines])) for batch in batches
+            ReferenceScores(sums=torch.tensor([[-1.0, -2.0 - index] for index in batch.indices])) for batch in batches
         ]
     )
     return DPOJob(objective=build_objective("aot"), reference=reference, world=WORLD)

@@ -118,7 +118,7 @@ def test_pairs_of_the_whole_batch_share_its_loss():
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     job = DPOJob(objective=objective, reference=Reference(), world=world)
     assert job.whole_batch
-    batches = [SimpleNamespace(**vars(BATCH), lines=lines) for lines in ((5, 2), (1, 4))]
+    batches = [SimpleNamespace(**vars(BATCH), indices=indices) for indices in ((5, 2), (1, 4))]
     log_probs = [LOG_PROBS, LOG_PROBS * 0.5]
     targets = job.share(batches, log_probs, job.targets(batches))
     outcomes = [job.outcome(*one) for one in zip(batches, log_probs, targets, strict=True)]

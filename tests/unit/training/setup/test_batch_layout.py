@@ -19,7 +19,7 @@ from minimind.training.setup.oracle import PACKED, PADDED, REFUSED, Verdict
 from tests.parity.steps import preference_pair
 
 pytestmark = pytest.mark.usefixtures("one_rank")
-PAIR = preference_pair(3, 2, 2, line=1)
+PAIR = preference_pair(3, 2, 2, index=1)
 
 LLAMA = LlamaConfig(num_hidden_layers=1)
 WINDOWED = MistralConfig(sliding_window=16, num_hidden_layers=1)

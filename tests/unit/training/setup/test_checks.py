@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 
+from minimind import demo
 from minimind.config import parse_settings
 from minimind.errors import ConfigError, DataError, WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -49,12 +50,19 @@ def test_a_run_whose_files_could_not_be_opened_has_no_further_problems():
 
 
 @pytest.mark.parametrize("flag", ["data_path", "eval_data_path"])
-def test_data_must_be_a_file(tmp_path, flag):
-    (error,) = checks.data_files_exist(draft(f"--{flag}", str(tmp_path)))
+def test_data_must_be_there_and_hold_rows(tmp_path, flag):
+    (error,) = checks.data_files_exist(draft(f"--{flag}", str(demo.EVAL_PATH), str(tmp_path / "x")))
     assert isinstance(error, DataError)
-    assert str(error) == f"--{flag} {tmp_path}: is a folder; give a file"
-    (error,) = checks.data_files_exist(draft(f"--{flag}", str(tmp_path / "x")))
-    assert str(error).endswith("no such file")
+    assert str(error) == f"--{flag} {tmp_path / 'x'}: no such preference file"
+    (error,) = checks.data_files_exist(draft(f"--{flag}", __file__))
+    assert str(error).startswith(f"--{flag} {__file__}: neither JSON nor a table")
+
+
+def test_held_out_pairs_have_no_weight():
+    weighted = f"{demo.EVAL_PATH}:2"
+    assert list(checks.data_files_exist(draft("--data_path", weighted))) == []
+    (error,) = checks.data_files_exist(draft("--eval_data_path", weighted))
+    assert str(error).startswith(f"--eval_data_path {weighted}: an evaluation takes each pair once")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,7 @@ def test_data_must_be_a_file(tmp_path, flag):
 )
 def test_flags_that_need_another(flags, message):
     assert problems(draft(*flags)) == [f"ConfigError: {message}"]
-    assert problems(draft(*flags, "--eval_data_path", __file__, "--from_resume", "1")) == []
+    assert problems(draft(*flags, "--eval_data_path", str(demo.EVAL_PATH), "--from_resume", "1")) == []
 
 
 def test_on_bad_row_keep_means_on_long_row_keep():

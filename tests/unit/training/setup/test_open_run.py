@@ -11,6 +11,7 @@ import torch
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
+from minimind.data.mix import Mix
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
@@ -30,7 +31,7 @@ def opened(tmp_path):
 
     def run(*flags, zero=None, manifest=None, watch=None):
         stream = PairSampler(
-            num_pairs=10, epochs=1, micro_batch_size=2, accumulation_steps=1, world_size=1, shuffle=True, seed=42
+            mix=Mix.plain(10), epochs=1, micro_batch_size=2, accumulation_steps=1, world_size=1, shuffle=True, seed=42
         )
         table = type("Table", (), {"key": "data", "__len__": lambda self: 10})()
         values = {"optimizer": ADAMW, "zero_optimization": zero or {"stage": 2}}

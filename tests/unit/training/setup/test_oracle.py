@@ -20,7 +20,7 @@ from tests.parity.steps import preference_pair
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-PAIRS = (preference_pair(6, 4, 5, line=1), preference_pair(20, 14, 9, line=2, turns=(4, 5, 6, 10, 11)))
+PAIRS = (preference_pair(6, 4, 5, index=1), preference_pair(20, 14, 9, index=2, turns=(4, 5, 6, 10, 11)))
 
 
 class LocalPolicy:
@@ -149,14 +149,14 @@ def test_train_mode_must_compute_what_eval_mode_does():
 
 
 def test_shortest_and_longest_pair_with_targets_are_compared():
-    rows = [preference_pair(9, 9, 9, line=1), preference_pair(1, 1, 1, line=2), preference_pair(2, 2, 2, line=3),
-            preference_pair(50, 9, 9, line=4)]  # fmt: skip
+    rows = [preference_pair(9, 9, 9, index=1), preference_pair(1, 1, 1, index=2), preference_pair(2, 2, 2, index=3),
+            preference_pair(50, 9, 9, index=4)]  # fmt: skip
     rows[1].rejected_mask[:] = 0
     table = Table(rows)
-    assert [pair.line for pair in probe_pairs(table)] == [3, 4]
+    assert [pair.index for pair in probe_pairs(table)] == [3, 4]
     for row in rows:
         row.chosen_mask[:] = 0
-    assert [pair.line for pair in probe_pairs(table)] == [2, 4]
+    assert [pair.index for pair in probe_pairs(table)] == [2, 4]
 
 
 @dataclasses.dataclass

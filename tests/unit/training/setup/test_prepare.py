@@ -24,7 +24,7 @@ def test_the_demo_is_prepared_from_nothing_but_a_deepspeed_file(tmp_path):
     prepared = prepare(parse_settings([*ZERO2, "--save_dir", str(tmp_path)]), WORLD)
     config, origins = prepared.settings.config, prepared.settings.origins
     assert prepared.is_demo
-    assert (config.data.data_path, origins["data_path"]) == (str(demo.TRAIN_PATH), "demo")
+    assert (config.data.data_path, origins["data_path"]) == ((str(demo.TRAIN_PATH),), "demo")
     assert (config.model.hidden_size, origins["hidden_size"]) == (96, "weights")
     assert (prepared.policy_config.stage, prepared.reference_config.stage) == (2, 3)
     # Every path that the run uses is in its settings, so that run.json is complete.
@@ -61,7 +61,7 @@ def test_problems_of_all_stages_are_one_error(tmp_path):
     message = str(caught.value)
     assert message.startswith("5 problems:")
     for part in (
-        "none.jsonl: no such file",
+        "none.jsonl: no such preference file",
         "--from_weight nowhere: no such file or folder",
         "nowhere contains no tokenizer",
         "--deepspeed FILE is missing",
@@ -76,9 +76,12 @@ def test_a_single_problem_is_raised_as_it_is():
 
 
 def test_input_paths_name_the_flag_of_each_file(tmp_path):
-    flags = ["--data_path", "a.jsonl", "--from_weight", "b.pth", "--save_dir", str(tmp_path), *ZERO2]
+    (tmp_path / "c.jsonl").touch()
+    data = ["a.jsonl", f"{tmp_path}/*.jsonl:2"]
+    flags = ["--data_path", *data, "--from_weight", "b.pth", "--save_dir", str(tmp_path), *ZERO2]
     assert input_paths(parse_settings(flags).config) == {
         "--data_path": Path("a.jsonl"),
+        "--data_path, file 2,": tmp_path / "c.jsonl",
         "--from_weight": tmp_path / "b.pth_512.pth",
         "--deepspeed": Path(ZERO2[1]),
         "--reference_config": REPO / "ds_configs/reference.json",

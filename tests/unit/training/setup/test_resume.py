@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from transformers import GPT2Config
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
+from minimind.data.mix import Mix
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
@@ -40,11 +42,11 @@ def shifted_loss(monkeypatch):
 
 
 def stream(ranks=2, seed=42):
-    shared = {"num_pairs": 26, "epochs": 2, "micro_batch_size": 2, "shuffle": True, "seed": seed}
+    shared = {"mix": Mix.plain(26), "epochs": 2, "micro_batch_size": 2, "shuffle": True, "seed": seed}
     return PairSampler(**shared, accumulation_steps=4 // ranks, world_size=ranks)
 
 
-def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None):
+def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None, order=None):
     settings, objective = choose_objective(parse_settings(flags.split()))
     prepared = SimpleNamespace(
         settings=settings,
@@ -53,7 +55,7 @@ def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None):
         source=SimpleNamespace(config=model or MiniMindConfig()),
     )
     table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
-    data = SimpleNamespace(table=table, stream=stream(ranks), total_steps=6)
+    data = SimpleNamespace(table=table, stream=order or stream(ranks), total_steps=6)
     return describe(prepared, data, "weights'")
 
 
@@ -126,6 +128,14 @@ def test_a_stream_with_another_order_of_pairs_is_refused():
     saved = checkpoint(description(), stream(seed=1).position_after(3))
     with pytest.raises(CheckpointError, match="pairs would be repeated or skipped: after step 3"):
         check_same_run(saved, description(), stream())
+
+
+def test_another_mix_of_the_same_sources_is_refused():
+    mixes = [Mix(sizes=(20, 6), weights=(Fraction(weight), Fraction(1))) for weight in ("1", "0.5")]
+    was, now = (description(order=dataclasses.replace(stream(), mix=mix)) for mix in mixes)
+    assert now["identity"]["mix"] == ["1/2", "1"]
+    with pytest.raises(CheckpointError, match=r"mix was \['1', '1'\], is \['1/2', '1'\]"):
+        check_same_run(checkpoint(was, stream().position_after(3)), now, stream())
 
 
 # The flags in an identity as the first versions wrote them, when 0 stood for "no token budget".

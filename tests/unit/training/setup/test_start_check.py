@@ -26,7 +26,11 @@ class Batch(SimpleNamespace):
         return self
 
 
-BATCH = Batch(target_counts=COUNTS, lines=(7, 9))
+BATCH = Batch(target_counts=COUNTS, indices=(7, 9))
+
+
+def place(index):
+    return f"line {index + 1}"
 
 
 def policy(log_probs=LOG_PROBS):
@@ -45,13 +49,13 @@ def policy(log_probs=LOG_PROBS):
 def reference(*sums):
     return SimpleNamespace(
         score=lambda batches: [ReferenceScores(sums=torch.tensor(sums))],
-        mismatch=lambda worst, line, start: f"{worst:.3f} at line {line}, start {start:.4f}",
+        mismatch=lambda worst, index, place, start: f"{worst:.3f} at {index}, {place}, start {start:.4f}",
     )
 
 
 def test_equal_models_pass_in_eval_mode():
     one = policy()
-    check_start(one, reference([-4.0, -4.0], [-1.0, -1.0]), BATCH, "float32", build_objective("sigmoid"))
+    check_start(one, reference([-4.0, -4.0], [-1.0, -1.0]), BATCH, "float32", build_objective("sigmoid"), place)
     assert one.calls == ["eval", "score", "train"]
 
 
@@ -60,17 +64,18 @@ def test_the_tolerance_of_a_sum_grows_with_the_square_root_of_its_targets(differ
     """A row of 4 targets may differ by twice the tolerance."""
     limit = 2 * START_TOLERANCE["float32"]
     other = reference([-4.0 - difference * limit, -4.0], [-1.0, -1.0])
-    check = (policy(), other, BATCH, "float32", build_objective("sigmoid"))
+    check = (policy(), other, BATCH, "float32", build_objective("sigmoid"), place)
     if passes:
         check_start(*check)
     else:
         with pytest.raises(TrainingError) as caught:
             check_start(*check)
         # The mean over 4 targets differs by a quarter of the sum's difference.
-        assert str(caught.value) == f"{difference * limit / 4:.3f} at line 7, start {math.log(2):.4f}"
+        assert str(caught.value) == f"{difference * limit / 4:.3f} at 7, line 8, start {math.log(2):.4f}"
         assert caught.value.agreed
 
 
 def test_a_log_prob_that_is_not_a_number_is_a_mismatch():
-    with pytest.raises(TrainingError, match="inf at line 9"):
-        check_start(policy(), reference([-4.0, -4.0], [math.nan, -1.0]), BATCH, "bfloat16", build_objective("sigmoid"))
+    other = reference([-4.0, -4.0], [math.nan, -1.0])
+    with pytest.raises(TrainingError, match="inf at 9, line 10"):
+        check_start(policy(), other, BATCH, "bfloat16", build_objective("sigmoid"), place)

@@ -10,10 +10,12 @@ import torch
 from minimind.config import parse_settings
 from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK
-from minimind.errors import ConfigError, DataError
+from minimind.errors import ConfigError, DataError, LaunchError
 from minimind.ranks.world import World
+from minimind.training.setup import training_data
 from minimind.training.setup.training_data import load_data
 from tests.conftest import conversation, pair
+from tests.unit.data.tables import lines
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -22,7 +24,7 @@ WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 @pytest.fixture
 def load(tokenizer, tmp_path):
     def run(path, *flags):
-        settings = parse_settings(["--data_path", str(path), "--cache_dir", str(tmp_path / "cache"), *flags])
+        settings = parse_settings(["--cache_dir", str(tmp_path / "cache"), "--data_path", str(path), *flags])
         return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer), WORLD, SILENT)
 
     return run
@@ -49,6 +51,36 @@ def test_held_out_pairs_are_a_second_table(load, file, write_rows):
     other = write_rows(pair("Held out?", "Yes.", "No!"), name="eval.jsonl")
     data = load(file, "--eval_data_path", str(other))
     assert [len(table) for table in data.tables] == [10, 1]
+
+
+def test_several_sources_are_one_and_each_is_tokenised_once(load, file, write_rows, tmp_path):
+    other = write_rows([pair(f"Letter {i}?", "Yes.", "No!") for i in "abcd"], name="more.json")
+    alone = load(file)
+    cached = set((tmp_path / "cache").glob("pairs-*"))
+    data = load(file, f"{other}:0.5", "--epochs", "2", "--batch_size", "1", "--num_workers", "0")
+    new = set((tmp_path / "cache").glob("pairs-*")) - cached
+    assert [len(tables.tables) for tables in data.tables] == [2]
+    assert new == {tmp_path / "cache" / f"pairs-{data.table.tables[1].key}"}
+    assert data.table.tables[0].key == alone.table.key
+    drawn = [data.stream.micro_batches(step, 0)[0][0] for step in range(1, data.total_steps + 1)]
+    assert len(drawn) == 2 * 10 + 4
+    assert sorted(drawn[:12]) != sorted(drawn[12:])
+    assert sorted(drawn) == sorted([*range(10)] * 2 + [*range(10, 14)])
+
+
+def test_problems_of_all_sources_are_one_error(load, write_rows):
+    one, other = write_rows("{broken"), write_rows([{}], name="other.json")
+    with pytest.raises(ConfigError) as caught:
+        load(one, str(other))
+    message = str(caught.value)
+    assert f"{one}: 1 of 1 rows cannot be trained on:\n  line 1: invalid JSON" in message
+    assert f"{other}: 1 of 1 rows cannot be trained on:\n  row 1: unknown row shape" in message
+
+
+def test_machines_with_other_data_are_refused(load, file, monkeypatch):
+    monkeypatch.setattr(training_data, "gather", lambda world, key: [key, "other"])
+    with pytest.raises(LaunchError, match=r"pairs\.jsonl: the data of rank 0.* differ"):
+        load(file)
 
 
 def test_pairs_that_do_not_fill_a_batch_are_an_error(load, file):
@@ -94,7 +126,7 @@ def test_the_mask_follows_the_flags(load, tokenizer, two_turns, flags, expected,
     table = load(two_turns, "--batch_size", "1", "--shuffle", "0", *flags).table
     assert counted(tokenizer, table[0]) == expected
     assert counted(tokenizer, table[1]) == expected.removeprefix("say this<|im_end|>\n")
-    assert table.counts.get(OTHER_MASK, 0) == other_mask
+    assert table.tables[0].counts.get(OTHER_MASK, 0) == other_mask
 
 
 def test_template_kwargs_reach_every_row(load, tokenizer, file, monkeypatch):
@@ -122,7 +154,7 @@ def test_long_rows_follow_the_flag_in_both_files(load, write_rows, policy, expec
     path, held_out = write_rows(*rows), write_rows(*rows, name="eval.jsonl")
     flags = ("--max_seq_len", "32", "--batch_size", "1", "--on_long_row", policy, "--eval_data_path", str(held_out))
     data = load(path, *flags)
-    assert [[table[index].line for index in range(len(table))] for table in data.tables] == [expected] * 2
+    assert [lines(tables.tables[0]) for tables in data.tables] == [expected] * 2
     assert data.total_steps == len(expected)
 
 

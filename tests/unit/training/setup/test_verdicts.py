@@ -25,7 +25,7 @@ def about(*flags, config=None, longest=20, obstacle=None, stage=2):
         source=SimpleNamespace(config=config or LlamaConfig()),
         policy_config=SimpleNamespace(stage=stage),
     )
-    return describe_verdict(prepared, [preference_pair(3, 2, longest - 3, line=1)], obstacle, CPU)
+    return describe_verdict(prepared, [preference_pair(3, 2, longest - 3, index=1)], obstacle, CPU)
 
 
 @pytest.mark.parametrize("verdict", [Verdict(layout=PACKED), PADDED_VERDICT])

@@ -1,0 +1,96 @@
+"""The pairs of a run: the tables of all its sources as one.
+
+    PairTable of each source -> PairTables -> PreferencePair, whose index says where it is from
+
+An index of `tables[i]` counts the selected pairs, source after source. `PreferencePair.index` counts all tokenised
+pairs, so it stays the same whatever is selected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimind.data.mix import Mix
+from minimind.data.sources import Source
+from minimind.data.table import PairTable, PreferencePair
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTables:
+    """The selected pairs of several tables.
+
+    Attributes:
+        tables: one for each source, in their order.
+    """
+
+    tables: tuple[PairTable, ...]
+
+    def __len__(self) -> int:
+        return int(self._selected_starts[-1])
+
+    def __getitem__(self, index: int) -> PreferencePair:
+        part = self._part(self._selected_starts, index)
+        pair = self.tables[part][index - int(self._selected_starts[part])]
+        return dataclasses.replace(pair, index=int(self.starts[part]) + pair.index)
+
+    @property
+    def costs(self) -> NDArray[np.float64]:
+        """As `PairTable.costs`, of all selected pairs."""
+        return np.concatenate([table.costs for table in self.tables])
+
+    @property
+    def packed_tokens(self) -> NDArray[np.int64]:
+        """As `PairTable.packed_tokens`, of all selected pairs."""
+        return np.concatenate([table.packed_tokens for table in self.tables])
+
+    @property
+    def mix(self) -> Mix:
+        """How often an epoch takes the pairs of each table."""
+        return Mix(
+            sizes=tuple(len(table) for table in self.tables),
+            weights=tuple(table.source.weight for table in self.tables),
+        )
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that the arrays depend on; that of the table, if there is one only."""
+        keys = [table.key for table in self.tables]
+        return keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
+
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(tables + 1,) where the pairs of each table begin among all tokenised pairs, and their number."""
+        return np.cumsum([0, *(len(table.lines) for table in self.tables)])
+
+    @functools.cached_property
+    def _selected_starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(len(table) for table in self.tables)])
+
+    def row_of(self, index: int) -> tuple[Source, int]:
+        """The source and the row's number of a pair, given by its `PreferencePair.index`."""
+        part = self._part(self.starts, index)
+        table = self.tables[part]
+        return table.source, int(table.lines[index - int(self.starts[part])])
+
+    def place(self, index: int) -> str:
+        """Where a pair is from, for messages: "pairs.jsonl, line 7"."""
+        source, row = self.row_of(index)
+        return source.place(row)
+
+    def places(self, indices: Iterable[int], most: int) -> str:
+        """Where some pairs are from: "lines 3, 7, ... of a.jsonl, rows 1 of b.parquet"."""
+        rows: dict[Source, set[int]] = {}
+        for index in sorted(indices):
+            source, row = self.row_of(index)
+            rows.setdefault(source, set()).add(row)
+        return ", ".join(f"{source.listed(sorted(found), most)} of {source.name}" for source, found in rows.items())
+
+    @staticmethod
+    def _part(starts: NDArray[np.int64], index: int) -> int:
+        return int(np.searchsorted(starts, index, side="right")) - 1
