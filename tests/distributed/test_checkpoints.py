@@ -210,6 +210,6 @@ def test_read_only_folder_is_refused_at_start(data, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = train(*flags(data, small_disk / "run"))
     assert done.status != 0
-    assert f"ConfigError: --save_dir {small_disk}/run: cannot be written (" in done.output
+    assert f"ConfigError: --save_dir {small_disk}/run: cannot be written or locked (" in done.output
     assert "Read-only file system" in done.output
     assert "Traceback" not in done.output
