@@ -13,7 +13,7 @@ class DataConfig:
 
     data_path: tuple[str, ...] = flag(
         (),
-        "preference pairs: files, patterns or folders, each with a weight if needed, e.g. a.jsonl:2 'b/*.parquet' (see "
+        "preference pairs: files or patterns, each with a weight if needed, e.g. a.jsonl:2 'b/*.parquet' (see "
         "the table of files); without it the bundled demo runs",
     )
     data_format: str = flag(
