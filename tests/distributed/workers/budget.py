@@ -29,7 +29,7 @@ from minimind.objective.rows import ReferenceScores
 from minimind.ranks import process
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
-from minimind.training.jobs.dpo import DPOJob
+from minimind.training.jobs.dpo import DPOJob, PairTargets
 from minimind.training.metrics import MetricSums
 from minimind.training.step import train_step
 from minimind.weights.sources import RandomSource
@@ -77,8 +77,9 @@ def plain_gradient(config: MiniMindConfig, state: dict[str, torch.Tensor], batch
     for name, parameter in model.named_parameters():
         parameter.data.copy_(state[name])
     log_probs, _ = PairScorer(model.train())(batch)
-    (scores,) = JOB.targets([batch])
-    JOB.outcome(batch, log_probs, ReferenceScores(sums=scores.sums.double())).losses.mean().backward()
+    (targets,) = JOB.targets([batch])
+    reference = ReferenceScores(sums=targets.reference.sums.double())
+    JOB.outcome(batch, log_probs, PairTargets(reference=reference)).losses.mean().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
