@@ -19,7 +19,21 @@ class DataConfig:
     data_format: str = flag(
         "auto",
         "shape of the rows, see the table of shapes; auto: each row is recognised by its columns",
-        choices=("auto", "minimind", "trl", "sharegpt", "alpaca", "hh"),
+        choices=("auto", "minimind", "trl", "sharegpt", "alpaca", "hh", "ultrafeedback", "answers"),
+    )
+    pairing: str = flag(
+        "best_worst",
+        "pairs of a row with several answers; best_worst: the best with the worst; all: each with each worse one; "
+        "adjacent: each with the next in order",
+        choices=("best_worst", "all", "adjacent"),
+    )
+    score_gap: float = flag(
+        0.0, "least difference between the scores, or ranks, of such a pair; equal ones never make a pair", low=0
+    )
+    filter_score_gap: float | None = flag(
+        None,
+        "leave out pairs whose chosen score is not at least this much above the rejected one, and pairs without scores",
+        zero_is_a_value=True,
     )
     eval_data_path: tuple[str, ...] = flag(
         (), "held-out pairs, like --data_path; evaluated at the start, every eval_interval global steps, and at the end"

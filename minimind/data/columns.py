@@ -8,6 +8,7 @@
 | system | text | the system message; compared with one that the messages contain |
 | tools | list of objects, or a JSON text of one | given to the chat template |
 | chat_template_kwargs | object, or a JSON text of one | given to the chat template |
+| score_chosen, score_rejected | numbers | kept with the pair; the names of `_SCORES` mean the same |
 
 Null, an empty text and an empty list mean "not given".
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,15 @@ from minimind.data.messages import Message, differing_keys, has_developer, liste
 from minimind.data.sources import RowError
 
 _USED = ("system", "tools", "chat_template_kwargs")
+# Columns with the scores of the chosen and of the rejected answer.
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+NO_SCORES = (math.nan, math.nan)
 # What a text-only model would answer without having seen it.
 _MEDIA = ("images", "videos", "audios")
 # Arguments of apply_chat_template that are not variables of a template; `documents` is one.
@@ -47,6 +58,7 @@ class Columns:
         template_kwargs: further variables of the chat template.
         unused: names of the columns that have a value and are not used, in the order of the row.
         has_developer: the prompt has a message of the role `developer`, read as a system message.
+        scores: of the chosen and of the rejected answer; NaN if not given.
     """
 
     prompt: list[Message] | str | None = None
@@ -56,6 +68,7 @@ class Columns:
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unused: tuple[str, ...] = ()
     has_developer: bool = False
+    scores: tuple[float, float] = NO_SCORES
 
     def complete(self, half: str, messages: list[Message]) -> list[Message]:
         """The whole conversation of a half: its messages with the system message and the prompt that they lack.
@@ -144,7 +157,8 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str], place: str = "promp
         raise RowError(f"'system' is not a text: {reprlib.repr(system)}")
     if media := [name for name in _MEDIA if given.get(name)]:
         raise RowError(f"the row has {listed(media)}; only text is trained on")
-    used = {place, *_USED, *own}
+    score_columns, scores = _read_scores(given)
+    used = {place, *_USED, *own, *score_columns}
     return Columns(
         prompt=prompt,
         place=place,
@@ -153,7 +167,28 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str], place: str = "promp
         template_kwargs=_read_template_kwargs(given.get("chat_template_kwargs")),
         unused=tuple(name for name in given if name not in used),
         has_developer=has_developer(row.get(place)),
+        scores=scores,
     )
+
+
+def number_of(value: Any) -> float | None:
+    """A finite number, also one that is written as a text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _read_scores(given: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, float]]:
+    """The columns with the scores of both answers, and their values; a column that is no number is one of no use."""
+    for names in _SCORES:
+        chosen, rejected = (number_of(given.get(name)) for name in names)
+        if chosen is not None and rejected is not None:
+            return names, (chosen, rejected)
+    return (), NO_SCORES
 
 
 def messages_of_text(text: str) -> list[Any] | None:

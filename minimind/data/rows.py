@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from minimind.data.columns import Columns
+from minimind.data.columns import NO_SCORES, Columns
 from minimind.data.messages import Message, has_developer, listed, read_messages
 from minimind.data.sources import RowError
 
@@ -27,6 +27,7 @@ class PreferenceRow:
         unused: columns of the row that have a value and are not used.
         has_developer: messages of the role `developer` were read as system messages.
         shape: name of the row's shape, a key of `SHAPES`.
+        scores: of the chosen and of the rejected answer; NaN if not given.
     """
 
     chosen: list[Message]
@@ -36,6 +37,7 @@ class PreferenceRow:
     unused: tuple[str, ...] = ()
     has_developer: bool = False
     shape: str = ""
+    scores: tuple[float, float] = NO_SCORES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ def checked_row(*, chosen: Any, rejected: Any, columns: Columns | None = None) -
         tools=columns.tools,
         template_kwargs=columns.template_kwargs,
         unused=columns.unused,
+        scores=columns.scores,
         has_developer=columns.has_developer or has_developer(chosen) or has_developer(rejected),
     )
 

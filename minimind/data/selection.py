@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.table import PairTable
-from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, WRONG
+from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, UNPAIRED, WRONG
 from minimind.errors import DataError
 
 # Values of --on_bad_row and of --on_long_row.
 ERROR, SKIP, KEEP, CUT, CUT_PROMPT = "error", "skip", "keep", "cut", "cut_prompt"
 # Share of the pairs that the recommended --max_seq_len keeps whole.
 _WHOLE_SHARE = 0.99
+# Relative precision of scores, which are float32.
+_ROUNDING = 1e-6
 # Rows that an error lists.
 _SHOWN = 10
 
@@ -76,10 +78,13 @@ def summarize_lengths(table: PairTable) -> LengthSummary:
     )
 
 
-def select_pairs(table: PairTable, *, on_bad_row: str, on_long_row: str) -> PairTable:
+def select_pairs(
+    table: PairTable, *, on_bad_row: str, on_long_row: str, filter_score_gap: float | None = None
+) -> PairTable:
     """The table with the pairs that are trained on.
 
     Args:
+        filter_score_gap: leave out pairs whose scores differ by less, and pairs without scores; None leaves out none.
         on_bad_row: what to do with rows that are wrong. ERROR raises an error that lists them; SKIP leaves them out;
             KEEP leaves them out, except those that are wrong only because no difference that counts is left in tokens.
         on_long_row: what to do with pairs above the length limit. ERROR raises an error that lists them; SKIP leaves
@@ -105,9 +110,23 @@ def select_pairs(table: PairTable, *, on_bad_row: str, on_long_row: str) -> Pair
         left_out |= too_long
     elif on_long_row != KEEP:
         left_out |= table.cuts & LOST > 0
+    if filter_score_gap is not None:
+        left_out |= ~scored_apart(table, filter_score_gap)
     if left_out.all():
-        raise DataError(_nothing_left(table, on_long_row))
+        raise DataError(_nothing_left(table, on_long_row, filter_score_gap))
     return dataclasses.replace(table, selected=np.flatnonzero(~left_out))
+
+
+def score_gaps(table: PairTable) -> NDArray[np.float64]:
+    """Score of chosen minus score of rejected of each pair, (n,); NaN for pairs without scores."""
+    chosen, rejected = table.scores.astype(np.float64).reshape(-1, 2).T
+    return chosen - rejected
+
+
+def scored_apart(table: PairTable, gap: float) -> NDArray[np.bool_]:
+    """Which pairs have a chosen score that is at least `gap` above the rejected one, (n,)."""
+    # The scores are rounded to float32, so that 0.3 - 0.1 is a little less than 0.2.
+    return score_gaps(table) >= gap - _ROUNDING * np.abs(table.scores).reshape(-1, 2).max(1)
 
 
 def _wrong(table: PairTable) -> NDArray[np.bool_]:
@@ -150,9 +169,11 @@ def _listed(lines: list[str], number: int) -> str:
     return "\n".join(f"  {line}" for line in [*lines, *more])
 
 
-def _nothing_left(table: PairTable, on_long_row: str) -> str:
+def _nothing_left(table: PairTable, on_long_row: str, filter_score_gap: float | None) -> str:
     """Why no pair is left to train on."""
     summary, reasons = summarize_lengths(table), []
+    if unpaired := table.counts.get(UNPAIRED):
+        reasons.append(f"of {unpaired} no two answers make a pair: their scores are equal, or closer than --score_gap")
     if table.bad:
         first = next(iter(table.bad))
         reasons.append(f"{len(table.bad)} are wrong, the first in {table.source.row(first.line)}: {first.reason}")
@@ -161,5 +182,11 @@ def _nothing_left(table: PairTable, on_long_row: str) -> str:
     elif summary.lost:
         reasons.append(
             f"{summary.lost} keep no difference when they are cut to --max_seq_len {summary.limit}; {summary.advice}"
+        )
+    if filter_score_gap is not None and len(table.lines):
+        apart, unscored = scored_apart(table, filter_score_gap), np.isnan(score_gaps(table)).sum()
+        reasons.append(
+            f"--filter_score_gap {filter_score_gap:g} leaves out {(~apart).sum()} of {len(apart)} pairs, of which "
+            f"{unscored} have no scores (columns score_chosen and score_rejected)"
         )
     return f"{table.source.name}: none of the {table.total_rows} rows can be trained on: {'; '.join(reasons)}"

@@ -55,6 +55,7 @@ class PairTable:
         prompt_lengths, least_limits: (n,) int64, as in `EncodedPair`.
         identities: (3n,) uint64, hashes of each pair's prompt, chosen and rejected answer; see identity.py.
         lines: (n,) int64, number of each pair's row in the source, from 1; a row may give several pairs.
+        scores: (2n,) float32, of chosen and rejected; NaN if not given.
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
@@ -75,6 +76,7 @@ class PairTable:
     prompt_lengths: NDArray[np.int64]
     least_limits: NDArray[np.int64]
     identities: NDArray[np.uint64]
+    scores: NDArray[np.float32]
     cuts: NDArray[np.uint8]
     max_length: int
     bad: Collection[BadRow]

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from minimind.data.encoder import build_encoder
 from minimind.data.encoding import ConversationEncoder, EncodingOptions
 from minimind.data.pairs import LengthLimit
-from minimind.data.shapes import ShapeOptions
+from minimind.data.shapes import DEFAULT_SHAPES, ShapeOptions
 from minimind.data.sources import Source
 from minimind.data.table import PairTable
 from minimind.data.table_build import SILENT, TokenisingListener, build_table
@@ -30,9 +30,8 @@ from minimind.data.tokens import tokenize
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 7
+_FORMAT = 8
 _DEFAULT_OPTIONS = EncodingOptions()
-_DEFAULT_SHAPES = ShapeOptions()
 
 
 def load_table(
@@ -43,7 +42,7 @@ def load_table(
     num_workers: int,
     cache_dir: Path,
     options: EncodingOptions = _DEFAULT_OPTIONS,
-    shapes: ShapeOptions = _DEFAULT_SHAPES,
+    shapes: ShapeOptions = DEFAULT_SHAPES,
     cut_prompt: bool = False,
     listener: TokenisingListener = SILENT,
 ) -> PairTable:

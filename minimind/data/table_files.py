@@ -40,6 +40,7 @@ ARRAYS: Mapping[str, type[np.generic]] = {
     "prompt_lengths": np.int64,
     "least_limits": np.int64,
     "identities": np.uint64,
+    "scores": np.float32,
     "cuts": np.uint8,
 }
 # Values for each pair.
@@ -50,6 +51,7 @@ _PER_PAIR = {
     "prompt_lengths": 1,
     "least_limits": 1,
     "identities": 3,
+    "scores": 2,
     "cuts": 1,
 }
 # Counters of a table: name -> number.

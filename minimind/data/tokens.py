@@ -25,21 +25,20 @@ from minimind.data.identity import identity_of
 from minimind.data.left_out import check_rendered, not_used, words_of
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
 from minimind.data.rows import BadRow, PreferenceRow
-from minimind.data.shapes import ShapeOptions, parse_rows
+from minimind.data.shapes import DEFAULT_SHAPES, ShapeOptions, parse_rows
 from minimind.data.sources import Content, RowError, Source
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.worker_pool import run_in_order
 
-# Names in `Chunk.counts`: rows of the source; pairs whose tokens or mask differ from those of MiniMind's rule; and
-# pairs whose messages of the role `developer` were read as system messages.
-ROWS, OTHER_MASK, DEVELOPER = "rows", "other_mask", "developer"
+# Names in `Chunk.counts`: rows of the source; rows of which no two answers make a pair; pairs whose tokens or mask
+# differ from those of MiniMind's rule; and pairs whose messages of the role `developer` were read as system messages.
+ROWS, UNPAIRED, OTHER_MASK, DEVELOPER = "rows", "unpaired", "other_mask", "developer"
 # Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
 # left; the pair is one of `Chunk.bad`.
 PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
 _ROWS_PER_TASK = 256
 # A task of long rows has fewer, so that many tasks fit into memory.
 _BYTES_PER_TASK = 2**21
-_DEFAULT_SHAPES = ShapeOptions()
 # Up to this number of tasks, starting worker processes takes longer than they save.
 _TASKS_OF_THIS_PROCESS = 4
 
@@ -56,6 +55,7 @@ class Chunk:
         prompt_lengths, least_limits: as in `EncodedPair`, n values each.
         identities: hashes of each pair's prompt, chosen and rejected answer, 3n values; see identity.py.
         lines: number of each pair's row in the source, n values; pairs of one row follow each other.
+        scores: of both halves of each pair, 2n values; NaN if not given.
         cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
         bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
@@ -73,6 +73,7 @@ class Chunk:
     least_limits: list[int]
     identities: list[int]
     lines: list[int]
+    scores: list[float]
     cuts: list[int]
     bad: list[BadRow]
     counts: Mapping[str, int]
@@ -93,7 +94,7 @@ def tokenize(
     source: Source,
     encoder: ConversationEncoder,
     limit: LengthLimit,
-    shapes: ShapeOptions = _DEFAULT_SHAPES,
+    shapes: ShapeOptions = DEFAULT_SHAPES,
     *,
     num_workers: int,
     skip: int = 0,
@@ -158,6 +159,7 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
     pairs: list[EncodedPair] = []
     identities: list[int] = []
     numbers: list[int] = []
+    scores: list[float] = []
     bad: list[BadRow] = []
     counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
     for number, content in task.rows:
@@ -169,6 +171,7 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
         except RowError as error:
             bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
+        counts[UNPAIRED] += not rows
         shapes.update(dict.fromkeys(row.shape for row in rows).keys())
         seen = dict[str, None]()
         for row in rows:
@@ -186,11 +189,13 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
             pairs.append(pair)
             identities += identity_of(row, words)
             numbers.append(number)
+            scores += row.scores
         unused.update(seen.keys())
     return Chunk(
         **_arrays(pairs),
         identities=identities,
         lines=numbers,
+        scores=scores,
         bad=bad,
         counts=counts,
         shapes=shapes,

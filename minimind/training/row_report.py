@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from minimind.config import DataConfig
-from minimind.data.selection import CUT_PROMPT, KEEP, SKIP, LengthSummary, summarize_lengths
+from minimind.data.selection import (
+    CUT_PROMPT,
+    KEEP,
+    SKIP,
+    LengthSummary,
+    score_gaps,
+    scored_apart,
+    summarize_lengths,
+)
 from minimind.data.shapes import PLAIN, SHAPES
 from minimind.data.table import PairTable
-from minimind.data.tokens import DEVELOPER
+from minimind.data.tokens import DEVELOPER, UNPAIRED
 
 # Lines that are listed, and columns and keys that are named; the rest is counted.
 _LISTED, _NAMED = 8, 12
@@ -26,6 +36,11 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
         table: the pairs that the run uses, as `select_pairs` gives them under the same flags.
     """
     yield from _shapes(table)
+    yield from _pairs_of_rows(table, config)
+    if config.filter_score_gap is not None:
+        yield _filtered(table, config.filter_score_gap)
+    elif worse := int((score_gaps(table) < 0).sum()):
+        yield f"in {_pairs(worse)} the rejected answer has the higher score (--filter_score_gap 0 leaves these out)"
     if table.bad:
         yield _wrong_rows(table, config)
     summary = summarize_lengths(table)
@@ -44,6 +59,24 @@ def _shapes(table: PairTable) -> Iterator[str]:
     for name, number in table.shapes.items():
         note = f": {SHAPES[name].note}" if SHAPES[name].note else ""
         yield f"{_rows(number)}: {SHAPES[name].title}{note}"
+
+
+def _pairs_of_rows(table: PairTable, config: DataConfig) -> Iterator[str]:
+    """Rows of several answers that give no pair or more than one."""
+    if unpaired := table.counts.get(UNPAIRED):
+        yield f"{_rows(unpaired)} without a pair: the scores are equal, or closer than --score_gap {config.score_gap:g}"
+    # Pairs of one row follow each other.
+    rows = 1 + int(np.count_nonzero(np.diff(table.lines))) if len(table.lines) else 0
+    if len(table.lines) > rows:
+        yield f"{_rows(rows)} make {_pairs(len(table.lines))} (--pairing {config.pairing})"
+
+
+def _filtered(table: PairTable, gap: float) -> str:
+    left_out, unscored = ~scored_apart(table, gap), np.isnan(score_gaps(table))
+    return (
+        f"pairs left out by --filter_score_gap {gap:g}: {_share(int(left_out.sum()), len(left_out))}, of these "
+        f"{int(unscored.sum())} without scores"
+    )
 
 
 def _wrong_rows(table: PairTable, config: DataConfig) -> str:
@@ -92,6 +125,10 @@ def _unused(table: PairTable) -> str:
 
 def _rows(number: int) -> str:
     return f"{number} row{'' if number == 1 else 's'}"
+
+
+def _pairs(number: int) -> str:
+    return f"{number} pair{'' if number == 1 else 's'}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -15,6 +15,7 @@ from minimind.data.messages import Message
 from minimind.data.rows import PreferenceRow, checked_row
 from minimind.data.shapes.shape import HALVES, Row, given_columns, is_given
 from minimind.data.shapes.transcripts import conversation_of_transcript, is_transcript, prompt_of_transcript
+from minimind.data.shapes.turns import messages_of_turns
 from minimind.data.sources import RowError
 
 # What a chat template writes before a text: as part of the text it would become the user's own words.
@@ -105,6 +106,24 @@ def text_pair(
         halves = {half: answer(half, value) for half, value in given.items()}
     earlier = history("history", row.get("history"))
     return pair(row, **halves, read={"history", *read}, place=place, prompt=[*earlier, *prompt], **columns)
+
+
+def answer_pair(
+    row: Row, *, place: str, chosen: Any, rejected: Any, read: Iterable[str] = (), **columns: Any
+) -> PreferenceRow:
+    """A checked pair of two answers to the prompt in a column: a text, messages or turns.
+
+    Args:
+        place, chosen, rejected, read, columns: as for `text_pair`.
+
+    Raises:
+        RowError: the pair is wrong.
+    """
+    question = row[place]
+    if isinstance(question, str):
+        return text_pair(row, place=place, question=question, chosen=chosen, rejected=rejected, read=read, **columns)
+    halves = {half: answer(half, value) for half, value in (("chosen", chosen), ("rejected", rejected))}
+    return pair(row, **halves, read=read, place=place, prompt=messages_of_turns(place, question), **columns)
 
 
 def _answer_in_transcript(half: str, value: Any) -> list[Any]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from minimind.data.messages import listed
 from minimind.data.rows import PreferenceRow
+from minimind.data.shapes.answers import ANSWERS, ULTRAFEEDBACK
 from minimind.data.shapes.conversations import MINIMIND, SHAREGPT
-from minimind.data.shapes.options import AUTO, ShapeOptions
+from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, ShapeOptions
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
 from minimind.data.sources import RowError, parse_json
@@ -27,14 +28,15 @@ SHAPES: Mapping[str, RowShape] = {
     "sharegpt": SHAREGPT,
     "alpaca": ALPACA,
     "hh": HH,
+    "ultrafeedback": ULTRAFEEDBACK,
+    "answers": ANSWERS,
 }
 # The shape that needs no mention.
 PLAIN = "minimind"
-_DEFAULT = ShapeOptions()
 _JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
-def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = _DEFAULT) -> list[PreferenceRow]:
+def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_SHAPES) -> list[PreferenceRow]:
     """Convert one raw row to checked pairs.
 
     Args:
@@ -85,10 +87,11 @@ def _recognise(row: Row) -> str:
     if fitting or candidates:
         # Where only the values are wrong, the conversion says which.
         return (fitting or candidates)[0]
-    # The shape of which fewest columns are missing, and of these the one of which most are there.
-    shape = min(SHAPES.values(), key=lambda one: (len(one.missing(given)), -len(one.found(given))))
-    if not shape.found(given):
+    resembled = [shape for shape in SHAPES.values() if not given.isdisjoint(shape.needs[0])]
+    if not resembled:
         raise RowError(f"unknown row shape: {_describe(row)}; see the shapes of rows in launch/README.md")
+    # The shape of which fewest columns are missing, and of these the one of which most are there.
+    shape = min(resembled, key=lambda one: (len(one.missing(given)), -len(one.found(given))))
     raise RowError(_near(shape, row, shape.missing(given)))
 
 

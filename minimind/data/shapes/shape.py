@@ -32,10 +32,12 @@ class RowShape:
 
     Attributes:
         title: what people call it, for messages.
-        needs: the columns that a row has, each as the names of which one is enough.
+        needs: the columns that a row has, each as the names of which one is enough. A row that has the first of them,
+            but not the others, resembles this shape.
         fits: a row with these columns, `given_columns` of it -> whether their values are those of this shape, and no
             other shape is meant.
         convert: row -> its pairs. Raises `RowError` for a row that is damaged or of another shape.
+        several: a row may have several answers, and gives no pair, one or more.
         note: how rows are read where people may expect otherwise, for the first lines of a run.
     """
 
@@ -43,6 +45,7 @@ class RowShape:
     needs: tuple[tuple[str, ...], ...]
     fits: Callable[[Row, frozenset[str]], bool]
     convert: Callable[[Row, ShapeOptions], list[PreferenceRow]]
+    several: bool = False
     note: str = ""
 
     def found(self, given: frozenset[str]) -> list[str]:

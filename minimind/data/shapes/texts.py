@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minimind.data.rows import PreferenceRow
-from minimind.data.shapes.halves import answer, half_columns, pair, text_pair
+from minimind.data.shapes.halves import answer, answer_pair, half_columns, pair, text_pair
 from minimind.data.shapes.options import ShapeOptions
 from minimind.data.shapes.shape import CONVERSATIONS, HALVES, Row, RowShape, given_columns
 from minimind.data.shapes.transcripts import conversation_of_transcript, is_transcript
@@ -40,11 +40,10 @@ def _convert_trl(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     place = _prompt_column(row, options)
     if isinstance(halves["chosen"], str) and place is None:
         raise RowError(f"'chosen' and 'rejected' are texts, {_NO_PROMPT}")
-    place = place or "prompt"
-    if isinstance(halves["chosen"], str) and isinstance(row[place], str):
-        return [text_pair(row, place=place, question=row[place], **halves, read=names)]
+    if place is not None and isinstance(halves["chosen"], str):
+        return [answer_pair(row, place=place, **halves, read=names)]
     halves = {half: answer(half, value) for half, value in halves.items()}
-    return [pair(row, **halves, read=names, place=place)]
+    return [pair(row, **halves, read=names, place=place or "prompt")]
 
 
 def _prompt_column(row: Row, options: ShapeOptions) -> str | None:

@@ -37,7 +37,10 @@ class TurnNames:
     roles: Mapping[str, str] = dataclasses.field(default_factory=lambda: ROLES)
 
 
-def messages_of_turns(column: str, turns: Any, names: TurnNames) -> Any:
+_SHAREGPT = TurnNames()
+
+
+def messages_of_turns(column: str, turns: Any, names: TurnNames = _SHAREGPT) -> Any:
     """The messages of a list of turns; what is no turn stays as it is.
 
     Raises:
@@ -48,7 +51,7 @@ def messages_of_turns(column: str, turns: Any, names: TurnNames) -> Any:
     return [_message(f"{column!r} turn {index}", turn, names) for index, turn in enumerate(turns)]
 
 
-def is_turns(value: Any, names: TurnNames) -> bool:
+def is_turns(value: Any, names: TurnNames = _SHAREGPT) -> bool:
     """Whether a value is a turn or a list of turns."""
     turns = value if isinstance(value, list) else [value]
     return any(isinstance(turn, dict) and names.role in turn for turn in turns)

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minimind.config import DPOConfig
+from minimind.config import DPOConfig, Settings
 from minimind.config.data import DataConfig
 from minimind.data.columns import NO_VARIABLES
 from minimind.data.encoding import EncodingOptions
@@ -21,7 +21,7 @@ from minimind.data.left_out import words_of
 from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
-from minimind.data.shapes import ShapeOptions
+from minimind.data.shapes import SHAPES, ShapeOptions
 from minimind.data.sources import Source, find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
@@ -61,13 +61,14 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
 
     Raises:
         DataError: a source cannot be used, or has rows that `--on_bad_row error` or `--on_long_row error` refuse.
-        ConfigError: the pairs do not fill one global batch.
+        ConfigError: the pairs do not fill one global batch, or --pairing is given for rows without several answers.
         LaunchError: the machines have other data.
     """
     config = prepared.settings.config
     table = _load_pairs(prepared, world, config.data.data_path, listener)
     held_out = config.data.eval_data_path
     eval_table = _load_pairs(prepared, world, held_out, listener) if held_out else None
+    _check_pairing(prepared.settings, [*table.tables, *(eval_table.tables if eval_table is not None else ())])
     stream = pair_sampler(config, table, world.size)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
@@ -128,7 +129,12 @@ def select_table(table: PairTable, config: DataConfig) -> PairTable:
     Raises:
         DataError: what `--on_bad_row error` and `--on_long_row error` refuse, or no pair is left.
     """
-    return select_pairs(table, on_bad_row=config.on_bad_row, on_long_row=config.on_long_row)
+    return select_pairs(
+        table,
+        on_bad_row=config.on_bad_row,
+        on_long_row=config.on_long_row,
+        filter_score_gap=config.filter_score_gap,
+    )
 
 
 def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSampler:
@@ -147,9 +153,16 @@ def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSample
     )
 
 
+def _check_pairing(settings: Settings, tables: list[PairTable]) -> None:
+    """Flags about rows of several answers are for data that has such rows."""
+    given = [f"--{name}" for name in ("pairing", "score_gap") if settings.explicit(name)]
+    if given and not any(SHAPES[name].several for table in tables for name in table.shapes):
+        raise ConfigError(f"{' and '.join(given)}: no row has several answers with scores or ranks", agreed=True)
+
+
 def shape_options(config: DataConfig) -> ShapeOptions:
     """How rows are read under these flags."""
-    return ShapeOptions(data_format=config.data_format)
+    return ShapeOptions(data_format=config.data_format, pairing=config.pairing, score_gap=config.score_gap)
 
 
 def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptions:

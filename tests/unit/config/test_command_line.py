@@ -42,7 +42,7 @@ def test_zero_or_an_empty_string_becomes_none(name):
 
 
 # Flags that may be None, and for which 0 is a value.
-ZERO_IS_A_VALUE = ["router_aux_loss_coef", "average_log_prob", "label_smoothing"]
+ZERO_IS_A_VALUE = ["router_aux_loss_coef", "filter_score_gap", "average_log_prob", "label_smoothing"]
 
 
 def test_no_other_flag_may_be_none():

@@ -14,6 +14,9 @@ def test_defaults_are_minimind_s():
     assert dataclasses.asdict(DataConfig()) == {
         "data_path": (),
         "data_format": "auto",
+        "pairing": "best_worst",
+        "score_gap": 0.0,
+        "filter_score_gap": None,
         "eval_data_path": (),
         "tokenizer_path": None,
         "chat_template": None,

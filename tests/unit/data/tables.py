@@ -52,9 +52,11 @@ def table_of(
     counts: dict[str, int] | None = None,
     shapes: dict[str, int] | None = None,
     unused: dict[str, int] | None = None,
+    scores: list[float] | None = None,
+    lines: list[int] | None = None,
 ) -> PairTable:
-    """A table of pairs in lines 1, 2, ..., given as full length of chosen, of rejected, and cuts; rows of 100 tokens
-    at most."""
+    """A table of pairs, by default in lines 1, 2, ...; each is given as full length of chosen, of rejected, and cuts,
+    with rows of 100 tokens at most."""
     lengths = np.array([length for pair in pairs for length in pair[:2]], np.int64)
     offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, 100)))).astype(np.int64)
     cuts = np.array([pair[2] for pair in pairs], np.uint8)
@@ -67,7 +69,8 @@ def table_of(
         offsets=offsets,
         full_lengths=lengths,
         prefixes=np.zeros(len(pairs), np.int64),
-        lines=np.arange(1, len(pairs) + 1),
+        lines=np.array(lines or range(1, len(pairs) + 1)),
+        scores=np.array(scores or [np.nan] * len(lengths), np.float32),
         prompt_lengths=np.zeros(len(pairs), np.int64),
         least_limits=np.zeros(len(pairs), np.int64),
         identities=np.arange(3 * len(pairs), dtype=np.uint64),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from minimind.data.rows import BadRow
 from minimind.data.selection import LengthSummary, select_pairs, summarize_lengths
-from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT
+from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, ROWS, UNPAIRED
 from minimind.errors import DataError
 from tests.unit.data.tables import lines, table_of
 
@@ -30,6 +31,28 @@ MIXED = table_of(
 )
 def test_pairs_that_each_policy_selects(on_bad_row, on_long_row, expected):
     assert lines(select_pairs(MIXED, on_bad_row=on_bad_row, on_long_row=on_long_row)) == expected
+
+
+# Gaps of 2, 0.2 (a little less in float32), 0 and -1, and a pair without scores.
+SCORED = table_of(*[(5, 5, 0)] * 5, scores=[8, 6, 0.3, 0.1, 3, 3, 1, 2, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"), [(None, [1, 2, 3, 4, 5]), (-1, [1, 2, 3, 4]), (0, [1, 2, 3]), (0.2, [1, 2]), (2, [1])]
+)
+def test_pairs_are_selected_by_their_scores(gap, expected):
+    assert lines(select_pairs(SCORED, on_bad_row="error", on_long_row="cut", filter_score_gap=gap)) == expected
+
+
+def test_error_if_scores_leave_no_pair():
+    with pytest.raises(DataError) as caught:
+        select_pairs(SCORED, on_bad_row="error", on_long_row="cut", filter_score_gap=3)
+    assert str(caught.value) == (
+        "pairs.jsonl: none of the 5 rows can be trained on: --filter_score_gap 3 leaves out 5 of 5 pairs, of which 1 "
+        "have no scores (columns score_chosen and score_rejected)"
+    )
+    with pytest.raises(DataError, match="of 2 no two answers make a pair: their scores are equal, or closer than --sc"):
+        select_pairs(table_of(counts={ROWS: 2, UNPAIRED: 2}), on_bad_row="error", on_long_row="cut")
 
 
 def test_error_lists_bad_rows_in_a_line_each():

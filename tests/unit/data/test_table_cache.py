@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -51,6 +52,7 @@ def test_names_of_the_cache_files(load, tmp_path):
         "offsets.i64",
         "prefixes.i64",
         "prompt_lengths.i64",
+        "scores.f32",
         "tokens.i32",
     ]
 
@@ -194,7 +196,7 @@ def test_cache_that_cannot_be_written_is_an_error(load, write_rows, tmp_path):
 def test_bad_rows_lengths_and_counts_are_cached(load, write_rows):
     question, answer = SHORT["chosen"]
     same = {"chosen": [question, {**answer, "score": 2}], "rejected": [question, {**answer, "score": 1}]}
-    path = write_rows({**SHORT, "id": 1}, "{kaputt 你好", LONG_QUESTION, same)
+    path = write_rows({**SHORT, "id": 1, "score_chosen": 2, "score_rejected": 0.5}, "{kaputt 你好", LONG_QUESTION, same)
     made, read = load(path, max_length=12), load(path, max_length=12)
     assert [(row.line, row.tokenized) for row in read.bad] == [(2, False), (4, True)]
     assert len(read.bad) == 2
@@ -205,6 +207,7 @@ def test_bad_rows_lengths_and_counts_are_cached(load, write_rows):
         made.unused,
     )
     assert read.unused == {"column 'id'": 1, "'score' of messages": 1}
-    for name in ("full_lengths", "cuts", "lines", "prefixes"):
-        assert getattr(read, name).tolist() == getattr(made, name).tolist()
+    for name in ("full_lengths", "cuts", "lines", "prefixes", "scores"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
+    np.testing.assert_array_equal(read.scores, np.array([2, 0.5, *[np.nan] * 4], np.float32))
     assert read.max_length == 12

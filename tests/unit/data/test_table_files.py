@@ -29,6 +29,7 @@ def chunk(seed: int, pairs: int = 3, **changes) -> Chunk:
         "prompt_lengths": [1] * pairs,
         "least_limits": [2] * pairs,
         "identities": draw.integers(0, 2**63, 3 * pairs).tolist(),
+        "scores": draw.random(2 * pairs).tolist(),
         "lines": list(range(10 * seed + 1, 10 * seed + 1 + pairs)),
         "cuts": [0] * pairs,
         "bad": [BadRow(line=10 * seed + 9, reason="不好\ud800", tokenized=False)] if seed % 2 else [],
@@ -77,7 +78,7 @@ def contents(folder) -> dict[str, bytes]:
 def test_arrays_are_those_of_all_chunks(write):
     folder, _ = write("whole")
     table = read_table(folder, None, "key")
-    for name in ("tokens", "mask", "full_lengths", "lines", "identities", "cuts"):
+    for name in ("tokens", "mask", "full_lengths", "lines", "identities", "scores", "cuts"):
         joined = np.concatenate([np.asarray(getattr(one, name), getattr(table, name).dtype) for one in CHUNKS])
         assert getattr(table, name).tolist() == joined.tolist()
     assert np.diff(table.offsets).tolist() == [length for one in CHUNKS for length in one.lengths]

@@ -29,7 +29,10 @@ OPTIONS = EncodingOptions()
 
 def plain(chunks: list[Chunk]) -> list[dict]:
     """Chunks as plain lists, which can be compared."""
-    return [{**vars(chunk), "tokens": chunk.tokens.tolist(), "mask": chunk.mask.tolist()} for chunk in chunks]
+    return [
+        {**vars(chunk), "tokens": chunk.tokens.tolist(), "mask": chunk.mask.tolist(), "scores": str(chunk.scores)}
+        for chunk in chunks
+    ]
 
 
 def bad_rows(path, tokenizer, max_length: int) -> list[BadRow]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from minimind.config import DataConfig
 from minimind.data.rows import BadRow
 from minimind.data.table import PairTable
-from minimind.data.tokens import DEVELOPER, END_CUT, LOST, PROMPT_CUT
+from minimind.data.tokens import DEVELOPER, END_CUT, LOST, PROMPT_CUT, UNPAIRED
 from minimind.training.row_report import row_messages
 from tests.unit.data.tables import table_of
 
@@ -26,6 +27,24 @@ def test_rows_of_each_shape():
         "1 row: MiniMind's",
         "300 rows: ShareGPT",
         "2 rows: TRL's texts: prompt and answers become a user turn and an assistant turn of the chat template",
+    ]
+
+
+def test_rows_of_several_answers():
+    table = table_of(*[(5, 5, 0)] * 5, counts={UNPAIRED: 2}, lines=[1, 1, 1, 4, 5])
+    assert messages(table, pairing="all", score_gap=0.5) == [
+        "2 rows without a pair: the scores are equal, or closer than --score_gap 0.5",
+        "3 rows make 5 pairs (--pairing all)",
+    ]
+
+
+def test_pairs_that_their_scores_leave_out_or_contradict():
+    table = table_of(*[(5, 5, 0)] * 4, scores=[8, 6, 1, 2, 3, 3, np.nan, np.nan])
+    assert messages(table) == [
+        "in 1 pair the rejected answer has the higher score (--filter_score_gap 0 leaves these out)"
+    ]
+    assert messages(table, filter_score_gap=0.5) == [
+        "pairs left out by --filter_score_gap 0.5: 3 of 4 (75.0 %), of these 1 without scores"
     ]
 
 

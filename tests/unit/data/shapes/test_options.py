@@ -9,7 +9,7 @@ import pytest
 
 from minimind.data.shapes import ShapeOptions
 
-OTHERS = {"data_format": "trl"}
+OTHERS = {"data_format": "trl", "pairing": "all", "score_gap": 0.5}
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -72,6 +72,7 @@ def test_a_row_of_another_shape_is_refused_if_the_shape_is_named(name):
             "looks like TRL's texts: 'prompt' and 'chosen' are there, 'rej",
         ),
         ({"instruction": "x"}, "looks like Alpaca: 'instruction' is there, 'output' is not"),
+        ({"completions": ["x"], "id": 3}, "looks like UltraFeedback: 'completions' is there, 'instruction' is not"),
         ({"text": "x"}, "unknown row shape: an object with the keys ['text']; see the shapes of rows"),
         ({}, "unknown row shape: an object with the keys []"),
         ([1, 2], "unknown row shape: a JSON array; a row must be an object"),
@@ -141,7 +142,7 @@ def test_columns_of_the_conversation_are_used_in_every_shape(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_equal_answers_are_refused_in_every_shape(name):
-    with pytest.raises(RowError, match=r"'chosen' and 'rejected' are the same$"):
+    with pytest.raises(RowError, match="are the same"):
         parse_rows(README[name].replace("Who cares.", "Hay.").encode())
 
 

@@ -170,6 +170,14 @@ def test_a_manifest_without_a_policy_for_long_rows_means_what_its_version_did(ba
                 check_same_run(old, now, stream())
 
 
+def test_another_filter_of_scores_is_another_run():
+    saved = description(flags="--filter_score_gap 1")
+    with pytest.raises(CheckpointError, match=r"filter_score_gap was 1\.0, is None"):
+        check_same_run(checkpoint(saved, stream().position_after(3)), description(), stream())
+    del saved["identity"]["filter_score_gap"]
+    check_same_run(checkpoint(saved, stream().position_after(3)), description(), stream())
+
+
 def test_a_manifest_without_a_loss_means_the_sigmoid_loss(shifted_loss):
     """Earlier versions had only this loss, and did not write it."""
     saved = description()

@@ -9,7 +9,7 @@ import torch
 
 from minimind.config import parse_settings
 from minimind.data.table_build import SILENT
-from minimind.data.tokens import OTHER_MASK
+from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
 from minimind.ranks.world import World
 from minimind.training.setup import training_data
@@ -81,6 +81,24 @@ def test_machines_with_other_data_are_refused(load, file, monkeypatch):
     monkeypatch.setattr(training_data, "gather", lambda world, key: [key, "other"])
     with pytest.raises(LaunchError, match=r"pairs\.jsonl: the data of rank 0.* differ"):
         load(file)
+
+
+def test_several_answers_make_pairs_by_the_flags(load, write_rows):
+    several = {"prompt": "Which?", "answers": ["a", "b", "c"], "scores": [1, 2, 4]}
+    path = write_rows(several, {**several, "scores": [3, 3, 3]}, pair("Good?", "Yes.", "No!"))
+    counts = []
+    for flags in ((), ("--pairing", "all"), ("--pairing", "adjacent", "--score_gap", "2"), ("--filter_score_gap", "3")):
+        table = load(path, "--batch_size", "1", *flags).table
+        counts.append([table.row_of(table[index].index)[1] for index in range(len(table))])
+        assert table.tables[0].counts[UNPAIRED] == 1
+    assert counts == [[1, 3], [1, 1, 1, 3], [1, 3], [1]]
+
+
+def test_flags_of_several_answers_need_such_rows(load, file):
+    with pytest.raises(
+        ConfigError, match=r"^--pairing and --score_gap: no row has several answers with scores or ranks$"
+    ):
+        load(file, "--pairing", "all", "--score_gap", "1")
 
 
 def test_pairs_that_do_not_fill_a_batch_are_an_error(load, file):
