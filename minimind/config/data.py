@@ -19,7 +19,19 @@ class DataConfig:
     data_format: str = flag(
         "auto",
         "shape of the rows, see the table of shapes; auto: each row is recognised by its columns",
-        choices=("auto", "minimind", "trl", "sharegpt", "alpaca", "hh", "ultrafeedback", "answers"),
+        choices=(
+            "auto",
+            "minimind",
+            "trl",
+            "sharegpt",
+            "alpaca",
+            "hh",
+            "ultrafeedback",
+            "answers",
+            "openai",
+            "swift",
+            "comparison",
+        ),
     )
     pairing: str = flag(
         "best_worst",

@@ -173,7 +173,7 @@ def _nothing_left(table: PairTable, on_long_row: str, filter_score_gap: float | 
     """Why no pair is left to train on."""
     summary, reasons = summarize_lengths(table), []
     if unpaired := table.counts.get(UNPAIRED):
-        reasons.append(f"of {unpaired} no two answers make a pair: their scores are equal, or closer than --score_gap")
+        reasons.append(f"of {unpaired} no two answers make a pair: a tie, or scores closer than --score_gap")
     if table.bad:
         first = next(iter(table.bad))
         reasons.append(f"{len(table.bad)} are wrong, the first in {table.source.row(first.line)}: {first.reason}")

@@ -64,7 +64,7 @@ def _shapes(table: PairTable) -> Iterator[str]:
 def _pairs_of_rows(table: PairTable, config: DataConfig) -> Iterator[str]:
     """Rows of several answers that give no pair or more than one."""
     if unpaired := table.counts.get(UNPAIRED):
-        yield f"{_rows(unpaired)} without a pair: the scores are equal, or closer than --score_gap {config.score_gap:g}"
+        yield f"{_rows(unpaired)} without a pair: a tie, or scores closer than --score_gap {config.score_gap:g}"
     # Pairs of one row follow each other.
     rows = 1 + int(np.count_nonzero(np.diff(table.lines))) if len(table.lines) else 0
     if len(table.lines) > rows:

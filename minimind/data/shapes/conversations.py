@@ -1,18 +1,19 @@
-"""Shapes whose answers are messages: MiniMind's, which TRL's conversational formats share, and ShareGPT's.
+"""Shapes whose answers are messages: MiniMind's (and TRL's conversational formats), ShareGPT's, OpenAI's, ms-swift's.
 
 row -> messages of the prompt and of both halves, and the columns beside them (columns.py) -> checked pair
 """
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
 from typing import Any
 
 from minimind.data.messages import parse_json_text
 from minimind.data.rows import PreferenceRow
-from minimind.data.shapes.halves import answer, pair
+from minimind.data.shapes.halves import answer, pair, text_pair
 from minimind.data.shapes.options import ShapeOptions
-from minimind.data.shapes.shape import CONVERSATIONS, Row, RowShape, given_columns
+from minimind.data.shapes.shape import CONVERSATIONS, Row, RowShape, given_columns, is_given
 from minimind.data.shapes.turns import TurnNames, is_turns, messages_of_turns
 from minimind.data.sources import RowError
 
@@ -82,6 +83,78 @@ SHAREGPT = RowShape(
     needs=(("conversations", "messages", "chosen"), ("chosen",), ("rejected",)),
     fits=_fits_sharegpt,
     convert=_convert_sharegpt,
+)
+
+
+def _convert_openai(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
+    given = row["input"]
+    if isinstance(given, str):
+        given = parse_json_text("'input'", given)
+    if not isinstance(given, dict) or not isinstance(given.get("messages"), list) or not given["messages"]:
+        raise RowError(f"'input' is not an object with a list of 'messages': {reprlib.repr(given)}")
+    if given.get("tools") and row.get("tools"):
+        raise RowError("both 'tools' and 'tools' of 'input' are there; remove one of them")
+    one = pair(
+        row,
+        chosen=answer("preferred_output", row["preferred_output"]),
+        rejected=answer("non_preferred_output", row["non_preferred_output"]),
+        read=("input", "preferred_output", "non_preferred_output"),
+        place="input.messages",
+        prompt=given["messages"],
+        tools=given.get("tools") or row.get("tools"),
+    )
+    unused = [f"input.{name}" for name, value in given.items() if name not in ("messages", "tools") and is_given(value)]
+    return [dataclasses.replace(one, unused=(*one.unused, *unused))]
+
+
+OPENAI = RowShape(
+    title="OpenAI's",
+    needs=(("preferred_output",), ("non_preferred_output",), ("input",)),
+    fits=lambda row, given: isinstance(row["input"], dict | str),
+    convert=_convert_openai,
+)
+_SWIFT_REJECTED = ("rejected_response", "rejected_messages")
+
+
+def _fits_swift(row: Row, given: frozenset[str]) -> bool:
+    return given.isdisjoint({"chosen", "chosen_response"})
+
+
+def _convert_swift(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
+    given = given_columns(row)
+    if not _fits_swift(row, given):
+        raise RowError("both 'messages' or 'response' and another column have the better answer; remove one of them")
+    if "messages" not in given:
+        if "rejected_response" not in given:
+            raise RowError("'rejected_messages' needs 'messages'")
+        return [
+            text_pair(
+                row,
+                place="query",
+                question=row["query"],
+                chosen=row["response"],
+                rejected=row["rejected_response"],
+                read=("response", "rejected_response"),
+            )
+        ]
+    if given.issuperset(_SWIFT_REJECTED):
+        raise RowError("both 'rejected_response' and 'rejected_messages' are there; remove one of them")
+    messages = messages_of_turns("messages", row["messages"])
+    read = ("messages", *_SWIFT_REJECTED)
+    if "rejected_messages" in given:
+        rejected = messages_of_turns("rejected_messages", row["rejected_messages"])
+        return [pair(row, chosen=messages, rejected=rejected, read=read)]
+    if not isinstance(messages, list) or len(messages) < 2 or _first_role(messages[-1]) != "assistant":
+        raise RowError("'messages' is not a list of messages that ends with the better answer")
+    rejected = answer("rejected_response", row["rejected_response"])
+    return [pair(row, chosen=messages[-1:], rejected=rejected, read=read, place="messages", prompt=messages[:-1])]
+
+
+SWIFT = RowShape(
+    title="ms-swift's",
+    needs=(_SWIFT_REJECTED, ("messages", "query"), ("messages", "response")),
+    fits=_fits_swift,
+    convert=_convert_swift,
 )
 
 

@@ -104,7 +104,7 @@ def text_pair(
         _check_not_repeated(place, question.strip(), list(given.values()))
         prompt = _prompt_messages(place, question)
         halves = {half: answer(half, value) for half, value in given.items()}
-    earlier = history("history", row.get("history"))
+    earlier = history("history", row.get("history")) if place != "history" else []
     return pair(row, **halves, read={"history", *read}, place=place, prompt=[*earlier, *prompt], **columns)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from minimind.data.messages import listed
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.answers import ANSWERS, ULTRAFEEDBACK
-from minimind.data.shapes.conversations import MINIMIND, SHAREGPT
+from minimind.data.shapes.comparisons import COMPARISON
+from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
 from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, ShapeOptions
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
@@ -30,6 +31,9 @@ SHAPES: Mapping[str, RowShape] = {
     "hh": HH,
     "ultrafeedback": ULTRAFEEDBACK,
     "answers": ANSWERS,
+    "openai": OPENAI,
+    "swift": SWIFT,
+    "comparison": COMPARISON,
 }
 # The shape that needs no mention.
 PLAIN = "minimind"

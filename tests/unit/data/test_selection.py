@@ -51,7 +51,7 @@ def test_error_if_scores_leave_no_pair():
         "pairs.jsonl: none of the 5 rows can be trained on: --filter_score_gap 3 leaves out 5 of 5 pairs, of which 1 "
         "have no scores (columns score_chosen and score_rejected)"
     )
-    with pytest.raises(DataError, match="of 2 no two answers make a pair: their scores are equal, or closer than --sc"):
+    with pytest.raises(DataError, match="of 2 no two answers make a pair: a tie, or scores closer than --sc"):
         select_pairs(table_of(counts={ROWS: 2, UNPAIRED: 2}), on_bad_row="error", on_long_row="cut")
 
 

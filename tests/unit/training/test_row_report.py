@@ -33,7 +33,7 @@ def test_rows_of_each_shape():
 def test_rows_of_several_answers():
     table = table_of(*[(5, 5, 0)] * 5, counts={UNPAIRED: 2}, lines=[1, 1, 1, 4, 5])
     assert messages(table, pairing="all", score_gap=0.5) == [
-        "2 rows without a pair: the scores are equal, or closer than --score_gap 0.5",
+        "2 rows without a pair: a tie, or scores closer than --score_gap 0.5",
         "3 rows make 5 pairs (--pairing all)",
     ]
 

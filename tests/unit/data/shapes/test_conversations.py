@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from minimind.data.shapes import parse_rows
+from minimind.data.shapes import ShapeOptions, parse_rows
 from minimind.data.sources import RowError
 from tests.conftest import conversation, pair
 
@@ -124,3 +126,80 @@ def test_parts_of_a_content_are_joined():
     parts = [{"type": "text", "text": "What do "}, {"type": "text", "text": "horses eat?", "image_url": None}]
     (row,) = parse_rows({half: [{"role": "user", "content": parts}, GOOD[half][1]] for half in GOOD})
     assert row.chosen == conversation("What do horses eat?", "Hay.")
+
+
+def openai(**changes: object) -> dict:
+    row = {"input": {"messages": [QUESTION]}, "preferred_output": [TURN], "non_preferred_output": [WORSE]}
+    return {**row, **changes}
+
+
+def test_tools_of_openai_s_input_are_used_and_its_other_keys_counted():
+    given = {"messages": [QUESTION], "tools": [{"name": "look_up"}], "parallel_tool_calls": True, "n": None}
+    for value in (given, json.dumps(given)):
+        (row,) = parse_rows(openai(input=value, id=1))
+        assert (row.shape, row.chosen, row.rejected) == ("openai", GOOD["chosen"], GOOD["rejected"])
+        assert (row.tools, row.unused) == ([{"name": "look_up"}], ("id", "input.parallel_tool_calls"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (openai(input={"messages": []}), "read as OpenAI's: 'input' is not an object with a list of 'messages': {"),
+        (openai(input="x"), "read as OpenAI's: 'input' is a text that is not valid JSON"),
+        (openai(input=3), "read as OpenAI's: 'input' is not an object with a list of 'messages': 3"),
+        (openai(preferred_output=3), "read as OpenAI's: 'preferred_output' is neither a text nor a list of messages"),
+        (openai(non_preferred_output=[TURN]), "read as OpenAI's: 'chosen' and 'rejected' are the same"),
+        (openai(non_preferred_output=None), "looks like OpenAI's: 'preferred_output' and 'input' are there, 'non_pref"),
+        (openai(input={"messages": [QUESTION], "tools": [{}]}, tools=[{}]), "read as OpenAI's: both 'tools' and"),
+    ],
+)
+def test_damaged_row_of_openai(row, reason):
+    with pytest.raises(RowError) as caught:
+        parse_rows(row)
+    assert str(caught.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": GOOD["chosen"], "rejected_messages": GOOD["rejected"]},
+        {"messages": GOOD["chosen"], "rejected_response": [WORSE]},
+        {"query": "What do horses eat?", "response": "Hay.", "rejected_response": "Who cares.", "history": []},
+    ],
+)
+def test_ways_to_write_ms_swift_s_rows(row):
+    (read,) = parse_rows(row)
+    assert (read.shape, read.chosen, read.rejected, read.unused) == ("swift", *GOOD.values(), ())
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"messages": [QUESTION], "rejected_response": "x"},
+            "'messages' is not a list of messages that ends with the bet",
+        ),
+        (
+            {"messages": [QUESTION, QUESTION], "rejected_response": "x"},
+            "'messages' is not a list of messages that ends",
+        ),
+        ({"messages": "x", "rejected_response": "x"}, "'messages' is not a list of messages that ends"),
+        ({"messages": GOOD["chosen"], "rejected_response": "Hay."}, "'chosen' and 'rejected' are the same"),
+        (
+            {"messages": GOOD["chosen"], "rejected_response": "x", "rejected_messages": [TURN]},
+            "both 'rejected_response'",
+        ),
+        ({"query": "q", "response": "x", "rejected_messages": [TURN]}, "'rejected_messages' needs 'messages'"),
+        ({"query": ["q"], "response": "x", "rejected_response": "y"}, "'query' is not a text: ['q']"),
+    ],
+)
+def test_damaged_row_of_ms_swift(row, reason):
+    with pytest.raises(RowError) as caught:
+        parse_rows(row)
+    assert str(caught.value).startswith(f"read as ms-swift's: {reason}")
+
+
+def test_two_columns_with_the_better_answer_are_refused():
+    row = {"messages": GOOD["chosen"], "rejected_response": "x", "chosen_response": "y"}
+    with pytest.raises(RowError, match=r"^both 'messages' or 'response' and another column have the better answer"):
+        parse_rows(row, ShapeOptions(data_format="swift"))
