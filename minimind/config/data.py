@@ -33,6 +33,9 @@ class DataConfig:
             "comparison",
         ),
     )
+    dataset_info: str | None = flag(
+        None, "LLaMA-Factory's dataset_info.json with an entry for the data file; without it the one beside the file"
+    )
     pairing: str = flag(
         "best_worst",
         "pairs of a row with several answers; best_worst: the best with the worst; all: each with each worse one; "

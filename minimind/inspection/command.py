@@ -18,7 +18,7 @@ from minimind.config import FLAG, Settings
 from minimind.data.left_out import words_of
 from minimind.data.sources import find_sources
 from minimind.data.template import ChatTemplate
-from minimind.errors import DataError, MiniMindError
+from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.inspection.building import build_report
 from minimind.inspection.console import console_text
 from minimind.inspection.flags import ranks_of, read_flags
@@ -93,9 +93,16 @@ def _split(settings: Settings, inputs: Inputs, share: float, folder: Path) -> Se
     """Settings whose data are the files of a split."""
     data = inputs.settings.config.data
     sources = find_sources(data.data_path)
+    shapes = [shape_options(data, source) for source in sources]
+    for source, options in zip(sources, shapes, strict=True):
+        if options.dataset_info is not None:
+            raise ConfigError(
+                f"--eval_share: {options.dataset_info.origin} names the columns of {source.short_name}, but not those "
+                "of the files that would be written; rename the columns in the data first"
+            )
     split = split_rows(
         sources,
-        [shape_options(data)] * len(sources),
+        shapes,
         words_of(ChatTemplate(inputs.tokenizer)),
         share=share,
         seed=data.seed,

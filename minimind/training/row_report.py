@@ -22,6 +22,7 @@ from minimind.data.selection import (
     summarize_lengths,
 )
 from minimind.data.shapes import PLAIN, SHAPES
+from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.table import PairTable
 from minimind.data.tokens import DEVELOPER, UNPAIRED
 
@@ -35,6 +36,8 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
     Args:
         table: the pairs that the run uses, as `select_pairs` gives them under the same flags.
     """
+    if (entry := dataset_info(table.source.files, config)) is not None:
+        yield f"columns and roles are named by {entry.origin}"
     yield from _shapes(table)
     yield from _pairs_of_rows(table, config)
     if config.filter_score_gap is not None:

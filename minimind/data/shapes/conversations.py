@@ -52,27 +52,27 @@ def _fits_sharegpt(row: Row, given: frozenset[str]) -> bool:
 
 
 def _convert_sharegpt(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
-    halves = {half: messages_of_turns(half, answer(half, row[half]), _NAMES) for half in ("chosen", "rejected")}
+    halves = {half: messages_of_turns(half, answer(half, row[half]), options.names) for half in ("chosen", "rejected")}
     columns = sorted(given_columns(row) & CONVERSATIONS)
     if len(columns) > 1:
         raise RowError(f"both {' and '.join(map(repr, columns))} are there; rename the one that is not the prompt")
     if columns:
         (column,) = columns
-        messages = _prompt(column, row)
+        messages = _prompt(column, row, options)
         return [pair(row, **halves, read=("prompt",), place=column, prompt=messages)]
-    if not _has_turns(row["chosen"], row["rejected"]):
+    if not any(is_turns(row[half], options.names) for half in halves):
         raise RowError("'conversations' is not there, and 'chosen' and 'rejected' have no turns with 'from'")
-    return [pair(row, **halves, prompt=messages_of_turns("prompt", row.get("prompt"), _NAMES))]
+    return [pair(row, **halves, prompt=messages_of_turns("prompt", row.get("prompt"), options.names))]
 
 
-def _prompt(column: str, row: Row) -> list[Any]:
+def _prompt(column: str, row: Row, options: ShapeOptions) -> list[Any]:
     """The messages of the conversation before the answers; a column `prompt` beside it repeats one of them."""
     turns, prompt = row[column], row.get("prompt")
     if isinstance(turns, str):
         turns = parse_json_text(repr(column), turns)
     if not isinstance(turns, list):
         raise RowError(f"{column!r} is not a list of turns: {reprlib.repr(turns)}")
-    messages: list[Any] = messages_of_turns(column, turns, _NAMES)
+    messages: list[Any] = messages_of_turns(column, turns, options.names)
     if prompt and prompt not in [one.get("content") for one in messages if isinstance(one, dict)]:
         raise RowError(f"'prompt' is no turn of {column!r}; rename the one that is no part of the conversation")
     return messages

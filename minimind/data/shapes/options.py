@@ -8,6 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from minimind.data.shapes.dataset_info import DatasetInfo
+from minimind.data.shapes.turns import TurnNames
+
 # --data_format: each row is recognised by its columns.
 AUTO = "auto"
 # Values of --pairing.
@@ -22,15 +25,28 @@ class ShapeOptions:
         data_format: AUTO, or the name in `SHAPES` of the only shape that is tried.
         pairing: which of several answers make pairs; see `answers.pairs_of`.
         score_gap: the least difference between the scores of such a pair.
+        dataset_info: the entry of the data files in LLaMA-Factory's `dataset_info.json`; None without one.
     """
 
     data_format: str = AUTO
     pairing: str = BEST_WORST
     score_gap: float = 0.0
+    dataset_info: DatasetInfo | None = None
+
+    @property
+    def names(self) -> TurnNames:
+        """How turns are written."""
+        return self.dataset_info.names if self.dataset_info else TurnNames()
 
     def key(self) -> dict[str, Any]:
         """All options as JSON values, for the hash of the tokenised data."""
-        return dataclasses.asdict(self)
+        entry = self.dataset_info.key() if self.dataset_info else None
+        return {
+            "data_format": self.data_format,
+            "pairing": self.pairing,
+            "score_gap": self.score_gap,
+            "dataset_info": entry,
+        }
 
 
 DEFAULT_SHAPES = ShapeOptions()

@@ -17,6 +17,7 @@ from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.answers import ANSWERS, ULTRAFEEDBACK
 from minimind.data.shapes.comparisons import COMPARISON
 from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
+from minimind.data.shapes.dataset_info import FILE_NAME, DatasetInfo
 from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, ShapeOptions
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
@@ -56,6 +57,8 @@ def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_
         row = parse_json(content) if isinstance(content, bytes) else content
         if not isinstance(row, dict):
             raise RowError(f"unknown row shape: a JSON {_JSON_TYPES[type(row)]}; a row must be an object")
+        if options.dataset_info is not None:
+            return _convert_by_entry(row, options.dataset_info, options)
         if options.data_format != AUTO:
             return _convert(options.data_format, row, options)
         name = _recognise(row)
@@ -73,6 +76,13 @@ def _convert(name: str, row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     if missing := shape.missing(given_columns(row)):
         raise RowError(_near(shape, row, missing))
     return [dataclasses.replace(pair, shape=name) for pair in shape.convert(row, options)]
+
+
+def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOptions) -> list[PreferenceRow]:
+    try:
+        return _convert(entry.shape, entry.renamed(row), options)
+    except RowError as error:
+        raise RowError(f"read by {FILE_NAME} as {SHAPES[entry.shape].title}: {error}") from error
 
 
 def _recognise(row: Row) -> str:

@@ -76,6 +76,13 @@ def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError("--on_bad_checkpoint needs --from_resume 1")
 
 
+def one_flag_names_the_shape(draft: Draft) -> Iterator[MiniMindError]:
+    """--data_format, which reads no dataset_info.json, is not given beside one."""
+    data = draft.settings.config.data
+    if data.dataset_info and data.data_format != "auto":
+        yield ConfigError(f"--data_format {data.data_format} and --dataset_info both name the shape; drop one")
+
+
 def row_policies_agree(draft: Draft) -> Iterator[MiniMindError]:
     """--on_bad_row keep, which stands for --on_long_row keep too, is not given beside another --on_long_row."""
     data = draft.settings.config.data
@@ -193,6 +200,7 @@ def processor_is_known(draft: Draft) -> Iterator[MiniMindError]:
 CHECKS: Sequence[Check] = (
     data_files_exist,
     flags_have_their_partner,
+    one_flag_names_the_shape,
     row_policies_agree,
     demo_keeps_its_weights,
     weights_are_complete,

@@ -33,7 +33,7 @@ from minimind.weights.sources import WeightSource
 
 # Flags that name sources of pairs, and all flags that name files or folders to read.
 DATA_FLAGS = ("data_path", "eval_data_path")
-PATH_FLAGS = (*DATA_FLAGS, "tokenizer_path", "from_weight", "deepspeed", "reference_config")
+PATH_FLAGS = (*DATA_FLAGS, "dataset_info", "tokenizer_path", "from_weight", "deepspeed", "reference_config")
 _DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
 

@@ -22,6 +22,7 @@ from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.shapes import SHAPES, ShapeOptions
+from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.sources import Source, find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
@@ -115,7 +116,7 @@ def tokenized_table(
         tokenizer,
         max_length=data.max_seq_len,
         options=encoding_options(data, words_of(ChatTemplate(tokenizer))),
-        shapes=shape_options(data),
+        shapes=shape_options(data, source),
         cut_prompt=data.on_long_row == CUT_PROMPT,
         num_workers=data.num_workers,
         cache_dir=cache_dir(config),
@@ -160,9 +161,18 @@ def _check_pairing(settings: Settings, tables: list[PairTable]) -> None:
         raise ConfigError(f"{' and '.join(given)}: no row has several answers with scores or ranks", agreed=True)
 
 
-def shape_options(config: DataConfig) -> ShapeOptions:
-    """How rows are read under these flags."""
-    return ShapeOptions(data_format=config.data_format, pairing=config.pairing, score_gap=config.score_gap)
+def shape_options(config: DataConfig, source: Source) -> ShapeOptions:
+    """How the rows of a source are read under these flags.
+
+    Raises:
+        DataError: `dataset_info.json` cannot be used.
+    """
+    return ShapeOptions(
+        data_format=config.data_format,
+        pairing=config.pairing,
+        score_gap=config.score_gap,
+        dataset_info=dataset_info(source.files, config),
+    )
 
 
 def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptions:

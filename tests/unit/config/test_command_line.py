@@ -16,6 +16,7 @@ from minimind.errors import ConfigError
 # Flags whose value may be None, and what stands for None on the command line.
 NOT_GIVEN = {
     "tokenizer_path": "",
+    "dataset_info": "",
     "chat_template": "",
     "template_kwargs": "",
     "cache_dir": "",

@@ -14,6 +14,7 @@ def test_defaults_are_minimind_s():
     assert dataclasses.asdict(DataConfig()) == {
         "data_path": (),
         "data_format": "auto",
+        "dataset_info": None,
         "pairing": "best_worst",
         "score_gap": 0.0,
         "filter_score_gap": None,

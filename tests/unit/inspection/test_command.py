@@ -64,6 +64,14 @@ def test_a_split_is_what_the_command_trains_on(argv, tmp_path, capsys):
     assert (report.pairs, report.eval_pairs, report.equal.leaked_prompts.pairs) == (15, 5, 0)
 
 
+def test_a_split_would_lose_the_names_of_its_columns(argv, tmp_path):
+    entry = {"file_name": "pairs.jsonl", "ranking": True, "columns": {"prompt": "q"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    rows = [{"q": f"Number {i}?", "chosen": "Yes.", "rejected": "No!"} for i in range(4)]
+    with pytest.raises(SystemExit, match="entry 'mine' names the columns of pairs.jsonl, but not those of the files"):
+        main(argv("--batch_size", 2, "--eval_share", 0.5, rows=rows, name="pairs.jsonl"))
+
+
 def test_a_split_of_a_mix_keeps_its_weights(argv, write_rows, tmp_path, capsys):
     other = write_rows([pair(f"Letter {i}?", "Yes.", "No!") for i in range(4)], name="more.json")
     report = prepare_data(argv("--eval_share", 0.25, "--data_path", f"{other}:0.5"))

@@ -77,6 +77,13 @@ def test_flags_that_need_another(flags, message):
     assert problems(draft(*flags, "--eval_data_path", str(demo.EVAL_PATH), "--from_resume", "1")) == []
 
 
+def test_one_flag_names_the_shape():
+    info = ("--dataset_info", "dataset_info.json")
+    message = "ConfigError: --data_format trl and --dataset_info both name the shape; drop one"
+    assert problems(draft("--data_format", "trl", *info)) == [message]
+    assert problems(draft(*info)) == problems(draft("--data_format", "trl")) == []
+
+
 def test_on_bad_row_keep_means_on_long_row_keep():
     keep = ("--on_bad_row", "keep", "--on_long_row")
     assert problems(draft(*keep, "keep")) == []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minimind.config import parse_settings
+from minimind.config import DataConfig, parse_settings
 from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
 from minimind.ranks.world import World
+from minimind.training.row_report import row_messages
 from minimind.training.setup import training_data
 from minimind.training.setup.training_data import load_data
 from tests.conftest import conversation, pair
@@ -92,6 +94,21 @@ def test_several_answers_make_pairs_by_the_flags(load, write_rows):
         counts.append([table.row_of(table[index].index)[1] for index in range(len(table))])
         assert table.tables[0].counts[UNPAIRED] == 1
     assert counts == [[1, 3], [1, 1, 1, 3], [1, 3], [1]]
+
+
+def test_names_of_a_dataset_info_beside_the_data_are_used_and_said(load, write_rows, tmp_path):
+    path = write_rows({"q": "Which?", "good": "This.", "bad": "That."})
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    entry = {"file_name": path.name, "ranking": True, "columns": columns}
+    keys = set()
+    for more in ({}, {"history": "earlier"}):
+        entry["columns"] = {**columns, **more}
+        (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+        (table,) = load(path, "--batch_size", "1").table.tables
+        assert dict(table.shapes) == {"alpaca": 1}
+        assert next(row_messages(table, DataConfig())).endswith("dataset_info.json, entry 'mine'")
+        keys.add(table.key)
+    assert len(keys) == 2
 
 
 def test_flags_of_several_answers_need_such_rows(load, file):
