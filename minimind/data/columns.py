@@ -18,13 +18,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.messages import Message, differing_keys, has_developer, listed, parse_json_text, read_messages
+from minimind.data.messages import Message, differing_keys, has_developer, listed, parse_json_text, read_messages, shown
 from minimind.data.sources import RowError
 
 _USED = ("system", "tools", "chat_template_kwargs")
@@ -103,7 +102,7 @@ class Columns:
         if said and not answers_first:
             return turns
         raise RowError(
-            f"{self.place!r} is no user turn of {half!r}: {reprlib.repr(prompt)}; correct it, or rename the column if "
+            f"{self.place!r} is no user turn of {half!r}: {shown(prompt)}; correct it, or rename the column if "
             "it is no part of the conversation"
         )
 
@@ -111,7 +110,7 @@ class Columns:
         """The turns of a half, an answer and perhaps later turns, behind the turns of a prompt."""
         # A user turn that both have would be said twice.
         if said := [message for message in prompt if message["role"] == "user" and message in turns]:
-            text = reprlib.repr(said[0]["content"])
+            text = shown(said[0]["content"])
             raise RowError(
                 f"{half!r} contains the user turn {text} of {self.place!r}, but does not begin with {self.place!r}"
             )
@@ -152,9 +151,9 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str], place: str = "promp
     if isinstance(prompt, list):
         prompt = read_messages(place, prompt)
     elif not isinstance(prompt, str | None):
-        raise RowError(f"{place!r} is neither a list of messages nor a text: {reprlib.repr(prompt)}")
+        raise RowError(f"{place!r} is neither a list of messages nor a text: {shown(prompt)}")
     if not isinstance(system, str | None):
-        raise RowError(f"'system' is not a text: {reprlib.repr(system)}")
+        raise RowError(f"'system' is not a text: {shown(system)}")
     if media := [name for name in _MEDIA if given.get(name)]:
         raise RowError(f"the row has {listed(media)}; only text is trained on")
     score_columns, scores = _read_scores(given)
@@ -209,12 +208,12 @@ def _read_tools(value: Any) -> list[Any] | None:
     if not value and isinstance(value, list | None):
         return None
     if not isinstance(value, list):
-        raise RowError(f"'tools' is not a list of objects: {reprlib.repr(value)}")
+        raise RowError(f"'tools' is not a list of objects: {shown(value)}")
     # Columns of a fixed type keep each function as a JSON text, since functions have different fields.
     tools = [parse_json_text("an entry of 'tools'", tool) if isinstance(tool, str) else tool for tool in value]
     for tool in tools:
         if not isinstance(tool, dict):
-            raise RowError(f"an entry of 'tools' is not an object: {reprlib.repr(tool)}")
+            raise RowError(f"an entry of 'tools' is not an object: {shown(tool)}")
     return tools
 
 
@@ -224,7 +223,7 @@ def _read_template_kwargs(value: Any) -> Mapping[str, Any]:
     if not value and isinstance(value, dict | list | None):
         return {}
     if not isinstance(value, dict):
-        raise RowError(f"'chat_template_kwargs' is not an object: {reprlib.repr(value)}")
+        raise RowError(f"'chat_template_kwargs' is not an object: {shown(value)}")
     if taken := sorted(NO_VARIABLES.intersection(value)):
         raise RowError(f"'chat_template_kwargs' has the key {taken[0]!r}, which is no variable of a chat template")
     # Column formats write null for every key that another row has.

@@ -23,6 +23,8 @@ ROLES = ("system", "user", "assistant", "tool")
 DEVELOPER = "developer"
 # Names in a message, and characters of a name.
 _NAMED, _NAME_LENGTH = 6, 48
+# Characters of a value in a message.
+_SHOWN = 120
 
 
 def read_messages(column: str, messages: Any) -> list[Message]:
@@ -55,6 +57,12 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
+def shown(value: Any) -> str:
+    """A value of a row for an error message, shortened as a whole: a value may be nested and wide."""
+    text = reprlib.repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def has_developer(messages: Any) -> bool:
     """Whether a column's value is a list with a message of the role `developer`."""
     return isinstance(messages, list) and _has_role(messages, DEVELOPER)
@@ -74,7 +82,7 @@ def _read_message(place: str, message: Any) -> Message:
     if role == DEVELOPER:
         message = {**message, "role": "system"}
     elif role not in ROLES:
-        raise RowError(f"{place} has the unknown role {reprlib.repr(role)}; use one of {', '.join(ROLES)}")
+        raise RowError(f"{place} has the unknown role {shown(role)}; use one of {', '.join(ROLES)}")
     if message.get("function_call"):
         raise RowError(f"{place} has 'function_call', which chat templates do not read; write it as 'tool_calls'")
     if given := [key for key in ("tools", "functions") if role != "assistant" and message.get(key)]:
@@ -96,9 +104,9 @@ def _joined(place: str, parts: list[Any]) -> str:
     """The text of a content that is given as parts, `[{"type": "text", "text": ...}]`, one directly after the other."""
     for part in parts:
         if not isinstance(part, dict) or "type" not in part:
-            raise RowError(f"{place} has no text in 'content', but a list of {reprlib.repr(part)}")
+            raise RowError(f"{place} has no text in 'content', but a list of {shown(part)}")
         if part["type"] != "text":
-            raise RowError(f"{place} has a part of the type {reprlib.repr(part['type'])}; only text is trained on")
+            raise RowError(f"{place} has a part of the type {shown(part['type'])}; only text is trained on")
         if not isinstance(part.get("text"), str):
             raise RowError(f"{place} has a part of the type 'text' without a text")
         if more := [key for key, value in part.items() if key not in ("type", "text") and value]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
@@ -12,14 +15,18 @@ from hypothesis import strategies as st
 from minimind.config import DataConfig
 from minimind.data.dataset import DPODataset
 from minimind.data.packs import pack
-from minimind.data.rows import PreferenceRow
+from minimind.data.rows import PreferenceRow, checked_row
 from minimind.data.selection import select_pairs
-from minimind.data.shapes import parse_rows
+from minimind.data.shapes import SHAPES, ShapeOptions, parse_rows
+from minimind.data.shapes.dataset_info import DatasetInfo
+from minimind.data.shapes.options import ALL, AUTO
+from minimind.data.shapes.turns import TurnNames
 from minimind.data.sources import RowError, open_source
 from minimind.data.table_cache import load_table
 from minimind.errors import MiniMindError
 from minimind.training.row_report import row_messages
 from tests.conftest import pair
+from tests.docs.shapes import readme_rows
 from tests.faults.fuzzing import damaged, fuzzed, json_values, only_our_errors
 
 CALL = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": 2, "b": [2, None]}}]}
@@ -29,6 +36,7 @@ ROWS = [
     {"chosen": [{"role": "user", "content": "?"}, CALL], "rejected": [{"role": "user", "content": "?"}, CALL, CALL]},
 ]
 LINES = [json.dumps(row, ensure_ascii=ascii).encode() for row in ROWS for ascii in (True, False)]
+README = readme_rows()
 FILE = b"\n".join(LINES) + b"\n"
 
 DEEP = 50_000
@@ -81,10 +89,83 @@ def test_malicious_rows(line):
 
 
 @fuzzed(300)
-@given(st.sampled_from(LINES).flatmap(damaged))
+@given(st.sampled_from([*LINES, *map(str.encode, README.values())]).flatmap(damaged))
 def test_damaged_rows(line):
     with only_our_errors():
         assert_row_or_reason(line)
+
+
+CALL_TURN = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+# Rows with the name of their shape: those of the README, and such with more parts.
+OF_SHAPES = [
+    *((name, json.loads(row)) for name, row in README.items()),
+    ("sharegpt", {
+        "conversations": [{"from": "human", "value": "?"}, CALL_TURN, {"from": "observation", "value": "1"}],
+        "chosen": {"from": "gpt", "value": "a"}, "rejected": "b", "tools": "[{}]",
+    }),
+    ("answers", {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "?"}]}],
+        "answers": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 2}],
+    }),
+    ("trl", {"prompt": "?", "chosen": "a", "rejected": "b", "history": [["x", "y"]], "score_chosen": "1",
+             "score_rejected": 2}),
+    ("comparison", {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 1, "score_B": 2}),
+    ("comparison", {"conversation_a": pair("q", "a", "b")["chosen"], "conversation_b": pair("q", "a", "b")["rejected"],
+                    "winner": "model_b"}),
+    ("comparison", {"context": [{"role": "user", "content": "q"}], "response1": "a", "response2": "b",
+                    "overall_preference": -2}),
+    ("swift", {"query": "q", "response": "a", "rejected_response": "b", "history": [["x", "y"]], "system": "s"}),
+]  # fmt: skip
+ENTRY = DatasetInfo(origin="x", shape="sharegpt", columns={"conversations": "messages"}, names=TurnNames(role="role"))
+ENTRIES = (ENTRY, dataclasses.replace(ENTRY, shape="alpaca", columns={"output": "responses", "input": None}))
+VALUES = (None, "", [], {}, "x", "1", -1, True, 10**400, ["x"], [[]], [{}], "Human: ?", "[INST]", "[{}]", {"role": []})
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path of each value within a value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+@st.composite
+def changed_rows(draw) -> tuple[dict, ShapeOptions]:
+    """A row of some shape in which values are replaced, left out, or come from a row of another shape, and how it is
+    read: as its shape, by its columns, or as another shape."""
+    name, row = copy.deepcopy(draw(st.sampled_from(OF_SHAPES)))
+    if draw(st.integers(0, 3)) == 0:
+        _, other = copy.deepcopy(draw(st.sampled_from(OF_SHAPES)))
+        row.update({column: other[column] for column in draw(st.lists(st.sampled_from(sorted(other)), max_size=2))})
+    for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
+        *path, last = draw(st.sampled_from([path for path in places(row) if path] or [("x",)]))
+        holder = row
+        for key in path:
+            holder = holder[key]
+        if draw(st.integers(0, 3)) == 0 and last in (holder if isinstance(holder, dict) else ()):
+            del holder[last]
+        else:
+            holder[last] = copy.deepcopy(draw(st.sampled_from(VALUES) | json_values()))
+    shape, entry = draw(st.sampled_from((name, name, AUTO, *SHAPES))), draw(st.sampled_from((None,) * 8 + ENTRIES))
+    return row, ShapeOptions(data_format=shape, pairing=ALL, dataset_info=entry)
+
+
+@fuzzed(1000)
+@given(changed_rows())
+def test_damaged_rows_of_every_shape(drawn):
+    """What is read is a pair that passes the checks of all shapes."""
+    row, options = drawn
+    reason, rows = "", []
+    with only_our_errors():
+        try:
+            rows = parse_rows(row, options)
+        except RowError as error:
+            reason = str(error)
+    assert len(reason.encode("utf-8", "surrogatepass")) < 1000
+    for one in rows:
+        assert checked_row(chosen=one.chosen, rejected=one.rejected).chosen == one.chosen
+        assert one.shape in SHAPES
+        assert len(one.scores) == 2
 
 
 COLUMNS = ("chosen", "rejected", "prompt", "system", "tools", "chat_template_kwargs", "score")

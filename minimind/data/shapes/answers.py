@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 from minimind.data.columns import number_of
-from minimind.data.messages import listed
+from minimind.data.messages import listed, shown
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer_pair
 from minimind.data.shapes.options import ALL, BEST_WORST, ShapeOptions
@@ -79,7 +78,7 @@ def _convert(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     place, column = _one_of("the prompt", row, _PROMPTS), _one_of("the answers", row, _ANSWERS)
     values = row[column]
     if not isinstance(values, list) or len(values) < 2:
-        raise RowError(f"{column!r} is not a list of two or more answers: {reprlib.repr(values)}")
+        raise RowError(f"{column!r} is not a list of two or more answers: {shown(values)}")
     if len(values) > _MOST_ANSWERS:
         raise RowError(f"{column!r} has {len(values)} answers; {_MOST_ANSWERS} are the most")
     beside = not given_columns(row).isdisjoint((*_SCORES, *_RANKS))
@@ -115,7 +114,7 @@ def _one_of(what: str, row: Row, columns: Sequence[str]) -> str:
 def _beside(column: str, values: list[Any], numbers: str, given: Any) -> list[ScoredAnswer]:
     """Answers whose scores or ranks are in a column of their own."""
     if not isinstance(given, list) or len(given) != len(values):
-        size = f"of {len(given)}" if isinstance(given, list) else reprlib.repr(given)
+        size = f"of {len(given)}" if isinstance(given, list) else shown(given)
         raise RowError(f"{numbers!r} is not a list of {len(values)} numbers, one for each of {column!r}, but {size}")
     is_rank = numbers in _RANKS
     answers = []
@@ -169,7 +168,7 @@ def _others(value: dict[str, Any], *read: str | None) -> tuple[str, ...]:
 def _number(place: str, value: Any) -> float:
     number = number_of(value)
     if number is None:
-        raise RowError(f"{place}: not a number: {reprlib.repr(value)}")
+        raise RowError(f"{place}: not a number: {shown(value)}")
     return number
 
 

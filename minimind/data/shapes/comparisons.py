@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from minimind.data.columns import number_of
-from minimind.data.messages import listed
+from minimind.data.messages import listed, shown
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer_pair, pair
 from minimind.data.shapes.options import ShapeOptions
@@ -99,7 +98,7 @@ def _convert(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     try:
         better = way.better(row[way.label])
     except KeyError as error:
-        raise RowError(f"{way.label!r} does not say which answer is better: {reprlib.repr(row[way.label])}") from error
+        raise RowError(f"{way.label!r} does not say which answer is better: {shown(row[way.label])}") from error
     if better is _TIE:
         return []
     order = (better, 1 - better)

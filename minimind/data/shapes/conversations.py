@@ -6,10 +6,9 @@ row -> messages of the prompt and of both halves, and the columns beside them (c
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from typing import Any
 
-from minimind.data.messages import parse_json_text
+from minimind.data.messages import parse_json_text, shown
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer, pair, text_pair
 from minimind.data.shapes.options import ShapeOptions
@@ -71,7 +70,7 @@ def _prompt(column: str, row: Row, options: ShapeOptions) -> list[Any]:
     if isinstance(turns, str):
         turns = parse_json_text(repr(column), turns)
     if not isinstance(turns, list):
-        raise RowError(f"{column!r} is not a list of turns: {reprlib.repr(turns)}")
+        raise RowError(f"{column!r} is not a list of turns: {shown(turns)}")
     messages: list[Any] = messages_of_turns(column, turns, options.names)
     if prompt and prompt not in [one.get("content") for one in messages if isinstance(one, dict)]:
         raise RowError(f"'prompt' is no turn of {column!r}; rename the one that is no part of the conversation")
@@ -91,7 +90,7 @@ def _convert_openai(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     if isinstance(given, str):
         given = parse_json_text("'input'", given)
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list) or not given["messages"]:
-        raise RowError(f"'input' is not an object with a list of 'messages': {reprlib.repr(given)}")
+        raise RowError(f"'input' is not an object with a list of 'messages': {shown(given)}")
     if given.get("tools") and row.get("tools"):
         raise RowError("both 'tools' and 'tools' of 'input' are there; remove one of them")
     one = pair(

@@ -6,12 +6,11 @@ a row's columns -> half_columns, answer, history -> messages -> pair or text_pai
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 from minimind.data.columns import messages_of_text, read_columns
-from minimind.data.messages import Message
+from minimind.data.messages import Message, shown
 from minimind.data.rows import PreferenceRow, checked_row
 from minimind.data.shapes.shape import HALVES, Row, given_columns, is_given
 from minimind.data.shapes.transcripts import conversation_of_transcript, is_transcript, prompt_of_transcript
@@ -77,7 +76,7 @@ def answer(column: str, value: Any) -> list[Any]:
         return [value]
     if isinstance(value, list):
         return value
-    raise RowError(f"{column!r} is neither a text nor a list of messages: {reprlib.repr(value)}")
+    raise RowError(f"{column!r} is neither a text nor a list of messages: {shown(value)}")
 
 
 def text_pair(
@@ -95,7 +94,7 @@ def text_pair(
         RowError: the pair is wrong, or it cannot be told where the prompt ends.
     """
     if not isinstance(question, str):
-        raise RowError(f"{place!r} is not a text: {reprlib.repr(question)}")
+        raise RowError(f"{place!r} is not a text: {shown(question)}")
     given = {"chosen": chosen, "rejected": rejected}
     if is_transcript(question):
         prompt = prompt_of_transcript(place, question)
@@ -155,7 +154,7 @@ def history(place: str, value: Any) -> list[Message]:
     if not is_given(value):
         return []
     if not (isinstance(value, list) and all(map(_is_exchange, value))):
-        raise RowError(f"{place!r} is not a list of [question, answer]: {reprlib.repr(value)}")
+        raise RowError(f"{place!r} is not a list of [question, answer]: {shown(value)}")
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for turn in value for role, text in zip(roles, turn, strict=True)]
 

@@ -6,11 +6,10 @@ a column's value -> messages_of_turns -> list of messages, which `read_messages`
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from minimind.data.messages import Message, parse_json_text
+from minimind.data.messages import Message, parse_json_text, shown
 from minimind.data.sources import RowError
 
 # A turn of this role calls functions: its text is the JSON of one call or of a list of calls.
@@ -69,7 +68,7 @@ def _message(place: str, turn: Any, names: TurnNames) -> Any:
     content = names.content if key == names.role else "content"
     role = names.roles.get(turn[key]) if isinstance(turn[key], str) else None
     if role is None:
-        raise RowError(f"{place} has the unknown role {reprlib.repr(turn[key])}; use one of {', '.join(names.roles)}")
+        raise RowError(f"{place} has the unknown role {shown(turn[key])}; use one of {', '.join(names.roles)}")
     if content not in turn:
         raise RowError(f"{place} has no {content!r}")
     message = {name: value for name, value in turn.items() if name not in (key, content)}
@@ -84,7 +83,7 @@ def _calls(place: str, value: Any) -> list[Message]:
     calls = parsed if isinstance(parsed, list) else [parsed]
     for call in calls:
         if not (isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call):
-            raise RowError(f"{place}: the function call has no 'name' and 'arguments': {reprlib.repr(call)}")
+            raise RowError(f"{place}: the function call has no 'name' and 'arguments': {shown(call)}")
     if not calls:
         raise RowError(f"{place}: the list of function calls is empty")
     return [{"type": "function", "function": call} for call in calls]

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from minimind.data.messages import differing_keys, has_developer, listed, parse_json_text, read_messages
+from minimind.data.messages import differing_keys, has_developer, listed, parse_json_text, read_messages, shown
 from minimind.data.sources import RowError
 
 USER = {"role": "user", "content": "Weather?"}
@@ -118,6 +118,13 @@ def test_names_are_listed_shortly():
     assert listed(["score", "id"]) == "'score', 'id'"
     assert listed(map(str, range(9))) == "'0', '1', '2', '3', '4', '5' and 3 more"
     assert listed(["k" * 48, "k" * 49]) == f"'{'k' * 48}', '{'k' * 48}...'"
+
+
+def test_values_are_shown_shortly():
+    assert shown({"a": [1, 2]}) == "{'a': [1, 2]}"
+    wide = [{str(number): [[10**40] * 6] * 6 for number in range(6)}] * 6
+    assert len(shown(wide)) == 123
+    assert shown(wide).endswith("...")
 
 
 def test_json_text():

@@ -68,7 +68,7 @@ def test_a_split_would_lose_the_names_of_its_columns(argv, tmp_path):
     entry = {"file_name": "pairs.jsonl", "ranking": True, "columns": {"prompt": "q"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
     rows = [{"q": f"Number {i}?", "chosen": "Yes.", "rejected": "No!"} for i in range(4)]
-    with pytest.raises(SystemExit, match="entry 'mine' names the columns of pairs.jsonl, but not those of the files"):
+    with pytest.raises(SystemExit, match=r"entry 'mine' names the columns of pairs\.jsonl, but not those of the files"):
         main(argv("--batch_size", 2, "--eval_share", 0.5, rows=rows, name="pairs.jsonl"))
 
 

@@ -13,7 +13,8 @@ from minimind.data.rows import PreferenceRow
 from minimind.data.shapes import SHAPES, ShapeOptions, parse_rows
 from minimind.data.shapes.options import AUTO
 from minimind.data.sources import RowError
-from tests.conftest import REPO, pair
+from tests.conftest import pair
+from tests.docs.shapes import readme_rows
 
 GOOD = pair("What do horses eat?", "Hay.", "Who cares.")
 
@@ -22,13 +23,7 @@ def line(row: object) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode()
 
 
-def readme_rows(suffix: str) -> dict[str, str]:
-    """--data_format -> the row in the table of launch/README.md."""
-    text = (REPO / f"launch/README{suffix}.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| `(\w+)` \| `(\{.*?\})` \|", text, re.MULTILINE))
-
-
-README = readme_rows("")
+README = readme_rows()
 
 
 def test_every_shape_has_a_row_in_the_readme_and_a_value_of_the_flag():
