@@ -95,6 +95,8 @@ def text_pair(
     """
     if not isinstance(question, str):
         raise RowError(f"{place!r} is not a text: {shown(question)}")
+    if not question.strip():
+        raise RowError(f"{place!r} is blank")
     given = {"chosen": chosen, "rejected": rejected}
     if is_transcript(question):
         prompt = prompt_of_transcript(place, question)

@@ -15,6 +15,7 @@ from typing import Any
 from minimind.data.messages import listed
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.answers import ANSWERS, ULTRAFEEDBACK
+from minimind.data.shapes.cells import with_messages
 from minimind.data.shapes.comparisons import COMPARISON
 from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
 from minimind.data.shapes.dataset_info import FILE_NAME, DatasetInfo
@@ -57,6 +58,7 @@ def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_
         row = parse_json(content) if isinstance(content, bytes) else content
         if not isinstance(row, dict):
             raise RowError(f"unknown row shape: a JSON {_JSON_TYPES[type(row)]}; a row must be an object")
+        row = with_messages(row, is_json=isinstance(content, bytes))
         if options.dataset_info is not None:
             return _convert_by_entry(row, options.dataset_info, options)
         if options.data_format != AUTO:

@@ -23,6 +23,11 @@ def test_two_texts_answer_a_text():
     assert row.unused == ("note",)
 
 
+def test_a_blank_prompt_is_refused():
+    with pytest.raises(RowError, match="'question' is blank"):
+        read(" \n")
+
+
 def test_white_space_of_texts_is_kept():
     assert read(" q\n", "\n\na").chosen == conversation(" q\n", "\n\na")
 
