@@ -84,6 +84,10 @@ class DataConfig:
     empty_think_ratio: float = flag(
         1.0, "share of pairs that keep their empty <think> block (MiniMind-3 drops most of them at random)", low=0
     )
+    dedup: bool = flag(False, "1: take equal pairs once, and equal held-out pairs once")
+    limit: int | None = flag(
+        None, "train on the first pairs only: so many, of each source in proportion; 0: all pairs", low=0
+    )
     shuffle: bool = flag(True, "1: shuffle the pairs anew in every epoch; 0: keep the order of the file")
     seed: int = flag(42, "random seed for the order of pairs, dropout and new weights", low=0)
     num_workers: int = flag(8, "number of tokenising processes; never more than CPU cores", low=0)

@@ -27,9 +27,13 @@ class PairTables:
 
     Attributes:
         tables: one for each source, in their order.
+        duplicates: pairs that are left out because an earlier one is equal.
+        beyond_limit: pairs that are left out because only the first ones were asked for.
     """
 
     tables: tuple[PairTable, ...]
+    duplicates: int = 0
+    beyond_limit: int = 0
 
     def __len__(self) -> int:
         return int(self._selected_starts[-1])

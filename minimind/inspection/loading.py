@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 
 from minimind.config import FLAG, DataConfig, Settings
+from minimind.data.pair_tables import PairTables
 from minimind.data.selection import ERROR, SKIP
 from minimind.data.sources import find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
 from minimind.errors import DataError
 from minimind.inspection.opening import Inputs
-from minimind.training.setup.training_data import select_table, tokenized_table
+from minimind.training.setup.training_data import narrowed, select_table, tokenized_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,14 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
         settings = settings.with_values({"on_bad_row": SKIP}, FLAG)
         data = settings.config.data
     obstacles: list[str] = []
+    selected, evaluated = (tuple(_select(table, data, obstacles) for table in parts) for parts in (tables, held_out))
+    narrow, narrow_held_out = narrowed(
+        PairTables(tables=selected), PairTables(tables=evaluated) if evaluated else None, data
+    )
     return LoadedPairs(
         settings=settings,
-        tables=tuple(_select(table, data, obstacles) for table in tables),
-        held_out=tuple(_select(table, data, obstacles) for table in held_out),
+        tables=narrow.tables,
+        held_out=narrow_held_out.tables if narrow_held_out else (),
         obstacles=tuple(obstacles),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from minimind.config import DPOConfig
+from minimind.data.narrowing import shared_prompts
 from minimind.data.pair_tables import PairTables
 from minimind.data.table import PairTable
 from minimind.data.tokens import OTHER_MASK
@@ -120,7 +121,7 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
     epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
     pairs = _number(stream.mix.pairs_per_epoch)
     console.say(f"{pairs} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
-    for line in _shares(data.table):
+    for line in (*_shares(data.table), *_narrowed(data, config.data.limit)):
         console.say(f"  {line}")
     if total_steps < stream.total_steps:
         console.say(f"  ends after {total_steps} of them (--max_steps)")
@@ -137,6 +138,19 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
         console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")
+
+
+def _narrowed(data: TrainingData, limit: int | None) -> Iterator[str]:
+    """Pairs that are left out although they are right, and training pairs with prompts of held-out pairs."""
+    for tables, kind in zip(data.tables, ("pairs", "held-out pairs"), strict=False):
+        if tables.duplicates:
+            yield f"{tables.duplicates} {kind} that repeat others are left out (--dedup 1)"
+    if data.table.beyond_limit:
+        total = len(data.table) + data.table.beyond_limit
+        yield f"only the first {len(data.table)} of {total} pairs are taken (--limit {limit})"
+    if data.eval_table is not None:
+        shared = shared_prompts(data.table, data.eval_table)
+        yield f"{shared} of {len(data.table)} pairs have a prompt that held-out pairs have too"
 
 
 def _shares(tables: PairTables) -> Iterator[str]:

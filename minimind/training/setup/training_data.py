@@ -18,6 +18,7 @@ from minimind.config.data import DataConfig
 from minimind.data.columns import NO_VARIABLES
 from minimind.data.encoding import EncodingOptions
 from minimind.data.left_out import words_of
+from minimind.data.narrowing import first_pairs, without_duplicates
 from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.selection import CUT_PROMPT, select_pairs
@@ -70,6 +71,7 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     held_out = config.data.eval_data_path
     eval_table = _load_pairs(prepared, world, held_out, listener) if held_out else None
     _check_pairing(prepared.settings, [*table.tables, *(eval_table.tables if eval_table is not None else ())])
+    table, eval_table = narrowed(table, eval_table, config.data)
     stream = pair_sampler(config, table, world.size)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
@@ -136,6 +138,16 @@ def select_table(table: PairTable, config: DataConfig) -> PairTable:
         on_long_row=config.on_long_row,
         filter_score_gap=config.filter_score_gap,
     )
+
+
+def narrowed(
+    table: PairTables, eval_table: PairTables | None, config: DataConfig
+) -> tuple[PairTables, PairTables | None]:
+    """Training pairs and held-out pairs as `--dedup` and `--limit` leave them; the limit is for training pairs."""
+    if config.dedup:
+        table = without_duplicates(table)
+        eval_table = None if eval_table is None else without_duplicates(eval_table)
+    return first_pairs(table, config.limit) if config.limit else table, eval_table
 
 
 def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSampler:

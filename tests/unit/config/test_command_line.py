@@ -23,6 +23,7 @@ NOT_GIVEN = {
     "deepspeed": "",
     "reference_config": "",
     "disable_patches": "",
+    "limit": "0",
     "generation": "0",
     "num_attention_heads": "0",
     "num_experts_per_tok": "0",

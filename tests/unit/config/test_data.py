@@ -27,6 +27,8 @@ def test_defaults_are_minimind_s():
         "max_seq_len": 1024,
         "on_long_row": "cut",
         "on_bad_row": "error",
+        "dedup": False,
+        "limit": None,
         "empty_think_ratio": 1.0,  # keeps all, as MiniMind2
         "shuffle": True,
         "seed": 42,

@@ -188,6 +188,28 @@ def test_shares_of_a_mix_are_those_of_an_epoch():
     ]
 
 
+def test_pairs_that_are_left_out_are_counted():
+    one, other = (
+        dataclasses.replace(table_of(*[(5, 5, 0)] * number), source=named(name))
+        for number, name in ((3, "train.jsonl"), (1, "eval.jsonl"))
+    )
+    table = PairTables(tables=(one,), duplicates=4, beyond_limit=7)
+    stream = PairSampler(
+        mix=table.mix, epochs=1, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+    )
+    data = TrainingData(table=table, eval_table=PairTables(tables=(other,), duplicates=1), stream=stream, total_steps=3)
+    lines = []
+    config = parse_settings(["--limit", "3", "--dedup", "1"]).config
+    report_data(SimpleNamespace(say=lines.append), data, config)
+    assert lines == [
+        "3 pairs x 1 epoch = 3 steps of 1 pairs",
+        "  4 pairs that repeat others are left out (--dedup 1)",
+        "  1 held-out pairs that repeat others are left out (--dedup 1)",
+        "  only the first 3 of 10 pairs are taken (--limit 3)",
+        "  1 of 3 pairs have a prompt that held-out pairs have too",
+    ]
+
+
 def test_every_file_has_its_own_lines_about_rows():
     tables = [
         dataclasses.replace(table_of((5, 5, 0), unused={"column 'id'": 2}), source=named("train.jsonl")),
@@ -203,6 +225,7 @@ def test_every_file_has_its_own_lines_about_rows():
     report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config)
     assert lines == [
         "1 pairs x 1 epoch = 1 steps of 1 pairs",
+        "  1 of 1 pairs have a prompt that held-out pairs have too",
         "  train.jsonl: not used: column 'id' (2 rows)",
         "  eval.jsonl: pairs longer than --max_seq_len 100: 1 of 1 (100.0 %); cut at the end: 1; --max_seq_len 300 "
         "would keep 99 % of the pairs whole (--on_long_row cut)",

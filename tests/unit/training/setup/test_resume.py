@@ -138,6 +138,13 @@ def test_another_mix_of_the_same_sources_is_refused():
         check_same_run(checkpoint(was, stream().position_after(3)), now, stream())
 
 
+@pytest.mark.parametrize(("flags", "changed"), [("--dedup 1", "dedup was False"), ("--limit 5", "limit was None")])
+def test_a_run_of_fewer_pairs_is_another_run(flags, changed):
+    saved = checkpoint(description(), stream().position_after(3))
+    with pytest.raises(CheckpointError, match=changed):
+        check_same_run(saved, description(flags=flags), stream())
+
+
 # The flags in an identity as the first versions wrote them, when 0 stood for "no token budget".
 EARLIER_IDENTITY = json.loads(
     '{"beta": 0.1, "average_log_prob": true, "learning_rate": 4e-08, "warmup_steps": 0, "grad_clip": 1.0, '

@@ -79,6 +79,16 @@ def test_problems_of_all_sources_are_one_error(load, write_rows):
     assert f"{other}: 1 of 1 rows cannot be trained on:\n  row 1: unknown row shape" in message
 
 
+def test_equal_pairs_are_taken_once_before_the_limit_counts(load, write_rows):
+    rows = [pair(f"Number {i // 2}?", "Yes.", "No!") for i in range(12)]
+    path, held_out = write_rows(*rows), write_rows(*rows, name="eval.jsonl")
+    data = load(path, "--dedup", "1", "--limit", "4", "--eval_data_path", str(held_out))
+    assert [lines(tables.tables[0]) for tables in data.tables] == [[1, 3, 5, 7], [1, 3, 5, 7, 9, 11]]
+    assert (data.table.duplicates, data.table.beyond_limit, data.total_steps) == (6, 2, 1)
+    plain = load(path, "--eval_data_path", str(held_out))
+    assert [len(tables) for tables in plain.tables] == [12, 12]
+
+
 def test_machines_with_other_data_are_refused(load, file, monkeypatch):
     monkeypatch.setattr(training_data, "gather", lambda world, key: [key, "other"])
     with pytest.raises(LaunchError, match=r"pairs\.jsonl: the data of rank 0.* differ"):
