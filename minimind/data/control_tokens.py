@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.data.sources import RowError
 from minimind.data.template import Messages, TemplateInput
+from minimind.data.text_pieces import TextPieces
 from minimind.data.token_places import TokenizedText, alphabet_of, pipeline_of, places_of, trims_spaces
 from minimind.errors import DataError
 
@@ -73,6 +74,7 @@ class ControlTokens:
         ids = {text: tokenizer.backend_tokenizer.token_to_id(text) for text in _longest_first(plain | in_markers)}
         self._controls = [text for text, number in ids.items() if number is not None]
         self._ids = np.array([ids[text] for text in self._controls], np.int64)
+        self._pieces = TextPieces(tokenizer, self._controls)
         self._numbers = {text: number for number, text in enumerate(self._controls)}
         # Without control tokens this pattern never matches.
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
@@ -168,11 +170,10 @@ class ControlTokens:
             if renamed or trims_spaces(self.tokenizer):
                 names = {control: chr(_RENAMED + number) for control, number in self._numbers.items()}
                 encoding = pipeline_of(self.tokenizer, names if renamed else {}).encode(text, add_special_tokens=False)
-                ids, offsets = encoding.ids, encoding.offsets
+                ids, offsets = encoding.ids, np.array(encoding.offsets, np.int64)
             else:
                 # The template has written the special tokens already; the tokenizer would add a second <bos>.
-                encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-                ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+                ids, offsets = self._pieces.encode(text)
         except BaseException as error:
             # The tokenizers library raises plain exceptions, and panics that are no `Exception`.
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):

@@ -23,6 +23,8 @@ from minimind.errors import DataError
 Messages = Sequence[Mapping[str, Any]]
 
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+# Renderings kept for the other half of a pair: a prompt, a whole conversation, and one of each with placeholders.
+_RENDERED_KEPT = 4
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -59,6 +61,7 @@ class ChatTemplate:
                 "(--tokenizer_path), or give a template (--chat_template)"
             )
         self.tokenizer = tokenizer
+        self._rendered: dict[Any, str] = {}
 
     def render(self, messages: Messages, given: TemplateInput = PLAIN, *, generation_prompt: bool = False) -> str:
         """The text of a conversation.
@@ -69,8 +72,11 @@ class ChatTemplate:
         Raises:
             RowError: the template raised an exception.
         """
+        key = _key(messages, given, generation_prompt)
+        if key is not None and (known := self._rendered.get(key)) is not None:
+            return known
         try:
-            return self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=given.tools,
                 tokenize=False,
@@ -78,6 +84,12 @@ class ChatTemplate:
             )
         except Exception as error:
             raise _rejection(error) from error
+        if key is not None:
+            # Both halves of a pair have the same prompt, and are the same once placeholders stand for their answers.
+            if len(self._rendered) == _RENDERED_KEPT:
+                del self._rendered[next(iter(self._rendered))]
+            self._rendered[key] = text
+        return text
 
     def marks_generation(self, given: TemplateInput = PLAIN) -> bool:
         """Whether the template marks the assistant's text itself, by `{% generation %}` blocks."""
@@ -117,6 +129,15 @@ class ChatTemplate:
 
     def _source(self, given: TemplateInput) -> str:
         return self.tokenizer.get_chat_template(tools=given.tools)
+
+
+def _key(messages: Messages, given: TemplateInput, generation_prompt: bool) -> Any:
+    """What a rendering depends on; None unless the messages are texts alone: equal values of other types may differ
+    in writing.
+    """
+    items = tuple(tuple(message.items()) for message in messages)
+    texts = all(type(value) is str for message in items for _, value in message)
+    return (items, generation_prompt) if texts and not given.tools and not given.arguments else None
 
 
 def _rejection(error: Exception) -> RowError:

@@ -32,7 +32,9 @@ class TokenizedText:
     ends: NDArray[np.int64]
 
 
-def places_of(ids: list[int], offsets: list[tuple[int, int]], text: str, control: NDArray[np.bool_]) -> TokenizedText:
+def places_of(
+    ids: list[int], offsets: list[tuple[int, int]] | NDArray[np.int64], text: str, control: NDArray[np.bool_]
+) -> TokenizedText:
     """Tokens whose places leave no gap.
 
     Tokenizers exclude spaces and dropped characters from offsets. These belong to the next token. If that is a control

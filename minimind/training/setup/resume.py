@@ -24,8 +24,8 @@ from minimind.training.setup.training_data import TrainingData
 
 # Settings that are part of a run's identity.
 _IDENTITY = (
-    "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row filter_score_gap dedup limit "
-    "reference micro_batch_tokens router_aux_loss_coef"
+    "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row filter_score_gap dedup "
+    "limit reference micro_batch_tokens router_aux_loss_coef"
 ).split()
 # Optimizer keys that select an implementation; they do not change what is computed.
 _IMPLEMENTATION_KEYS = ("torch_adam", "fused", "foreach")

@@ -1,0 +1,58 @@
+"""Texts tokenised in pieces have the tokens and places of whole texts; what comes again is tokenised once."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tokenizers import AddedToken
+
+from minimind.data.control_tokens import special_tokens
+from minimind.data.text_pieces import TextPieces
+
+LONG = "What is the colour of the sky on a clear day in the middle of summer? 你好吗? " * 2
+TEXTS = [
+    f"<|im_start|>user\n{LONG}<|im_end|>\n<|im_start|>assistant\n  {end}<|im_end|>\n"
+    for end in ("Blue. 😀", "\n\nRed", "")
+]
+
+
+def pieces_of(tokenizer) -> TextPieces:
+    return TextPieces(tokenizer, special_tokens(tokenizer))
+
+
+@pytest.mark.parametrize("text", [*TEXTS, LONG, "", " <|im_start|> " * 20, LONG + "<|im_end|>" * 3 + LONG])
+def test_pieces_have_the_tokens_of_the_whole_text(tokenizer, text):
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = pieces_of(tokenizer).encode(text)
+    assert ids == whole["input_ids"]
+    assert [tuple(place) for place in offsets.tolist()] == whole["offset_mapping"]
+
+
+def test_a_shared_prompt_is_tokenised_once(tokenizer):
+    seen = []
+
+    class Counted:
+        added_tokens_decoder = tokenizer.added_tokens_decoder
+
+        def __call__(self, text, **options):
+            seen.append(text)
+            return tokenizer(text, **options)
+
+    pieces = TextPieces(Counted(), special_tokens(tokenizer))
+    for text in TEXTS:
+        pieces.encode(text)
+    assert sum(LONG in text for text in seen) == 1
+
+
+@pytest.mark.parametrize(
+    "token", [AddedToken("<|im_start|>", lstrip=True), AddedToken("?<|im_start|>"), AddedToken("\n<|")], ids=str
+)
+def test_a_tokenizer_whose_added_tokens_reach_beyond_their_text_gets_whole_texts(tokenizer, token):
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens([token], special_tokens=True)
+    for text in (TEXTS[0], LONG + " <|im_start|>" + LONG, LONG.strip() + "<|im_start|>" + LONG):
+        whole = changed(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = pieces_of(changed).encode(text)
+        assert ids == whole["input_ids"]
+        assert [tuple(place) for place in offsets.tolist()] == whole["offset_mapping"]
