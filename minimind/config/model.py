@@ -16,6 +16,11 @@ class ModelConfig:
         "start weights: a MiniMind .pth file, a Hugging Face folder, none (new random weights), or the short MiniMind "
         "name of a file in save_dir",
     )
+    reference_weight: str | None = flag(
+        None,
+        "weights of the reference, if it is another model than the start weights: a .pth file, a Hugging Face folder "
+        "or a run's folder, of the same vocabulary",
+    )
     generation: int | None = flag(
         None, "MiniMind generation; read from the weights, 2 for new weights", choices=(0, 2, 3)
     )

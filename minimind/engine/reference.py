@@ -17,7 +17,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 
-from minimind.data.packs import PackedPairs, PairBatch, join
+from minimind.data.packs import Batch, PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import swaps_to_nvme, weights_at_hand
@@ -57,7 +57,7 @@ class LiveReference(Reference):
     """The frozen model in a DeepSpeed engine of its own.
 
     Args:
-        source: its weights, the policy's start weights.
+        source: its weights.
         resolved: the reference's DeepSpeed configuration.
         world: the ranks.
         attention: attention backend, a name of `packed_attention.BACKENDS`; the same as the policy's.
@@ -84,12 +84,24 @@ class LiveReference(Reference):
         self.engine.eval()
         restore_computed_buffers(scorer.model)
         self.world = world
+        self.dtype = optimisation.dtype
         pair = 2 * config.data.max_seq_len
         self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)
         batch = optimisation.batch_size * pair
         if optimisation.micro_batch_tokens is not None:
             batch = max(optimisation.micro_batch_tokens, pair)
         self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, training: bool = False) -> Tensor:
+        """Log-probs of a batch's targets, (K,) float32, of a model that may fail; the engine is usable afterwards."""
+        assert not training, "the reference computes in eval mode"
+        try:
+            return self.engine(batch.to_device(self.world.device))[0]
+        except Exception:
+            # The hooks that release a module's weights have not run for the modules that failed.
+            self.engine.empty_partition_cache()
+            raise
 
     @torch.no_grad()
     def log_probs(self, batch: PairBatch) -> Tensor:

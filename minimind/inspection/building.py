@@ -150,10 +150,12 @@ def _memory(
         return None, "the run would stop"
     try:
         sizes = ModelSizes.of(prepared.source.config, prepared.source.shapes())
+        reference = prepared.other_reference
+        other = None if reference is None else ModelSizes.of(reference.config, reference.shapes())
     except WeightsError as error:
         return None, str(error)
     configs = (prepared.policy_config.values, prepared.reference_config.values)
-    return plan_memory(sizes, loaded.settings.config, _machine(own, world), packing, *configs), ""
+    return plan_memory(sizes, loaded.settings.config, _machine(own, world), packing, *configs, other), ""
 
 
 def _machine(own: OwnFlags, world: World) -> Machine:

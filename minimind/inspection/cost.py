@@ -63,16 +63,18 @@ def plan_memory(
     packing: Packing,
     policy: Mapping[str, Any],
     reference: Mapping[str, Any],
+    other: ModelSizes | None = None,
 ) -> Memory:
     """Memory of a rank.
 
     Args:
         policy, reference: the resolved DeepSpeed configurations.
+        other: sizes of a reference that is another model; None: it is the policy's.
     """
     at_limit = StepLoad.of(config)
     load = dataclasses.replace(at_limit, tokens=min(packing.largest, at_limit.tokens))
     choices = ZeroChoice.of(policy), ZeroChoice.of(reference)
-    peaks = [rank_memory(sizes, *choices, one, machine).peak for one in (load, at_limit)]
+    peaks = [rank_memory(sizes, *choices, one, machine, other).peak for one in (load, at_limit)]
     return Memory(
         peak=peaks[0],
         peak_at_limit=peaks[1],

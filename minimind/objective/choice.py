@@ -12,6 +12,8 @@ from minimind.objective.losses import Need, Objective, build_objective
 
 # Options of losses that are flags of their own.
 OPTION_FLAGS = ("beta", "average_log_prob", "label_smoothing")
+# Flags about a reference, which a loss that needs none refuses.
+_REFERENCE_FLAGS = ("reference", "reference_config", "reference_weight")
 # Value of --reference for a loss that needs none.
 NO_REFERENCE = "none"
 
@@ -43,7 +45,7 @@ def _common_value(objective: Objective, name: str) -> float | bool | None:
 def _check_reference(settings: Settings, objective: Objective) -> None:
     engine, shown = settings.config.engine, f"--loss {objective.name}"
     if Need.REFERENCE not in objective.needs:
-        given = [f"--{name}" for name in ("reference", "reference_config") if settings.explicit(name)]
+        given = [f"--{name}" for name in _REFERENCE_FLAGS if settings.explicit(name)]
         if given and not (given == ["--reference"] and engine.reference == NO_REFERENCE):
             raise ConfigError(f"{shown} needs no reference; drop {' and '.join(given)}")
     elif engine.reference == NO_REFERENCE:

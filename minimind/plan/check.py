@@ -87,13 +87,15 @@ def memory_warning(
     machine: Machine,
     policy: Mapping[str, Any],
     reference: Mapping[str, Any],
+    other: ModelSizes | None = None,
 ) -> str | None:
     """A warning with a remedy if the plan does not fit into memory, else None.
 
     Args:
         policy, reference: the resolved DeepSpeed configurations.
+        other: sizes of a reference that is another model; None: it is the policy's.
     """
-    memory = rank_memory(sizes, ZeroChoice.of(policy), ZeroChoice.of(reference), StepLoad.of(config), machine)
+    memory = rank_memory(sizes, ZeroChoice.of(policy), ZeroChoice.of(reference), StepLoad.of(config), machine, other)
     if memory.peak <= USABLE * machine.device_memory:
         return None
     items = ("parameters", "gradients", "optimizer", "reference", "activations")
@@ -101,7 +103,7 @@ def memory_warning(
     where = "free main memory" if machine.on_cpu else "the GPU"
     # The remedy may use any shipped file, so the user's choice of files is dropped.
     free = replace_values(config, {"deepspeed": None, "reference_config": None})
-    best = cheapest(options(sizes, free, machine), machine)
+    best = cheapest(options(sizes, free, machine, other), machine)
     remedy = "use fewer tokens per micro-batch (--micro_batch_tokens, --max_seq_len, --batch_size) or more ranks"
     if best is not None:
         checkpointing = (

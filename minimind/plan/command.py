@@ -69,9 +69,10 @@ def plan(argv: Sequence[str]) -> str:
     )
     name, config, shapes = _model(settings, own.vocab_size)
     sizes = ModelSizes.of(config, shapes)
+    other = _other_reference(settings)
     # The printed command names the weights by their hidden size, so it must be that of the model.
     settings = settings.with_defaults({"hidden_size": sizes.hidden}, "weights")
-    return report(name, sizes, settings, machine, options(sizes, settings.config, machine))
+    return report(name, sizes, settings, machine, options(sizes, settings.config, machine, other), other)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,6 +111,17 @@ def parse_size(flag: str, text: str) -> int:
     if match is None or float(match[1]) == 0:
         raise ConfigError(f"--{flag} {text}: expected a size with a unit, e.g. 80GiB or 80GB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _other_reference(settings: Settings) -> ModelSizes | None:
+    """Sizes of a reference that is another model; None if the policy's start weights are the reference."""
+    given, values = settings.config.model.reference_weight, settings.values
+    if given is None:
+        return None
+    if not Path(given).exists():
+        raise WeightsError(f"--reference_weight {given}: no such .pth file or folder")
+    source = open_weights(Path(given), {name: values[name] for name in _NOT_IN_PTH if values[name]})
+    return ModelSizes.of(source.config, source.shapes())
 
 
 def _model(settings: Settings, vocab_size: int | None) -> tuple[str, PretrainedConfig, dict[str, tuple[int, ...]]]:

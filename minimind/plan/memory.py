@@ -80,23 +80,30 @@ class RankMemory:
 
 
 def rank_memory(
-    sizes: ModelSizes, choice: ZeroChoice, reference: ZeroChoice, load: StepLoad, machine: Machine
+    sizes: ModelSizes,
+    choice: ZeroChoice,
+    reference: ZeroChoice,
+    load: StepLoad,
+    machine: Machine,
+    other: ModelSizes | None = None,
 ) -> RankMemory:
     """Memory of a rank.
 
     Args:
         choice: how the policy is sharded.
         reference: how the reference is sharded, always stage 3.
+        other: sizes of a reference that is another model; None: it is the policy's.
     """
     policy = (
         _stage_3(sizes, choice, load, machine.ranks)
         if choice.stage == 3
         else _stage_0_to_2(sizes, choice, load, machine)
     )
-    shard, gathered, in_host = _reference(sizes, reference, load, machine.ranks)
+    scorer = other or sizes
+    shard, gathered, in_host = _reference(scorer, reference, load, machine.ranks)
     scored = load.tokens * load.reference_batches
-    working = load.width * scored * (3 * sizes.hidden + 3 * sizes.inner + 2 * sizes.query)
-    logits = _logits(sizes, scored, machine.on_cpu)
+    working = load.width * scored * (3 * scorer.hidden + 3 * scorer.inner + 2 * scorer.query)
+    logits = _logits(scorer, scored, machine.on_cpu)
     if machine.on_cpu:
         # Offloaded states take the same memory here. The operating system gives no memory to the part of a bucket that
         # is never written to.

@@ -68,11 +68,14 @@ class Option:
         )
 
 
-def options(sizes: ModelSizes, config: JobConfig, machine: Machine) -> list[Option]:
+def options(sizes: ModelSizes, config: JobConfig, machine: Machine, other: ModelSizes | None = None) -> list[Option]:
     """All options that the flags allow.
 
     These are every shipped file, or that of --deepspeed alone; each without and with checkpointing, or with it alone
     under --gradient_checkpointing 1.
+
+    Args:
+        other: sizes of a reference that is another model; None: it is the policy's.
 
     Raises:
         ConfigError: a DeepSpeed file cannot be read.
@@ -95,8 +98,8 @@ def options(sizes: ModelSizes, config: JobConfig, machine: Machine) -> list[Opti
                     reference_file=reference_file,
                     choice=choice,
                     checkpointing=checkpointing,
-                    memory=rank_memory(sizes, choice, reference, load, machine),
-                    traffic=step_traffic(sizes, choice, reference, load, machine),
+                    memory=rank_memory(sizes, choice, reference, load, machine, other),
+                    traffic=step_traffic(sizes, choice, reference, load, machine, other),
                     obstacle=_obstacle(choice, config.optimisation.dtype, machine.on_cpu),
                 )
             )

@@ -26,12 +26,20 @@ host/node: main memory of a node. sent/step: sent by a rank in a global step."""
 _READ_FROM_WEIGHTS = ("hidden_size", "num_hidden_layers", "use_moe", "generation")
 
 
-def report(name: str, sizes: ModelSizes, settings: Settings, machine: Machine, found: Sequence[Option]) -> str:
+def report(
+    name: str,
+    sizes: ModelSizes,
+    settings: Settings,
+    machine: Machine,
+    found: Sequence[Option],
+    other: ModelSizes | None = None,
+) -> str:
     """The text of a plan.
 
     Args:
         name: of the model, for the heading.
         found: all options.
+        other: sizes of a reference that is another model; None: it is the policy's.
     """
     best = cheapest(found, machine)
     if best is None:
@@ -40,7 +48,8 @@ def report(name: str, sizes: ModelSizes, settings: Settings, machine: Machine, f
         mode = "checkpointed, " if best.checkpointing else ""
         costs = f"{mode}{gib(best.memory.peak)} GiB per rank, {gib(best.traffic.total)} GiB sent per step"
         ending = f"The cheapest option that fits ({costs}):\n\n{command(best, settings, machine)}"
-    return "\n\n".join([_heading(name, sizes, settings, machine, found), _table(found, machine), _LEGEND, ending])
+    heading = _heading(name, sizes, settings, machine, found, other)
+    return "\n\n".join([heading, _table(found, machine), _LEGEND, ending])
 
 
 def gib(size: float) -> str:
@@ -80,13 +89,22 @@ def launch_command(flags: Mapping[str, str], nodes: int, ranks_per_node: int) ->
     return " \\\n        ".join([f"    deepspeed {where} {DPOConfig.script}", *parts])
 
 
-def _heading(name: str, sizes: ModelSizes, settings: Settings, machine: Machine, found: Sequence[Option]) -> str:
+def _heading(
+    name: str,
+    sizes: ModelSizes,
+    settings: Settings,
+    machine: Machine,
+    found: Sequence[Option],
+    other: ModelSizes | None,
+) -> str:
     config, load = settings.config, StepLoad.of(settings.config)
     kept = {option.checkpointing: option.memory.activations for option in found}
     plain = f"{gib(kept[False])}, checkpointed " if False in kept else "checkpointed "
     reference = (
         f"\nNo reference: --loss {config.objective.loss} needs none" if config.engine.reference == "none" else ""
     )
+    if other is not None:
+        reference = f"\nReference: {config.model.reference_weight}, {other.parameters / 1e9:.3g} B parameters"
     batches = f"{load.micro_batches} micro-batch{'es' if load.micro_batches > 1 else ''}"
     return (
         f"{name}: {sizes.parameters / 1e9:.3g} B parameters, hidden {sizes.hidden}, {sizes.layers} layers, vocabulary "

@@ -42,9 +42,14 @@ class StepTraffic:
 
 
 def step_traffic(
-    sizes: ModelSizes, choice: ZeroChoice, reference: ZeroChoice, load: StepLoad, machine: Machine
+    sizes: ModelSizes,
+    choice: ZeroChoice,
+    reference: ZeroChoice,
+    load: StepLoad,
+    machine: Machine,
+    other: ModelSizes | None = None,
 ) -> StepTraffic:
-    """Traffic of a rank in one global step."""
+    """Traffic of a rank in one global step; `other` are the sizes of a reference that is another model."""
     total, batches = sizes.parameters, load.micro_batches
     weights = gradients = 0.0
     if choice.stage == 0:
@@ -68,6 +73,7 @@ def step_traffic(
     scored = 0
     if load.reference:
         forwards = -(-batches // load.reference_batches)
-        scored = forwards * (total - sizes.small(reference.keep_below)) * load.width
+        scorer = other or sizes
+        scored = forwards * (scorer.parameters - scorer.small(reference.keep_below)) * load.width
     share = (machine.ranks - 1) / machine.ranks
     return StepTraffic(parameters=int(weights * share), gradients=int(gradients * share), reference=int(scored * share))

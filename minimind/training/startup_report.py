@@ -102,16 +102,18 @@ def _report_values(prepared: Prepared, console: Console) -> None:
 
 def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
     """Warn if the plan's memory exceeds the free memory. A model that cannot be planned is trained all the same."""
-    shapes = prepared.source.shapes()
+    other = None
     try:
-        sizes = ModelSizes.of(prepared.source.config, shapes)
+        sizes = ModelSizes.of(prepared.source.config, prepared.source.shapes())
+        if prepared.other_reference is not None:
+            other = ModelSizes.of(prepared.other_reference.config, prepared.other_reference.shapes())
     except WeightsError as error:
         console.say(f"  whether memory is enough is not checked: {error}")
         return
     # Ranks of one machine share its memory.
     machine = this_machine(world.device, world.size, world.hosts.count(world.hosts[world.rank]))
     configs = (prepared.policy_config.values, prepared.reference_config.values)
-    if warning := memory_warning(sizes, prepared.settings.config, machine, *configs):
+    if warning := memory_warning(sizes, prepared.settings.config, machine, *configs, other):
         console.say(f"  WARNING: {warning}")
 
 

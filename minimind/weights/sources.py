@@ -27,6 +27,7 @@ from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.files import TensorFile, open_folder, open_pickled
 from minimind.weights.inferred_config import infer_config
 from minimind.weights.names import HEAD, stacked_names
+from minimind.weights.run_folder import exported_folder
 
 # Limit for the number of layers and of experts in a config.json: about a hundred times that of the largest models.
 _MAX_LAYERS = 20_000
@@ -184,7 +185,7 @@ class RandomSource(WeightSource):
 
 
 def open_weights(path: Path, extra_fields: Mapping[str, Any]) -> WeightSource:
-    """Open a MiniMind `.pth` or a Hugging Face folder.
+    """Open a MiniMind `.pth`, a Hugging Face folder, or the folder of a run, which holds one.
 
     Args:
         path: an existing file or folder.
@@ -196,6 +197,7 @@ def open_weights(path: Path, extra_fields: Mapping[str, Any]) -> WeightSource:
     if path.is_file():
         file = open_pickled(path)
         return MiniMindSource(file, infer_config(file, extra_fields))
+    path = exported_folder(path)
     if not (path / "config.json").is_file():
         raise WeightsError(f"{path}: neither a .pth file nor a Hugging Face folder (no config.json there)")
     _check_declared_sizes(path / "config.json")

@@ -6,6 +6,7 @@ The plain loop knows nothing of packs, padding, engines and shards: transformers
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -78,11 +79,13 @@ def pair_loss(model: PreTrainedModel, reference: PreTrainedModel, pair: Preferen
     return -functional.logsigmoid(BETA * ((chosen - rejected) - (reference_chosen - reference_rejected)))
 
 
-def plain_losses(model: PreTrainedModel, data, cache, rates: list[float]) -> list[float]:
-    """Loss of each step; `model` is trained."""
+def plain_losses(
+    model: PreTrainedModel, data, cache, rates: list[float], reference: PreTrainedModel | None = None
+) -> list[float]:
+    """Loss of each step; `model` is trained. Without a reference it starts as one."""
     tokenizer = AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
     table = load_table(open_source(data), tokenizer, max_length=LENGTH, num_workers=0, cache_dir=cache)
-    reference = copy.deepcopy(model)
+    reference = reference or copy.deepcopy(model)
     # A text gives the other half of a composite model no gradient, so this optimizer leaves it as it is.
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     losses = []
@@ -112,6 +115,21 @@ def test_training_is_that_of_the_models_own_forward(model_type, data, tmp_path):
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out/dpo_32", dtype=torch.float32).state_dict()
     for name, wanted in model.state_dict().items():
         torch.testing.assert_close(trained[name], wanted, rtol=0, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_the_reference_may_be_another_model(data, tmp_path):
+    """The reference, not the policy, needs padded rows. Its engine is judged, scores the cache and is freed."""
+    model, reference = save_model("llama", tmp_path / "start"), save_model("bloom", tmp_path / "other")
+    flags = arguments(tmp_path / "start", data, tmp_path / "out")
+    other = ("--reference_weight", tmp_path / "other", "--reference", "cached", "--cache_dir", tmp_path / "cache")
+    done = train(*flags, *other, config="zero3", ranks=2).succeeded()
+    assert FAMILIES["bloom"][1] in done.output
+    assert f"the reference is another model, bloom from {tmp_path / 'other'}" in done.output
+    steps = metrics(tmp_path / "out")
+    rates = [entry["learning_rate"] for entry in steps]
+    expected = plain_losses(model, data, tmp_path / "cache", rates, reference)
+    assert [entry["loss"] for entry in steps] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected[0] - math.log(2)) > 1e-4
 
 
 def test_an_encoder_is_refused_on_every_rank(data, tmp_path):

@@ -68,6 +68,10 @@ def _agree_on_backend(prepared: Prepared, world: World, data: TrainingData, befo
         kernels=config.engine.kernels == AUTO,
     )
     choice = from_main(world, lambda: _choose(shape, config.engine.attention, before, _measured_pack(data)))
+    other = attention_shape(prepared.reference_source.config, dtype, world.device)
+    if prepared.other_reference is not None:
+        other = dataclasses.replace(other, kernels=shape.kernels)
+        choice = from_main(world, lambda: _for_both(choice, other, config.engine.attention, _measured_pack(data)))
     if world.size > 1 and not world.on_cpu:
         # GPUs, compilers and packages of other ranks may differ. This also compiles the backend before the first step.
         agree(world, lambda: _require(shape, choice.name, _measured_pack(data)), runs=not world.is_main)
@@ -91,6 +95,24 @@ def _choose(shape: AttentionShape, requested: str, before: str, segments: Segmen
         lines = (f"attention over packs was {before} before the checkpoint, which is not possible here: {problem}",)
     choice = choose_backend(shape, segments)
     return BackendChoice(name=choice.name, lines=(*lines, *choice.lines))
+
+
+def _for_both(choice: BackendChoice, other: AttentionShape, requested: str, segments: Segments) -> BackendChoice:
+    """The choice if it also serves a reference that is another model, else SDPA, which serves every model.
+
+    Args:
+        other: the reference's attention.
+
+    Raises:
+        ConfigError: --attention asks for a backend that the reference cannot use.
+    """
+    problem = check_backend(other, choice.name, segments)
+    if problem is None:
+        return choice
+    if requested != "auto":
+        raise ConfigError(f"--attention {requested}: not for the reference: {problem}; use auto or sdpa")
+    line = f"attention over packs: {SDPA}, because {choice.name} does not serve the reference: {problem}"
+    return BackendChoice(name=SDPA, lines=(*choice.lines, line))
 
 
 def _require(shape: AttentionShape, name: str, segments: Segments) -> None:

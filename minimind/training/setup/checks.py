@@ -26,6 +26,7 @@ from minimind.native import processor
 from minimind.objective.losses import Need, Objective
 from minimind.ranks.world import World
 from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
+from minimind.training.setup.tokenizers import read_vocabulary
 from minimind.weights.sources import WeightSource
 
 
@@ -36,6 +37,7 @@ class Draft:
     Attributes:
         is_demo: the bundled demo runs.
         source: start weights; None if they could not be opened.
+        other_reference: weights of a reference that is another model; None if there are none.
         tokenizer: None if it could not be loaded.
         engine_resolved: the policy's DeepSpeed file was read, so settings that it fixes are known.
         objective: None if the flags of the loss are wrong.
@@ -48,6 +50,7 @@ class Draft:
     tokenizer: PreTrainedTokenizerBase | None
     engine_resolved: bool
     objective: Objective | None = None
+    other_reference: WeightSource | None = None
 
 
 Check = Callable[[Draft], Iterator[MiniMindError]]
@@ -143,6 +146,42 @@ def tokenizer_fits_the_model(draft: Draft) -> Iterator[MiniMindError]:
         )
 
 
+def reference_reads_the_same_tokens(draft: Draft) -> Iterator[MiniMindError]:
+    """A reference that is another model is complete, knows the run's tokens by the same ids, and rows of their length.
+
+    Its own tokenizer is compared where its folder has one. A `.pth` has none: then the two embeddings must be equally
+    large.
+    """
+    reference, source, tokenizer = draft.other_reference, draft.source, draft.tokenizer
+    if reference is None or source is None or tokenizer is None:
+        return
+    try:
+        reference.check_fit()
+        own = read_vocabulary(reference.tokenizer_path)
+    except MiniMindError as error:
+        yield error
+        return
+    shown, tokens = f"--reference_weight {reference.origin}", tokenizer.get_vocab()
+    sizes = [model_setting(one, "vocab_size") for one in (reference, source)]
+    if own is not None:
+        different = sorted(token for token, number in tokens.items() if own.get(token) != number)
+        if different:
+            yield ConfigError(
+                f"{shown}: its tokenizer is another one: {len(different)} of {len(tokens)} tokens have other ids there "
+                f"or none, the first is {different[0]!r}; a reference must have the policy's vocabulary"
+            )
+    elif sizes[0] != sizes[1]:
+        yield ConfigError(
+            f"{shown}: its vocabulary has {sizes[0]} tokens, {source.origin} {sizes[1]}; a reference must have the "
+            "policy's vocabulary"
+        )
+    if sizes[0] is not None and max(tokens.values()) >= sizes[0]:
+        yield ConfigError(f"{shown}: it has {sizes[0]} embeddings, and the tokenizer {max(tokens.values()) + 1} tokens")
+    longest, wanted = model_setting(reference, "max_position_embeddings"), draft.settings.config.data.max_seq_len
+    if longest is not None and wanted > longest:
+        yield ConfigError(f"--max_seq_len is {wanted}, but the reference {reference.origin} has {longest} positions")
+
+
 def mixture_has_its_loss(draft: Draft) -> Iterator[MiniMindError]:
     """A coefficient of the experts' auxiliary loss is given only for a model that has this loss."""
     given = draft.settings.config.model.router_aux_loss_coef
@@ -179,15 +218,16 @@ def dropout_allows_a_look_ahead(draft: Draft) -> Iterator[MiniMindError]:
 
 
 def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
-    """The run does not write its weights over those that it starts from."""
+    """The run does not write its weights over those that it starts from, or over its reference's."""
     if draft.source is None:
         return
     config = draft.settings.config
     target = (Path(config.run.save_dir) / weights_name(config)).absolute()
-    if Path(draft.source.origin).absolute() in (target, target.with_name(f"{target.name}.pth")):
+    for flag, read in (("from_weight", draft.source), ("reference_weight", draft.other_reference)):
+        if read is None or Path(read.origin).absolute() not in (target, target.with_name(f"{target.name}.pth")):
+            continue
         yield ConfigError(
-            f"--from_weight {draft.source.origin} would be overwritten by this run; give another --save_weight or "
-            "--save_dir"
+            f"--{flag} {read.origin} would be overwritten by this run; give another --save_weight or --save_dir"
         )
 
 
@@ -206,6 +246,7 @@ CHECKS: Sequence[Check] = (
     weights_are_complete,
     sizes_are_those_of_the_weights,
     tokenizer_fits_the_model,
+    reference_reads_the_same_tokens,
     mixture_has_its_loss,
     attention_is_available,
     dropout_allows_a_look_ahead,

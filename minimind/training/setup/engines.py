@@ -13,6 +13,7 @@ from minimind import native
 from minimind.data.loader import Layout
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
+from minimind.model.family import family_of
 from minimind.objective.schedule import learning_rate_factor
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -20,8 +21,8 @@ from minimind.training.console import Console
 from minimind.training.setup.batch_layout import choose_layout
 from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.references import open_references
-from minimind.training.setup.resume import model_identity
+from minimind.training.setup.references import ReferenceEngine, open_references
+from minimind.training.setup.resume import START_WEIGHTS, model_identity
 from minimind.training.setup.training_data import TrainingData
 
 
@@ -73,7 +74,17 @@ def build_engines(
         listed = ", ".join(f"{part} ({tensors} tensors)" for part, tensors in policy.frozen.items())
         console.say(f"  frozen, because a text does not reach it: {listed}")
     # The layout is chosen before the references, because cached log-probs depend on it.
-    layout = choose_layout(prepared, policy, data.table, console)
-    described = {"weights": opened.fingerprint, **model_identity(prepared)}
-    references = open_references(prepared, policy, data.tables, layout, described, console, watch)
+    engine = ReferenceEngine(prepared, world, watch.tick)
+    shown = prepared.reference_source
+    # A reference of the same configuration computes what the policy does.
+    differs = model_identity(shown.config) != model_identity(prepared.source.config)
+    layout = choose_layout(prepared, policy, data.table, console, engine.get if differs else None)
+    described = {"weights": opened.reference_fingerprint, **model_identity(shown.config)}
+    another = opened.reference != START_WEIGHTS
+    if another:
+        console.say(
+            f"  the reference is another model, {family_of(shown.config).label(shown.config)} from {shown.origin}: "
+            "log-probs are not compared with the start weights', and the margins do not start at 0"
+        )
+    references = open_references(prepared, policy, engine, data.tables, layout, described, console, watch, another)
     return Engines(policy=policy, layout=layout, references=references)

@@ -20,7 +20,7 @@ from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.folder import open_run_folder
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.resume import check_same_run, describe
+from minimind.training.setup.resume import check_same_run, describe, reference_identity
 from minimind.training.setup.space import check_space
 from minimind.training.setup.training_data import TrainingData
 
@@ -30,13 +30,15 @@ class OpenedRun:
     """A run that may start.
 
     Attributes:
-        fingerprint: hash of the start weights.
+        reference: what the reference is, see `reference_identity`.
+        reference_fingerprint: hash of the reference's weights.
         described: what manifests say about the run.
         start: global step after which it begins; 0 for a fresh run.
         checkpoints: writes and loads checkpoints; None where states swap to NVMe.
     """
 
-    fingerprint: str
+    reference: str
+    reference_fingerprint: str
     described: dict[str, Any]
     start: int
     checkpoints: Checkpoints | None
@@ -62,7 +64,11 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
     """
     config, checkpoint = prepared.settings.config, prepared.checkpoint
     fingerprint = from_main(world, prepared.source.fingerprint)
-    described = describe(prepared, data, fingerprint)
+    own = fingerprint
+    if prepared.other_reference is not None:
+        own = from_main(world, prepared.other_reference.fingerprint)
+    reference = reference_identity(prepared, fingerprint, own)
+    described = describe(prepared, data, fingerprint, reference)
     # Rank 0 checks for all; an error there is raised on every rank.
     if checkpoint is not None:
         from_main(world, lambda: check_same_run(checkpoint, described, data.stream))
@@ -78,7 +84,13 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
         console.say(warning)
     # The folder is written last: a run that is refused leaves an earlier run's records untouched.
     from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
-    return OpenedRun(fingerprint=fingerprint, described=described, start=start, checkpoints=checkpoints)
+    return OpenedRun(
+        reference=reference,
+        reference_fingerprint=own,
+        described=described,
+        start=start,
+        checkpoints=checkpoints,
+    )
 
 
 def _checkpoint_folder(config: DPOConfig) -> Path:

@@ -5,13 +5,15 @@
                             -> padded     -> log-probs  > equal within rounding? -> Verdict: packed, padded or refused
 
 Packed is preferred, then padded. All forwards run in the policy's engine, so that under ZeRO-3, where no rank has the
-whole model, the compared weights are those that train. All ranks score the same pairs.
+whole model, the compared weights are those that train. A reference that is another model is judged in its own engine.
+All ranks score the same pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ from minimind.data.packs import Batch, PackedPairs, PairBatch, pack, pad
 from minimind.data.pair_tables import PairTables
 from minimind.data.table import PreferencePair
 from minimind.engine.plain_row import plain_row, plain_rows
-from minimind.engine.policy import Policy
 from minimind.errors import MiniMindError, PackError
 from minimind.ranks.collectives import gather
+from minimind.ranks.world import World
 
 PACKED, PADDED, REFUSED = "packed", "padded", "refused"
 # Largest difference of a row's log-probs, as the root of the mean square over its targets, that rounding explains.
@@ -45,6 +47,17 @@ class Verdict:
     reason: str = ""
 
 
+class Scored(Protocol):
+    """An engine whose model is judged: the policy, or a reference that is another model."""
+
+    world: World
+    dtype: str
+
+    def probe(self, batch: Batch, training: bool = False) -> Tensor:
+        """Log-probs of a batch's targets, (K,) float32; after an error the engine is usable."""
+        ...
+
+
 def probe_pairs(table: PairTables) -> tuple[PreferencePair, ...]:
     """The shortest and the longest pair whose both halves have targets."""
     order = table.packed_tokens.argsort(kind="stable")
@@ -63,9 +76,9 @@ class ObstacleError(Exception):
 
 
 def judge(
-    policy: Policy, pairs: Sequence[PreferencePair], pad_id: int, obstacle: str | None, deterministic: bool = True
+    model: Scored, pairs: Sequence[PreferencePair], pad_id: int, obstacle: str | None, deterministic: bool = True
 ) -> Verdict:
-    """The layout in which the policy computes what its model computes for each row alone. All ranks must call.
+    """The layout in which an engine computes what its model computes for each row alone. All ranks must call.
 
     Args:
         pairs: what is compared; the same on all ranks.
@@ -73,28 +86,28 @@ def judge(
         deterministic: the model has no dropout, so that train mode must give the numbers of eval mode.
     """
     try:
-        rows = _scores(policy, [row for pair in pairs for row in plain_rows(pair)])
+        rows = _scores(model, [row for pair in pairs for row in plain_rows(pair)])
         if not all(bool(row.isfinite().all()) for row in rows):
             raise ObstacleError("its own log-probs of a row are not finite; check the weights")
-        _check_causal(policy, pairs, rows)
+        _check_causal(model, pairs, rows)
     except ObstacleError as problem:
         return Verdict(layout=REFUSED, reason=f"{problem}")
     modes = (False, True) if deterministic else (False,)
     try:
         if obstacle is not None:
             raise ObstacleError(obstacle)
-        _check_layout(policy, pack(pairs), rows, modes)
+        _check_layout(model, pack(pairs), rows, modes)
         return Verdict(layout=PACKED)
     except ObstacleError as problem:
         reason = str(problem)
     try:
-        _check_layout(policy, pad(pairs, pad_id), rows, modes)
+        _check_layout(model, pad(pairs, pad_id), rows, modes)
         return Verdict(layout=PADDED, reason=reason)
     except ObstacleError as problem:
         return Verdict(layout=REFUSED, reason=f"{reason}; {problem}")
 
 
-def _check_causal(policy: Policy, pairs: Sequence[PreferencePair], rows: Sequence[Tensor]) -> None:
+def _check_causal(model: Scored, pairs: Sequence[PreferencePair], rows: Sequence[Tensor]) -> None:
     """Cut the tokens after the first half of a row's targets: the log-probs of that half must stay.
 
     Raises:
@@ -111,10 +124,10 @@ def _check_causal(policy: Policy, pairs: Sequence[PreferencePair], rows: Sequenc
         cut.append(plain_row(tokens, mask, pairs[0].index, inputs))
         expected.append(row[:kept])
     without = "it is not causal (an encoder, or is_decoder is false in its config.json): without the tokens after them"
-    _require_equal(policy, _scores(policy, cut), expected, f"{without}, log-probs of a row change")
+    _require_equal(model, _scores(model, cut), expected, f"{without}, log-probs of a row change")
 
 
-def _check_layout(policy: Policy, batch: PairBatch, rows: Sequence[Tensor], modes: Iterable[bool]) -> None:
+def _check_layout(model: Scored, batch: PairBatch, rows: Sequence[Tensor], modes: Iterable[bool]) -> None:
     """Compare a batch with each of its rows alone, in eval mode and in train mode.
 
     Raises:
@@ -122,13 +135,13 @@ def _check_layout(policy: Policy, batch: PairBatch, rows: Sequence[Tensor], mode
     """
     layout = "a pack" if isinstance(batch, PackedPairs) else "padded rows"
     for training in modes:
-        (log_probs,) = _scores(policy, [batch], training)
+        (log_probs,) = _scores(model, [batch], training)
         mode = " in train mode" if training else ""
         what = f"its log-probs of {layout}{mode} differ from those of each row alone"
-        _require_equal(policy, _by_row(batch, log_probs), rows, what)
+        _require_equal(model, _by_row(batch, log_probs), rows, what)
 
 
-def _scores(policy: Policy, batches: Sequence[Batch], training: bool = False) -> list[Tensor]:
+def _scores(model: Scored, batches: Sequence[Batch], training: bool = False) -> list[Tensor]:
     """Log-probs of each batch.
 
     Raises:
@@ -138,7 +151,7 @@ def _scores(policy: Policy, batches: Sequence[Batch], training: bool = False) ->
     found: list[Tensor] = []
     mine = ""
     try:
-        found = [policy.probe(batch, training) for batch in batches]
+        found = [model.probe(batch, training) for batch in batches]
     except (MemoryError, torch.OutOfMemoryError):
         raise  # says nothing about the model
     except PackError as error:
@@ -148,7 +161,7 @@ def _scores(policy: Policy, batches: Sequence[Batch], training: bool = False) ->
     except Exception as error:  # noqa: BLE001 - models of every kind raise every kind
         lines = str(error).strip().splitlines() or [""]
         mine = f"its forward raises {type(error).__name__}: {lines[0]}"[:_REASON_LENGTH]
-    if problem := next(filter(None, gather(policy.world, mine)), ""):
+    if problem := next(filter(None, gather(model.world, mine)), ""):
         raise ObstacleError(problem)
     return found
 
@@ -162,13 +175,13 @@ def _by_row(batch: PairBatch, log_probs: Tensor) -> list[Tensor]:
     return rows
 
 
-def _require_equal(policy: Policy, rows: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
+def _require_equal(model: Scored, rows: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
     """Raises ObstacleError where rounding does not explain the difference of two lists of rows, on any rank."""
     distances = [
         float((one - other).square().mean().sqrt().nan_to_num(nan=torch.inf))
         for one, other in zip(rows, expected, strict=True)
         if len(other)
     ]
-    worst, tolerance = max(gather(policy.world, max(distances, default=0.0))), TOLERANCE[policy.dtype]
+    worst, tolerance = max(gather(model.world, max(distances, default=0.0))), TOLERANCE[model.dtype]
     if worst > tolerance:
-        raise ObstacleError(f"{what} by {worst:.3g} (rounding in {policy.dtype} explains {tolerance:g})")
+        raise ObstacleError(f"{what} by {worst:.3g} (rounding in {model.dtype} explains {tolerance:g})")

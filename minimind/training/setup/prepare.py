@@ -27,13 +27,19 @@ from minimind.ranks.world import World
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
 from minimind.training.setup.problems import Problems
-from minimind.training.setup.start_weights import open_start_weights, weights_path, with_model_sizes
+from minimind.training.setup.start_weights import (
+    open_reference_weights,
+    open_start_weights,
+    weights_path,
+    with_model_sizes,
+)
 from minimind.training.setup.tokenizers import load_tokenizer
 from minimind.weights.sources import WeightSource
 
 # Flags that name sources of pairs, and all flags that name files or folders to read.
 DATA_FLAGS = ("data_path", "eval_data_path")
-PATH_FLAGS = (*DATA_FLAGS, "dataset_info", "tokenizer_path", "from_weight", "deepspeed", "reference_config")
+_WEIGHT_FLAGS = ("from_weight", "reference_weight")
+PATH_FLAGS = (*DATA_FLAGS, "dataset_info", "tokenizer_path", *_WEIGHT_FLAGS, "deepspeed", "reference_config")
 _DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
 
@@ -46,6 +52,8 @@ class Prepared:
         is_demo: the bundled demo runs.
         checkpoint: the checkpoint that the run resumes; None for a fresh run.
         objective: the loss, or the mix of losses.
+        source: start weights.
+        other_reference: weights of the reference; None: the start weights.
     """
 
     settings: Settings
@@ -56,6 +64,12 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     policy_config: ResolvedConfig
     reference_config: ResolvedConfig
+    other_reference: WeightSource | None = None
+
+    @property
+    def reference_source(self) -> WeightSource:
+        """Weights of the reference."""
+        return self.source if self.other_reference is None else self.other_reference
 
 
 def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = None) -> Prepared:
@@ -69,10 +83,7 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     # Each stage can change settings that the next one reads: demo, objective, weights, DeepSpeed files.
     implied = with_implied(settings)
     settings, objective = problems.attempt(lambda: choose_objective(implied)) or (implied, None)
-    config = settings.config
-    source = problems.attempt(lambda: open_start_weights(config))
-    if source is not None:
-        settings = with_model_sizes(settings, source)
+    settings, source, other_reference = _open_weights(settings, problems)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
     if policy_config is not None:
@@ -84,12 +95,12 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         world=world,
         is_demo=is_demo,
         source=source,
+        other_reference=other_reference,
         tokenizer=tokenizer,
         engine_resolved=policy_config is not None,
         objective=objective,
     )
-    for check in CHECKS:
-        problems.extend(check(draft))
+    problems.extend(error for check in CHECKS for error in check(draft))
     problems.raise_if_any()
     # Each is None only if it raised a problem.
     assert objective is not None
@@ -106,7 +117,16 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
         tokenizer=tokenizer,
         policy_config=policy_config,
         reference_config=reference_config,
+        other_reference=other_reference,
     )
+
+
+def _open_weights(settings: Settings, problems: Problems) -> tuple[Settings, WeightSource | None, WeightSource | None]:
+    """Settings with the model's sizes, the start weights, and the weights of a reference that is another model."""
+    config = settings.config
+    source = problems.attempt(lambda: open_start_weights(config))
+    other_reference = problems.attempt(lambda: open_reference_weights(config))
+    return settings if source is None else with_model_sizes(settings, source), source, other_reference
 
 
 def with_implied(settings: Settings) -> Settings:

@@ -1,6 +1,8 @@
-"""The run's references: one per table of pairs, live or cached, each checked against the policy's start weights.
+"""The run's references: one per table of pairs, live or cached, each checked before the first step.
 
 policy with start weights + tables -> open_references -> Reference for each table; None if no loss needs one
+
+A reference of the start weights must give the policy's log-probs; of one that is another model they must be finite.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from minimind.data.loader import Layout
-from minimind.data.packs import PackedPairs
+from minimind.data.packs import PackedPairs, PairBatch
 from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_cache import CachedReference, ReferenceCache
 from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.start_check import check_start
+from minimind.training.setup.start_check import check_finite, check_start
 
 # Pairs of each file that every rank compares before the first step.
 _CHECKED = 2
@@ -31,19 +34,47 @@ _CHECKED = 2
 _PROGRESS = 10.0
 
 
+class ReferenceEngine:
+    """The live reference, built when it is needed for the first time."""
+
+    def __init__(self, prepared: Prepared, world: World, on_progress: Callable[[], object]) -> None:
+        self._prepared, self._world, self._on_progress = prepared, world, on_progress
+        self._engine: LiveReference | None = None
+
+    def get(self) -> LiveReference:
+        """The engine. All ranks must call."""
+        if self._engine is None:
+            run = self._prepared
+            attention = run.settings.config.engine.attention
+            self._engine = LiveReference(
+                run.reference_source, run.reference_config, self._world, attention, self._on_progress
+            )
+        return self._engine
+
+    def close(self) -> None:
+        """Free the engine's memory, if it was built."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
 def open_references(
     prepared: Prepared,
     policy: Policy,
+    engine: ReferenceEngine,
     tables: Sequence[PairTables],
     layout: Layout,
     described: Mapping[str, Any],
     console: Console,
     watch: Watch,
+    another: bool = False,
 ) -> Sequence[Reference | None]:
     """One reference for each table. The policy must still have its start weights, because they are compared with it.
 
     Args:
+        engine: the live reference.
         described: what the reference's log-probs depend on, besides pairs, dtype and layout.
+        another: the reference is another model than the policy's start weights.
 
     Raises:
         TrainingError: on every rank, if policy and reference are not the same model, or cached log-probs differ from
@@ -55,7 +86,7 @@ def open_references(
     references: list[Reference]
     if config.engine.reference == "live":
         # One engine serves all tables.
-        references = [_live_reference(prepared, policy, watch.tick)] * len(tables)
+        references = [engine.get()] * len(tables)
     else:
         # Version 0.1 computed padded rows with SDPA in every model; its caches must not be read.
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded, the model's own attention"
@@ -64,35 +95,40 @@ def open_references(
         folder = Path(config.data.cache_dir)
         # One cache for each source, so that another mix of the same sources finds them.
         caches = [[ReferenceCache(folder, part, about, policy.world) for part in table.tables] for table in tables]
-        _fill([cache for parts in caches for cache in parts], prepared, policy, layout, console, watch)
+        _fill([cache for parts in caches for cache in parts], engine, layout, console, watch)
+        # Training needs this memory.
+        engine.close()
         references = [CachedReference(parts, policy.world.device) for parts in caches]
     for table, reference in zip(tables, references, strict=True):
-        # Pairs from all over the sources, different ones on each rank.
-        ranks = policy.world.size
-        spread = np.linspace(0, len(table) - 1, _CHECKED * ranks).astype(int)[policy.world.rank :: ranks]
-        batch = layout([table[int(index)] for index in spread])
-        check_start(policy, reference, batch, config.optimisation.dtype, prepared.objective, table.place)
+        batch = _checked_pairs(table, layout, policy.world)
+        if another:
+            check_finite(policy, reference, batch, table.place)
+        else:
+            check_start(policy, reference, batch, config.optimisation.dtype, prepared.objective, table.place)
     return references
+
+
+def _checked_pairs(table: PairTables, layout: Layout, world: World) -> PairBatch:
+    """Pairs from all over the sources, different ones on each rank."""
+    spread = np.linspace(0, len(table) - 1, _CHECKED * world.size).astype(int)[world.rank :: world.size]
+    return layout([table[int(index)] for index in spread])
 
 
 def _fill(
     caches: Sequence[ReferenceCache],
-    prepared: Prepared,
-    policy: Policy,
+    engine: ReferenceEngine,
     layout: Layout,
     console: Console,
     watch: Watch,
 ) -> None:
-    """Score the pairs that no cache contains. An engine is built only if there are any, and freed afterwards."""
-    reference: LiveReference | None = None
+    """Score the pairs that no cache contains. The engine is built only if there are any."""
     for cache in caches:
         known, total = cache.num_known, len(cache)
         console.say(f"  reference of {cache.table.source.short_name}: {known} of {total} pairs are in {cache.folder}")
         if known == total:
             continue
         watch.enter("scoring the reference")
-        if reference is None:
-            reference = _live_reference(prepared, policy, watch.tick)
+        reference = engine.get()
         started = shown = time.monotonic()
         for done in cache.fill(reference, layout, watch.tick):
             now = time.monotonic()
@@ -101,11 +137,3 @@ def _fill(
                 rate = (done - known) / (now - started)
                 console.say(f"    {done}/{total} pairs scored, {rate:.1f} pairs/s, {left} left")
                 shown = now
-    # Training needs this memory.
-    if reference is not None:
-        reference.close()
-
-
-def _live_reference(prepared: Prepared, policy: Policy, on_progress: Callable[[], object]) -> LiveReference:
-    attention = prepared.settings.config.engine.attention
-    return LiveReference(prepared.source, prepared.reference_config, policy.world, attention, on_progress)

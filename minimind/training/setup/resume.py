@@ -8,9 +8,12 @@ may not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEFAULT
@@ -27,6 +30,8 @@ _IDENTITY = (
     "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row filter_score_gap dedup "
     "limit reference micro_batch_tokens router_aux_loss_coef"
 ).split()
+# What the identity says of a reference that has the start weights.
+START_WEIGHTS = "the start weights"
 # Optimizer keys that select an implementation; they do not change what is computed.
 _IMPLEMENTATION_KEYS = ("torch_adam", "fused", "foreach")
 # Values that manifests of earlier versions do not contain, because these were the only ones.
@@ -38,14 +43,18 @@ _BEFORE = {
     "filter_score_gap": None,
     "dedup": False,
     "limit": None,
+    "reference weights": START_WEIGHTS,
 }
 
 
-def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[str, Any]:
+def describe(
+    prepared: Prepared, data: TrainingData, fingerprint: str, reference: str = START_WEIGHTS
+) -> dict[str, Any]:
     """What a checkpoint's manifest says about this run: identity, batch, sharding, attention.
 
     Args:
         fingerprint: hash of the start weights.
+        reference: what the reference is, from `reference_identity`.
     """
     settings, engine = prepared.settings, prepared.policy_config.values
     values, optimizer = settings.values, engine["optimizer"]
@@ -61,12 +70,13 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
             "loss": prepared.objective.name,
             **prepared.objective.options(),
             "optimizer": {**optimizer, "params": params},
-            **model_identity(prepared),
+            **model_identity(prepared.source.config),
             "data": data.table.key,
             "mix": [str(weight) for weight in data.stream.mix.weights],
             "pairs": len(data.table),
             "pairs a step": data.stream.global_batch_size,
             "start weights": fingerprint,
+            "reference weights": reference,
             "total_steps": data.total_steps,
         },
         "batch": {name: values[name] for name in ("batch_size", "accumulation_steps")},
@@ -82,9 +92,22 @@ def describe(prepared: Prepared, data: TrainingData, fingerprint: str) -> dict[s
     return json.loads(json.dumps(described))
 
 
-def model_identity(prepared: Prepared) -> dict[str, object]:
-    """The model's configuration, without entries that do not affect its numbers."""
-    model = prepared.source.config.to_diff_dict()
+def reference_identity(prepared: Prepared, fingerprint: str, own: str) -> str:
+    """The reference's identity: START_WEIGHTS if it is the policy's model with its start weights, else a hash.
+
+    Args:
+        fingerprint: hash of the start weights.
+        own: hash of the reference's weights.
+    """
+    policy, reference = (model_identity(one.config) for one in (prepared.source, prepared.reference_source))
+    if (own, reference) == (fingerprint, policy):
+        return START_WEIGHTS
+    return hashlib.sha256(json.dumps([own, reference], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_identity(config: PretrainedConfig) -> dict[str, object]:
+    """A model's configuration, without entries that do not affect its numbers."""
+    model = config.to_diff_dict()
     for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
         model.pop(name, None)
     return {f"model.{name}": value for name, value in sorted(model.items())}

@@ -28,8 +28,7 @@ def open_start_weights(config: DPOConfig) -> WeightSource:
         ConfigError: fresh weights are asked for, of a model that cannot exist.
     """
     model = config.model
-    # A value of 0 or None means "not given".
-    given: dict[str, Any] = {name: value for name in NOT_IN_PTH if (value := getattr(model, name))}
+    given = _sizes_not_in_pth(config)
     if model.from_weight == "none":
         try:
             fresh = MiniMindConfig(
@@ -49,6 +48,29 @@ def open_start_weights(config: DPOConfig) -> WeightSource:
             "which does not exist; give a .pth, a Hugging Face folder or none"
         )
     return open_weights(path, given)
+
+
+def open_reference_weights(config: DPOConfig) -> WeightSource | None:
+    """The weights that --reference_weight names; None: the reference has the start weights.
+
+    Flags of sizes that a `.pth` does not contain are those of every `.pth` of the run.
+
+    Raises:
+        WeightsError: no such file or folder, or it cannot be read.
+    """
+    given = config.model.reference_weight
+    if given is None:
+        return None
+    if not Path(given).exists():
+        raise WeightsError(
+            f"--reference_weight {given}: no such file or folder; give a .pth, a Hugging Face folder or a run's folder"
+        )
+    return open_weights(Path(given), _sizes_not_in_pth(config))
+
+
+def _sizes_not_in_pth(config: DPOConfig) -> dict[str, Any]:
+    # A value of 0 or None means "not given".
+    return {name: value for name in NOT_IN_PTH if (value := getattr(config.model, name))}
 
 
 def weights_path(config: DPOConfig) -> Path:

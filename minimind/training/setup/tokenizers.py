@@ -29,15 +29,30 @@ def load_tokenizer(config: DPOConfig, source: WeightSource | None) -> PreTrained
         )
     if not Path(path).is_dir():
         raise ConfigError(f"--tokenizer_path {path}: no such folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # transformers raises exceptions of many classes for a broken folder.
-        raise DataError(f"{path}: not a usable tokenizer folder ({error}); see --tokenizer_path") from error
+    tokenizer = _read(path, "--tokenizer_path")
     if config.data.chat_template:
         # Saved with the tokenizer, so that the trained model is used with the template it was trained with.
         tokenizer.chat_template = _read_template(Path(config.data.chat_template))
     return tokenizer
+
+
+def read_vocabulary(folder: Path | None) -> dict[str, int] | None:
+    """Token -> id of the tokenizer in a folder of weights; None if the folder has none.
+
+    Raises:
+        DataError: there is one, but it is not usable.
+    """
+    if folder is None or not any(folder.glob("tokenizer*")):
+        return None
+    return _read(folder, "--reference_weight").get_vocab()
+
+
+def _read(path: str | Path, flag: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # transformers raises exceptions of many classes for a broken folder.
+        raise DataError(f"{path}: not a usable tokenizer folder ({error}); see {flag}") from error
 
 
 def _read_template(path: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PretrainedConfig
 
 from minimind.data.table import PreferencePair
 from minimind.training.setup.oracle import PACKED, PADDED, Verdict
@@ -36,11 +37,18 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def describe_verdict(
-    prepared: Prepared, pairs: Sequence[PreferencePair], obstacle: str | None, device: torch.device
+    prepared: Prepared,
+    config: PretrainedConfig,
+    stage: int,
+    pairs: Sequence[PreferencePair],
+    obstacle: str | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Everything that a verdict depends on but the weights.
 
     Args:
+        config: of the model: the policy's, or that of a reference that is another model.
+        stage: ZeRO stage of its engine.
         pairs: what the oracle compares. Their lengths count by powers of two.
         obstacle: a known reason against packs.
     """
@@ -53,13 +61,13 @@ def describe_verdict(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "class": type(prepared.source.config).__qualname__,
-        "own attention": prepared.source.config._attn_implementation,
-        "zero stage": prepared.policy_config.stage,
+        "class": type(config).__qualname__,
+        "own attention": config._attn_implementation,
+        "zero stage": stage,
         "obstacle": obstacle,
         "length": longest.bit_length(),
         **{name: values[name] for name in _FLAGS},
-        **model_identity(prepared),
+        **model_identity(config),
     }
     # As it is read back: tuples become lists.
     return json.loads(json.dumps(about, sort_keys=True, default=str))

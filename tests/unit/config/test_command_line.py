@@ -22,6 +22,7 @@ NOT_GIVEN = {
     "cache_dir": "",
     "deepspeed": "",
     "reference_config": "",
+    "reference_weight": "",
     "disable_patches": "",
     "limit": "0",
     "generation": "0",

@@ -13,6 +13,7 @@ from minimind.errors import ConfigError
 def test_defaults_are_minimind_s():
     assert dataclasses.asdict(ModelConfig()) == {
         "from_weight": "full_sft",
+        "reference_weight": None,
         "generation": None,
         "hidden_size": 512,  # MiniMind-3 has 768; the weights override it
         "num_hidden_layers": 8,

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from minimind import MiniMindConfig, MiniMindForCausalLM, save_weights
 from minimind.config import parse_settings
 from minimind.errors import ConfigError, WeightsError
 from minimind.plan.command import main, plan
@@ -136,3 +138,15 @@ def test_a_loss_without_a_reference_is_planned_without_one():
     assert "--loss simpo,sft:0.1" in without[without.index("    deepspeed ") :].replace("'", "")
     with pytest.raises(ConfigError, match="no such loss: simpoo"):
         plan([*ISSUE, "--loss", "simpoo"])
+
+
+def test_a_reference_that_is_another_model_is_planned_with_its_own_sizes(tmp_path):
+    small = MiniMindForCausalLM(MiniMindConfig(hidden_size=64, num_hidden_layers=1))
+    save_weights(small, tmp_path / "small.pth", torch.float32)
+    text = plan([*ISSUE, "--reference_weight", str(tmp_path / "small.pth")])
+    assert f"Reference: {tmp_path / 'small.pth'}, {small.num_parameters() / 1e9:.3g} B parameters" in text
+    column = 4  # of the reference's shard, after file, offload, weights, gradients, optimizer
+    assert (rows(plan(ISSUE))["zero2.json"][column], rows(text)["zero2.json"][column]) == ("0.33", "0.00")
+    assert f"--reference_weight {tmp_path / 'small.pth'}" in text
+    with pytest.raises(WeightsError, match="--reference_weight nowhere: no such"):
+        plan([*ISSUE, "--reference_weight", "nowhere"])

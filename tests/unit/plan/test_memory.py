@@ -229,3 +229,15 @@ def test_checkpointing_saves_one_state_per_block_and_one_block():
 
 def test_reference_tokens_equal_those_of_the_engine():
     assert REFERENCE_TOKENS == _FORWARD_TOKENS
+
+
+def test_a_reference_that_is_another_model_has_its_own_memory():
+    """Four ranks, bfloat16: a reference of half the tensors is half the shard, and scores in less."""
+    small = dataclasses.replace(ROUND, tensors=ROUND.tensors[:4], hidden=500, inner=1500, query=500, vocab=500)
+    same, other = (rank_memory(ROUND, ZeroChoice(stage=2), REFERENCE, LOAD, FOUR, one) for one in (None, small))
+    assert (same.reference, other.reference) == (2 * 8e6 / 4, 2 * 4e6 / 4)
+    alone = rank_memory(small, ZeroChoice(stage=2), REFERENCE, LOAD, FOUR)
+    assert (other.scoring, other.scoring_gathered) == (alone.scoring, alone.scoring_gathered)
+    kept = {"reference", "scoring", "scoring_gathered"}
+    fields = {field.name for field in dataclasses.fields(same)} - kept
+    assert all(getattr(same, name) == getattr(other, name) for name in fields)

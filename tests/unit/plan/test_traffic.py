@@ -72,3 +72,10 @@ def test_zeropp_sends_little_between_nodes():
 
 def test_one_rank_sends_nothing():
     assert step_traffic(ROUND, STAGE_3, REFERENCE, LOAD, Machine(device_memory=2**40)).total == 0
+
+
+def test_a_reference_that_is_another_model_has_its_own_traffic():
+    small = dataclasses.replace(ROUND, tensors=ROUND.tensors[:2])
+    same, other = (step_traffic(ROUND, STAGE_3, REFERENCE, LOAD, FOUR, one) for one in (None, small))
+    assert other.reference * 4 == same.reference
+    assert (other.parameters, other.gradients) == (same.parameters, same.gradients)

@@ -29,11 +29,11 @@ WINDOWED = MistralConfig(sliding_window=16, num_hidden_layers=1)
 def choose(monkeypatch, tmp_path):
     """The layout that a run chooses, what it prints, and what the oracle was asked."""
 
-    def run(model, *flags, verdict=None):
+    def run(model, *flags, verdict=None, reference=None):
         asked = []
 
         def judge(policy, pairs, pad_id, obstacle, deterministic):
-            asked.append((pairs, pad_id, obstacle, deterministic))
+            asked.append((pairs, pad_id, obstacle, deterministic) if policy != "reference" else obstacle)
             return verdict or (Verdict(layout=PADDED, reason=obstacle) if obstacle else Verdict(layout=PACKED))
 
         monkeypatch.setattr(batch_layout, "pack", lambda pairs: "packed")
@@ -45,10 +45,13 @@ def choose(monkeypatch, tmp_path):
             tokenizer=SimpleNamespace(pad_token_id=7),
             source=SimpleNamespace(config=model, origin="folder"),
             policy_config=SimpleNamespace(stage=2),
+            reference_config=SimpleNamespace(stage=3),
+            reference_source=SimpleNamespace(config=reference, origin="other"),
         )
         printed = []
         policy = SimpleNamespace(world=World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
-        layout = choose_layout(prepared, policy, (PAIR,), SimpleNamespace(say=printed.append))
+        engine = None if reference is None else lambda: "reference"
+        layout = choose_layout(prepared, policy, (PAIR,), SimpleNamespace(say=printed.append), engine)
         return layout([None]), printed, asked
 
     return run
@@ -123,3 +126,24 @@ def test_a_refusal_is_not_remembered(choose):
 
 def test_the_layout_is_the_function_of_the_data_package():
     assert batch_layout.pack is pack
+
+
+def test_a_reference_of_another_configuration_must_be_exact_too(choose):
+    """MiniMind's packs need no oracle; a Llama's do, whichever of the two is the reference."""
+    assert choose(MiniMindConfig(), reference=LLAMA) == ("packed", [], [None])
+    assert choose(LLAMA, reference=MiniMindConfig()) == ("packed", [], [((PAIR,), 7, None, True)])
+    with pytest.raises(ConfigError, match=r"^other: a llama model cannot be the reference here, .*: it is not causal"):
+        choose(
+            MiniMindConfig(vocab_size=9),
+            reference=LlamaConfig(),
+            verdict=Verdict(layout=REFUSED, reason="it is not causal"),
+        )
+
+
+def test_a_reference_that_needs_padded_rows_pads_the_policy_s(choose):
+    """The policy, judged on packs, is judged once more on padded rows."""
+    window = "it attends over a sliding window of 16 tokens"
+    layout, printed, asked = choose(LLAMA, reference=WINDOWED)
+    assert layout == "padded with 7"
+    assert printed == [f"  rows are padded, not packed: {window}"]
+    assert asked == [((PAIR,), 7, None, True), window, ((PAIR,), 7, window, True)]

@@ -41,6 +41,45 @@ def problems(one: Draft) -> list[str]:
     return [f"{type(error).__name__}: {error}" for check in CHECKS for error in check(one)]
 
 
+def other(vocab_size=100, tokenizer_path=None, **changes):
+    """Weights of a reference that is another model."""
+    model = LlamaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=vocab_size, **changes)
+    return SimpleNamespace(config=model, origin="other", check_fit=lambda: None, tokenizer_path=tokenizer_path)
+
+
+def test_a_reference_of_other_sizes_and_family_is_right():
+    assert problems(draft(other_reference=other())) == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (other(vocab_size=120), "its vocabulary has 120 tokens, start.pth 100; a reference must have"),
+        (other(vocab_size=90), "it has 90 embeddings, and the tokenizer 100 tokens"),
+        (other(max_position_embeddings=512), "--max_seq_len is 1024, but the reference other has 512 positions"),
+    ],
+)
+def test_a_reference_of_another_vocabulary_or_with_few_positions_is_refused(reference, message):
+    assert message in problems(draft(other_reference=reference))[-1]
+
+
+def test_the_tokenizer_of_a_reference_is_compared(tmp_path, monkeypatch):
+    """Larger embeddings are right then: large models of a family pad them."""
+    tokens = {"a": 0, "b": 99}
+    monkeypatch.setattr(checks, "read_vocabulary", lambda folder: dict(tokens) if folder == tmp_path else None)
+    assert problems(draft(other_reference=other(vocab_size=128, tokenizer_path=tmp_path))) == []
+    tokens["b"] = 98
+    (problem,) = problems(draft(other_reference=other(tokenizer_path=tmp_path)))
+    assert "its tokenizer is another one: 1 of 2 tokens have other ids there or none, the first is 'b'" in problem
+
+
+def test_a_reference_is_not_overwritten(tmp_path):
+    reference = other()
+    reference.origin = str(tmp_path / "dpo_512.pth")
+    (problem,) = problems(draft("--save_dir", str(tmp_path), other_reference=reference))
+    assert f"--reference_weight {reference.origin} would be overwritten by this run" in problem
+
+
 def test_a_right_run_has_no_problems():
     assert problems(draft()) == []
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minimind.config import parse_settings
+from minimind.model.configuration import MiniMindConfig
 from minimind.ranks.world import World
 from minimind.training.setup import engines
 
@@ -27,7 +28,9 @@ def native_calls(monkeypatch, *flags: str, device: str = "cpu") -> list[object]:
     monkeypatch.setattr(engines.native, "keep_memory", lambda: calls.append("heap"))
     monkeypatch.setattr(engines, "Policy", lambda *_: calls.append("policy") or SimpleNamespace(frozen={}))
     monkeypatch.setattr(engines, "choose_layout", stop)
-    prepared = SimpleNamespace(settings=parse_settings(flags), source=None, policy_config=None)
+    source = SimpleNamespace(config=MiniMindConfig())
+    sources = {"source": source, "reference_source": source}
+    prepared = SimpleNamespace(settings=parse_settings(flags), policy_config=None, **sources)
     nothing = SimpleNamespace(total_steps=1, table=None, tables=[], enter=lambda _: None, tick=None)
     world = World(rank=0, local_rank=0, size=1, device=torch.device(device))
     with pytest.raises(EndOfTestError):

@@ -19,6 +19,7 @@ from minimind.objective.choice import choose_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.setup.open_run import find_resumed, open_run
+from minimind.training.setup.resume import START_WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -29,20 +30,23 @@ ADAMW = {"type": "AdamW", "params": {"lr": 0.1}}
 def opened(tmp_path):
     """Opens a run in tmp_path; `manifest` is that of the checkpoint that it resumes."""
 
-    def run(*flags, zero=None, manifest=None, watch=None):
+    def run(*flags, zero=None, manifest=None, watch=None, other=None):
         stream = PairSampler(
             mix=Mix.plain(10), epochs=1, micro_batch_size=2, accumulation_steps=1, world_size=1, shuffle=True, seed=42
         )
         table = type("Table", (), {"key": "data", "__len__": lambda self: 10})()
         values = {"optimizer": ADAMW, "zero_optimization": zero or {"stage": 2}}
         settings, objective = choose_objective(parse_settings(["--save_dir", str(tmp_path), *flags]))
+        source = SimpleNamespace(
+            config=MiniMindConfig(), origin="none", shapes=lambda: {"w": (4, 5)}, fingerprint=lambda: "abc"
+        )
         prepared = SimpleNamespace(
             settings=settings,
             objective=objective,
+            other_reference=other,
+            reference_source=other or source,
             checkpoint=manifest and Checkpoint(path=tmp_path / "step00000003", manifest=manifest, damaged={}),
-            source=SimpleNamespace(
-                config=MiniMindConfig(), origin="none", shapes=lambda: {"w": (4, 5)}, fingerprint=lambda: "abc"
-            ),
+            source=source,
             policy_config=SimpleNamespace(stage=2, values=values, overridden={}),
             reference_config=SimpleNamespace(values={}),
         )
@@ -55,7 +59,7 @@ def opened(tmp_path):
 
 def test_a_fresh_run_starts_at_step_0_in_a_new_folder(opened, tmp_path):
     run, _ = opened()
-    assert (run.start, run.fingerprint) == (0, "abc")
+    assert (run.start, run.reference, run.reference_fingerprint) == (0, START_WEIGHTS, "abc")
     assert run.checkpoints.folder == tmp_path / "checkpoints"
     assert json.loads((tmp_path / "run.json").read_text())["identity"] == run.described["identity"]
 
@@ -65,6 +69,28 @@ def test_a_resumed_run_starts_after_its_checkpoint(opened):
     manifest = Manifest(step=3, stream=stream.position_after(3), files={}, **fresh.described)
     run, _ = opened(manifest=manifest)
     assert run.start == 3
+
+
+def weights(fingerprint, **sizes):
+    return SimpleNamespace(config=MiniMindConfig(**sizes), fingerprint=lambda: fingerprint)
+
+
+def test_a_resumed_run_keeps_its_reference(opened):
+    """A manifest without one is of a run that had the start weights; equal weights elsewhere are the same reference."""
+    fresh, stream = opened()
+    identity = {name: value for name, value in fresh.described["identity"].items() if name != "reference weights"}
+    older = Manifest(step=3, stream=stream.position_after(3), files={}, **{**fresh.described, "identity": identity})
+    run, _ = opened(manifest=older, other=weights("abc"))
+    assert run.reference == START_WEIGHTS
+    for other in (weights("another"), weights("abc", rope_theta=5e5)):
+        with pytest.raises(CheckpointError, match=r"reference weights was 'the start weights', is '[0-9a-f]{16}'"):
+            opened(manifest=older, other=other)
+    moved, _ = opened(other=weights("another"))
+    assert moved.reference_fingerprint == "another"
+    manifest = Manifest(step=3, stream=stream.position_after(3), files={}, **moved.described)
+    assert opened(manifest=manifest, other=weights("another"))[0].reference == moved.reference
+    with pytest.raises(CheckpointError, match="reference weights was"):
+        opened(manifest=manifest)
 
 
 def test_a_checkpoint_of_another_run_is_refused_before_the_folder_is_touched(opened, tmp_path):

@@ -46,12 +46,13 @@ class Engine(StandIn):
 
 def test_an_engine_is_built_only_for_pairs_that_no_cache_contains(one_rank, tables, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(references, "LiveReference", Engine)
-    prepared = SimpleNamespace(source=None, reference_config=None, settings=parse_settings([]))
-    policy = SimpleNamespace(world=WORLD)
+    prepared = SimpleNamespace(reference_source=None, reference_config=None, settings=parse_settings([]))
 
     def fill() -> str:
         caches = [ReferenceCache(tmp_path / "cache", table, ABOUT, WORLD) for table in tables]
-        references._fill(caches, prepared, policy, pack, Console(enabled=True), Watch())
+        engine = references.ReferenceEngine(prepared, WORLD, Watch().tick)
+        references._fill(caches, engine, pack, Console(enabled=True), Watch())
+        engine.close()
         assert all(cache.num_known == len(cache) for cache in caches)
         return capsys.readouterr().out
 
@@ -74,5 +75,5 @@ def test_an_engine_is_built_only_for_pairs_that_no_cache_contains(one_rank, tabl
 def test_a_loss_without_a_reference_builds_no_engine(monkeypatch):
     monkeypatch.setattr(references, "LiveReference", lambda *_: pytest.fail("an engine was built"))
     prepared = SimpleNamespace(objective=SimpleNamespace(needs=frozenset()))
-    found = references.open_references(prepared, None, [1, 2], pack, {}, None, None)
+    found = references.open_references(prepared, None, None, [1, 2], pack, {}, None, None)
     assert list(found) == [None, None]

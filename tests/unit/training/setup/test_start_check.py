@@ -12,7 +12,7 @@ from minimind.errors import TrainingError
 from minimind.objective.losses import build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
-from minimind.training.setup.start_check import START_TOLERANCE, check_start
+from minimind.training.setup.start_check import START_TOLERANCE, check_finite, check_start
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -79,3 +79,20 @@ def test_a_log_prob_that_is_not_a_number_is_a_mismatch():
     other = reference([-4.0, -4.0], [math.nan, -1.0])
     with pytest.raises(TrainingError, match="inf at 9, line 10"):
         check_start(policy(), other, BATCH, "bfloat16", build_objective("sigmoid"), place)
+
+
+def test_a_reference_that_is_another_model_may_differ():
+    one = policy()
+    check_finite(one, reference([-9.0, -1.0], [-5.0, -7.0]), BATCH, place)
+    assert one.calls == ["eval", "score", "train"]
+
+
+def test_another_reference_must_be_finite():
+    with pytest.raises(TrainingError, match="the reference's log-probs of line 10 are not finite before") as caught:
+        check_finite(policy(), reference([-4.0, -4.0], [-1.0, -math.inf]), BATCH, place)
+    assert caught.value.agreed
+    # The last of chosen's targets of the first pair.
+    broken = LOG_PROBS.clone()
+    broken[3] = math.nan
+    with pytest.raises(TrainingError, match="the policy's log-probs of line 8 are not finite before"):
+        check_finite(policy(broken), reference([-4.0, -4.0], [-1.0, -1.0]), BATCH, place)

@@ -22,10 +22,11 @@ CPU = torch.device("cpu")
 def about(*flags, config=None, longest=20, obstacle=None, stage=2):
     prepared = SimpleNamespace(
         settings=parse_settings(flags),
-        source=SimpleNamespace(config=config or LlamaConfig()),
         policy_config=SimpleNamespace(stage=stage),
     )
-    return describe_verdict(prepared, [preference_pair(3, 2, longest - 3, index=1)], obstacle, CPU)
+    return describe_verdict(
+        prepared, config or LlamaConfig(), stage, [preference_pair(3, 2, longest - 3, index=1)], obstacle, CPU
+    )
 
 
 @pytest.mark.parametrize("verdict", [Verdict(layout=PACKED), PADDED_VERDICT])
