@@ -13,6 +13,7 @@ from minimind.config.command_line import build_parser, parse_settings
 from minimind.config.data import DataConfig
 from minimind.config.engine import EngineConfig
 from minimind.config.fields import Flag, fields_of, flag, flat_values, replace_values
+from minimind.config.generations import ModelDefaults, model_defaults
 from minimind.config.jobs import DPOConfig, JobConfig
 from minimind.config.model import ModelConfig
 from minimind.config.objective import ObjectiveConfig
@@ -45,6 +46,7 @@ __all__ = [
     "Flag",
     "JobConfig",
     "ModelConfig",
+    "ModelDefaults",
     "ObjectiveConfig",
     "OptimisationConfig",
     "RunConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "fields_of",
     "flag",
     "flat_values",
+    "model_defaults",
     "parse_settings",
     "replace_values",
 ]

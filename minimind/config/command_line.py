@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, overload
 
 from minimind.config.fields import Flag, fields_of, replace_values
+from minimind.config.generations import with_generation_sizes
 from minimind.config.jobs import DPOConfig
 from minimind.config.settings import DEFAULT, FLAG, Job, Settings
 from minimind.errors import ConfigError
@@ -67,7 +68,7 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
     values = {name: value or None if name in emptied else value for name, value in values.items()}
     values |= {name: tuple(filter(None, value)) for name, value in values.items() if flags[name].many}
     origins = {name: FLAG if name in values else DEFAULT for name in flags}
-    return Settings(config=replace_values(job(), values), origins=origins)
+    return with_generation_sizes(Settings(config=replace_values(job(), values), origins=origins))
 
 
 def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argparse.ArgumentParser:

@@ -82,7 +82,9 @@ class DataConfig:
         choices=("error", "skip", "keep"),
     )
     empty_think_ratio: float = flag(
-        1.0, "share of pairs that keep their empty <think> block (MiniMind-3 drops most of them at random)", low=0
+        1.0,
+        "share of pairs that keep their empty <think> block, chosen at random; 0.2 for MiniMind generation 3",
+        low=0,
     )
     dedup: bool = flag(False, "1: take equal pairs once, and equal held-out pairs once")
     limit: int | None = flag(

@@ -22,9 +22,11 @@ class ModelConfig:
         "or a run's folder, of the same vocabulary",
     )
     generation: int | None = flag(
-        None, "MiniMind generation; read from the weights, 2 for new weights", choices=(0, 2, 3)
+        None,
+        "MiniMind generation, which other defaults follow; read from the weights, 2 for new weights",
+        choices=(0, 2, 3),
     )
-    hidden_size: int = flag(512, "hidden size H; read from the weights", low=1)
+    hidden_size: int = flag(512, "hidden size H; read from the weights, 768 with --generation 3", low=1)
     num_hidden_layers: int = flag(8, "number of layers L; read from the weights", low=1)
     use_moe: bool = flag(False, "1: mixture of experts; read from the weights")
     num_attention_heads: int | None = flag(

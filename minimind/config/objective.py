@@ -17,14 +17,14 @@ class ObjectiveConfig:
     )
     beta: float | None = flag(
         None,
-        "beta of the loss; a larger value keeps the policy closer to the reference. Without this flag the loss's own, "
-        "for DPO 0.1",
+        "beta of the loss; a larger value keeps the policy closer to the reference. Without this flag that of the "
+        "model, see the table of defaults, or the loss's own",
         above=0,
     )
     average_log_prob: bool | None = flag(
         None,
-        "1: mean log-prob of a row's tokens, as in MiniMind; 0: their sum, as in the DPO paper. Without this flag 1, "
-        "except for losses that are defined for sums",
+        "1: mean log-prob of a row's tokens, as in MiniMind2; 0: their sum, as in MiniMind-3 and in the DPO paper. "
+        "Without this flag that of the model, see the table of defaults, or the loss's own",
         zero_is_a_value=True,
     )
     label_smoothing: float | None = flag(

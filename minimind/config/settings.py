@@ -29,7 +29,7 @@ class Settings(Generic[Job]):
     Attributes:
         config: the values, by section.
         origins: flag name -> "flag", "default", "demo", "DeepSpeed file", "weights", "checkpoint", "measured",
-            "environment", or another flag that implies the value.
+            "environment", what the value is a default of ("generation 3"), or another flag that implies the value.
     """
 
     config: Job

@@ -10,12 +10,13 @@ import dataclasses
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from minimind.config import Settings
+from minimind.config import Settings, model_defaults
+from minimind.config.generations import with_model_defaults
 from minimind.data.sources import find_sources
 from minimind.errors import MiniMindError
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, prepare, with_implied
-from minimind.training.setup.start_weights import open_start_weights
+from minimind.training.setup.start_weights import defaults_of, open_start_weights
 from minimind.training.setup.tokenizers import load_tokenizer
 from minimind.weights.sources import WeightSource
 
@@ -49,8 +50,12 @@ def open_inputs(settings: Settings, world: World) -> Inputs:
         prepared = prepare(settings, world)
     except MiniMindError as error:
         known = with_implied(settings)
+        source = _weights_or_none(known)
+        generation = known.config.model.generation
+        if source is not None or generation is not None:
+            known = with_model_defaults(known, model_defaults(generation) if source is None else defaults_of(source))
         try:
-            tokenizer = load_tokenizer(known.config, _weights_or_none(known))
+            tokenizer = load_tokenizer(known.config, source)
             for words in (known.config.data.data_path, known.config.data.eval_data_path):
                 find_sources(words)
         except MiniMindError:

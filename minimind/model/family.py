@@ -26,8 +26,16 @@ def _model_type(config: PretrainedConfig) -> str:
     return config.model_type
 
 
-def _minimind_generation(config: PretrainedConfig) -> str:
+def _minimind_label(config: PretrainedConfig) -> str:
     return f"MiniMind generation {config.generation}"
+
+
+def _minimind_generation(config: PretrainedConfig) -> int:
+    return config.generation
+
+
+def _no_generation(config: PretrainedConfig) -> None:
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,7 @@ class ModelFamily:
 
     Attributes:
         label: configuration -> name of the model for the user.
+        generation: configuration -> MiniMind generation, which defaults follow; None for other models.
         packs_by_construction: the model computes packs exactly, which tests of this project prove. Other models are
             compared with their own forward over single rows before a run trains them.
         backbone_selects_positions: the backbone accepts `keep` (K,) and returns only those K positions.
@@ -47,6 +56,7 @@ class ModelFamily:
     """
 
     label: Callable[[PretrainedConfig], str] = _model_type
+    generation: Callable[[PretrainedConfig], int | None] = _no_generation
     packs_by_construction: bool = False
     backbone_selects_positions: bool = False
     scales_router_loss: bool = False
@@ -59,7 +69,8 @@ class ModelFamily:
 # The family of all configurations without an entry in the table.
 HUGGING_FACE = ModelFamily()
 MINIMIND = ModelFamily(
-    label=_minimind_generation,
+    label=_minimind_label,
+    generation=_minimind_generation,
     packs_by_construction=True,
     backbone_selects_positions=True,
     scales_router_loss=True,

@@ -1,14 +1,18 @@
 """The objective that a run's settings choose, and the settings that follow from it.
 
-Settings -> choose_objective -> Objective; Settings with the losses' own options, and without a reference if none is
-needed
+Settings, ModelDefaults -> choose_objective -> Objective; Settings with the value of each option of the losses, and
+without a reference if none is needed
 """
 
 from __future__ import annotations
 
-from minimind.config import DEFAULT, Settings
+from collections.abc import Mapping
+from typing import Any
+
+from minimind.config import DEFAULT, ModelDefaults, Settings
 from minimind.errors import ConfigError
 from minimind.objective.losses import Need, Objective, build_objective
+from minimind.objective.losses.build import options_of_model
 
 # Options of losses that are flags of their own.
 OPTION_FLAGS = ("beta", "average_log_prob", "label_smoothing")
@@ -18,22 +22,36 @@ _REFERENCE_FLAGS = ("reference", "reference_config", "reference_weight")
 NO_REFERENCE = "none"
 
 
-def choose_objective(settings: Settings) -> tuple[Settings, Objective]:
+def choose_objective(settings: Settings, model: ModelDefaults | None = None) -> tuple[Settings, Objective]:
     """The objective, and settings in which each of its options and the reference have the value that the run uses.
+
+    Args:
+        model: defaults of the model that is trained; None if it is not known.
 
     Raises:
         ConfigError: losses, weights or options are wrong, or contradict --reference.
     """
     chosen, values = settings.config.objective, settings.values
     given = {name: values[name] for name in OPTION_FLAGS if settings.origins[name] != DEFAULT}
-    objective = build_objective(chosen.loss, given, chosen.loss_options)
+    defaults = {} if model is None else model.objective
+    objective = build_objective(chosen.loss, given, chosen.loss_options, defaults)
     _check_reference(settings, objective)
     origin = f"--loss {chosen.loss}" if settings.explicit("loss") else DEFAULT
-    resolved = {name: _common_value(objective, name) for name in OPTION_FLAGS if name not in given}
-    settings = settings.with_values(resolved, origin)
+    for name in OPTION_FLAGS:
+        if name not in given:
+            of_model = model if _is_of_model(objective, name, defaults) else None
+            value = {name: _common_value(objective, name)}
+            settings = settings.with_values(value, origin if of_model is None else of_model.origin)
     if Need.REFERENCE not in objective.needs:
         settings = settings.with_values({"reference": NO_REFERENCE}, origin)
     return settings, objective
+
+
+def _is_of_model(objective: Objective, name: str, defaults: Mapping[str, Any]) -> bool:
+    """Whether an option has the model's default in all losses that have it, and one has it."""
+    losses = [part.loss for part in objective.parts if hasattr(part.loss, name)]
+    found = [options_of_model(type(loss), defaults).get(name) == getattr(loss, name) for loss in losses]
+    return bool(found) and all(found)
 
 
 def _common_value(objective: Objective, name: str) -> float | bool | None:

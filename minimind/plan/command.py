@@ -18,10 +18,11 @@ from typing import NoReturn
 from transformers import PretrainedConfig
 
 import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
-from minimind.config import Settings, parse_settings
+from minimind.config import Settings, model_defaults, parse_settings
 from minimind.config.command_line import check_misspelt
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
+from minimind.model.family import family_of
 from minimind.objective.choice import choose_objective
 from minimind.plan.choice import Machine
 from minimind.plan.options import options
@@ -52,7 +53,7 @@ def plan(argv: Sequence[str]) -> str:
     """
     own, rest = _parser().parse_known_args(list(argv))
     check_misspelt(rest, own=vars(own))
-    settings, _ = choose_objective(parse_settings(rest))
+    settings = parse_settings(rest)
     if own.gpu_memory is None:
         raise ConfigError(
             "--gpu_memory is missing; give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"
@@ -68,6 +69,7 @@ def plan(argv: Sequence[str]) -> str:
         host_memory=0 if own.host_memory is None else parse_size("host_memory", own.host_memory),
     )
     name, config, shapes = _model(settings, own.vocab_size)
+    settings, _ = choose_objective(settings, model_defaults(family_of(config).generation(config)))
     sizes = ModelSizes.of(config, shapes)
     other = _other_reference(settings)
     # The printed command names the weights by their hidden size, so it must be that of the model.

@@ -158,6 +158,10 @@ def _flags(task: Task) -> list[str]:
         "cache_dir": task.path / "warm",
         "max_seq_len": task.max_seq_len,
         "batch_size": task.batch_size,
+        # The loss and the rows of the other trainers, whatever the defaults of the generation are.
+        "average_log_prob": 1,
+        "beta": 0.1,
+        "empty_think_ratio": 1,
         "max_steps": task.warmup_steps + task.steps,
         "shuffle": 0,
         "log_interval": 1,

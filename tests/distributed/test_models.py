@@ -57,7 +57,8 @@ def save_model(model_type: str, folder) -> PreTrainedModel:
 def arguments(start, data, out) -> list[object]:
     flags = {
         "from_weight": start, "data_path": data, "max_seq_len": LENGTH, "batch_size": GLOBAL_BATCH // 2,
-        "learning_rate": RATE, "beta": BETA, "dtype": "float32", "shuffle": 0, "log_interval": 1, "save_dir": out,
+        "learning_rate": RATE, "beta": BETA, "average_log_prob": 1, "dtype": "float32", "shuffle": 0, "log_interval": 1,
+        "save_dir": out,
     }  # fmt: skip
     return [part for name, value in flags.items() for part in (f"--{name}", value)]
 

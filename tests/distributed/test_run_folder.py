@@ -97,7 +97,7 @@ def test_settings_are_written_with_their_origins_and_without_auto(run):
     settings = json.loads((folder / "run.json").read_text())["settings"]
     assert settings["learning_rate"] == {"value": 1e-3, "origin": "flag"}
     assert settings["hidden_size"]["origin"] == "weights"
-    assert settings["beta"] == {"value": 0.1, "origin": "default"}
+    assert settings["beta"] == {"value": 0.15, "origin": "generation 3"}
     resolved = json.loads((folder / "ds_config.json").read_text())
     assert "auto" not in json.dumps(resolved)
     assert resolved["train_batch_size"] == 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.docs.defaults import default_table
 from tests.docs.language import ENGLISH, Language, chinese
 from tests.docs.losses import loss_table, option_table
 from tests.docs.models import model_table
@@ -48,7 +49,7 @@ def regenerate(text: str, language: Language) -> str:
 def _generate(name: str, language: Language) -> list[str]:
     if name == "tree":
         return tree_lines(language)
-    tables = {"models": model_table, "losses": loss_table, "loss options": option_table}
+    tables = {"models": model_table, "losses": loss_table, "loss options": option_table, "defaults": default_table}
     if name in tables:
         return tables[name](language)
     return flag_tables({"flags": dpo_flags, "plan flags": plan_flags, "prepare flags": prepare_flags}[name](), language)

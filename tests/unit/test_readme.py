@@ -73,6 +73,7 @@ def test_generated_parts_are_up_to_date(path, language):
 def test_flags_and_tree_are_generated(suffix):
     assert parts(read(REPO / f"launch/README{suffix}.md")) == [
         "prepare flags",
+        "defaults",
         "flags",
         "losses",
         "loss options",

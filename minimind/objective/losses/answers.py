@@ -87,6 +87,8 @@ class SPPOHardLoss(RatioLoss):
     name: ClassVar[str] = "sppo_hard"
 
     average_log_prob: bool = fixed(False)
+    # A target, no scale of the margin: the paper's, whatever the model's default for DPO is.
+    beta: float = option(0.1, "a larger value aims at a smaller margin", above=0)
 
     def of_ratios(self, ratios: Tensor) -> Tensor:
         return _distance(ratios, 1 / (2 * self.beta))
@@ -107,6 +109,8 @@ class CalDPOLoss(RatioLoss):
     name: ClassVar[str] = "cal_dpo"
 
     average_log_prob: bool = fixed(False)
+    # A target, no scale of the margin: the paper's, whatever the model's default for DPO is.
+    beta: float = option(0.1, "a larger value aims at a smaller margin", above=0)
 
     def of_ratios(self, ratios: Tensor) -> Tensor:
         return logistic(margins(ratios)) + _distance(ratios, 1 / (2 * self.beta))

@@ -21,7 +21,7 @@ from minimind.objective.losses.options import option
 class RatioLoss(PreferenceLoss):
     """A loss of log-ratios: each row's log-prob under the policy minus that under the reference."""
 
-    beta: float = option(0.1, "a larger value keeps the policy closer to the reference", above=0)
+    beta: float = option(0.1, "a larger value keeps the policy closer to the reference", above=0, follows_model=True)
 
     @abc.abstractmethod
     def of_ratios(self, ratios: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class TransportLoss(PreferenceLoss):
 
     needs: ClassVar[frozenset[Need]] = _ALL_PAIRS
 
-    beta: float = option(0.1, "a larger value keeps the policy closer to the reference", above=0)
+    beta: float = option(0.1, "a larger value keeps the policy closer to the reference", above=0, follows_model=True)
     label_smoothing: float = option(0.0, "probability that a pair's label is wrong", low=0, below=0.5)
 
     @abc.abstractmethod
@@ -118,7 +118,7 @@ class BetaDPOLoss(PreferenceLoss):
     needs: ClassVar[frozenset[Need]] = _ALL_PAIRS
     metrics: ClassVar[tuple[str, ...]] = (*REWARD_METRICS, "beta")
 
-    beta: float = option(0.1, "a larger value keeps the policy closer to the reference", above=0)
+    beta: float = option(0.1, "a larger value keeps the policy closer to the reference", above=0, follows_model=True)
     alpha: float = option(0.6, "how much a batch's mean margin changes beta", low=0)
     momentum: float = option(0.9, "weight of earlier batches in the running mean", low=0, below=1)
 

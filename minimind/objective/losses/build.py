@@ -30,13 +30,19 @@ _ELSEWHERE = {
 }
 
 
-def build_objective(spec: str, flags: Mapping[str, Any] | None = None, loss_options: str | None = None) -> Objective:
+def build_objective(
+    spec: str,
+    flags: Mapping[str, Any] | None = None,
+    loss_options: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Objective:
     """The objective that a command line describes.
 
     Args:
         spec: value of `--loss`.
         flags: option -> value, for the options that were given as flags; each applies to all losses that have it.
         loss_options: value of `--loss_options`, a JSON object: option -> value, or loss -> {option: value}.
+        defaults: `option` or `NAME.option` -> default of the model that is trained, for options that follow it.
 
     Raises:
         ConfigError: lists everything that is wrong.
@@ -53,7 +59,8 @@ def build_objective(spec: str, flags: Mapping[str, Any] | None = None, loss_opti
     parts = []
     for name, kind in classes.items():
         known = options_of(kind)
-        given = {option: value for option, value in {**values, **own.get(name, {})}.items() if option in known}
+        of_model = options_of_model(kind, defaults or {})
+        given = {k: value for k, value in {**of_model, **values, **own.get(name, {})}.items() if k in known}
         wrong = {option: known[option].problem_of(value) for option, value in given.items()}
         problems += [f"{option} of {name}: {problem}" for option, problem in wrong.items() if problem]
         if not any(wrong.values()):
@@ -63,6 +70,17 @@ def build_objective(spec: str, flags: Mapping[str, Any] | None = None, loss_opti
     if problems:
         raise ConfigError.from_problems(problems)
     return Objective(parts=tuple(parts))
+
+
+def options_of_model(loss: type[PreferenceLoss], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Option -> default of the model that is trained, for the options of a loss that follow it.
+
+    Args:
+        defaults: as for `build_objective`.
+    """
+    following = [name for name, option in options_of(loss).items() if option.follows_model]
+    found = {name: defaults.get(f"{loss.name}.{name}", defaults.get(name)) for name in following}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _parse(spec: str) -> tuple[dict[str, float], list[str]]:

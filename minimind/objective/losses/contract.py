@@ -151,7 +151,7 @@ class PreferenceLoss(abc.ABC):
     metrics: ClassVar[tuple[str, ...]] = REWARD_METRICS
 
     # A loss that is defined for one of the two only fixes the value (`options.fixed`).
-    average_log_prob: bool = option(True, "1: mean log-prob of a row's tokens; 0: their sum")
+    average_log_prob: bool = option(True, "1: mean log-prob of a row's tokens; 0: their sum", follows_model=True)
 
     @property
     def statistics(self) -> Mapping[str, float]:

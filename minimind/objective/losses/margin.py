@@ -124,6 +124,10 @@ class IPOLoss(RatioLoss):
 
     name: ClassVar[str] = "ipo"
 
+    average_log_prob: bool = option(True, "1: mean log-prob of a row's tokens; 0: their sum")
+    # A target, no scale of the margin: the paper's, whatever the model's default for DPO is.
+    beta: float = option(0.1, "a larger value aims at a smaller margin", above=0)
+
     def of_ratios(self, ratios: Tensor) -> Tensor:
         return (margins(ratios) - 1 / (2 * self.beta)) ** 2
 

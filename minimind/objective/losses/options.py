@@ -20,6 +20,7 @@ class _Metadata:
     above: float | None
     high: float | None
     below: float | None
+    follows_model: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Option:
         kind: bool or float.
         low, high: bounds that the value may have.
         above, below: bounds that it may not have.
+        follows_model: its default is that of the model that is trained (`ModelDefaults`), if one is known.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Option:
     above: float | None = None
     high: float | None = None
     below: float | None = None
+    follows_model: bool = False
 
     def problem_of(self, value: Any) -> str | None:
         """Why the value is not one of this option; None if it is."""
@@ -64,9 +67,10 @@ def option(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    follows_model: bool = False,
 ) -> Any:
     """A dataclass field that is an option of a loss; see `Option` for the arguments."""
-    metadata = _Metadata(meaning=meaning, low=low, above=above, high=high, below=below)
+    metadata = _Metadata(meaning=meaning, low=low, above=above, high=high, below=below, follows_model=follows_model)
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
-from minimind.config import BAD_ROWS_KEPT, DEMO, DPOConfig, Settings
+from minimind.config import BAD_ROWS_KEPT, DEMO, DPOConfig, ModelDefaults, Settings
 from minimind.config.environment import with_switches
+from minimind.config.generations import defaults_of_run, with_model_defaults
 from minimind.data.selection import KEEP
 from minimind.data.sources import local_paths
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
@@ -28,6 +29,7 @@ from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
 from minimind.training.setup.problems import Problems
 from minimind.training.setup.start_weights import (
+    defaults_of,
     open_reference_weights,
     open_start_weights,
     weights_path,
@@ -80,10 +82,11 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     """
     problems = Problems()
     is_demo = not settings.config.data.data_path
-    # Each stage can change settings that the next one reads: demo, objective, weights, DeepSpeed files.
-    implied = with_implied(settings)
-    settings, objective = problems.attempt(lambda: choose_objective(implied)) or (implied, None)
-    settings, source, other_reference = _open_weights(settings, problems)
+    # Each stage can change settings that the next one reads: demo, weights, objective, DeepSpeed files.
+    settings = with_implied(settings)
+    settings, source, model = _open_weights(settings, checkpoint, problems)
+    other_reference = problems.attempt(lambda: open_reference_weights(settings.config))
+    settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
     if policy_config is not None:
@@ -121,12 +124,15 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     )
 
 
-def _open_weights(settings: Settings, problems: Problems) -> tuple[Settings, WeightSource | None, WeightSource | None]:
-    """Settings with the model's sizes, the start weights, and the weights of a reference that is another model."""
-    config = settings.config
-    source = problems.attempt(lambda: open_start_weights(config))
-    other_reference = problems.attempt(lambda: open_reference_weights(config))
-    return settings if source is None else with_model_sizes(settings, source), source, other_reference
+def _open_weights(
+    settings: Settings, checkpoint: Checkpoint | None, problems: Problems
+) -> tuple[Settings, WeightSource | None, ModelDefaults | None]:
+    """Settings with what the start weights fix, these weights, and the defaults that follow them or the resumed run."""
+    source = problems.attempt(lambda: open_start_weights(settings.config))
+    if source is None:
+        return settings, None, None
+    model = defaults_of(source) if checkpoint is None else defaults_of_run(checkpoint.manifest.identity)
+    return with_model_defaults(with_model_sizes(settings, source), model), source, model
 
 
 def with_implied(settings: Settings) -> Settings:

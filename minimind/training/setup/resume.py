@@ -28,7 +28,7 @@ from minimind.training.setup.training_data import TrainingData
 # Settings that are part of a run's identity.
 _IDENTITY = (
     "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row filter_score_gap dedup "
-    "limit reference micro_batch_tokens router_aux_loss_coef"
+    "limit reference micro_batch_tokens router_aux_loss_coef empty_think_ratio"
 ).split()
 # What the identity says of a reference that has the start weights.
 START_WEIGHTS = "the start weights"
@@ -132,6 +132,8 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
     now = described["identity"]
     # An option that the loss did not have when the checkpoint was written has the value that keeps its numbers.
     defaults = build_objective(now["loss"]).options()
+    # A ratio that an earlier version did not write is compared by the key of the data, which contains it.
+    defaults["empty_think_ratio"] = now["empty_think_ratio"]
     was = {**defaults, **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:

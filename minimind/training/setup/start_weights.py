@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
-from minimind.config import WEIGHTS, DPOConfig, Settings
+from minimind.config import DEFAULT, WEIGHTS, DPOConfig, ModelDefaults, Settings, model_defaults
 from minimind.errors import ConfigError, WeightsError
 from minimind.model.configuration import MiniMindConfig
-from minimind.model.family import layer_values
+from minimind.model.family import family_of, layer_values
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
 # Settings of the model that a MiniMind .pth does not contain. Flags can give them.
@@ -45,7 +46,7 @@ def open_start_weights(config: DPOConfig) -> WeightSource:
     if not path.exists():
         raise WeightsError(
             f"--from_weight {model.from_weight}: no such file or folder, and MiniMind's short name would be {path}, "
-            "which does not exist; give a .pth, a Hugging Face folder or none"
+            f"which does not exist{_others(path, model.from_weight)}; give a .pth, a Hugging Face folder or none"
         )
     return open_weights(path, given)
 
@@ -73,6 +74,12 @@ def _sizes_not_in_pth(config: DPOConfig) -> dict[str, Any]:
     return {name: value for name in NOT_IN_PTH if (value := getattr(config.model, name))}
 
 
+def _others(path: Path, name: str) -> str:
+    """Files beside one that is missing, with the same short name and another size."""
+    found = sorted(str(other) for other in path.parent.glob(f"{glob.escape(name)}_*.pth"))
+    return f" ({', '.join(found)} does; see --hidden_size, --use_moe and --generation)" if found else ""
+
+
 def weights_path(config: DPOConfig) -> Path:
     """Path that --from_weight means: itself if it exists, else MiniMind's short name of a file in save_dir."""
     path = Path(config.model.from_weight)
@@ -98,5 +105,13 @@ def model_setting(source: WeightSource, name: str) -> Any:
 def with_model_sizes(settings: Settings, source: WeightSource) -> Settings:
     """Settings with the sizes of the weights' model. Flags stay; a check compares them with the weights."""
     found = {name: model_setting(source, name) for name in MODEL_SETTINGS}
-    origin = "default" if settings.config.model.from_weight == "none" else WEIGHTS
+    if settings.config.model.from_weight == "none":
+        # Sizes that a flag, or the generation that a flag names, has given keep their origin.
+        found = {name: value for name, value in found.items() if settings.values[name] != value}
+    origin = DEFAULT if settings.config.model.from_weight == "none" else WEIGHTS
     return settings.with_defaults({name: value for name, value in found.items() if value is not None}, origin)
+
+
+def defaults_of(source: WeightSource) -> ModelDefaults:
+    """The defaults that follow these weights: those of their MiniMind generation, or of a Hugging Face model."""
+    return model_defaults(family_of(source.config).generation(source.config))

@@ -40,6 +40,18 @@ def test_data_can_be_looked_at_without_weights(open_flags):
     assert "--from_weight missing.pth: no such file" in opened.obstacle
 
 
+def test_the_share_of_empty_think_blocks_is_that_of_the_run(open_flags):
+    """So that the run finds the tokenised pairs in the cache."""
+
+    def ratio(*flags):
+        return open_flags(*TOKENIZER, *flags).settings.config.data.empty_think_ratio
+
+    assert ratio("--from_weight", str(demo.WEIGHT_PATH)) == 0.2
+    assert ratio("--from_weight", str(demo.WEIGHT_PATH), "--reference_config", "missing.json") == 0.2
+    assert ratio("--from_weight", "missing.pth", "--generation", "3") == 0.2
+    assert ratio("--from_weight", "missing.pth") == 1.0
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [

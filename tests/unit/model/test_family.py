@@ -41,12 +41,14 @@ def test_minimind_models_are_labelled_by_generation(generation):
     config = MiniMindConfig(generation=generation)
     assert family_of(config) is MINIMIND
     assert family_of(config).label(config) == f"MiniMind generation {generation}"
+    assert family_of(config).generation(config) == generation
 
 
 def test_hugging_face_models_are_labelled_by_model_type():
     config = Qwen3Config()
     assert family_of(config) is HUGGING_FACE
     assert family_of(config).label(config) == "qwen3"
+    assert family_of(config).generation(config) is None
 
 
 def test_a_derived_configuration_has_the_family_of_its_base_class():

@@ -7,14 +7,15 @@ from typing import ClassVar
 
 import pytest
 
-from minimind.config import parse_settings
+from minimind.config import model_defaults, parse_settings
+from minimind.config.generations import defaults_of_run
 from minimind.errors import ConfigError
 from minimind.objective.choice import choose_objective
 from minimind.objective.losses import Need, SigmoidLoss, loss_class, registry
 
 
-def chosen(*flags):
-    settings, objective = choose_objective(parse_settings(flags))
+def chosen(*flags, model=None):
+    settings, objective = choose_objective(parse_settings(flags), model)
     names = ("beta", "average_log_prob", "label_smoothing", "reference")
     return {name: (settings.values[name], settings.origins[name]) for name in names}, objective
 
@@ -57,6 +58,51 @@ def test_an_option_that_differs_between_losses_has_no_common_value():
     assert values["beta"][0] is None
     assert values["average_log_prob"][0] is None
     assert values["reference"] == ("live", "default")  # sigmoid needs it
+
+
+@pytest.mark.parametrize(
+    ("generation", "beta", "average", "origin"),
+    [
+        (2, 0.1, True, "generation 2"),
+        (3, 0.15, False, "generation 3"),
+        (None, 0.1, False, "Hugging Face model"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "aot", "sigmoid:0.8,bco_pair:0.2"])
+def test_options_follow_the_model(generation, beta, average, origin, loss):
+    values, objective = chosen("--loss", loss, model=model_defaults(generation))
+    assert all((part.loss.beta, part.loss.average_log_prob) == (beta, average) for part in objective.parts)
+    assert values["beta"] == (beta, origin)
+    assert values["average_log_prob"] == (average, origin)
+    assert values["label_smoothing"][1] == f"--loss {loss}"
+
+
+@pytest.mark.parametrize("loss", ["ipo", "simpo", "sppo_hard", "cal_dpo", "cpo", "orpo", "sigmoid_norm"])
+def test_losses_with_values_of_their_own_keep_them(loss):
+    values, objective = chosen("--loss", loss, model=model_defaults(3))
+    assert objective.parts[0].loss == loss_class(loss)()
+    assert values["average_log_prob"][1] == f"--loss {loss}"
+
+
+def test_flags_win_over_the_model_s_defaults():
+    values, _ = chosen("--beta", "0.5", model=model_defaults(3))
+    assert values["beta"] == (0.5, "flag")
+    assert values["average_log_prob"] == (False, "generation 3")
+    values, objective = chosen("--loss_options", '{"beta": 0.3}', model=model_defaults(3))
+    assert objective.parts[0].loss.beta == 0.3
+    assert values["beta"] == (0.3, "default")
+
+
+def test_a_resumed_run_goes_on_with_its_options():
+    """A run of generation 3 that an earlier version started has the mean."""
+    model = defaults_of_run({"loss": "sigmoid", "beta": 0.1, "average_log_prob": True})
+    values, objective = chosen(model=model)
+    assert objective.parts[0].loss == SigmoidLoss(beta=0.1, average_log_prob=True)
+    assert values["average_log_prob"] == (True, "checkpoint")
+    mix = {"sigmoid.beta": 0.2, "sigmoid.average_log_prob": False, "hinge.beta": 0.3, "hinge.average_log_prob": False}
+    values, objective = chosen("--loss", "sigmoid,hinge", model=defaults_of_run(mix))
+    assert [part.loss.beta for part in objective.parts] == [0.2, 0.3]
+    assert values["average_log_prob"] == (False, "checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,13 @@ def test_command_keeps_the_flags_of_training():
     assert (fresh.model.from_weight, fresh.model.hidden_size, fresh.model.num_hidden_layers) == ("none", 4096, 32)
 
 
+def test_the_generation_alone_sets_the_size():
+    text = plan(["--generation", "3", "--gpu_memory", "8GiB"])
+    assert "MiniMind generation 3" in text
+    assert "hidden 768" in text
+    assert "full_sft_768.pth" in text
+
+
 def test_sizes_are_read_from_weights():
     given = ["--from_weight", str(REPO / "minimind/demo/start.pth"), "--gpu_memory", "1GiB"]
     text = plan([*given, "--gpus_per_node", "2"])

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from minimind import demo
+from minimind.checkpoints.find import Checkpoint
+from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
 from minimind.errors import ConfigError
 from minimind.ranks.world import World
@@ -52,6 +54,24 @@ def test_the_last_settings_are_those_of_the_deepspeed_file(tmp_path):
 def test_on_bad_row_keep_sets_on_long_row(flags, expected, tmp_path):
     settings = prepare(parse_settings([*ZERO2, "--save_dir", str(tmp_path), *flags]), WORLD).settings
     assert (settings.config.data.on_long_row, settings.origins["on_long_row"]) == expected
+
+
+def test_defaults_follow_the_weights_and_a_resumed_run(tmp_path):
+    """The demo's weights are of generation 3."""
+
+    def values(checkpoint=None):
+        prepared = prepare(parse_settings([*ZERO2, "--save_dir", str(tmp_path)]), WORLD, checkpoint)
+        settings = prepared.settings
+        names = ("average_log_prob", "beta", "empty_think_ratio")
+        assert prepared.objective.options()["beta"] == settings.values["beta"]
+        return [settings.values[name] for name in names], {settings.origins[name] for name in names}
+
+    assert values() == ([False, 0.15, 0.2], {"generation 3"})
+    identity = {"loss": "sigmoid", "beta": 0.1, "average_log_prob": True}
+    batch = {"batch_size": 8, "accumulation_steps": 1}
+    manifest = Manifest(step=1, stream={}, files={}, identity=identity, batch=batch, sharding={"ranks": 1})
+    earlier = Checkpoint(path=tmp_path, manifest=manifest, damaged={})
+    assert values(earlier) == ([True, 0.1, 1.0], {"checkpoint"})
 
 
 def test_problems_of_all_stages_are_one_error(tmp_path):

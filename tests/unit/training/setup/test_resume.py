@@ -108,6 +108,15 @@ def test_dropout_is_compared_where_the_model_has_it():
         check_same_run(saved, description(model=model), stream())
 
 
+def test_the_share_of_empty_think_blocks_is_compared_where_it_was_written():
+    """An earlier version did not write it; there the data's key tells."""
+    saved = checkpoint(description(flags="--empty_think_ratio 0.2"), stream().position_after(3))
+    with pytest.raises(CheckpointError, match=r"empty_think_ratio was 0.2, is 1.0"):
+        check_same_run(saved, description(), stream())
+    del saved.manifest.identity["empty_think_ratio"]
+    check_same_run(saved, description(), stream())
+
+
 def test_dropout_does_not_matter_for_a_model_without_it():
     saved = checkpoint(description(), stream().position_after(3))
     check_same_run(saved, description(flags="--dropout 1"), stream())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from transformers import Qwen3Config
 
 from minimind import demo
 from minimind.config import WEIGHTS, parse_settings
 from minimind.errors import ConfigError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.training.setup.start_weights import (
+    defaults_of,
     open_start_weights,
     weights_name,
     weights_path,
@@ -29,7 +31,12 @@ def test_an_existing_path_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "name"), [((), "full_sft_512.pth"), (("--use_moe", "1", "--hidden_size", "64"), "full_sft_64_moe.pth")]
+    ("flags", "name"),
+    [
+        ((), "full_sft_512.pth"),
+        (("--generation", "3"), "full_sft_768.pth"),
+        (("--use_moe", "1", "--hidden_size", "64"), "full_sft_64_moe.pth"),
+    ],
 )
 def test_a_short_name_is_a_file_in_save_dir(tmp_path, flags, name):
     assert weights_path(config("--save_dir", str(tmp_path), *flags)) == tmp_path / name
@@ -45,6 +52,10 @@ def test_missing_weights_name_both_places(tmp_path):
         open_start_weights(config("--from_weight", "nowhere", "--save_dir", str(tmp_path)))
     assert "--from_weight nowhere: no such file or folder" in str(caught.value)
     assert str(tmp_path / "nowhere_512.pth") in str(caught.value)
+    assert "does; see" not in str(caught.value)
+    (tmp_path / "nowhere_768.pth").touch()
+    with pytest.raises(WeightsError, match=r"nowhere_768.pth does; see --hidden_size, --use_moe and --generation"):
+        open_start_weights(config("--from_weight", "nowhere", "--save_dir", str(tmp_path)))
 
 
 def test_fresh_weights_have_the_sizes_of_the_flags_and_generation_2():
@@ -72,3 +83,23 @@ def test_sizes_come_from_the_weights_and_flags_stay():
     assert (settings.config.model.hidden_size, settings.origins["hidden_size"]) == (32, "flag")
     fresh = with_model_sizes(parse_settings(["--from_weight", "none"]), source)
     assert fresh.origins["num_hidden_layers"] == "default"
+
+
+def test_the_size_of_fresh_weights_says_which_generation_it_is_of():
+    given = parse_settings(["--from_weight", "none", "--generation", "3"])
+    source = open_start_weights(given.config)
+    settings = with_model_sizes(given, source)
+    assert (settings.config.model.hidden_size, settings.origins["hidden_size"]) == (768, "generation 3")
+    assert defaults_of(source).origin == "generation 3"
+
+
+@pytest.mark.parametrize(
+    ("model", "origin"),
+    [
+        (MiniMindConfig(generation=2), "generation 2"),
+        (MiniMindConfig(generation=3), "generation 3"),
+        (Qwen3Config(), "Hugging Face model"),
+    ],
+)
+def test_defaults_follow_the_weights(model, origin):
+    assert defaults_of(SimpleNamespace(config=model)).origin == origin
