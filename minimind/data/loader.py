@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TypeVar
 
-from minimind.data.packs import PairBatch
+from minimind.data.packs import Layout, PairBatch
 from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
-from minimind.data.table import PreferencePair
-
-# How pairs become a batch: `packs.pack` or `packs.pad`.
-Layout = Callable[[Sequence[PreferencePair]], PairBatch]
 
 # Items to prepare ahead. Building a batch takes far less time than computing it, so few are enough.
 _AHEAD = 2

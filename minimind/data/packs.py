@@ -22,6 +22,8 @@ from torch import Tensor
 from minimind.data.table import PreferencePair
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
+# How pairs become a batch: `pack` or `pad`.
+Layout = Callable[[Sequence[PreferencePair]], "PairBatch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,17 +74,19 @@ class PairBatch(Batch):
 
     Attributes:
         target_counts: (N, 3) int64, number of targets in the shared prefix, in chosen, in rejected.
+        scores: (N, 2) float32, of the chosen and of the rejected answers in the data; None unless a loss needs them.
     """
 
     target_counts: Tensor
+    scores: Tensor | None = None
 
     @property
     def num_pairs(self) -> int:
         return len(self.indices)
 
     def without_tokens(self) -> PairBatch:
-        """The batch of which only the number of tokens, the lines and the counts are kept."""
-        return PairBatch(**vars(super().without_tokens()), target_counts=self.target_counts)
+        """The batch of which only the number of tokens, the lines, the counts and the scores are kept."""
+        return PairBatch(**vars(super().without_tokens()), target_counts=self.target_counts, scores=self.scores)
 
 
 class Segment(NamedTuple):
@@ -192,8 +196,8 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
 
 
 def join(packs: Sequence[PackedPairs]) -> PackedPairs:
-    """Concatenate packs into one; targets keep their order. For a forward without a backward, which needs less memory
-    and can take more tokens."""
+    """Concatenate packs into one, without their scores; targets keep their order. For a forward without a backward,
+    which needs less memory and can take more tokens."""
     starts = np.cumsum([0, *(len(one.token_ids) for one in packs)])
     return PackedPairs(
         token_ids=torch.cat([one.token_ids for one in packs]),
@@ -235,6 +239,15 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
         row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
         indices=tuple(pair.index for pair in pairs),
     )
+
+
+def with_scores(layout: Layout) -> Layout:
+    """A layout whose batches also have the scores of their pairs, for losses that need them."""
+
+    def build(pairs: Sequence[PreferencePair]) -> PairBatch:
+        return dataclasses.replace(layout(pairs), scores=torch.tensor([pair.scores for pair in pairs]))
+
+    return build
 
 
 def _count_tensor(counts: Sequence[Sequence[int]], target_ids: Sequence[NDArray[Any]]) -> Tensor:

@@ -15,6 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.scores import score_gaps, scored_apart
 from minimind.data.table import PairTable
 from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, UNPAIRED, WRONG
 from minimind.errors import DataError
@@ -23,8 +24,6 @@ from minimind.errors import DataError
 ERROR, SKIP, KEEP, CUT, CUT_PROMPT = "error", "skip", "keep", "cut", "cut_prompt"
 # Share of the pairs that the recommended --max_seq_len keeps whole.
 _WHOLE_SHARE = 0.99
-# Relative precision of scores, which are float32.
-_ROUNDING = 1e-6
 # Rows that an error lists.
 _SHOWN = 10
 
@@ -115,18 +114,6 @@ def select_pairs(
     if left_out.all():
         raise DataError(_nothing_left(table, on_long_row, filter_score_gap))
     return dataclasses.replace(table, selected=np.flatnonzero(~left_out))
-
-
-def score_gaps(table: PairTable) -> NDArray[np.float64]:
-    """Score of chosen minus score of rejected of each pair, (n,); NaN for pairs without scores."""
-    chosen, rejected = table.scores.astype(np.float64).reshape(-1, 2).T
-    return chosen - rejected
-
-
-def scored_apart(table: PairTable, gap: float) -> NDArray[np.bool_]:
-    """Which pairs have a chosen score that is at least `gap` above the rejected one, (n,)."""
-    # The scores are rounded to float32, so that 0.3 - 0.1 is a little less than 0.2.
-    return score_gaps(table) >= gap - _ROUNDING * np.abs(table.scores).reshape(-1, 2).max(1)
 
 
 def _wrong(table: PairTable) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.columns import NO_SCORES
 from minimind.data.rows import BadRow
 from minimind.data.sources import Source
 from minimind.data.tokens import ROWS
@@ -31,6 +32,7 @@ class PreferencePair:
         chosen_mask, rejected_mask: 1 for the assistant's tokens, (length,) uint8.
         prefix: number of leading tokens that both rows share, with equal masks.
         index: of the pair among all tokenised pairs, selected or not.
+        scores: of the chosen and of the rejected answer in the data; NaN if not given.
     """
 
     chosen: NDArray[np.int32]
@@ -39,6 +41,7 @@ class PreferencePair:
     rejected_mask: NDArray[np.uint8]
     prefix: int
     index: int
+    scores: tuple[float, float] = NO_SCORES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,7 @@ class PairTable:
             rejected_mask=self.mask[middle:end],
             prefix=int(self.prefixes[row]),
             index=row,
+            scores=(float(self.scores[2 * row]), float(self.scores[2 * row + 1])),
         )
 
     @property

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minimind.data.loader import Layout, ahead
-from minimind.data.packs import PairBatch
+from minimind.data.loader import ahead
+from minimind.data.packs import Layout, PairBatch
 from minimind.data.table import PairTable
 from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_records import Records, read_records, seal_records

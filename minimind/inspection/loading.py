@@ -13,9 +13,11 @@ from minimind.data.selection import ERROR, SKIP
 from minimind.data.sources import find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
-from minimind.errors import DataError
+from minimind.errors import ConfigError, DataError
 from minimind.inspection.opening import Inputs
-from minimind.training.setup.training_data import narrowed, select_table, tokenized_table
+from minimind.objective.choice import choose_objective
+from minimind.objective.losses import Objective
+from minimind.training.setup.training_data import check_needs, narrowed, select_table, tokenized_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,29 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     narrow, narrow_held_out = narrowed(
         PairTables(tables=selected), PairTables(tables=evaluated) if evaluated else None, data
     )
+    objective = _objective(inputs)
+    for pairs in (narrow, narrow_held_out):
+        try:
+            if pairs is not None and objective is not None:
+                check_needs(objective, pairs)
+        except DataError as error:
+            obstacles.append(str(error))
     return LoadedPairs(
         settings=settings,
         tables=narrow.tables,
         held_out=narrow_held_out.tables if narrow_held_out else (),
         obstacles=tuple(obstacles),
     )
+
+
+def _objective(inputs: Inputs) -> Objective | None:
+    """The loss of the run, also if weights or other files are not there; None if its flags are wrong."""
+    if inputs.prepared is not None:
+        return inputs.prepared.objective
+    try:
+        return choose_objective(inputs.settings)[1]
+    except ConfigError:
+        return None  # the obstacle of the inputs says so
 
 
 def _select(table: PairTable, data: DataConfig, obstacles: list[str]) -> PairTable:

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from minimind.config import DataConfig
+from minimind.data.scores import score_gaps, scored_apart
 from minimind.data.selection import (
     CUT_PROMPT,
     KEEP,
     SKIP,
     LengthSummary,
-    score_gaps,
-    scored_apart,
     summarize_lengths,
 )
 from minimind.data.shapes import PLAIN, SHAPES

@@ -1,6 +1,9 @@
-"""Losses of the global batch and running means do not depend on how the batch is split over ranks and micro-batches."""
+"""Losses of the global batch and of scores, and running means, do not depend on how the global batch is split over
+ranks and micro-batches."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
@@ -9,7 +12,7 @@ from tests.distributed.launching import metrics, train
 
 pytestmark = pytest.mark.distributed
 
-LOSS = "aot:1,aot_unpaired:0.5,beta_dpo:0.5,bco_pair:0.2,sft:0.1"
+LOSS = "aot:1,aot_unpaired:0.5,beta_dpo:0.5,bco_pair:0.2,sft:0.1,odpo:0.2,rebel:0.05"
 SAME = (
     *("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "beta"),
     *(f"loss/{part.split(':')[0]}" for part in LOSS.split(",")),
@@ -30,8 +33,11 @@ def run(folder, data, ranks, config, *split):
 
 def test_the_split_of_the_global_batch_does_not_matter(tmp_path):
     data = tmp_path / "pairs.jsonl"
-    lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
-    data.write_text("".join(lines[:35]), encoding="utf-8")
+    lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines()[:35]
+    rows = [
+        {**json.loads(line), "score_chosen": 3 + place % 5, "score_rejected": 2} for place, line in enumerate(lines)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     whole = run(tmp_path / "whole", data, 1, "zero2", "--batch_size", 8)
     assert {entry["step"] for entry in whole} == {0, 1, 2, 3, 4}
     # The shift of bco_pair and the running mean of beta_dpo matter from the second step on.
@@ -41,7 +47,11 @@ def test_the_split_of_the_global_batch_does_not_matter(tmp_path):
             (1, "zero2", ("--batch_size", 2, "--accumulation_steps", 4)),
             (2, "zero2", ("--batch_size", 4)),
             (2, "zero3", ("--batch_size", 2, "--accumulation_steps", 2)),
-            (2, "zero3", ("--batch_size", 4, "--micro_batch_tokens", 150)),
+            (
+                2,
+                "zero3",
+                ("--batch_size", 4, "--micro_batch_tokens", 150, "--reference", "cached", "--cache_dir", tmp_path),
+            ),
         )
     ):
         other = run(tmp_path / str(number), data, ranks, config, *split)

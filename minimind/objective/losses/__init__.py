@@ -1,7 +1,7 @@
 """Preference losses: one class per loss, registered by name; mixes of them, and their options."""
 
 # Importing a module registers its losses.
-from minimind.objective.losses import answers, batch, divergences, margin, reference_free, tokens
+from minimind.objective.losses import answers, batch, divergences, margin, reference_free, scored, tokens
 from minimind.objective.losses.bases import PolicyLoss, RatioLoss, margins
 from minimind.objective.losses.build import build_objective
 from minimind.objective.losses.contract import (
@@ -47,5 +47,6 @@ __all__ = [
     "reference_free",
     "register_loss",
     "reward_metrics",
+    "scored",
     "tokens",
 ]

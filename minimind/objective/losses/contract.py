@@ -26,6 +26,8 @@ class Need(enum.Enum):
     REFERENCE = "row log-probs of the reference"
     PER_TOKEN = "log-probs of single tokens"
     GLOBAL_BATCH = "all pairs of the global batch"
+    SCORES = "scores of both answers in the data"
+    SCORE_GAPS = "a score of chosen above that of rejected"
     COLLISIONS = "sums of squared probabilities of all tokens under the policy"
 
 
@@ -96,12 +98,14 @@ class LossInputs:
         reference: the reference's log-probs; None if the loss does not need them.
         statistics: name -> scalar, running mean over the global steps before this one, for the names in the loss's
             `statistics`; empty in the first step.
+        scores: (N, 2) scores of the answers in the data; None unless the loss declares `Need.SCORES`.
         shares: name of a loss over the global batch -> its share of these pairs; empty if these are the whole batch.
     """
 
     policy: PairScores
     reference: PairScores | None = None
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    scores: Tensor | None = None
     shares: Mapping[str, BatchShare] = dataclasses.field(default_factory=dict)
 
     def ratios(self, average_log_prob: bool) -> Tensor:

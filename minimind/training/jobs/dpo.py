@@ -128,6 +128,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
             policy=policy,
             reference=None if known is None else self._scores(batch, known.sums, known.per_token),
             statistics=self._means,
+            scores=batch.scores,
             shares=target.shares,
         )
         result = self.objective(inputs)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from minimind.data.loader import Layout, eval_batches
+from minimind.data.loader import eval_batches
+from minimind.data.packs import Layout
 from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.ranks.watch import Watch

@@ -9,8 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from minimind.data.loader import Layout
-from minimind.data.packs import pack, pad
+from minimind.data.packs import Layout, pack, pad
 from minimind.data.pair_tables import PairTables
 from minimind.data.table import PreferencePair
 from minimind.engine.policy import Policy

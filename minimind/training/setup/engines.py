@@ -10,10 +10,11 @@ import functools
 from collections.abc import Sequence
 
 from minimind import native
-from minimind.data.loader import Layout
+from minimind.data.packs import Layout, with_scores
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.model.family import family_of
+from minimind.objective.losses import Need
 from minimind.objective.schedule import learning_rate_factor
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -87,4 +88,6 @@ def build_engines(
             "log-probs are not compared with the start weights', and the margins do not start at 0"
         )
     references = open_references(prepared, policy, engine, data.tables, layout, described, console, watch, another)
+    # The reference does not read scores.
+    layout = with_scores(layout) if Need.SCORES in prepared.objective.needs else layout
     return Engines(policy=policy, layout=layout, references=references)

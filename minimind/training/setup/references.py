@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minimind.data.loader import Layout
-from minimind.data.packs import PackedPairs, PairBatch
+from minimind.data.packs import Layout, PackedPairs, PairBatch
 from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference, Reference

@@ -21,6 +21,7 @@ from minimind.data.left_out import words_of
 from minimind.data.narrowing import first_pairs, without_duplicates
 from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
+from minimind.data.scores import check_scores
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.shapes import SHAPES, ShapeOptions
 from minimind.data.shapes.dataset_info import dataset_info
@@ -30,6 +31,7 @@ from minimind.data.table_build import TokenisingListener
 from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError, LaunchError
+from minimind.objective.losses import Need, Objective
 from minimind.ranks.collectives import from_main, gather, main_first
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, cache_dir
@@ -62,7 +64,8 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     """Tokenise the sources, or read their caches, and lay out the order of pairs; all ranks call it.
 
     Raises:
-        DataError: a source cannot be used, or has rows that `--on_bad_row error` or `--on_long_row error` refuse.
+        DataError: a source cannot be used, has rows that `--on_bad_row error` or `--on_long_row error` refuse, or has
+            pairs without the scores that the loss needs.
         ConfigError: the pairs do not fill one global batch, or --pairing is given for rows without several answers.
         LaunchError: the machines have other data.
     """
@@ -72,6 +75,9 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     eval_table = _load_pairs(prepared, world, held_out, listener) if held_out else None
     _check_pairing(prepared.settings, [*table.tables, *(eval_table.tables if eval_table is not None else ())])
     table, eval_table = narrowed(table, eval_table, config.data)
+    for tables in (table, eval_table):
+        if tables is not None:
+            check_needs(prepared.objective, tables)
     stream = pair_sampler(config, table, world.size)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
@@ -164,6 +170,16 @@ def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSample
         tokens=table.packed_tokens,
         token_budget=config.optimisation.micro_batch_tokens,
     )
+
+
+def check_needs(objective: Objective, tables: PairTables) -> None:
+    """Check that the pairs have what the losses need of them besides their answers.
+
+    Raises:
+        DataError: on every rank, if some have not.
+    """
+    if Need.SCORES in objective.needs:
+        check_scores(tables, objective.name, above=Need.SCORE_GAPS in objective.needs)
 
 
 def _check_pairing(settings: Settings, tables: list[PairTable]) -> None:

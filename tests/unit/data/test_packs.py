@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.packs import Batch, Segment, join, pack, pad
+from minimind.data.packs import Batch, Segment, join, pack, pad, with_scores
 from minimind.data.table import PreferencePair
 
 
@@ -196,3 +196,20 @@ def test_a_batch_without_tokens_keeps_what_a_loss_needs(layout):
     assert (light.indices, light.row_tokens, light.num_pairs) == (batch.indices, batch.row_tokens, 2)
     assert torch.equal(light.target_counts, batch.target_counts)
     assert light.token_ids.numel() == light.target_ids.numel() == light.target_positions.numel() == 0
+
+
+@pytest.mark.parametrize("layout", [pack, pad])
+def test_scores_are_in_batches_for_losses_that_need_them(layout):
+    pairs = [dataclasses.replace(A, scores=(8.5, 2.0)), B]
+    assert layout(pairs).scores is None
+    batch = with_scores(layout)(pairs)
+    assert batch.scores.dtype == torch.float32
+    assert batch.scores[0].tolist() == [8.5, 2.0]
+    assert batch.scores[1].isnan().all()
+    assert batch.without_tokens().scores is batch.scores
+    assert batch.to_device(torch.device("meta")).scores.is_meta
+    plain = layout(pairs)
+    for field in dataclasses.fields(plain):
+        if field.name != "scores":
+            one, other = getattr(plain, field.name), getattr(batch, field.name)
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other

@@ -49,6 +49,17 @@ def test_rows_that_are_right_need_no_policy(loaded):
     assert (found.settings.config.data.on_bad_row, found.settings.explicit("on_bad_row")) == ("error", False)
 
 
+def test_scores_that_the_loss_lacks_stop_the_run(loaded):
+    assert (
+        loaded("--loss", "rebel", rows=ROWS[:1])
+        .obstacles[0]
+        .partition("pairs.jsonl: ")[2]
+        .startswith("1 of 1 pairs have no finite")
+    )
+    scored = {**ROWS[0], "score_chosen": 2, "score_rejected": 1}
+    assert loaded("--loss", "odpo", rows=[scored]).obstacles == ()
+
+
 def test_no_pair_left_is_an_error(loaded):
     with pytest.raises(DataError, match="none of the 2 rows can be trained on"):
         loaded(rows=ROWS[1:])

@@ -54,6 +54,7 @@ def inputs(
     """Inputs of N pairs; the reference gives 0 to every row if it is not given."""
     own = scores(policy, counts)
     return LossInputs(
+        scores=torch.tensor([[2.0, 0.5]] * len(own.sums), dtype=torch.float64),
         policy=own,
         reference=scores(torch.zeros_like(own.sums) if reference is None else reference, counts),
         statistics={name: torch.tensor(value, dtype=torch.float64) for name, value in (statistics or {}).items()},
@@ -68,7 +69,9 @@ def slopes(loss: Callable[[LossInputs], object], given: LossInputs) -> Tensor:
     """(N, 2) derivative of each pair's loss in its own log-probs, by autograd."""
     sums = given.policy.sums.clone().requires_grad_()
     policy = with_tokens(sums, given.policy.target_counts)
-    result = loss(LossInputs(policy=policy, reference=given.reference, statistics=given.statistics))
+    result = loss(
+        LossInputs(policy=policy, reference=given.reference, statistics=given.statistics, scores=given.scores)
+    )
     (gradient,) = torch.autograd.grad(result.losses.sum(), sums)
     return gradient
 
@@ -83,7 +86,9 @@ def differences(loss: Callable[[LossInputs], object], given: LossInputs, step: f
                 sums = given.policy.sums.clone()
                 sums[pair, row] += sign * step
                 policy = with_tokens(sums, given.policy.target_counts)
-                shifted = LossInputs(policy=policy, reference=given.reference, statistics=given.statistics)
+                shifted = LossInputs(
+                    policy=policy, reference=given.reference, statistics=given.statistics, scores=given.scores
+                )
                 total.append(loss(shifted).losses.sum().item())
             found[pair, row] = (total[0] - total[1]) / (2 * step)
     return found

@@ -95,9 +95,10 @@ def test_a_loss_needs_no_value_of_the_device(loss):
     zeros = {name: torch.zeros(shape, device=DEVICE) for name, shape in shapes.items()}
     reference = PairScores(target_counts=counts, **zeros)
     policy = PairScores(target_counts=counts, **{name: one.clone().requires_grad_() for name, one in zeros.items()})
+    scores = torch.zeros(4, 2, device=DEVICE)
     means = {name: torch.zeros((), device=DEVICE) for name in loss.statistics}
     with host_waits_raise():
-        loss(LossInputs(policy=policy, reference=reference, statistics=means)).losses.sum().backward()
+        loss(LossInputs(policy=policy, reference=reference, statistics=means, scores=scores)).losses.sum().backward()
     assert any(one.grad is not None and one.grad.is_meta for one in (policy.sums, policy.per_token))
 
 

@@ -17,7 +17,8 @@ from minimind.training.jobs.dpo import DPOJob
 # Two pairs: one target in the prefix, one of chosen, one of rejected; none, two of chosen, one of rejected.
 COUNTS = torch.tensor([[1, 1, 1], [0, 2, 1]])
 LOG_PROBS = torch.tensor([-1.0, -3.0, -5.0, -2.0, -4.0, -7.0])
-BATCH = SimpleNamespace(target_counts=COUNTS, num_pairs=2)
+SCORES = torch.tensor([[8.0, 2.0], [3.0, 4.0]])
+BATCH = SimpleNamespace(target_counts=COUNTS, num_pairs=2, scores=SCORES)
 # Sums by hand: -1 - 3, -1 - 5; -2 - 4, -7. Means: -2, -3; -3, -7.
 SUMS = [[-4.0, -6.0], [-6.0, -7.0]]
 MEANS = [[-2.0, -3.0], [-3.0, -7.0]]
@@ -66,6 +67,7 @@ def test_a_loss_gets_sums_and_means_of_policy_and_reference(average, rows):
     assert inputs.policy.rows(average).tolist() == rows
     assert inputs.reference.rows(average).tolist() == [[2 * value for value in row] for row in rows]
     assert outcome.metrics["seen"].tolist() == [row[0] for row in SUMS]
+    assert inputs.scores is SCORES
 
 
 def test_per_token_log_probs_are_given_to_losses_that_need_them():

@@ -12,6 +12,7 @@ from minimind.config import DataConfig, parse_settings
 from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
+from minimind.objective.losses import build_objective
 from minimind.ranks.world import World
 from minimind.training.row_report import row_messages
 from minimind.training.setup import training_data
@@ -27,7 +28,8 @@ WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 def load(tokenizer, tmp_path):
     def run(path, *flags):
         settings = parse_settings(["--cache_dir", str(tmp_path / "cache"), "--data_path", str(path), *flags])
-        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer), WORLD, SILENT)
+        objective = build_objective(settings.config.objective.loss)
+        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer, objective=objective), WORLD, SILENT)
 
     return run
 
@@ -126,6 +128,18 @@ def test_flags_of_several_answers_need_such_rows(load, file):
         ConfigError, match=r"^--pairing and --score_gap: no row has several answers with scores or ranks$"
     ):
         load(file, "--pairing", "all", "--score_gap", "1")
+
+
+def test_a_loss_of_scores_needs_them_in_both_files(load, write_rows):
+    """Pairs that are filtered out need none."""
+    scored = {**pair("Good?", "Yes.", "No!"), "score_chosen": 2, "score_rejected": "1.5"}
+    path, held_out = write_rows(scored, scored), write_rows(scored, pair("Good?", "Yes.", "No!"), name="eval.jsonl")
+    flags = ("--batch_size", "1", "--loss", "odpo:1,sigmoid:0.5")
+    assert load(path, *flags).table[1].scores == (2.0, 1.5)
+    with pytest.raises(DataError, match=r"eval\.jsonl: 1 of 2 pairs have no finite scores, .*odpo.*: lines 2;"):
+        load(path, *flags, "--eval_data_path", str(held_out))
+    load(path, *flags, "--eval_data_path", str(held_out), "--filter_score_gap", "0.1")
+    load(held_out, "--batch_size", "1")
 
 
 def test_pairs_that_do_not_fill_a_batch_are_an_error(load, file):
