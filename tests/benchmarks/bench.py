@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import re
 import signal
 import statistics
 import sys
@@ -40,7 +39,7 @@ from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
 from minimind.native.processor import Products, describe, fastest_products
 from tests.benchmarks import report
-from tests.benchmarks.common import Task
+from tests.benchmarks.common import Task, processor_name
 from tests.benchmarks.peers import CORES, PEERS, NotHereError, PeerError, run_peer, task_of
 from tests.benchmarks.work import GemmRates, Work, gemm_rates, stated_peak, work_of
 
@@ -220,13 +219,7 @@ def _machine() -> str:
     """The GPU, or the CPU with its cores and its way of multiplying bfloat16 matrices."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    try:
-        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        listed = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", listed, re.MULTILINE)
-    name = model[1] if model else platform.machine()
-    return f"{CORES} cores of {name}; bfloat16 by {describe()}"
+    return f"{CORES} cores of {processor_name()}; bfloat16 by {describe()}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -106,3 +108,13 @@ def states_bytes(models: Iterable[nn.Module], optimizer: torch.optim.Optimizer |
         ]
     storages = (tensor.untyped_storage() for tensor in tensors if tensor.device.type == DEVICE.type)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def processor_name() -> str:
+    """The CPU's name as the system has it, or its architecture."""
+    try:
+        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        listed = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", listed, re.MULTILINE)
+    return model[1] if model else platform.machine()
