@@ -28,6 +28,7 @@ from minimind.checkpoints.find import (
 from minimind.checkpoints.manifest import MANIFEST, Manifest, fingerprint_file, own_files, write_atomically
 from minimind.checkpoints.reshard import load_resharded
 from minimind.durable import sync_folder
+from minimind.engine.moving_reference import MovingReference
 from minimind.engine.patches.checkpoint_io import FailedWrite, collect_write_failures, defer_load_epilogue
 from minimind.engine.patches.partitions import RESHARD_CHECKPOINTS
 from minimind.engine.patches.registry import PatchSelection
@@ -73,6 +74,7 @@ class Checkpoints:
         unlogged: Mapping[str, Any],
         *,
         listeners: Mapping[str, Any] | None = None,
+        moving: MovingReference | None = None,
     ) -> Path:
         """Write a checkpoint after global step `step`. `latest` names it only when every file of every rank is there.
 
@@ -84,6 +86,7 @@ class Checkpoints:
             stream: position in the stream of pairs.
             unlogged: training metrics since the last logged step.
             listeners: state of the training loop's listeners by name, JSON values; rank 0's is written.
+            moving: a reference that follows the policy.
 
         Raises:
             CheckpointError: on all ranks, if any could not write. The new folder is deleted, older ones stay.
@@ -96,7 +99,7 @@ class Checkpoints:
                     str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False
                 )
             # Each rank hashes its own files, which are still in its page cache; rank 0 needs all the hashes.
-            parts = gather(self.world, agree(self.world, lambda: self._fingerprints(path, failures)))
+            parts = gather(self.world, agree(self.world, lambda: self._finish_own(path, moving, failures)))
             files = {name: entry for part in parts for name, entry in (part or {}).items()}
             manifest = Manifest(
                 step=step, stream=stream, files=files, unlogged=unlogged, listeners=listeners or {}, **self.described
@@ -108,8 +111,10 @@ class Checkpoints:
             raise
         return path
 
-    def load(self, policy: Policy, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint into the policy, for any number of ranks and any ZeRO stage. All ranks must call.
+    def load(self, policy: Policy, checkpoint: Checkpoint, moving: MovingReference | None = None) -> None:
+        """Load a checkpoint into the policy and a reference that follows it. All ranks must call.
+
+        The number of ranks and the ZeRO stage may be others.
 
         Raises:
             CheckpointError: on all ranks, if any has files that cannot be loaded.
@@ -118,6 +123,8 @@ class Checkpoints:
         with defer_load_epilogue(policy.engine, self.patches) as epilogue:
             agree(self.world, lambda: self._read(policy.engine, checkpoint))
         epilogue()
+        if moving is not None:
+            agree(self.world, lambda: moving.read(checkpoint.path))
 
     def newest(self) -> str | None:
         """Name of the newest complete checkpoint, None if there is none; to be called on rank 0."""
@@ -145,11 +152,16 @@ class Checkpoints:
                 f"{RESHARD_CHECKPOINTS.name!r} is off: {reason}; resume with those that the checkpoint was written with"
             )
 
-    def _fingerprints(self, path: Path, failures: Sequence[FailedWrite]) -> dict[str, Any]:
-        """Sizes and hashes of the files that this rank wrote."""
+    def _finish_own(
+        self, path: Path, moving: MovingReference | None, failures: Sequence[FailedWrite]
+    ) -> dict[str, Any]:
+        """Write what is not DeepSpeed's; sizes and hashes of the files that this rank wrote."""
         if failures:
             raise CheckpointError(_write_problem(failures[0].path, failures[0].error))
         with _as_checkpoint_error(path):
+            if moving is not None:
+                moving.write(path)
+                self._on_progress()
             own = own_files(path, self.world.rank)
             return {str(file.relative_to(path)): fingerprint_file(file, self._on_progress) for file in own}
 

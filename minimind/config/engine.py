@@ -17,6 +17,11 @@ class EngineConfig:
         "them once for all pairs and stores them in cache_dir; none: no reference, the value for losses that need none",
         choices=("live", "cached", "none"),
     )
+    reference_update: str | None = flag(
+        None,
+        "the reference follows the policy (TR-DPO); soft:0.6@64: every 64 global steps it becomes 0.6 of the policy "
+        "and 0.4 of itself; ema:0.99@64: 0.01 of the policy and 0.99 of itself; hard@512: every 512 steps the policy",
+    )
     deepspeed: str | None = flag(None, "DeepSpeed configuration file of the policy, e.g. ds_configs/zero2.json")
     reference_config: str | None = flag(
         None, "DeepSpeed configuration file of the reference; without it ds_configs/reference.json"

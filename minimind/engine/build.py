@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minimind.engine.ds_zero import swaps_to_nvme
+from minimind.engine.ds_zero import has_plain_shards
 from minimind.engine.patches.partitions import FILL_OWN_SHARDS, shard_of
 from minimind.engine.patches.registry import PatchSelection
 from minimind.engine.scorer import PairScorer
@@ -84,17 +84,19 @@ def own_share(tensor: Tensor, world: World) -> Tensor:
     The flattened tensor is cut into equal parts. The last ranks' parts may be shorter or empty; DeepSpeed pads them. Of
     a mapped tensor only these elements are read from the disk.
     """
-    size = -(-tensor.numel() // world.size)
-    return tensor.flatten()[size * world.rank : size * (world.rank + 1)]
+    start, stop = own_range(tensor.numel(), world)
+    return tensor.flatten()[start:stop]
+
+
+def own_range(numel: int, world: World) -> tuple[int, int]:
+    """First element of a tensor that ZeRO-3 assigns to this rank, and the one after the last."""
+    size = -(-numel // world.size)
+    return min(size * world.rank, numel), min(size * (world.rank + 1), numel)
 
 
 def _has_plain_shards(ds_config: dict[str, Any], model: nn.Module, patches: PatchSelection) -> bool:
     """Whether this rank can write its part of each parameter directly."""
-    zero = ds_config["zero_optimization"]
-    # ZeRO++ keeps a second partition of each tensor, or quantized ones. On NVMe no shard is in memory.
-    second = zero.get("zero_hpz_partition_size", 1) > 1
-    quantized = any(zero.get(f"zero_quantized_{kind}weights", False) for kind in ("", "nontrainable_"))
-    if second or quantized or swaps_to_nvme(ds_config):
+    if not has_plain_shards(ds_config):
         return False
     return patches.uses(FILL_OWN_SHARDS, next(model.parameters()))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from minimind.config import DEEPSPEED_FILE, Settings
 from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
-from minimind.engine.ds_zero import resolve_overlap, resolve_zero, swaps_to_nvme
+from minimind.engine.ds_zero import has_plain_shards, resolve_overlap, resolve_zero, swaps_to_nvme
 from minimind.engine.patches.catalog import PATCHES
 from minimind.engine.patches.registry import flag_problems
 from minimind.errors import ConfigError
@@ -91,6 +91,8 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         )
     if on_cpu and dtype == "float16":
         problems.append("float16 needs a GPU; use --dtype bfloat16 or float32 here")
+    if stage == 0 and dtype == "float16" and settings.config.engine.reference_update:
+        problems.append("--reference_update needs the policy's float32 weights: in float16 use ZeRO stage 1 or higher")
     problems += flag_problems(settings.config.engine.disable_patches, PATCHES)
     problems += _left_over_autos(values)
     if problems:
@@ -134,6 +136,11 @@ def resolve_reference(path: Path, settings: Settings, world_size: int, on_cpu: b
         )
     if stage != 3:
         problems.append(f"zero_optimization.stage is {stage}; the reference is always a ZeRO-3 shard")
+    if settings.config.engine.reference_update and not has_plain_shards(values):
+        problems.append(
+            "--reference_update writes the reference's shards, which ZeRO++ keeps twice or quantized; use "
+            "ds_configs/reference.json"
+        )
     problems += _left_over_autos(values)
     if problems:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in problems])

@@ -81,6 +81,17 @@ def weights_at_hand(values: Mapping[str, Any]) -> bool:
     return (section.get("offload_param") or {}).get("device", "none") == "none" and not quantized
 
 
+def has_plain_shards(values: Mapping[str, Any]) -> bool:
+    """Whether each rank holds one part of each ZeRO-3 parameter in memory, in the parameter's dtype.
+
+    ZeRO++ keeps a second partition of each tensor, or quantized ones. On NVMe no shard is in memory.
+    """
+    section = values[_KEY]
+    second = section.get("zero_hpz_partition_size", 1) > 1
+    quantized = any(section.get(f"zero_quantized_{kind}weights", False) for kind in ("", "nontrainable_"))
+    return not (second or quantized or swaps_to_nvme(values))
+
+
 def swaps_to_nvme(values: Mapping[str, Any]) -> bool:
     """Whether optimizer states or weights swap to an NVMe drive. Such runs write no checkpoints.
 

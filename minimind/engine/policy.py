@@ -9,17 +9,22 @@ policy tells DeepSpeed which micro-batch is the last of a global step, because t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from minimind.data.packs import Batch
-from minimind.engine.build import build_scorer, own_share, transformer_blocks
+from minimind.engine.build import build_scorer, own_range, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_zero import fit_bucket
 from minimind.engine.monitor import RunMonitor
@@ -230,6 +235,23 @@ class Policy:
             if self.world.is_main:
                 state[name] = tensor.detach().to("cpu", torch.float32, copy=True)
         return state
+
+    def own_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name of each trained parameter, and this rank's ZeRO-3 share of its float32 weights, (n,).
+
+        All ranks must call. Whatever the policy's stage is, the share is that of a ZeRO-3 shard. Below stage 3 each
+        parameter is gathered for it, one at a time.
+        """
+        for name, parameter in self.engine.module.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if self.stage == 3:
+                start, stop = own_range(full_numel(parameter), self.world)
+                yield name, safe_get_local_fp32_param(parameter)[: stop - start]
+                continue
+            # At stage 0 in float32 the parameter itself is the weight.
+            full = safe_get_full_fp32_param(parameter)
+            yield name, own_share((parameter if full is None else full).detach(), self.world)
 
     def close(self) -> None:
         """Wait for monitors that upload in the background."""

@@ -1,4 +1,4 @@
-"""The reference: the frozen model that the policy is compared with.
+"""The reference: the model that the policy is compared with.
 
     micro-batches of a global step -> score -> ReferenceScores of each, without gradient
 
@@ -135,6 +135,10 @@ class LiveReference(Reference):
             f"before the first update policy and reference differ by {worst:.3g} in a row's mean log-prob "
             f"({place}){start}. They are not the same model, or its log-probs are not finite. Check the weights."
         )
+
+    def release_gathered(self) -> None:
+        """Drop gathered weights, after the shard has changed; small ones otherwise stay gathered between forwards."""
+        self.engine.optimizer.empty_partition_cache()
 
     def close(self) -> None:
         """Free the engine's memory. The reference cannot score after this."""

@@ -122,3 +122,11 @@ def packing_obstacle(config: PretrainedConfig, max_seq_len: int) -> str | None:
         if getattr(text, name, None) not in (None, 1, 1.0):
             return f"it transforms its logits ({name})"
     return None
+
+
+def model_identity(config: PretrainedConfig) -> dict[str, object]:
+    """A model's configuration, without entries that do not affect its numbers."""
+    model = config.to_diff_dict()
+    for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
+        model.pop(name, None)
+    return {f"model.{name}": value for name, value in sorted(model.items())}

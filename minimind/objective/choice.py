@@ -13,11 +13,12 @@ from minimind.config import DEFAULT, ModelDefaults, Settings
 from minimind.errors import ConfigError
 from minimind.objective.losses import Need, Objective, build_objective
 from minimind.objective.losses.build import options_of_model
+from minimind.objective.reference_update import parse_reference_update
 
 # Options of losses that are flags of their own.
 OPTION_FLAGS = ("beta", "average_log_prob", "label_smoothing")
 # Flags about a reference, which a loss that needs none refuses.
-_REFERENCE_FLAGS = ("reference", "reference_config", "reference_weight")
+_REFERENCE_FLAGS = ("reference", "reference_config", "reference_weight", "reference_update")
 # Value of --reference for a loss that needs none.
 NO_REFERENCE = "none"
 
@@ -62,12 +63,19 @@ def _common_value(objective: Objective, name: str) -> float | bool | None:
 
 def _check_reference(settings: Settings, objective: Objective) -> None:
     engine, shown = settings.config.engine, f"--loss {objective.name}"
+    if engine.reference_update:
+        parse_reference_update(engine.reference_update)
     if Need.REFERENCE not in objective.needs:
         given = [f"--{name}" for name in _REFERENCE_FLAGS if settings.explicit(name)]
         if given and not (given == ["--reference"] and engine.reference == NO_REFERENCE):
             raise ConfigError(f"{shown} needs no reference; drop {' and '.join(given)}")
     elif engine.reference == NO_REFERENCE:
         raise ConfigError(f"--reference {NO_REFERENCE}: {shown} needs a reference; use live or cached")
+    elif engine.reference == "cached" and engine.reference_update:
+        raise ConfigError(
+            "--reference_update moves the reference, and --reference cached keeps log-probs of the one at the start; "
+            "use --reference live"
+        )
     elif engine.reference == "cached":
         both = {Need.REFERENCE, Need.PER_TOKEN}
         names = [part.loss.name for part in objective.parts if both <= part.loss.needs]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minimind.config import JobConfig
+from minimind.objective.reference_update import ReferenceUpdate, parse_reference_update
 
 # Largest number of tokens of one forward of the reference; equal to that of engine/reference.py.
 REFERENCE_TOKENS = 2**16
@@ -51,6 +52,7 @@ class StepLoad:
         micro_batches: largest number of micro-batches of a global step.
         reference: the reference is in memory during training; a cached one is not.
         checkpointing: the backward pass recomputes the activations within blocks.
+        update: how the reference follows the policy; None: it stays.
     """
 
     dtype: str
@@ -58,11 +60,12 @@ class StepLoad:
     micro_batches: int
     reference: bool = True
     checkpointing: bool = False
+    update: ReferenceUpdate | None = None
 
     @classmethod
     def of(cls, config: JobConfig) -> StepLoad:
         """The load that a job's configuration describes."""
-        optimisation = config.optimisation
+        optimisation, moving = config.optimisation, config.engine.reference_update
         pair = 2 * config.data.max_seq_len
         pairs = optimisation.batch_size * optimisation.accumulation_steps
         tokens, micro_batches = optimisation.batch_size * pair, optimisation.accumulation_steps
@@ -77,6 +80,7 @@ class StepLoad:
             micro_batches=micro_batches,
             reference=config.engine.reference == "live",
             checkpointing=config.engine.gradient_checkpointing,
+            update=parse_reference_update(moving) if moving is not None else None,
         )
 
     @property

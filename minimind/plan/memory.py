@@ -33,7 +33,7 @@ class RankMemory:
 
     Attributes:
         parameters, gradients, optimizer: the policy's states on the device, during the whole step.
-        reference: the reference's shard on the device.
+        reference: the reference's shard on the device, and its float32 average if it follows the policy.
         update: copies of the gradients during the optimizer step.
         first_step: more such copies in the first step, in which DeepSpeed's optimizer and its patches are compared.
         gathered, scoring_gathered: parameters of the policy and of the reference that ZeRO-3 has gathered, at most.
@@ -43,6 +43,7 @@ class RankMemory:
         activations: saved for the backward pass.
         head: memory of the output head in addition to the activations.
         scoring: working set of the reference's forward, which saves no activations.
+        moving: while the reference is moved, float32 copies of the largest tensor.
         host: main memory.
         disk: NVMe.
     """
@@ -61,6 +62,7 @@ class RankMemory:
     activations: int = 0
     head: int = 0
     scoring: int = 0
+    moving: int = 0
     host: int = 0
     disk: int = 0
 
@@ -76,7 +78,8 @@ class RankMemory:
         at_update = self.buckets if self.buckets_at_update else kept
         backward = self.gathered + self.buckets + self.activations + self.head
         update = self.update + max(at_update, self.first_step + kept)
-        return self.states + max(backward, update, self.scoring + self.scoring_gathered + kept)
+        scoring = self.scoring + self.scoring_gathered
+        return self.states + max(backward, update, max(scoring, self.moving) + kept)
 
 
 def rank_memory(
@@ -122,6 +125,8 @@ def rank_memory(
         reference=shard,
         scoring_gathered=gathered,
         scoring=working + logits if load.reference else 0,
+        # Below stage 3 a parameter is gathered as a sum over the ranks, and this rank's share is copied out of it.
+        moving=_FLOAT32 * sizes.largest if load.update is not None and 0 < choice.stage < 3 else 0,
         host=policy.host + in_host,
         activations=activation_bytes(sizes, load),
         head=_head(sizes, load, machine.on_cpu),
@@ -253,7 +258,10 @@ def _reference(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int
     """Bytes of the reference: on the device, gathered at a time, in main memory."""
     if not load.reference:
         return 0, 0, 0
-    shard, whole = load.width * sizes.shard(ranks), load.width * sizes.small(choice.keep_below)
+    width = load.width
+    if load.update is not None and not load.update.hard and width < _FLOAT32:
+        width += _FLOAT32  # the average, beside the shard
+    shard, whole = width * sizes.shard(ranks), load.width * sizes.small(choice.keep_below)
     # Tied embeddings are the first and the last weight in use, so they stay gathered during the whole forward.
     gathered = load.width * min(sizes.parameters, _in_use(sizes, choice) + sizes.largest)
     if choice.parameters_on == "device":

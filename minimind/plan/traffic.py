@@ -10,6 +10,7 @@ Volumes in parameters P: gathering P costs P, a reduce-scatter of gradients cost
     stage 2    M (P or 2 P) + P          the same, but with a reduction after each micro-batch
     stage 3    M (P + P - kept + P)      parameters for forward and for backward, reduce-scatter of the gradients
     reference  P per forward             a forward scores as many micro-batches as memory allows
+    moving it  2 P in float32            at stages 1 and 2, every --reference_update steps; nothing at stage 3
 
 DeepSpeed's communication logger confirms the volumes (tests/distributed/test_plan.py).
 """
@@ -22,6 +23,8 @@ from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import kept_for_backward
 from minimind.plan.sizes import ModelSizes
 
+_FLOAT32 = 4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTraffic:
@@ -29,7 +32,7 @@ class StepTraffic:
 
     Attributes:
         parameters, gradients: of the policy.
-        reference: for the parameters of the reference.
+        reference: for the parameters of the reference, and to move it, spread over the steps between.
     """
 
     parameters: int
@@ -75,5 +78,8 @@ def step_traffic(
         forwards = -(-batches // load.reference_batches)
         scorer = other or sizes
         scored = forwards * (scorer.parameters - scorer.small(reference.keep_below)) * load.width
+    if load.update is not None and 0 < choice.stage < 3:
+        # Each float32 parameter is all-reduced, with the other ranks' parts as zeros (engine/policy.py).
+        scored += 2 * _FLOAT32 * total // load.update.every
     share = (machine.ranks - 1) / machine.ranks
     return StepTraffic(parameters=int(weights * share), gradients=int(gradients * share), reference=int(scored * share))

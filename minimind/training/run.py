@@ -23,7 +23,7 @@ from minimind.training.folder_lock import FolderLock
 from minimind.training.loop import Run, train
 from minimind.training.setup.assemble import assemble_run
 from minimind.training.setup.attention import choose_attention_backend
-from minimind.training.setup.engines import build_engines
+from minimind.training.setup.engines import Engines, build_engines
 from minimind.training.setup.open_run import OpenedRun, find_resumed, open_run
 from minimind.training.setup.prepare import PATH_FLAGS, Prepared, input_paths, prepare
 from minimind.training.setup.resume import describe_reshard
@@ -77,7 +77,7 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     opened = open_run(prepared, data, world, watch, console)
     engines = build_engines(prepared, data, opened, world, watch, console)
     run = assemble_run(prepared, data, opened, engines, world, watch, console)
-    _resume(prepared, opened, run, console)
+    _resume(prepared, opened, run, engines, console)
     try:
         # Errors of the loop are printed below the progress line, not into it.
         finished = train(run, opened.start)
@@ -101,7 +101,7 @@ def _check_ranks_alike(settings: Settings, world: World) -> None:
     check_alike(world, shared, input_paths(settings.config), Path(settings.config.run.save_dir))
 
 
-def _resume(prepared: Prepared, opened: OpenedRun, run: Run, console: Console) -> None:
+def _resume(prepared: Prepared, opened: OpenedRun, run: Run, engines: Engines, console: Console) -> None:
     """Load the checkpoint that --from_resume found, if any."""
     folder, checkpoint = Path(prepared.settings.config.run.save_dir), prepared.checkpoint
     if checkpoint is None:
@@ -114,7 +114,7 @@ def _resume(prepared: Prepared, opened: OpenedRun, run: Run, console: Console) -
     run.watch.enter("resuming")
     # open_run refuses a checkpoint where the run itself cannot write any.
     assert opened.checkpoints is not None
-    opened.checkpoints.load(run.policy, checkpoint)
+    opened.checkpoints.load(run.policy, checkpoint, engines.moving)
     run.events.restore(checkpoint.manifest.listeners)
     console.say(f"  resuming after step {opened.start}{describe_reshard(checkpoint, opened.described)}")
     from_main(run.world, lambda: drop_metrics_after(folder, opened.start))

@@ -130,7 +130,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 def rank_of_file(name: str) -> int | None:
     """The rank in a file's name; None if it has none: then rank 0 wrote it."""
-    match = re.search(r"_pp_rank_(\d+)", name)
+    match = re.search(r"(?:_pp|^reference)_rank_(\d+)", name)
     return int(match[1]) if match else None
 
 

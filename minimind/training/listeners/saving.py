@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minimind.checkpoints.store import Checkpoints
 from minimind.data.sampler import PairSampler
+from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
 from minimind.errors import CheckpointError, TrainingError, WeightsError
 from minimind.ranks.collectives import from_main
@@ -31,6 +32,7 @@ class Saving(Listener):
         policy: the model that is saved.
         stream: its place is saved with the checkpoint.
         steps: unlogged training metrics are saved too; the clock stops during a save.
+        moving: a reference that follows the policy; saved with it.
         events: the listeners' states are saved; `Saved` is raised.
     """
 
@@ -50,7 +52,9 @@ class Saving(Listener):
         console: Console,
         world: World,
         watch: Watch,
+        moving: MovingReference | None = None,
     ) -> None:
+        self._moving = moving
         self._checkpoints, self._export, self._folder, self._interval = checkpoints, export, folder, interval
         self._policy, self._stream, self._steps, self._events = policy, stream, steps, events
         self._console, self._world, self._watch = console, world, watch
@@ -118,6 +122,7 @@ class Saving(Listener):
             self._stream.position_after(step),
             self._steps.unlogged(),
             listeners=self._events.states(),
+            moving=self._moving,
         )
 
     def _write_weights(self) -> None:

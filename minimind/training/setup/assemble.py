@@ -22,6 +22,7 @@ from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.listeners.evaluation import Evaluation
 from minimind.training.listeners.metrics_file import MetricsFile
 from minimind.training.listeners.progress import Progress
+from minimind.training.listeners.reference_updates import ReferenceUpdates
 from minimind.training.listeners.samples import Samples
 from minimind.training.listeners.saving import Saving
 from minimind.training.loop import Run
@@ -106,9 +107,12 @@ def _listeners(
     jobs: Sequence[DPOJob],
     console: Console,
 ) -> Iterator[Listener]:
-    """Metrics are written before they are shown; an evaluation comes before the save at the same step."""
+    """Metrics are written before they are shown; an evaluation comes before the save at the same step, and a move of
+    the reference before both."""
     config, policy, epoch_of = prepared.settings.config, engines.policy, data.stream.epoch_of
     folder, world, watch = Path(config.run.save_dir), run.world, run.watch
+    if engines.moving is not None:
+        yield ReferenceUpdates(moving=engines.moving, policy=policy, watch=watch)
     yield MetricsFile(folder=folder, monitor=policy.monitor, epoch_of=epoch_of, console=console, enabled=world.is_main)
     if data.eval_table is not None:
         yield Evaluation(
@@ -123,19 +127,7 @@ def _listeners(
             steps=run.metrics,
             emit=run.events.emit,
         )
-    yield Saving(
-        checkpoints=opened.checkpoints,
-        export=lambda: export_weights(prepared, policy, watch.tick),
-        folder=folder,
-        interval=config.run.save_interval,
-        policy=policy,
-        stream=data.stream,
-        steps=run.metrics,
-        events=run.events,
-        console=console,
-        world=world,
-        watch=watch,
-    )
+    yield _saving(prepared, data, opened, engines, run, console)
     if prepared.is_demo and world.is_main:
         yield Samples(
             prompts=demo.SAMPLE_PROMPTS,
@@ -146,3 +138,23 @@ def _listeners(
         )
     # Last: its clock starts at `Start`, after the work of all other listeners there.
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)
+
+
+def _saving(
+    prepared: Prepared, data: TrainingData, opened: OpenedRun, engines: Engines, run: Run, console: Console
+) -> Saving:
+    config, policy, watch = prepared.settings.config, engines.policy, run.watch
+    return Saving(
+        checkpoints=opened.checkpoints,
+        export=lambda: export_weights(prepared, policy, watch.tick),
+        folder=Path(config.run.save_dir),
+        interval=config.run.save_interval,
+        policy=policy,
+        moving=engines.moving,
+        stream=data.stream,
+        steps=run.metrics,
+        events=run.events,
+        console=console,
+        world=run.world,
+        watch=watch,
+    )

@@ -20,7 +20,7 @@ from minimind.data.sources import find_sources
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
 from minimind.model.dropout import dropout_fields
-from minimind.model.family import family_of
+from minimind.model.family import family_of, model_identity
 from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
 from minimind.objective.losses import Need, Objective
@@ -182,6 +182,18 @@ def reference_reads_the_same_tokens(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError(f"--max_seq_len is {wanted}, but the reference {reference.origin} has {longest} positions")
 
 
+def reference_can_follow(draft: Draft) -> Iterator[MiniMindError]:
+    """A reference that moves towards the policy has its configuration."""
+    reference, source = draft.other_reference, draft.source
+    if reference is None or source is None or not draft.settings.config.engine.reference_update:
+        return
+    if model_identity(reference.config) != model_identity(source.config):
+        yield ConfigError(
+            f"--reference_update: {reference.origin} has another configuration than {source.origin}, so its weights "
+            "cannot move towards the policy's; drop --reference_update or --reference_weight"
+        )
+
+
 def mixture_has_its_loss(draft: Draft) -> Iterator[MiniMindError]:
     """A coefficient of the experts' auxiliary loss is given only for a model that has this loss."""
     given = draft.settings.config.model.router_aux_loss_coef
@@ -247,6 +259,7 @@ CHECKS: Sequence[Check] = (
     sizes_are_those_of_the_weights,
     tokenizer_fits_the_model,
     reference_reads_the_same_tokens,
+    reference_can_follow,
     mixture_has_its_loss,
     attention_is_available,
     dropout_allows_a_look_ahead,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from minimind import native
 from minimind.data.packs import Layout, with_scores
+from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
-from minimind.model.family import family_of
+from minimind.model.family import family_of, model_identity
 from minimind.objective.losses import Need
 from minimind.objective.schedule import learning_rate_factor
 from minimind.ranks.watch import Watch
@@ -22,8 +23,8 @@ from minimind.training.console import Console
 from minimind.training.setup.batch_layout import choose_layout
 from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.references import ReferenceEngine, open_references
-from minimind.training.setup.resume import START_WEIGHTS, model_identity
+from minimind.training.setup.references import ReferenceEngine, moving_reference, open_references
+from minimind.training.setup.resume import START_WEIGHTS
 from minimind.training.setup.training_data import TrainingData
 
 
@@ -33,11 +34,13 @@ class Engines:
 
     Attributes:
         references: one for each of the data's tables; None for losses that need no reference.
+        moving: moves the reference; None if it stays.
     """
 
     policy: Policy
     layout: Layout
     references: Sequence[Reference | None]
+    moving: MovingReference | None = None
 
 
 def build_engines(
@@ -56,18 +59,7 @@ def build_engines(
             kernels=config.engine.kernels == native.AUTO and config.optimisation.dtype == "bfloat16",
             heap=config.engine.keep_memory,
         )
-    policy = Policy(
-        prepared.source,
-        prepared.policy_config,
-        functools.partial(
-            learning_rate_factor,
-            total_steps=data.total_steps,
-            warmup_steps=config.optimisation.warmup_steps,
-        ),
-        world,
-        config.engine.attention,
-        watch.tick,
-    )
+    policy = _build_policy(prepared, data.total_steps, world, watch)
     # After the policy is built: memory that only the initialisation needs must go back to the system.
     if world.on_cpu and config.engine.keep_memory:
         native.keep_memory()
@@ -90,4 +82,22 @@ def build_engines(
     references = open_references(prepared, policy, engine, data.tables, layout, described, console, watch, another)
     # The reference does not read scores.
     layout = with_scores(layout) if Need.SCORES in prepared.objective.needs else layout
-    return Engines(policy=policy, layout=layout, references=references)
+    return Engines(
+        policy=policy, layout=layout, references=references, moving=moving_reference(prepared, engine, console)
+    )
+
+
+def _build_policy(prepared: Prepared, total_steps: int, world: World, watch: Watch) -> Policy:
+    config = prepared.settings.config
+    return Policy(
+        prepared.source,
+        prepared.policy_config,
+        functools.partial(
+            learning_rate_factor,
+            total_steps=total_steps,
+            warmup_steps=config.optimisation.warmup_steps,
+        ),
+        world,
+        config.engine.attention,
+        watch.tick,
+    )

@@ -17,10 +17,12 @@ import numpy as np
 
 from minimind.data.packs import Layout, PackedPairs, PairBatch
 from minimind.data.pair_tables import PairTables
+from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_cache import CachedReference, ReferenceCache
 from minimind.objective.losses import Need
+from minimind.objective.reference_update import parse_reference_update
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -55,6 +57,16 @@ class ReferenceEngine:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def moving_reference(prepared: Prepared, engine: ReferenceEngine, console: Console) -> MovingReference | None:
+    """What moves the live reference, as --reference_update says; None if it stays."""
+    given = prepared.settings.config.engine.reference_update
+    if given is None:
+        return None
+    update = parse_reference_update(given)
+    console.say(f"  the reference moves: {update}")
+    return MovingReference(engine.get(), prepared.reference_source, update)
 
 
 def open_references(

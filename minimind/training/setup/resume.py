@@ -13,14 +13,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEFAULT
 from minimind.data.sampler import PairSampler
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
 from minimind.model.dropout import dropout_fields
+from minimind.model.family import model_identity
 from minimind.objective.losses import build_objective
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.training_data import TrainingData
@@ -28,7 +27,7 @@ from minimind.training.setup.training_data import TrainingData
 # Settings that are part of a run's identity.
 _IDENTITY = (
     "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row filter_score_gap dedup "
-    "limit reference micro_batch_tokens router_aux_loss_coef empty_think_ratio"
+    "limit reference reference_update micro_batch_tokens router_aux_loss_coef empty_think_ratio"
 ).split()
 # What the identity says of a reference that has the start weights.
 START_WEIGHTS = "the start weights"
@@ -44,6 +43,7 @@ _BEFORE = {
     "dedup": False,
     "limit": None,
     "reference weights": START_WEIGHTS,
+    "reference_update": None,
 }
 
 
@@ -103,14 +103,6 @@ def reference_identity(prepared: Prepared, fingerprint: str, own: str) -> str:
     if (own, reference) == (fingerprint, policy):
         return START_WEIGHTS
     return hashlib.sha256(json.dumps([own, reference], sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def model_identity(config: PretrainedConfig) -> dict[str, object]:
-    """A model's configuration, without entries that do not affect its numbers."""
-    model = config.to_diff_dict()
-    for name in ("transformers_version", "_name_or_path", "dtype", "_attn_implementation"):
-        model.pop(name, None)
-    return {f"model.{name}": value for name, value in sorted(model.items())}
 
 
 def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: PairSampler) -> None:

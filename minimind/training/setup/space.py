@@ -13,6 +13,7 @@ from minimind.checkpoints.find import complete_checkpoints
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
 from minimind.model.family import family_of
+from minimind.objective.reference_update import parse_reference_update
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
 
@@ -82,7 +83,15 @@ def checkpoint_bytes(prepared: Prepared) -> int:
     two = prepared.policy_config.values["optimizer"]["type"].lower() in _TWO_MOMENTS
     masters = 0 if stage == 0 and dtype == "float32" else 4
     trained = 0 if stage == 3 else _BYTES[dtype]
-    return _parameters(prepared) * (masters + trained + (8 if two else 4))
+    return _parameters(prepared) * (masters + trained + (8 if two else 4) + _moving_bytes(prepared))
+
+
+def _moving_bytes(prepared: Prepared) -> int:
+    """Bytes per parameter of a reference that follows the policy; 0 if it stays."""
+    config = prepared.settings.config
+    if config.engine.reference_update is None:
+        return 0
+    return _BYTES[config.optimisation.dtype] if parse_reference_update(config.engine.reference_update).hard else 4
 
 
 def weight_bytes(prepared: Prepared) -> int:

@@ -22,9 +22,9 @@ import transformers
 from transformers import PretrainedConfig
 
 from minimind.data.table import PreferencePair
+from minimind.model.family import model_identity
 from minimind.training.setup.oracle import PACKED, PADDED, Verdict
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.resume import model_identity
 from minimind.version import __version__
 
 # Increase it when the oracle compares something else.

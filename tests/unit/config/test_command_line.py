@@ -23,6 +23,7 @@ NOT_GIVEN = {
     "deepspeed": "",
     "reference_config": "",
     "reference_weight": "",
+    "reference_update": "",
     "disable_patches": "",
     "limit": "0",
     "generation": "0",

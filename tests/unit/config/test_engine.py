@@ -16,6 +16,7 @@ def test_defaults():
         "disable_patches": None,
         "deepspeed": None,
         "reference_config": None,
+        "reference_update": None,
         "gradient_checkpointing": False,
         "use_compile": False,  # as in MiniMind
         "kernels": "auto",

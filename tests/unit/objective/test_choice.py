@@ -137,3 +137,13 @@ def test_a_loss_over_tokens_of_the_reference_cannot_use_a_cache(monkeypatch):
     chosen("--loss", "sigmoid,per_token")
     with pytest.raises(ConfigError, match=r"per_token needs the reference's log-prob of each token.*--reference live"):
         chosen("--loss", "sigmoid,per_token", "--reference", "cached")
+
+
+def test_a_reference_that_moves_is_live():
+    chosen("--reference_update", "soft:0.6@64")
+    with pytest.raises(ConfigError, match="keeps log-probs of the one at the start; use --reference live"):
+        chosen("--reference_update", "soft:0.6@64", "--reference", "cached")
+    with pytest.raises(ConfigError, match="--loss simpo needs no reference; drop --reference_weight and --ref"):
+        chosen("--loss", "simpo", "--reference_update", "hard@8", "--reference_weight", "other")
+    with pytest.raises(ConfigError, match=r"--reference_update 0\.6: the forms are"):
+        chosen("--reference_update", "0.6")

@@ -12,6 +12,7 @@ from minimind.engine.reference import _FORWARD_TOKENS
 from minimind.engine.scorer import PairScorer
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
+from minimind.objective.reference_update import ReferenceUpdate
 from minimind.plan.choice import REFERENCE_TOKENS, Machine, StepLoad, ZeroChoice
 from minimind.plan.memory import activation_bytes, rank_memory
 from minimind.plan.sizes import ModelSizes
@@ -241,3 +242,19 @@ def test_a_reference_that_is_another_model_has_its_own_memory():
     kept = {"reference", "scoring", "scoring_gathered"}
     fields = {field.name for field in dataclasses.fields(same)} - kept
     assert all(getattr(same, name) == getattr(other, name) for name in fields)
+
+
+def test_a_reference_that_follows_the_policy_has_a_float32_average():
+    """Beside a 16-bit shard, unless each update replaces the whole; while it moves, a gathered tensor is in float32."""
+
+    def planned(update, dtype="bfloat16", stage=2):
+        load = dataclasses.replace(LOAD, dtype=dtype, update=update)
+        return rank_memory(ROUND, ZeroChoice(stage=stage), REFERENCE, load, FOUR)
+
+    soft, hard = ReferenceUpdate(share=0.5, every=8), ReferenceUpdate(share=1.0, every=8)
+    assert planned(soft).reference == (2 + 4) * 8e6 / 4
+    assert planned(hard).reference == planned(None).reference == 2 * 8e6 / 4
+    assert planned(soft, "float32").reference == planned(None, "float32").reference
+    assert (planned(soft).moving, planned(soft, stage=3).moving, planned(None).moving) == (4e6, 0, 0)
+    free = dataclasses.replace(planned(soft), moving=10**12)
+    assert free.peak == free.states + 10**12

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from minimind.objective.reference_update import ReferenceUpdate
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.traffic import step_traffic
 from tests.unit.plan.test_memory import LOAD, ROUND
@@ -79,3 +80,11 @@ def test_a_reference_that_is_another_model_has_its_own_traffic():
     same, other = (step_traffic(ROUND, STAGE_3, REFERENCE, LOAD, FOUR, one) for one in (None, small))
     assert other.reference * 4 == same.reference
     assert (other.parameters, other.gradients) == (same.parameters, same.gradients)
+
+
+@pytest.mark.parametrize(("stage", "sent"), [(2, 2 * 4 * 8e6 / 8 * 3 / 4), (3, 0)])
+def test_moving_the_reference_sends_float32_weights_below_stage_3(stage, sent):
+    """All-reduced once in eight steps; four ranks send three quarters of the volume."""
+    load = dataclasses.replace(LOAD, update=ReferenceUpdate(share=0.5, every=8))
+    still, moving = (step_traffic(ROUND, ZeroChoice(stage=stage), REFERENCE, one, FOUR) for one in (LOAD, load))
+    assert moving.reference - still.reference == sent

@@ -41,12 +41,11 @@ def resumed(tmp_path, monkeypatch, capsys):
         opened = SimpleNamespace(
             start=3,
             described={"sharding": {"ranks": 1}},
-            checkpoints=SimpleNamespace(load=lambda policy, one: loaded.append(one)),
+            checkpoints=SimpleNamespace(load=lambda policy, one, moving: loaded.append(one)),
         )
         console = module.Console(enabled=True)
-        module._resume(
-            prepared, opened, SimpleNamespace(world=WORLD, watch=Watch(), policy=None, events=events), console
-        )
+        run = SimpleNamespace(world=WORLD, watch=Watch(), policy=None, events=events)
+        module._resume(prepared, opened, run, SimpleNamespace(moving=None), console)
         return loaded, counter.count, capsys.readouterr().out
 
     return run

@@ -36,7 +36,8 @@ class Checkpoints:
     def __init__(self):
         self.error, self.saves = None, []
 
-    def save(self, policy, step, stream, unlogged, listeners):
+    def save(self, policy, step, stream, unlogged, listeners, moving):
+        assert moving == "moving"
         if self.error:
             raise CheckpointError(self.error)
         self.saves.append((step, stream, unlogged, listeners))
@@ -58,6 +59,7 @@ def made(tmp_path):
             folder=tmp_path,
             interval=interval,
             policy=None,
+            moving="moving",
             stream=SimpleNamespace(position_after=lambda step: {"at": step}),
             steps=SimpleNamespace(
                 pause=lambda: clock.append("pause"), resume=lambda: clock.append("resume"), unlogged=lambda: {"n": 1}

@@ -19,7 +19,7 @@ from minimind.training.setup.assemble import assemble_run
 def assemble(tmp_path):
     asked = []
 
-    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None, loss="sigmoid"):
+    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None, loss="sigmoid", moving=None):
         world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
         manifest = SimpleNamespace(unlogged=unlogged or {})
         prepared = SimpleNamespace(
@@ -39,6 +39,7 @@ def assemble(tmp_path):
         opened = SimpleNamespace(checkpoints=SimpleNamespace(folder=tmp_path / "checkpoints"))
         references = ["training", "held out"] if eval_table else ["training"]
         engines = SimpleNamespace(
+            moving=moving,
             policy=SimpleNamespace(monitor=None, add_collisions=lambda: asked.append(True)),
             layout=None,
             references=references,
@@ -55,6 +56,13 @@ def names(run):
 
 def test_listeners_of_a_plain_run(assemble):
     assert names(assemble()) == ["metrics_file", "saving", "progress"]
+
+
+def test_the_reference_moves_before_an_evaluation_and_the_save_of_its_step(assemble):
+    moving = object()
+    run = assemble(eval_table=[1, 2], moving=moving)
+    assert names(run) == ["reference_updates", "metrics_file", "evaluation", "saving", "progress"]
+    assert run.events._listeners[3]._moving is moving
 
 
 def test_an_evaluation_comes_before_the_save_of_its_step(assemble):

@@ -73,6 +73,16 @@ def test_the_tokenizer_of_a_reference_is_compared(tmp_path, monkeypatch):
     assert "its tokenizer is another one: 1 of 2 tokens have other ids there or none, the first is 'b'" in problem
 
 
+def test_a_reference_that_moves_has_the_policy_s_configuration():
+    """Other weights of it are right: they move towards the policy."""
+    moving = ("--reference_update", "soft:0.5@8")
+    same = other()
+    same.config = MiniMindConfig(hidden_size=64, num_hidden_layers=2, vocab_size=100)
+    assert problems(draft(*moving, other_reference=same)) == []
+    (problem,) = problems(draft(*moving, other_reference=other()))
+    assert problem.startswith("ConfigError: --reference_update: other has another configuration than start.pth")
+
+
 def test_a_reference_is_not_overwritten(tmp_path):
     reference = other()
     reference.origin = str(tmp_path / "dpo_512.pth")

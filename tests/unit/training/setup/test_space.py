@@ -45,6 +45,8 @@ def free(monkeypatch):
         ("--dtype bfloat16", 3, "Adam", 12_000),  # stage 3 writes no 16-bit weights
         ("--dtype float32", 0, "AdamW", 12_000),  # the weights are the only copy
         ("--dtype float32", 0, "Lion", 8_000),
+        ("--dtype bfloat16 --reference_update soft:0.5@8", 2, "AdamW", 18_000),  # its float32 average
+        ("--dtype bfloat16 --reference_update hard@8", 2, "AdamW", 16_000),
     ],
 )
 def test_bytes_of_a_checkpoint(tmp_path, flags, stage, optimizer, expected):
