@@ -13,8 +13,9 @@ class DataConfig:
 
     data_path: tuple[str, ...] = flag(
         (),
-        "preference pairs: files or patterns, each with a weight if needed, e.g. a.jsonl:2 'b/*.parquet' (see "
-        "the table of files); without it the bundled demo runs",
+        "preference pairs: files, patterns, folders or data sets in the hub's cache, each with a weight if needed, "
+        "e.g. a.jsonl:2 'b/*.parquet' folder:train owner/name (see the table of files); without it the bundled demo "
+        "runs",
     )
     data_format: str = flag(
         "auto",

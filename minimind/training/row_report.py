@@ -35,6 +35,8 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
     Args:
         table: the pairs that the run uses, as `select_pairs` gives them under the same flags.
     """
+    if table.source.note:
+        yield table.source.note
     if (entry := dataset_info(table.source.files, config)) is not None:
         yield f"columns and roles are named by {entry.origin}"
     yield from _shapes(table)

@@ -25,7 +25,7 @@ from minimind.errors import DataError
 Content = bytes | dict[str, Any] | RowError
 
 LINE, ROW = "line", "row"
-_TAKEN = "JSON lines, a JSON array, CSV, parquet or Arrow, packed or not"
+TAKEN = "JSON lines, a JSON array, CSV, parquet or Arrow, packed or not"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Source:
         unit: what the numbers of rows count, from 1: LINE or ROW.
         word: what the user gave that it is a part of, e.g. a pattern; empty for a source made in code.
         weight: how often an epoch takes each of its pairs.
+        note: where the files are from, and what beside them is not read; empty if nothing.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source:
     unit: str
     word: str = ""
     weight: Fraction = Fraction(1)
+    note: str = ""
 
     def rows(self, on_read: OnRead = ignore) -> Iterator[tuple[int, Content]]:
         """Yield the number and the content of each row that is not blank.
@@ -55,14 +57,15 @@ class Source:
         Raises:
             DataError: a file cannot be read, is damaged or holds no rows.
         """
-        if len(self.files) == 1:
-            yield from _read(self.files[0], on_read)
-            return
         number = 0
         for file in self.files:
-            for _, content in _read(file, on_read):
-                number += 1
+            for own, content in _read(file, on_read):
+                # Rows of several files are counted through, those of one have its numbers.
+                number = number + 1 if len(self.files) > 1 else own
                 yield number, content
+        if not number:
+            what = kind_of_file(self.files[0]).value if len(self.files) == 1 else f"{len(self.files)} files"
+            raise DataError(f"{self.name}: {what} without a row")
 
     @property
     def size(self) -> int:
@@ -102,6 +105,16 @@ def open_source(path: Path) -> Source:
     return Source(name=str(path), files=(path,), unit=LINE if kind_of_file(path) is Kind.LINES else ROW)
 
 
+def open_split(name: str, files: tuple[Path, ...], note: str = "") -> Source:
+    """The source of files whose rows are counted through.
+
+    Raises:
+        DataError: see `open_source`.
+    """
+    kinds = [kind_of_file(path) for path in files]
+    return Source(name=name, files=files, unit=LINE if kinds == [Kind.LINES] else ROW, note=note)
+
+
 def kind_of_file(path: Path) -> Kind:
     """What a file is.
 
@@ -122,12 +135,11 @@ def kind_of_file(path: Path) -> Kind:
         try:
             return kind_of(stream.peek())
         except UnknownContentError as error:
-            raise DataError(f"{path}: {error}; a preference file is {_TAKEN}") from error
+            raise DataError(f"{path}: {error}; a preference file is {TAKEN}") from error
 
 
 def _read(path: Path, on_read: OnRead) -> Iterator[tuple[int, Content]]:
     kind = kind_of_file(path)
-    found = False
     try:
         with contextlib.ExitStack() as stack:
             rows: Iterator[tuple[int, Content]]
@@ -146,12 +158,8 @@ def _read(path: Path, on_read: OnRead) -> Iterator[tuple[int, Content]]:
                     rows = read_lines(stream)
                 else:
                     rows = read_values(stream, in_array=kind is Kind.ARRAY)
-            for number, content in rows:
-                found = True
-                yield number, content
+            yield from rows
     except (BadTableError, CutOffError) as error:
         raise DataError(f"{path}: {kind.value}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot read the file ({error})") from error
-    if not found:
-        raise DataError(f"{path}: {kind.value} without a row")

@@ -15,7 +15,21 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from minimind.data.sources import Content, find_sources, parse_json
+
 Rows = Sequence[dict[str, Any]]
+
+
+def value_of(content: Content) -> Any:
+    """A row's value."""
+    return parse_json(content) if isinstance(content, bytes) else content
+
+
+def read_words(*words: str) -> list[tuple[str, str]]:
+    """Of each row of what a user gives."""
+    return [
+        (source.place(n), value_of(content)["prompt"]) for source in find_sources(words) for n, content in source.rows()
+    ]
 
 
 def json_lines(rows: Rows) -> bytes:
