@@ -9,12 +9,12 @@ The arrays of a table are the same under every policy, except that `cut_prompt` 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.reasons import described
 from minimind.data.scores import score_gaps, scored_apart
 from minimind.data.table import PairTable
 from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, UNPAIRED, WRONG
@@ -24,8 +24,8 @@ from minimind.errors import DataError
 ERROR, SKIP, KEEP, CUT, CUT_PROMPT = "error", "skip", "keep", "cut", "cut_prompt"
 # Share of the pairs that the recommended --max_seq_len keeps whole.
 _WHOLE_SHARE = 0.99
-# Rows that an error lists.
-_SHOWN = 10
+# Rows, or reasons, that an error lists, and reasons that it lists among others.
+_SHOWN, _OF_NOTHING = 10, 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,13 +127,10 @@ def _needed(table: PairTable) -> NDArray[np.int64]:
 
 
 def _bad_rows_problem(table: PairTable) -> str:
-    listed = _listed(
-        [f"{table.source.row(row.line)}: {row.reason}" for row in itertools.islice(table.bad, _SHOWN)], len(table.bad)
-    )
-    return (
-        f"{table.source.name}: {len(table.bad)} of {table.total_rows} rows cannot be trained on:\n{listed}\n"
-        "Correct the rows, or omit them with --on_bad_row skip."
-    )
+    reasons = "".join(f"\n  {reason}" for reason in described(table.source, table.bad, _SHOWN))
+    # Where all rows are wrong, leaving them out is no help.
+    remedy = "\nCorrect the rows, or omit them with --on_bad_row skip." if len(table.lines) else ""
+    return f"{table.source.name}: {len(table.bad)} of {table.total_rows} rows cannot be trained on:{reasons}{remedy}"
 
 
 def _long_rows_problem(table: PairTable, too_long: NDArray[np.bool_]) -> str:
@@ -162,8 +159,7 @@ def _nothing_left(table: PairTable, on_long_row: str, filter_score_gap: float | 
     if unpaired := table.counts.get(UNPAIRED):
         reasons.append(f"of {unpaired} no two answers make a pair: a tie, or scores closer than --score_gap")
     if table.bad:
-        first = next(iter(table.bad))
-        reasons.append(f"{len(table.bad)} are wrong, the first in {table.source.row(first.line)}: {first.reason}")
+        reasons.append(f"{len(table.bad)} are wrong: {', '.join(described(table.source, table.bad, _OF_NOTHING))}")
     if on_long_row == SKIP and summary.too_long:
         reasons.append(f"{summary.too_long} are longer than --max_seq_len {summary.limit}; {summary.advice}")
     elif summary.lost:

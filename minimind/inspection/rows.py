@@ -6,20 +6,16 @@ PairTable as select_pairs gives it, row_messages -> describe_source -> SourceRep
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 
+from minimind.data.reasons import by_reason
 from minimind.data.rows import BadRow
 from minimind.data.shapes import SHAPES
 from minimind.data.sources import Source
 from minimind.data.table import PairTable
 
-# Rows that are named for each reason, and reasons that are listed; the rest is counted.
-_NAMED, _LISTED = 8, 20
-# Characters of a reason.
-_SHOWN = 400
-# Numbers in a reason, as in "column 17"; not those of names, as in 'field2'.
-_NUMBER = re.compile(r"(?<![\w'])\d+(?![\w'])")
+# Reasons that are listed; the rows of the others are counted.
+_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,15 +79,6 @@ def describe_source(table: PairTable, pairs: int, messages: Iterable[str]) -> So
 
 def group_reasons(source: Source, bad: Iterable[BadRow]) -> tuple[RefusedRows, ...]:
     """Refused rows by reason, whatever the numbers in it are; most frequent first."""
-    groups: dict[str, list[BadRow]] = {}
-    for row in bad:
-        groups.setdefault(_NUMBER.sub("#", row.reason), []).append(row)
-    ordered = sorted(groups.values(), key=lambda rows: -len(rows))[:_LISTED]
     return tuple(
-        RefusedRows(
-            reason=rows[0].reason[:_SHOWN],
-            rows=len(rows),
-            first=source.listed((row.line for row in rows), _NAMED),
-        )
-        for rows in ordered
+        RefusedRows(reason=one.text, rows=one.count, first=one.first(source)) for one in by_reason(bad)[:_LISTED]
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minimind.config import DataConfig
+from minimind.data.reasons import described
 from minimind.data.scores import score_gaps, scored_apart
 from minimind.data.selection import (
     CUT_PROMPT,
@@ -25,8 +26,8 @@ from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.table import PairTable
 from minimind.data.tokens import DEVELOPER, UNPAIRED
 
-# Lines that are listed, and columns and keys that are named; the rest is counted.
-_LISTED, _NAMED = 8, 12
+# Reasons that are listed, and columns and keys that are named; the rest is counted.
+_LISTED, _NAMED = 4, 12
 
 
 def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
@@ -84,13 +85,11 @@ def _filtered(table: PairTable, gap: float) -> str:
 
 
 def _wrong_rows(table: PairTable, config: DataConfig) -> str:
-    listed = table.source.listed((row.line for row in table.bad), _LISTED)
     kept = sum(row.tokenized for row in table.bad) if config.on_bad_row == KEEP else 0
     but = f" except {kept} that MiniMind trains on" if kept else ""
-    first = next(iter(table.bad))
     return (
         f"{len(table.bad)} of {_rows(table.total_rows)} are wrong and left out{but} (--on_bad_row "
-        f"{config.on_bad_row}): {listed}; {table.source.row(first.line)}: {first.reason}"
+        f"{config.on_bad_row}): {'; '.join(described(table.source, table.bad, _LISTED))}"
     )
 
 

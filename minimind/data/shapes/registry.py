@@ -20,6 +20,7 @@ from minimind.data.shapes.comparisons import COMPARISON
 from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
 from minimind.data.shapes.dataset_info import FILE_NAME, DatasetInfo
 from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, ShapeOptions
+from minimind.data.shapes.sequences import with_objects
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
 from minimind.data.sources import RowError, parse_json
@@ -58,11 +59,12 @@ def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_
         row = parse_json(content) if isinstance(content, bytes) else content
         if not isinstance(row, dict):
             raise RowError(f"unknown row shape: a JSON {_JSON_TYPES[type(row)]}; a row must be an object")
+        row = with_objects(row, (options.names.role, options.names.content))
         row = with_messages(row, is_json=isinstance(content, bytes))
         if options.dataset_info is not None:
             return _convert_by_entry(row, options.dataset_info, options)
         if options.data_format != AUTO:
-            return _convert(options.data_format, row, options)
+            return _convert_named(row, options)
         name = _recognise(row)
         try:
             return _convert(name, row, options)
@@ -78,6 +80,22 @@ def _convert(name: str, row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     if missing := shape.missing(given_columns(row)):
         raise RowError(_near(shape, row, missing))
     return [dataclasses.replace(pair, shape=name) for pair in shape.convert(row, options)]
+
+
+def _convert_named(row: dict[str, Any], options: ShapeOptions) -> list[PreferenceRow]:
+    """The pairs of a row as --data_format says; an error names the shape that the row has instead."""
+    name = options.data_format
+    try:
+        return _convert(name, row, options)
+    except RowError as error:
+        reason = f"--data_format {name}: {error}"
+        try:
+            other = _recognise(row)
+        except RowError:
+            other = name
+        if other != name:
+            reason += f"; the columns are those of {SHAPES[other].title}, --data_format {other}"
+        raise RowError(reason) from error
 
 
 def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOptions) -> list[PreferenceRow]:

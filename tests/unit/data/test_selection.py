@@ -86,15 +86,24 @@ def test_both_lists_are_one_error():
     assert "line 3: 400 tokens chosen" in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", [{"on_bad_row": "error"}, {"on_long_row": "error"}])
-def test_ten_of_many_rows_are_listed(policy):
-    bad = tuple(BadRow(line=line, reason="invalid JSON", tokenized=False) for line in range(101, 114))
-    table = table_of(*[(5, 200, END_CUT)] * 13, (5, 5, 0), bad=bad if "on_bad_row" in policy else ())
+def test_ten_of_many_long_rows_are_listed():
+    table = table_of(*[(5, 200, END_CUT)] * 13, (5, 5, 0))
     with pytest.raises(DataError) as caught:
-        select_pairs(table, **{"on_bad_row": "skip", "on_long_row": "cut", **policy})
+        select_pairs(table, on_bad_row="skip", on_long_row="error")
     message = str(caught.value)
     assert message.count("\n  line ") == 10
     assert "\n  ... and 3 more\n" in message
+
+
+def test_a_reason_of_many_rows_is_one_line():
+    """Without a remedy that would leave nothing, if there is no other row."""
+    bad = tuple(BadRow(line=line, reason=f"invalid JSON at column {line}", tokenized=False) for line in range(101, 114))
+    listed = "\n  lines 101, 102, 103, 104, 105, 106, 107, 108, ... (13 rows): invalid JSON at column 101"
+    for others, remedy in ([], ""), ([(5, 5, 0)], "\nCorrect the rows, or omit them with --on_bad_row skip."):
+        with pytest.raises(DataError) as caught:
+            select_pairs(table_of(*others, bad=bad), on_bad_row="error", on_long_row="cut")
+        total = 13 + len(others)
+        assert str(caught.value) == f"pairs.jsonl: 13 of {total} rows cannot be trained on:{listed}{remedy}"
 
 
 def test_error_policies_keep_a_table_without_such_rows():
@@ -108,7 +117,7 @@ def test_error_policies_keep_a_table_without_such_rows():
         (
             table_of(bad=(BROKEN,)),
             "cut",
-            "none of the 1 rows can be trained on: 1 are wrong, the first in line 6: invalid",
+            "none of the 1 rows can be trained on: 1 are wrong: line 6: invalid JSON",
         ),
         (
             table_of((300, 200, END_CUT | LOST)),

@@ -30,8 +30,8 @@ def test_reasons_that_differ_in_numbers_are_one():
         RefusedRows(
             reason="invalid JSON: Expecting value at column 3", rows=10, first="rows 3, 4, 5, 6, 7, 8, 9, 10, ..."
         ),
-        RefusedRows(reason="'chosen' has no assistant turn", rows=1, first="rows 2"),
-        RefusedRows(reason="'chosen2' has no assistant turn", rows=1, first="rows 20"),
+        RefusedRows(reason="'chosen' has no assistant turn", rows=1, first="row 2"),
+        RefusedRows(reason="'chosen2' has no assistant turn", rows=1, first="row 20"),
     )
 
 

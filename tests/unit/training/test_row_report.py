@@ -54,22 +54,22 @@ def broken(*lines: int) -> tuple[BadRow, ...]:
 
 def test_wrong_rows():
     assert messages(table_of((5, 5, 0), bad=broken(3, 4)), on_bad_row="skip") == [
-        "2 of 3 rows are wrong and left out (--on_bad_row skip): lines 3, 4; line 3: invalid JSON"
+        "2 of 3 rows are wrong and left out (--on_bad_row skip): lines 3, 4: invalid JSON"
     ]
 
 
 def test_eight_of_many_wrong_rows_are_listed():
     (message,) = messages(table_of((5, 5, 0), bad=broken(*range(11, 20))), on_bad_row="skip")
     assert message.startswith("9 of 10 rows are wrong")
-    assert "lines 11, 12, 13, 14, 15, 16, 17, 18, ...; line 11: invalid JSON" in message
+    assert "lines 11, 12, 13, 14, 15, 16, 17, 18, ... (9 rows): invalid JSON" in message
 
 
 def test_wrong_rows_that_are_kept():
     same = BadRow(line=1, reason="the answers have the same text", tokenized=True)
     (message,) = messages(table_of((5, 5, 0), (5, 6, 0), bad=(same, *broken(3))), on_bad_row="keep", on_long_row="keep")
     assert message == (
-        "2 of 3 rows are wrong and left out except 1 that MiniMind trains on (--on_bad_row keep): lines 1, 3; line 1: "
-        "the answers have the same text"
+        "2 of 3 rows are wrong and left out except 1 that MiniMind trains on (--on_bad_row keep): line 1: "
+        "the answers have the same text; line 3: invalid JSON"
     )
 
 

@@ -201,5 +201,6 @@ def test_damaged_row_of_ms_swift(row, reason):
 
 def test_two_columns_with_the_better_answer_are_refused():
     row = {"messages": GOOD["chosen"], "rejected_response": "x", "chosen_response": "y"}
-    with pytest.raises(RowError, match=r"^both 'messages' or 'response' and another column have the better answer"):
+    message = "^--data_format swift: both 'messages' or 'response' and another column have the better answer"
+    with pytest.raises(RowError, match=message):
         parse_rows(row, ShapeOptions(data_format="swift"))

@@ -49,7 +49,10 @@ def test_a_row_of_another_shape_is_refused_if_the_shape_is_named(name):
     other = "trl" if name != "trl" else "sharegpt"
     with pytest.raises(RowError) as caught:
         parse_rows(README[other].encode(), ShapeOptions(data_format=name))
-    assert not str(caught.value).startswith("read as")
+    # Where the named shape cannot read it, the one that can is named.
+    title = SHAPES[other].title
+    assert str(caught.value).startswith(f"--data_format {name}: ")
+    assert str(caught.value).endswith(f"; the columns are those of {title}, --data_format {other}")
 
 
 @pytest.mark.parametrize(
