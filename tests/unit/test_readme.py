@@ -34,6 +34,7 @@ OTHER_FLAGS = {
     *("nnodes", "nproc-per-node", "node-rank", "master-addr", "master-port"),  # torchrun
     *("data", "tokenizer", "steps", "rounds", "out", "runs"),  # tests/benchmarks
     *("index-url", "logdir", "help"),  # pip, tensorboard
+    "repo-type",  # of hf download
 }
 
 
