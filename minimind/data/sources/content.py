@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 
 from minimind.data.sources.json_text import ROW_BYTES
+from minimind.data.sources.streams import HEAD_BYTES
 
 
 class Kind(enum.Enum):
@@ -99,9 +100,12 @@ def separator_of(head: bytes) -> str | None:
     most, found = 1, None
     for separator in _SEPARATORS:
         try:
-            records = list(itertools.islice(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 2))
+            records = list(itertools.islice(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 3))
         except csv.Error:
             continue
+        if len(head) >= HEAD_BYTES and len(records) < 3:
+            # The last record goes on behind the beginning that is looked at.
+            records = records[:-1] or [records[0][:-1]]
         if len(records[0]) > most and _is_table(records):
             most, found = len(records[0]), separator
     return found
@@ -112,4 +116,4 @@ def _is_table(records: list[list[str]]) -> bool:
     names = records[0]
     # The index that pandas writes has no name.
     named = all(names[1:]) and all(len(name) <= _NAME_LENGTH for name in names) and len(set(names)) == len(names)
-    return named and all(len(record) == len(names) for record in records)
+    return named and all(len(record) == len(names) for record in records[:2])

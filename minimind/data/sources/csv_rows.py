@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from minimind.data.sources.content import separator_of
-from minimind.data.sources.json_text import RowError
+from minimind.data.sources.json_text import ROW_BYTES, RowError, too_long
 
 # Largest number of columns of any table.
 MOST_COLUMNS = 10_000
@@ -19,6 +19,29 @@ MOST_COLUMNS = 10_000
 
 class BadTableError(ValueError):
     """Why a table cannot be read any further. The caller knows the file and adds it."""
+
+
+class _Lines:
+    """The lines of a table. A quoted cell may have many, and a row of all lines of a file would take all memory.
+
+    Attributes:
+        size: characters of the lines of the present row; the reader of the rows sets it back.
+    """
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text, self.size = text, 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(ROW_BYTES)
+        if not line:
+            raise StopIteration
+        self.size += len(line)
+        if self.size >= ROW_BYTES:
+            raise csv.Error(f"{too_long()}; or a quote in it does not end")
+        return line
 
 
 def read_csv(stream: io.BufferedReader[Any]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
@@ -30,13 +53,16 @@ def read_csv(stream: io.BufferedReader[Any]) -> Iterator[tuple[int, dict[str, An
         BadTableError: the header cannot be used, or a row is not UTF-8, or a quoted cell does not end.
     """
     separator = separator_of(stream.peek()) or ","
-    rows = csv.reader(io.TextIOWrapper(stream, "utf-8", newline=""), delimiter=separator, strict=True)
+    lines = _Lines(io.TextIOWrapper(stream, "utf-8", newline=""))
+    rows = csv.reader(lines, delimiter=separator, strict=True)
     number = 0
     try:
         header = next(rows)
         if len(header) > MOST_COLUMNS:
             raise BadTableError(f"it has {len(header)} columns; {MOST_COLUMNS} are the most")
+        lines.size = 0
         for cells in rows:
+            lines.size = 0
             if not cells:
                 continue
             number += 1

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 # Longest row, in bytes. It holds about four million tokens.
 ROW_BYTES = 2**24
+# Deepest nesting of a file of several values. Python's parser refuses less than that.
+_DEPTH = 100_000
 _CHUNK = 2**20
 # A whole string, or the next character with a meaning for the structure.
 _NEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\],]', re.DOTALL)
@@ -29,7 +31,7 @@ class RowError(ValueError):
 
 
 class CutOffError(ValueError):
-    """The text ends within a row. The caller knows the file and adds it."""
+    """Why it cannot be told where rows end, e.g. a text that is cut off. The caller knows the file and adds it."""
 
 
 def too_long() -> RowError:
@@ -59,7 +61,8 @@ def read_values(stream: BinaryIO, *, in_array: bool) -> Iterator[tuple[int, byte
         in_array: the text is one array; otherwise objects follow each other.
 
     Raises:
-        CutOffError: the text ends within a row or before the array's bracket, or goes on behind it.
+        CutOffError: the text ends within a row or before the array's bracket, goes on behind it, or is nested too
+            deeply.
     """
     splitter = _Splitter(in_array)
     while chunk := stream.read(_CHUNK):
@@ -96,6 +99,8 @@ class _Splitter:
                 self._in_string = True
             elif token in (b"{", b"["):
                 self._depth += 1
+                if self._depth > _DEPTH:
+                    raise CutOffError(f"row {self.number + 1} is nested {_DEPTH:,} brackets deep")
                 if self._in_array and self._depth == 0:
                     start = place
             elif token in (b"}", b"]"):

@@ -24,7 +24,8 @@ from typing import IO, Any
 from minimind.errors import DataError
 
 RATIO, FREE_BYTES = 500, 2**28
-_BUFFER = 2**20
+# What `peek` shows of a longer file.
+HEAD_BYTES = _BUFFER = 2**20
 # Memory that an xz file may ask for; preset 9 needs 65 MiB.
 _XZ_MEMORY = 2**28
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minimind.data.sources.content import Kind, UnknownContentError, kind_of, separator_of
+from minimind.data.sources.streams import HEAD_BYTES
 
 KINDS = {
     "lines": (b'\n {"a": 1}\n{"a": 2}\n', Kind.LINES),
@@ -21,6 +22,9 @@ KINDS = {
     "semicolons": (b"chosen;rejected\n1,5;2\n", Kind.CSV),
     "an index without a name": (b",chosen,rejected\n0,a,b\n", Kind.CSV),
     "only a header": (b"chosen,rejected", Kind.CSV),
+    "a header that goes on": (",".join(f"c{n}" for n in range(10**6)).encode()[:HEAD_BYTES], Kind.CSV),
+    "a row that goes on": (b"a,b,c\n1," + b"x" * HEAD_BYTES, Kind.CSV),
+    "a quoted cell that goes on": (b'a,b,c\n1,"' + b"x\n" * HEAD_BYTES, Kind.CSV),
 }
 
 

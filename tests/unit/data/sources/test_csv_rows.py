@@ -28,6 +28,15 @@ def test_number_of_columns_is_bounded(monkeypatch):
         rows("a,b,c\n1,2,3\n")
 
 
+@pytest.mark.parametrize("row", ["x" * 40, '"' + "x\n" * 20 + '"', '"x\n",' * 10, "x," * 20])
+def test_long_row_is_an_error_before_it_is_read(monkeypatch, row):
+    """Also one whose quoted cells have many lines, each of them short."""
+    monkeypatch.setattr(csv_rows, "ROW_BYTES", 30)
+    assert len(rows("a,b\n" + "1,2\n" * 20)) == 20
+    with pytest.raises(BadTableError, match="row 2: the row is longer than 16 MiB; or a quote in it does not end"):
+        rows(f"a,b\n1,2\n{row}\n5,6\n")
+
+
 def test_cell_that_does_not_end_is_an_error_with_its_row():
     with pytest.raises(BadTableError, match="row 2: "):
         rows('a,b\n1,2\n"3,4\n5,6\n')

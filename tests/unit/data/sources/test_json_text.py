@@ -78,6 +78,13 @@ def test_array_that_is_cut_is_an_error(text, number):
         values(text, in_array=True)
 
 
+def test_deep_nesting_is_an_error(monkeypatch):
+    monkeypatch.setattr(json_text, "_DEPTH", 10)
+    assert len(values(b"[" + b"[" * 9 + b"]" * 9 + b"]", in_array=True)) == 1
+    with pytest.raises(CutOffError, match="row 2 is nested 10 brackets deep"):
+        values(b"[1," + b"[" * 11 + b"]" * 11 + b"]", in_array=True)
+
+
 def test_text_around_values_is_an_error():
     assert values(b"[]\n ", in_array=True) == []
     for text in (b"[1],", b"[{]}]"):
