@@ -30,6 +30,7 @@ class OptimisationConfig:
     grad_clip: float = flag(1.0, "maximum gradient norm; 0: no clipping", low=0)
     dtype: str = flag(
         "bfloat16",
-        "dtype of weights and activations; the optimizer's states are float32",
+        "dtype of weights and activations; the optimizer's states are float32. Without this flag float32 for Hugging "
+        "Face models on a CPU without bfloat16 instructions",
         choices=("bfloat16", "float16", "float32"),
     )

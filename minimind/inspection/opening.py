@@ -15,6 +15,7 @@ from minimind.config.generations import with_model_defaults
 from minimind.data.sources import find_sources
 from minimind.errors import MiniMindError
 from minimind.ranks.world import World
+from minimind.training.setup.precision import lacks_bfloat16
 from minimind.training.setup.prepare import Prepared, prepare, with_implied
 from minimind.training.setup.start_weights import defaults_of, open_start_weights
 from minimind.training.setup.tokenizers import load_tokenizer
@@ -47,7 +48,7 @@ def open_inputs(settings: Settings, world: World) -> Inputs:
         MiniMindError: all that would stop the run, if the data or the tokenizer are among it.
     """
     try:
-        prepared = prepare(settings, world)
+        prepared = prepare(settings, world, without_bfloat16=lacks_bfloat16(world))
     except MiniMindError as error:
         known = with_implied(settings)
         source = _weights_or_none(known)

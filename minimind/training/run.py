@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minimind.config import Settings, parse_settings
 from minimind.engine.start import start_rank
-from minimind.ranks.collectives import agree, from_main
+from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.preflight import check_alike
 from minimind.ranks.process import PREEMPTED, end, tell_errors, user_errors
 from minimind.ranks.watch import Watch
@@ -25,6 +25,7 @@ from minimind.training.setup.assemble import assemble_run
 from minimind.training.setup.attention import choose_attention_backend
 from minimind.training.setup.engines import Engines, build_engines
 from minimind.training.setup.open_run import OpenedRun, find_resumed, open_run
+from minimind.training.setup.precision import lacks_bfloat16
 from minimind.training.setup.prepare import PATH_FLAGS, Prepared, input_paths, prepare
 from minimind.training.setup.resume import describe_reshard
 from minimind.training.setup.training_data import load_data
@@ -56,7 +57,9 @@ def _run(settings: Settings, world: World, watch: Watch) -> bool:
     from_main(world, lambda: lock.acquire(create=False))
     checkpoint = find_resumed(settings.config, world, watch)
     # A file can be missing on one machine only; `agree` raises the error on all ranks, so none waits for another.
-    prepared = agree(world, lambda: prepare(settings, world, checkpoint))
+    # One slow machine decides for all, because all ranks must train in the same precision.
+    without_bfloat16 = any(gather(world, lacks_bfloat16(world)))
+    prepared = agree(world, lambda: prepare(settings, world, checkpoint, without_bfloat16=without_bfloat16))
     assert prepared is not None
     return run_training(prepared, world, watch, lock)
 

@@ -27,6 +27,7 @@ from minimind.objective.losses import Objective
 from minimind.ranks.world import World
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
+from minimind.training.setup.precision import with_precision
 from minimind.training.setup.problems import Problems
 from minimind.training.setup.start_weights import (
     defaults_of,
@@ -74,8 +75,13 @@ class Prepared:
         return self.source if self.other_reference is None else self.other_reference
 
 
-def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = None) -> Prepared:
+def prepare(
+    settings: Settings, world: World, checkpoint: Checkpoint | None = None, *, without_bfloat16: bool = False
+) -> Prepared:
     """Resolve everything that files, flags and the resumed checkpoint say about the run.
+
+    Args:
+        without_bfloat16: a rank's CPU has no instructions for bfloat16 (`precision.lacks_bfloat16`).
 
     Raises:
         ConfigError: all problems at once; a single problem keeps its own class.
@@ -85,6 +91,8 @@ def prepare(settings: Settings, world: World, checkpoint: Checkpoint | None = No
     # Each stage can change settings that the next one reads: demo, weights, objective, DeepSpeed files.
     settings = with_implied(settings)
     settings, source, model = _open_weights(settings, checkpoint, problems)
+    if source is not None:
+        settings = with_precision(settings, source, without_bfloat16, checkpoint)
     other_reference = problems.attempt(lambda: open_reference_weights(settings.config))
     settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
