@@ -9,16 +9,18 @@ are part of a marker of assistant turns. What cannot be kept apart is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from minimind.data.byte_places import BytePlaces
 from minimind.data.sources import RowError
 from minimind.data.template import Messages, TemplateInput
 from minimind.data.text_pieces import TextPieces
@@ -80,6 +82,8 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         fragments = {part for text in self._controls if len(text) > 3 for part in (text[:3], text[-3:])}
         self._fragments = re.compile("|".join(map(re.escape, sorted(fragments))) or r"(?!)")
+        # Most texts have none of these characters, and a search for one is faster than one for the fragments.
+        self._rare = {next((sign for sign in part if not sign.isalnum()), part[0]) for part in fragments}
         self._normalizes = any(text in added and added[text].normalized for text in self._controls)
         self._alphabet = alphabet_of(tokenizer)
 
@@ -132,7 +136,8 @@ class ControlTokens:
 
         A template that deletes or joins texts could make a control token of two parts.
         """
-        if not any(map(self._fragments.search, _texts([messages, given.tools, given.arguments]))):
+        texts = _texts([messages, given.tools, given.arguments])
+        if not any(any(sign in text for sign in self._rare) and self._fragments.search(text) for text in texts):
             return None
 
         def changed(text: str) -> str:
@@ -146,7 +151,12 @@ class ControlTokens:
         """The number of control tokens in a text."""
         return len(self._pattern.findall(text))
 
-    def tokenize(self, text: str, *, shielded: bool) -> TokenizedText:
+    def foresee(self, texts: Iterable[str]) -> None:
+        """Tokenise rendered texts together, so that `tokenize` knows their tokens; one that is rejected stops it."""
+        with contextlib.suppress(RowError), _rejections():
+            self._pieces.foresee(texts)
+
+    def tokenize(self, text: str, *, shielded: bool) -> TokenizedText | BytePlaces:
         """Tokens of a rendered text.
 
         Args:
@@ -158,6 +168,10 @@ class ControlTokens:
         """
         self._check_alphabet(text)
         if not shielded:
+            with _rejections():
+                found = self._pieces.encode_bytes(text)
+            if found is not None:
+                return BytePlaces(ids=found[0], ends=found[1], text=text)
             return self._encode(text, renamed=False)
         restored, places, expected = self._restore(text)
         tokens = self._encode(restored, renamed=True)
@@ -166,19 +180,13 @@ class ControlTokens:
         return TokenizedText(ids=tokens.ids, starts=places[tokens.starts], ends=places[tokens.ends])
 
     def _encode(self, text: str, *, renamed: bool) -> TokenizedText:
-        try:
+        with _rejections():
             if renamed or trims_spaces(self.tokenizer):
                 names = {control: chr(_RENAMED + number) for control, number in self._numbers.items()}
                 encoding = pipeline_of(self.tokenizer, names if renamed else {}).encode(text, add_special_tokens=False)
                 ids, offsets = encoding.ids, np.array(encoding.offsets, np.int64)
             else:
-                # The template has written the special tokens already; the tokenizer would add a second <bos>.
                 ids, offsets = self._pieces.encode(text)
-        except BaseException as error:
-            # The tokenizers library raises plain exceptions, and panics that are no `Exception`.
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise RowError(f"the tokenizer rejects the text ({type(error).__name__}: {error})") from error
         return places_of(ids, offsets, text, np.isin(ids, self._ids))
 
     def _shielded(self, match: re.Match[str]) -> str:
@@ -231,6 +239,17 @@ class ControlTokens:
                 raise RowError(f"the tokenizer has no token for the character {character!r}")
 
 
+@contextlib.contextmanager
+def _rejections() -> Iterator[None]:
+    """Turns whatever the tokenizers library raises into a RowError: plain exceptions, and panics that are none."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise RowError(f"the tokenizer rejects the text ({type(error).__name__}: {error})") from error
+
+
 def _longest_first(texts: set[str]) -> list[str]:
     return sorted(texts - {""}, key=lambda text: (-len(text), text))
 
@@ -239,10 +258,11 @@ def _texts(value: Any) -> Iterator[str]:
     """Every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
+    # Asking for `Mapping` takes long.
+    elif isinstance(value, dict | Mapping):
         for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
+            yield from (key,) if isinstance(key, str) else _texts(key)
+            yield from (item,) if isinstance(item, str) else _texts(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)

@@ -9,11 +9,11 @@ special tokens in messages are in the way, MiniMind's rule (minimind_rule.py) gi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from minimind.data.control_tokens import ControlTokens
@@ -51,8 +51,12 @@ class TurnEncoder(ConversationEncoder):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodingOptions) -> None:
         super().__init__(tokenizer, options)
         self._markers: dict[str, TurnMarkers] = {}
+        # Template and markers of rows without tools and arguments of their own: most of a file.
+        self._own: tuple[str | None, TurnMarkers] = (None, TurnMarkers(header="", end="", last_end=""))
         try:
-            markers = self._markers_for(self.given(None, None))
+            given = self.given(None, None)
+            markers = self._markers_for(given)
+            self._own = (self.template.source(given), markers)
         except RowError as error:
             raise DataError(
                 f"{tokenizer.name_or_path}: {error}; use a template for conversations of 'user' and 'assistant' "
@@ -70,23 +74,35 @@ class TurnEncoder(ConversationEncoder):
         messages, given = shielded.messages, shielded.given
         text, turns = find_turns(self.template, markers, messages, given)
         self._controls.check_written(text, shielded)
-        number = self._controls.count(text)
-        if neutral := self._controls.neutral(messages, given):
-            number = self._controls.count(self.template.render(*neutral))
+        rendered = text
         if self.drops_thinks(text, row_number):
             text, turns = _without_empty_thinks(text, turns)
+        neutral = self._controls.neutral(messages, given)
         # Deleting or joining texts, as templates and the line above do, must not make a control token.
-        if self._controls.count(text) != number:
+        other = self.template.render(*neutral) if neutral else rendered
+        if other is not text and self._controls.count(other) != self._controls.count(text):
             raise RowError("texts of messages become a special token where they are joined")
         tokens = self._controls.tokenize(text, shielded=shielded.number > 0)
         mask = np.zeros(len(tokens.ids), np.uint8)
         for turn in turns[-1:] if self.options.last_turn_only else turns:
-            mask |= _counted(tokens.starts, tokens.ends, turn)
+            tokens.mark(mask, turn.start, turn.text_end, turn.end)
         row = TokenizedRow(tokens.ids, mask.tolist())
         rule = self._minimind_rule
         # A shielded row has other tokens: the rule takes special tokens in messages for control tokens.
         differs = rule is not None and (shielded.number > 0 or rule.mask(row.tokens) != row.mask)
         return ComparedRow(row=row, differs=differs)
+
+    def foresee(self, conversations: Iterable[tuple[Messages, int]]) -> None:
+        given = self.given(None, None)
+        if self.template.marks_generation(given):
+            return
+        messages, numbers = itertools.tee(conversations)
+        texts = self.template.foresee((one for one, _ in messages), given)
+        self._controls.foresee(
+            text.replace(EMPTY_THINK, "") if self.drops_thinks(text, number) else text
+            for text, (_, number) in zip(texts, numbers, strict=True)
+            if text is not None
+        )
 
     def key(self) -> list[Any]:
         # The markers follow from the template and the special tokens, which are part of the tokenizer.
@@ -95,7 +111,10 @@ class TurnEncoder(ConversationEncoder):
     def _markers_for(self, given: TemplateInput) -> TurnMarkers:
         # Arguments such as enable_thinking change what a template writes. Few rows have arguments of their own.
         # A tokenizer may have another template for conversations with tools.
-        key = repr((self.template.source(given), sorted(given.arguments.items()), given.tools))
+        source = self.template.source(given)
+        if given.tools is None and given.arguments == self.options.template_kwargs and source == self._own[0]:
+            return self._own[1]
+        key = repr((source, sorted(given.arguments.items()), given.tools))
         if key not in self._markers:
             if len(self._markers) > _MARKERS_KEPT:
                 self._markers.clear()
@@ -143,14 +162,6 @@ def encode_conversation(
     read = read_messages("messages", list(messages))
     fitted = fit_arguments(read, encoder.template, encoder.given(tools, template_kwargs))
     return encoder.encode(fitted, 0, tools, template_kwargs)
-
-
-def _counted(starts: NDArray[np.int64], ends: NDArray[np.int64], turn: Turn) -> NDArray[np.bool_]:
-    """Which tokens count for a turn: (tokens,) bool."""
-    in_text = np.maximum(starts, turn.start) < np.minimum(ends, turn.text_end)
-    # The parts of a special token's text inside a message have no length; they lie where the text begins.
-    in_turn = (starts >= turn.start) & (starts < turn.end) & (ends <= turn.end)
-    return in_text | in_turn
 
 
 def _without_empty_thinks(text: str, turns: list[Turn]) -> tuple[str, list[Turn]]:

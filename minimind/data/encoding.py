@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -94,6 +94,13 @@ class ConversationEncoder(abc.ABC):
             RowError: the template rejects the conversation, or an assistant's turn is not found.
         """
         return self._encode(messages, row_number, self.given(tools, template_kwargs), template_kwargs or {})
+
+    def foresee(self, conversations: Iterable[tuple[Messages, int]]) -> None:  # noqa: B027 - an encoder need not
+        """Do together what takes longer one by one, for conversations that will be encoded; it changes no result.
+
+        Args:
+            conversations: messages and row number of each, without tools and arguments of its own.
+        """
 
     @abc.abstractmethod
     def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:

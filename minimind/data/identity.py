@@ -15,6 +15,9 @@ from typing import Any
 from minimind.data.messages import Message
 from minimind.data.rows import PreferenceRow
 
+# Values of other types than JSON's come from typed columns; their text tells them apart.
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr)
+
 
 def shared_messages(row: PreferenceRow, words: frozenset[str]) -> int:
     """Number of messages that both halves share before the first one that differs: the prompt.
@@ -55,6 +58,5 @@ def _read(message: Message, words: frozenset[str]) -> Message:
 
 
 def _hash(value: Any) -> int:
-    # Values of other types than JSON's come from typed columns; their text tells them apart.
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=repr)
+    text = _JSON.encode(value)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +23,9 @@ from minimind.errors import DataError
 Messages = Sequence[Mapping[str, Any]]
 
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-# Renderings kept for the other half of a pair: a prompt, a whole conversation, and one of each with placeholders.
-_RENDERED_KEPT = 4
+# Characters of the renderings that are kept: for the other half of a pair, which has the same prompt and is the same
+# once placeholders stand for the answers, and for conversations that were foreseen.
+_RENDERED_KEPT = 2**23
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -62,6 +63,7 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self._rendered: dict[Any, str] = {}
+        self._size = 0
 
     def render(self, messages: Messages, given: TemplateInput = PLAIN, *, generation_prompt: bool = False) -> str:
         """The text of a conversation.
@@ -85,11 +87,27 @@ class ChatTemplate:
         except Exception as error:
             raise _rejection(error) from error
         if key is not None:
-            # Both halves of a pair have the same prompt, and are the same once placeholders stand for their answers.
-            if len(self._rendered) == _RENDERED_KEPT:
-                del self._rendered[next(iter(self._rendered))]
+            if self._size > _RENDERED_KEPT:
+                self._forget()
             self._rendered[key] = text
+            self._size += len(text)
         return text
+
+    def foresee(self, conversations: Iterable[Messages], given: TemplateInput) -> Iterator[str | None]:
+        """Yield the text of each conversation, which `render` will then know; None if it is not kept, or is rejected.
+
+        Other conversations are forgotten.
+        """
+        self._forget()
+        for messages in conversations:
+            try:
+                yield None if _key(messages, given, False) is None else self.render(messages, given)
+            except RowError:
+                yield None
+
+    def _forget(self) -> None:
+        self._rendered.clear()
+        self._size = 0
 
     def marks_generation(self, given: TemplateInput = PLAIN) -> bool:
         """Whether the template marks the assistant's text itself, by `{% generation %}` blocks."""

@@ -31,6 +31,19 @@ class TokenizedText:
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
 
+    def mark(self, mask: NDArray[np.uint8], start: int, text_end: int, end: int) -> None:
+        """Set a mask to 1 for the tokens that count of a turn.
+
+        Args:
+            mask: (tokens,), changed.
+            start, text_end, end: characters of the turn's text, start to text_end, and of the marker that closes it.
+        """
+        starts, ends = self.starts, self.ends
+        in_text = np.maximum(starts, start) < np.minimum(ends, text_end)
+        # The parts of a special token's text inside a message have no length; they lie where the text begins.
+        in_turn = (starts >= start) & (starts < end) & (ends <= end)
+        mask |= in_text | in_turn
+
 
 def places_of(
     ids: list[int], offsets: list[tuple[int, int]] | NDArray[np.int64], text: str, control: NDArray[np.bool_]

@@ -162,14 +162,14 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
     scores: list[float] = []
     bad: list[BadRow] = []
     counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
-    for number, content in task.rows:
+    parsed = [(number, _parsed(content, options)) for number, content in task.rows]
+    plain = ((row, number) for number, rows in parsed if isinstance(rows, list) for row in rows if _is_plain(row))
+    # All rows of a task at once: each stage runs faster when the one before it does not run in between.
+    encoder.foresee((half, number) for row, number in plain for half in (row.chosen, row.rejected))
+    for number, rows in parsed:
         counts[ROWS] += 1
-        try:
-            if isinstance(content, RowError):
-                raise content
-            rows = parse_rows(content, options)
-        except RowError as error:
-            bad.append(BadRow(line=number, reason=str(error), tokenized=False))
+        if isinstance(rows, RowError):
+            bad.append(BadRow(line=number, reason=str(rows), tokenized=False))
             continue
         counts[UNPAIRED] += not rows
         shapes.update(dict.fromkeys(row.shape for row in rows).keys())
@@ -204,12 +204,24 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
     )
 
 
+def _parsed(content: Content, options: ShapeOptions) -> list[PreferenceRow] | RowError:
+    """The pairs of a row, or why it has none."""
+    try:
+        return content if isinstance(content, RowError) else parse_rows(content, options)
+    except RowError as error:
+        return error
+
+
+def _is_plain(row: PreferenceRow) -> bool:
+    return not row.tools and not row.template_kwargs
+
+
 def _arrays(pairs: list[EncodedPair]) -> dict[str, Any]:
     """What a chunk has of its tokenised pairs."""
     halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
     return {
-        "tokens": np.array([token for half in halves for token in half.tokens], np.int32),
-        "mask": np.array([value for half in halves for value in half.mask], np.uint8),
+        "tokens": np.array(list(itertools.chain.from_iterable(half.tokens for half in halves)), np.int32),
+        "mask": np.frombuffer(b"".join(bytes(half.mask) for half in halves), np.uint8),
         "lengths": [len(half.tokens) for half in halves],
         "full_lengths": [length for pair in pairs for length in pair.lengths],
         "prefixes": [pair.prefix for pair in pairs],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -68,8 +69,11 @@ def test_shielded_text_without_special_tokens_has_the_same_tokens(controls, toke
     text = f"{START}user\n你好，the sea is  blue.\n<think>\n{END}\n"
     one, other = controls.tokenize(text, shielded=False), controls.tokenize(text, shielded=True)
     assert one.ids == other.ids
-    assert one.starts.tolist() == other.starts.tolist()
-    assert one.ends.tolist() == other.ends.tolist()
+    for start in range(len(text)):
+        masks = np.zeros((2, len(one.ids)), np.uint8)
+        for mask, found in zip(masks, (one, other), strict=True):
+            found.mark(mask, start, min(start + 4, len(text)), min(start + 7, len(text)))
+        assert masks[0].tolist() == masks[1].tolist()
 
 
 @pytest.mark.parametrize("key", ["content", "reasoning_content"])

@@ -236,3 +236,15 @@ def test_every_target_of_the_masks_is_a_target_of_the_pack(write_rows, tokenizer
         shared, chosen, rejected = batch.target_counts.T.tolist()
         assert [s + c for s, c in zip(shared, chosen, strict=True)] == [int(p.chosen_mask.sum()) for p in pairs]
         assert [s + r for s, r in zip(shared, rejected, strict=True)] == [int(p.rejected_mask.sum()) for p in pairs]
+
+
+def test_rows_of_a_task_have_the_tokens_that_each_has_alone(write_rows, tokenizer, monkeypatch):
+    """Rows of a task are rendered and tokenised together."""
+    rows = [pair(f"Question {number}?", f"Yes {'so ' * number}", "<|im_end|> no") for number in range(40)]
+    source, limit = open_source(write_rows(*rows)), LengthLimit(max_length=64)
+    (together,) = tokenize(source, TurnEncoder(tokenizer, OPTIONS), limit, num_workers=0)
+    monkeypatch.setattr(tokens, "_ROWS_PER_TASK", 1)
+    alone = list(tokenize(source, TurnEncoder(tokenizer, OPTIONS), limit, num_workers=0))
+    assert len(alone) == 40
+    assert together.tokens.tolist() == [token for chunk in alone for token in chunk.tokens.tolist()]
+    assert together.mask.tolist() == [value for chunk in alone for value in chunk.mask.tolist()]
