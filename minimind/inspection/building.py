@@ -29,6 +29,7 @@ from minimind.inspection.packing import Packing, measure_packing
 from minimind.inspection.pairs import gather, right, selected
 from minimind.inspection.report import STOPS, Finding, Report
 from minimind.inspection.rows import SourceReport, describe_source
+from minimind.inspection.scores import describe_scores
 from minimind.inspection.texts import read_answers, read_pair, spread
 from minimind.plan.check import this_machine
 from minimind.plan.choice import Machine
@@ -70,6 +71,7 @@ def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: Worl
         lengths=describe_lengths(usable),
         limits=try_limits(usable, LIMITS, config.data.max_seq_len),
         bias=length_bias(usable),
+        scores=describe_scores(loaded.tables, config.data.filter_score_gap),
         equal=find_equal(trained, held_out),
         answers=_answers(inputs, loaded.tables),
         packing=packing,
@@ -87,6 +89,7 @@ def _find(report: Report, inputs: Inputs, loaded: LoadedPairs) -> Iterator[Findi
     yield from findings.about_rows((*report.sources, *report.eval_sources), loaded.settings.config.data.on_bad_row)
     yield from findings.about_lengths(report.limits, report.max_seq_len, report.enough_limit)
     yield from findings.about_bias(report.bias)
+    yield from findings.about_scores(report.scores)
     yield from findings.about_equal(report.equal, report.pairs)
     yield from findings.about_answers(report.answers)
     yield from findings.about_cost(report.cost, report.eval_pairs)

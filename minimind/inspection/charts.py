@@ -82,10 +82,7 @@ def histogram(series: Sequence[Series], axis: str, *, open_start: bool = False) 
         if count
     ]
     every = -(-bars // _TICKS)
-    ticks = [
-        _text(x(bar), floor + 16, f"{first.start + bar * first.width}", anchor="middle")
-        for bar in range(0, bars + 1, every)
-    ]
+    ticks = [_text(x(bar), floor + 16, _edge(first, bar), anchor="middle") for bar in range(0, bars + 1, every)]
     lines = [
         _text(_LEFT - 6, y(highest) + 4, str(highest), anchor="end"),
         _text(_LEFT - 6, floor + 4, "0", anchor="end"),
@@ -132,13 +129,19 @@ def _legend(names: Sequence[tuple[str, str]]) -> Markup:
 
 
 def _bin_name(one: Histogram, bar: int, open_start: bool) -> str:
-    low = one.start + bar * one.width
+    low = _edge(one, bar)
     if bar == len(one.counts) - 1:
         return f"{low} and more"
-    high = low + one.width - 1
+    high = f"{one.start + (bar + 1) * one.width - 1:.0f}" if one.whole else _edge(one, bar + 1)
     if bar == 0 and open_start:
-        return f"{high} and less"
-    return str(low) if high == low else f"{low} to {high}"
+        return f"{high} and less" if one.whole else f"below {high}"
+    return low if high == low else f"{low} to {high}"
+
+
+def _edge(one: Histogram, bar: int) -> str:
+    """Where a bin begins. Sums of a width such as 0.1 have digits that say nothing."""
+    place = one.start + bar * one.width
+    return f"{place:.0f}" if one.whole else f"{round(place / one.width) * one.width:.6g}"
 
 
 def _svg(height: float, *children: Markup) -> Markup:

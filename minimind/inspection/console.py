@@ -21,6 +21,8 @@ _PAIR = "First pair"
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # Lines of the first pair's prompt, and of each of its answers.
 _TEXT_LINES = 3
+# Columns and keys without use that are named.
+_UNUSED = 5
 _GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
 
 
@@ -36,6 +38,7 @@ def console_text(report: Report, *, colours: bool) -> str:
         ("Tokens", _lengths(report)),
         ("Limits", _limits(report)),
         ("Length bias", _bias(report)),
+        ("Scores", _scores(report)),
         ("Equal pairs", _equal(report)),
         ("Answers", _answers(report)),
         ("The run", _run(report)),
@@ -57,6 +60,10 @@ def _rows(report: Report) -> Iterator[str]:
                 f"{one.name}{note}: {count(one.rows)} rows{f' ({shapes})' if shapes else ''}, "
                 f"{count(one.refused_rows)} refused, {count(one.selected)} of {count(one.pairs)} pairs used"
             )
+            if one.unused:
+                named = [f"{name} ({count(number)})" for name, number in itertools.islice(one.unused.items(), _UNUSED)]
+                more = f" and {len(one.unused) - _UNUSED} more" if len(one.unused) > _UNUSED else ""
+                yield f"  not used: {', '.join(named)}{more}"
 
 
 def _lengths(report: Report) -> Iterator[str]:
@@ -91,6 +98,18 @@ def _bias(report: Report) -> Iterator[str]:
         f"chosen {one.mean_difference:+.1f} tokens on average; longer in {share(one.longer / pairs)}, as long in "
         f"{share(one.equal / pairs)}; “longer wins” is right for {share(one.rule)}"
     )
+
+
+def _scores(report: Report) -> Iterator[str]:
+    one = report.scores
+    if one is None:
+        return
+    yield (
+        f"of {count(one.scored)} of {count(one.pairs)} pairs: chosen {one.mean:+.3g} on average, lower in "
+        f"{share(one.worse / one.scored)}, the same in {share(one.equal / one.scored)}  {_sparkline(one.histogram)}"
+    )
+    left = (f"{effect.gap:.4g} leaves {count(effect.left)}" for effect in one.effects)
+    yield f"--filter_score_gap {', '.join(left)}"
 
 
 def _equal(report: Report) -> Iterator[str]:

@@ -13,6 +13,7 @@ from minimind.inspection.equal_pairs import EqualPairs, Found
 from minimind.inspection.lengths import LengthBias, LimitEffect
 from minimind.inspection.report import NOTE, STOPS, WARNING, Finding
 from minimind.inspection.rows import SourceReport
+from minimind.inspection.scores import ScoreReport
 from minimind.inspection.words import gib, part, plural, share
 
 # A rule that is right so often tells more about length than about quality.
@@ -26,8 +27,9 @@ def about_rows(sources: Sequence[SourceReport], on_bad_row: str) -> Iterator[Fin
     for one in sources:
         if one.refused:
             first = one.refused[0]
+            excerpt = f": {first.excerpt}" if first.excerpt else ""
             text = f"{one.name}: {plural(one.refused_rows, 'row')} of {one.rows} refused (--on_bad_row {on_bad_row}); "
-            yield Finding(kind=WARNING, text=f"{text}most often: {first.reason} ({first.first})")
+            yield Finding(kind=WARNING, text=f"{text}most often: {first.reason} ({first.first}){excerpt}")
 
 
 def about_lengths(limits: Sequence[LimitEffect], max_seq_len: int, enough: int) -> Iterator[Finding]:
@@ -60,13 +62,23 @@ def about_bias(bias: LengthBias) -> Iterator[Finding]:
         )
 
 
+def about_scores(scores: ScoreReport | None) -> Iterator[Finding]:
+    """Pairs whose scores say that the rejected answer is the better one."""
+    if scores is not None and scores.worse:
+        yield Finding(
+            kind=WARNING,
+            text=f"in {part(scores.worse, scores.pairs)} of the pairs the rejected answer has the higher score "
+            "(--filter_score_gap 0 leaves these out)",
+        )
+
+
 def about_equal(equal: EqualPairs, pairs: int) -> Iterator[Finding]:
     """Pairs that contradict others, are held out too, or are there twice."""
     kinds: tuple[tuple[Found, str, str], ...] = (
         (equal.contradictions, "contradict another pair: the same two answers, once each way", WARNING),
         (equal.leaked_pairs, "are held out too, so that the evaluation has seen them", WARNING),
         (equal.leaked_prompts, "have a prompt that the held-out pairs have too", WARNING),
-        (equal.duplicates, "repeat an earlier pair", NOTE),
+        (equal.duplicates, "repeat an earlier pair (--dedup 1 takes each once)", NOTE),
     )
     for found, what, kind in kinds:
         if found.pairs:

@@ -26,16 +26,18 @@ _SHOWN_SHARE = 0.99
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Counts of whole numbers in bins of one width, from the first edge on.
+    """Counts of numbers in bins of one width, from the first edge on.
 
     Attributes:
         start, width: the first edge, and the width of a bin.
         counts: of each bin; the first also has everything below, the last everything above.
+        whole: all numbers are whole.
     """
 
-    start: int
-    width: int
+    start: float
+    width: float
     counts: tuple[int, ...]
+    whole: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

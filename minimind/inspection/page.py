@@ -36,6 +36,7 @@ def page(report: Report) -> str:
         _section("Rows", sections.rows(report)),
         _section("Lengths", sections.lengths(report)),
         _section("Length bias", sections.bias(report)),
+        *([_section("Scores", sections.scores(report.scores))] if report.scores else []),
         _section("Equal pairs", sections.equal_pairs(report)),
         _section("Answers", sections.answers(report)),
         _section("Packing and cost", sections.cost(report)),

@@ -14,6 +14,7 @@ from minimind.inspection.equal_pairs import EqualPairs
 from minimind.inspection.lengths import LengthBias, Lengths, LimitEffect
 from minimind.inspection.packing import Packing
 from minimind.inspection.rows import SourceReport
+from minimind.inspection.scores import ScoreReport
 from minimind.inspection.texts import PairTexts
 
 # Kinds of findings: the run would stop; worth a look before training; good to know.
@@ -37,6 +38,7 @@ class Report:
         pairs, eval_pairs: pairs that are trained on, and held-out pairs.
         max_seq_len: of the run; `enough_limit` keeps 99 % of the pairs whole, `whole_limit` all.
         limits: what each --max_seq_len would do.
+        scores: None if no pair has any.
         examples: pairs as the run sees them.
         findings: the most important first.
         command: trains on these pairs.
@@ -52,6 +54,7 @@ class Report:
     lengths: Lengths
     limits: tuple[LimitEffect, ...]
     bias: LengthBias
+    scores: ScoreReport | None
     equal: EqualPairs
     answers: AnswerReport
     packing: Packing

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from minimind.inspection.charts import Bar, Part, Series, bars, histogram
 from minimind.inspection.markup import Markup, element, joined
 from minimind.inspection.report import Report
-from minimind.inspection.rows import SourceReport
+from minimind.inspection.scores import ScoreReport
 from minimind.inspection.texts import PairTexts, Run
 from minimind.inspection.words import count, duration, gib, part, plural, share
 
@@ -45,15 +45,12 @@ def rows(report: Report) -> Iterator[Markup]:
         if one.refused:
             yield element("h3", f"Refused rows of {one.name}")
             yield _table(
-                ["#rows", "reason", "where"], [[count(group.rows), group.reason, group.first] for group in one.refused]
+                ["#rows", "reason", "where", "the first of them"],
+                [[count(group.rows), group.reason, group.first, group.excerpt] for group in one.refused],
             )
-        yield from _messages(one)
-
-
-def _messages(one: SourceReport) -> Iterator[Markup]:
-    if one.messages:
-        yield element("h3", f"What the run says about {one.name}")
-        yield element("ul", *(element("li", message) for message in one.messages))
+        if one.messages:
+            yield element("h3", f"What the run says about {one.name}")
+            yield element("ul", *(element("li", message) for message in one.messages))
 
 
 def lengths(report: Report) -> Iterator[Markup]:
@@ -129,6 +126,20 @@ def bias(report: Report) -> Iterator[Markup]:
     )
     series = [Series(name="pairs", colour=_PLAIN, histogram=one.differences)]
     yield element("figure", histogram(series, "tokens of chosen minus tokens of rejected", open_start=True))
+
+
+def scores(one: ScoreReport) -> Iterator[Markup]:
+    """How far the scores of the answers are apart, and what a --filter_score_gap leaves."""
+    yield element(
+        "p",
+        f"{part(one.scored, one.pairs)} of the pairs have scores. Chosen answers have {one.mean:+.4g} compared with "
+        f"rejected ones on average (median {one.median:+.4g}). The rejected answer has the higher score in "
+        f"{part(one.worse, one.scored)} of these pairs, the same in {part(one.equal, one.scored)}.",
+    )
+    series = [Series(name="pairs", colour=_PLAIN, histogram=one.histogram)]
+    yield element("figure", histogram(series, "score of chosen minus score of rejected", open_start=True))
+    left = [[f"{effect.gap:.6g}", part(effect.left, one.pairs)] for effect in one.effects]
+    yield _table(["#--filter_score_gap", "#pairs that it leaves"], left)
 
 
 def equal_pairs(report: Report) -> Iterator[Markup]:

@@ -18,6 +18,7 @@ from minimind.inspection.packing import Packing
 from minimind.inspection.pairs import PairArrays, gather, right
 from minimind.inspection.report import NOTE, STOPS, WARNING, Finding, Report
 from minimind.inspection.rows import RefusedRows, SourceReport
+from minimind.inspection.scores import GapEffect, ScoreReport
 from minimind.inspection.texts import PairTexts, Run
 from tests.unit.data.tables import table_of
 
@@ -60,8 +61,9 @@ def made_report(text: str = "text", **changes) -> Report:
         pairs=8,
         selected=6,
         shapes={"MiniMind's": 10},
-        refused=(RefusedRows(reason=f"bad {text}", rows=2, first="lines 1, 2"),),
+        refused=(RefusedRows(reason=f"bad {text}", rows=2, first="lines 1, 2", excerpt=f"row {text}"),),
         refused_rows=2,
+        unused={f"column {text}": 3},
         messages=(f"not used: {text}",),
     )
     report = Report(
@@ -82,6 +84,16 @@ def made_report(text: str = "text", **changes) -> Report:
             shorter=5,
             rule=0.3125,
             differences=Histogram(start=-20, width=10, counts=(4, 1, 2, 1)),
+        ),
+        scores=ScoreReport(
+            pairs=8,
+            scored=6,
+            mean=1.25,
+            median=1,
+            worse=2,
+            equal=1,
+            histogram=Histogram(start=-0.5, width=0.5, counts=(2, 1, 3), whole=False),
+            effects=(GapEffect(gap=0, left=4), GapEffect(gap=0.5, left=3)),
         ),
         equal=EqualPairs(
             prompts=5,

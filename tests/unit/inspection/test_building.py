@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from minimind import demo
@@ -56,3 +58,15 @@ def test_what_would_stop_the_run_comes_first(report):
     stops = [one.text for one in found.findings if one.kind == STOPS]
     assert list(found.findings[: len(stops)]) == [one for one in found.findings if one.kind == STOPS]
     assert any("1 of 6 rows cannot be trained on" in text for text in stops)
+
+
+def test_scores_and_columns_of_no_use_are_reported(report, tmp_path, capsys):
+    rows = [{**row, "score_chosen": 3, "score_rejected": 5 - index, "note": "x"} for index, row in enumerate(ROWS[:4])]
+    found = report(rows=rows)
+    assert (found.scores.scored, found.scores.worse, found.scores.equal) == (4, 2, 1)
+    shown = capsys.readouterr().out
+    assert "not used: column 'note' (4)" in shown
+    assert "--filter_score_gap 0 leaves 2, " in shown
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "--filter_score_gap" in page
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["scores"]["worse"] == 2

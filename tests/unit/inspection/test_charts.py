@@ -50,3 +50,11 @@ def test_parts_of_a_bar_follow_each_other():
     assert widths[1] == pytest.approx(3 * widths[0], abs=0.2)
     assert widths[2] == pytest.approx(8 * widths[0], abs=0.3)
     assert second.find("title").text == "256, b: 3"
+
+
+def test_edges_of_numbers_that_are_not_whole():
+    counts = Histogram(start=-0.1, width=0.1, counts=(1, 2, 0, 4), whole=False)
+    drawn = parsed(histogram([Series(name="pairs", colour="#123", histogram=counts)], "gap", open_start=True))
+    titles = [rect.find("title").text for rect in drawn.findall(".//rect")]
+    assert titles == ["below 0 gap: 1 pairs", "0 to 0.1 gap: 2 pairs", "0.2 and more gap: 4 pairs"]
+    assert {"-0.1", "0", "0.1", "0.2", "0.3"} <= {text.text for text in drawn.findall(".//text")}

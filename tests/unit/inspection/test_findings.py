@@ -45,6 +45,19 @@ def test_equal_pairs():
     assert list(findings.about_equal(none, 6)) == []
 
 
+def test_duplicates_come_with_their_remedy():
+    assert "--dedup 1" in list(findings.about_equal(REPORT.equal, 6))[-1].text
+
+
+def test_scores():
+    (found,) = findings.about_scores(REPORT.scores)
+    assert found.kind == WARNING
+    assert "in 2 (25 %) of the pairs" in found.text
+    assert "--filter_score_gap 0" in found.text
+    assert list(findings.about_scores(None)) == []
+    assert list(findings.about_scores(dataclasses.replace(REPORT.scores, worse=0))) == []
+
+
 def test_answers():
     few = dataclasses.replace(REPORT.answers, pairs=1000, refusals=(10, 900), empty=(0, 50), one_word=(10, 0))
     assert list(findings.about_answers(few)) == []
@@ -58,7 +71,7 @@ def test_answers():
 
 def test_rows_and_cost():
     (rows,) = findings.about_rows(REPORT.sources, "skip")
-    assert rows.text == "text: 2 rows of 10 refused (--on_bad_row skip); most often: bad text (lines 1, 2)"
+    assert rows.text == "text: 2 rows of 10 refused (--on_bad_row skip); most often: bad text (lines 1, 2): row text"
     assert list(findings.about_cost(REPORT.cost, 4)) == []
     small = dataclasses.replace(REPORT.cost, memory=dataclasses.replace(REPORT.cost.memory, available=2**29))
     memory, held_out = findings.about_cost(small, 0)

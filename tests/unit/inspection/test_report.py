@@ -12,6 +12,8 @@ def test_json_has_every_attribute():
     made = made_report("文")
     read = json.loads(to_json(made))
     assert list(read) == list(vars(made))
-    assert read["sources"][0]["refused"] == [{"reason": "bad 文", "rows": 2, "first": "lines 1, 2"}]
+    assert read["sources"][0]["refused"] == [
+        {"reason": "bad 文", "rows": 2, "first": "lines 1, 2", "excerpt": "row 文"}
+    ]
     assert read["examples"][0]["chosen"][1] == {"text": "文 says", "counts": True}
     assert (made.rows, made.refused_rows) == (10, 2)
