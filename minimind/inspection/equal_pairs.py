@@ -57,38 +57,59 @@ class EqualPairs:
 
 def find_equal(pairs: PairArrays, evaluation: PairArrays) -> EqualPairs:
     """Compare all pairs with each other and with those of the evaluation data, which may be none."""
-    keys, eval_keys = _keys(pairs.identities), _keys(evaluation.identities)
-    both_ways = np.concatenate([eval_keys, _swapped(evaluation.identities)])
-    prompts, eval_prompts = pairs.identities[:, 0], evaluation.identities[:, 0]
+    keys, eval_keys = _keys(pairs), _keys(evaluation)
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    # The first of equal ones comes first in a stable order.
+    repeated = np.sort(order[1:][ordered[1:] == ordered[:-1]])
+    # A pair contradicts another one if the other one is what it would be with its answers the other way round.
+    contradictions = np.flatnonzero(_contains(ordered, _keys(pairs, swapped=True)))
+    del order, ordered
+    both_ways = np.sort(np.concatenate([eval_keys, _keys(evaluation, swapped=True)]))
+    leaked_pairs = np.flatnonzero(_contains(both_ways, keys))
+    prompts, eval_prompts = pairs.identity(0), np.unique(evaluation.identity(0))
     return EqualPairs(
         prompts=len(np.unique(prompts)),
-        duplicates=_duplicates(pairs, keys),
-        contradictions=_found(pairs, np.isin(keys, _swapped(pairs.identities))),
-        leaked_prompts=_found(pairs, np.isin(prompts, eval_prompts)),
-        leaked_pairs=_found(pairs, np.isin(keys, both_ways)),
-        eval_prompts=len(np.unique(eval_prompts)),
+        duplicates=Found(pairs=len(repeated), places=_repeats(pairs, keys, repeated[:_NAMED])),
+        contradictions=_found(pairs, contradictions),
+        leaked_prompts=_found(pairs, np.flatnonzero(_contains(eval_prompts, prompts))),
+        leaked_pairs=_found(pairs, leaked_pairs),
+        eval_prompts=len(eval_prompts),
     )
 
 
-def _keys(identities: Hashes) -> Hashes:
-    """One hash of each whole pair, (n,)."""
-    mixed = identities * _FACTORS
-    # Numbers of 64 bits wrap around, which is meant.
-    return (mixed ^ (mixed >> np.uint64(29))).sum(1, dtype=np.uint64)
+def _keys(pairs: PairArrays, *, swapped: bool = False) -> Hashes:
+    """One hash of each whole pair, (n,).
+
+    Args:
+        swapped: of the pair with its answers the other way round.
+    """
+    keys = np.zeros(len(pairs), np.uint64)
+    # Column by column, which needs a third of the memory. Numbers of 64 bits wrap around, which is meant.
+    for part, factor in zip((0, 2, 1) if swapped else (0, 1, 2), _FACTORS, strict=True):
+        mixed = pairs.identity(part)
+        mixed *= factor
+        mixed ^= mixed >> np.uint64(29)
+        keys += mixed
+    return keys
 
 
-def _swapped(identities: Hashes) -> Hashes:
-    """The hash that each pair would have with its answers the other way round, (n,)."""
-    return _keys(identities[:, [0, 2, 1]])
+def _contains(ordered: Hashes, values: Hashes) -> NDArray[np.bool_]:
+    """Which values are among sorted ones, (values,)."""
+    if not len(ordered):
+        return np.zeros(len(values), np.bool_)
+    places = np.searchsorted(ordered, values)
+    np.minimum(places, len(ordered) - 1, out=places)
+    return ordered[places] == values
 
 
-def _duplicates(pairs: PairArrays, keys: Hashes) -> Found:
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    repeated = np.flatnonzero(first[which] != np.arange(len(keys)))
-    places = (f"{pairs.place(index)}, repeats {pairs.place(first[which[index]])}" for index in repeated[:_NAMED])
-    return Found(pairs=len(repeated), places=tuple(places))
+def _repeats(pairs: PairArrays, keys: Hashes, repeated: NDArray[np.int64]) -> tuple[str, ...]:
+    """Where some pairs are, and the first that each of them equals."""
+    firsts = [int(np.argmax(keys == keys[index])) for index in repeated]
+    return tuple(
+        f"{pairs.place(index)}, repeats {pairs.place(first)}" for index, first in zip(repeated, firsts, strict=True)
+    )
 
 
-def _found(pairs: PairArrays, mask: NDArray[np.bool_]) -> Found:
-    indices = np.flatnonzero(mask)
+def _found(pairs: PairArrays, indices: NDArray[np.int64]) -> Found:
     return Found(pairs=len(indices), places=tuple(pairs.place(index) for index in indices[:_NAMED]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +146,7 @@ def length_bias(pairs: PairArrays) -> LengthBias:
     )
 
 
-def _describe(lengths: NDArray[np.int64], width: int, bars: int) -> Distribution:
+def _describe(lengths: NDArray[np.signedinteger[Any]], width: int, bars: int) -> Distribution:
     median, p90, p99 = np.percentile(lengths, [50, 90, 99], method="inverted_cdf")
     return Distribution(
         mean=float(lengths.mean()),
@@ -157,7 +158,7 @@ def _describe(lengths: NDArray[np.int64], width: int, bars: int) -> Distribution
     )
 
 
-def _bins(values: NDArray[np.int64]) -> tuple[int, int]:
+def _bins(values: NDArray[np.signedinteger[Any]]) -> tuple[int, int]:
     """Width and number of the bins that show lengths from 0 on: a round width, so that the edges can be read."""
     shown = int(np.percentile(values, 100 * _SHOWN_SHARE, method="inverted_cdf"))
     width = next(
@@ -169,6 +170,6 @@ def _bins(values: NDArray[np.int64]) -> tuple[int, int]:
     return width, shown // width + 1 + int(bool((values >= (shown // width + 1) * width).any()))
 
 
-def _histogram(values: NDArray[np.int64], start: int, width: int, bars: int) -> Histogram:
+def _histogram(values: NDArray[np.signedinteger[Any]], start: int, width: int, bars: int) -> Histogram:
     bins = np.clip((values - start) // width, 0, bars - 1)
     return Histogram(start=start, width=width, counts=tuple(np.bincount(bins, minlength=bars).tolist()))

@@ -6,7 +6,9 @@ PairTable of each source -> gather -> PairArrays -> lengths.py, equal_pairs.py
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,41 +17,66 @@ from minimind.data.table import PairTable
 from minimind.data.tokens import WRONG
 
 Indices = NDArray[np.int64]
+Lengths = NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairArrays:
-    """Properties of n pairs, source after source. Lengths are in tokens, before anything was cut.
+    """Properties of n pairs, source after source, read from their tables when they are asked for.
+
+    Lengths are in tokens, before anything was cut; 32 bits, since there may be many pairs.
 
     Attributes:
         tables: the tables that the pairs are from.
-        sources: (n,) index into `tables`.
-        lines: (n,) number of the pair's row in its source.
-        prompts, chosen, rejected: (n,) tokens before the answers that differ, and from there to the end of each row.
-        least_limits: (n,) smallest length limit under which the pair keeps a difference that counts.
-        identities: (n, 3) uint64, hashes of prompt, chosen and rejected answer.
+        indices: of the pairs in each table.
     """
 
     tables: tuple[PairTable, ...]
-    sources: Indices
-    lines: Indices
-    prompts: Indices
-    chosen: Indices
-    rejected: Indices
-    least_limits: Indices
-    identities: NDArray[np.uint64]
+    indices: tuple[Indices, ...]
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return sum(map(len, self.indices))
+
+    @functools.cached_property
+    def prompts(self) -> Lengths:
+        """Tokens before the answers that differ, (n,)."""
+        return self._joined(lambda table: table.prompt_lengths, np.int32)
+
+    @functools.cached_property
+    def chosen(self) -> Lengths:
+        """Tokens from there to the end of the chosen row, (n,)."""
+        return self._joined(lambda table: table.full_lengths[::2], np.int32) - self.prompts
+
+    @functools.cached_property
+    def rejected(self) -> Lengths:
+        """Tokens from there to the end of the rejected row, (n,)."""
+        return self._joined(lambda table: table.full_lengths[1::2], np.int32) - self.prompts
+
+    @functools.cached_property
+    def least_limits(self) -> Lengths:
+        """Smallest length limit under which each pair keeps a difference that counts, (n,)."""
+        return self._joined(lambda table: table.least_limits, np.int32)
 
     @property
-    def longest(self) -> Indices:
+    def longest(self) -> Lengths:
         """Tokens of the longer row of each pair, (n,): the limit that keeps it whole."""
         return self.prompts + np.maximum(self.chosen, self.rejected)
 
+    def identity(self, part: int) -> NDArray[np.uint64]:
+        """Hashes of all prompts (0), of all chosen (1) or of all rejected (2) answers, (n,)."""
+        return self._joined(lambda table: table.identities[part::3], np.uint64)
+
     def place(self, index: int) -> str:
         """Where a pair is from, for messages: "pairs.jsonl, line 7"."""
-        return self.tables[int(self.sources[index])].source.place(int(self.lines[index]))
+        for table, indices in zip(self.tables, self.indices, strict=True):
+            if index < len(indices):
+                return table.source.place(int(table.lines[indices[index]]))
+            index -= len(indices)
+        raise IndexError(index)
+
+    def _joined(self, values: Callable[[PairTable], NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+        parts = zip(self.tables, self.indices, strict=True)
+        return np.concatenate([np.empty(0, dtype), *(values(table)[index].astype(dtype) for table, index in parts)])
 
 
 def selected(table: PairTable) -> Indices:
@@ -63,26 +90,9 @@ def right(table: PairTable) -> Indices:
 
 
 def gather(tables: Sequence[PairTable], which: Callable[[PairTable], Indices]) -> PairArrays:
-    """The arrays of some pairs of all tables.
+    """Some pairs of all tables.
 
     Args:
         which: `selected` or `right`.
     """
-    indices = [which(table) for table in tables]
-
-    def joined(values: Callable[[PairTable], NDArray[np.int64]]) -> NDArray[np.int64]:
-        parts = [values(table)[index] for table, index in zip(tables, indices, strict=True)]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-    prompts = joined(lambda table: table.prompt_lengths)
-    identities = [table.identities.reshape(-1, 3)[index] for table, index in zip(tables, indices, strict=True)]
-    return PairArrays(
-        tables=tuple(tables),
-        sources=np.repeat(np.arange(len(tables)), [len(index) for index in indices]),
-        lines=joined(lambda table: table.lines),
-        prompts=prompts,
-        chosen=joined(lambda table: table.full_lengths[::2]) - prompts,
-        rejected=joined(lambda table: table.full_lengths[1::2]) - prompts,
-        least_limits=joined(lambda table: table.least_limits),
-        identities=np.concatenate(identities) if identities else np.empty((0, 3), np.uint64),
-    )
+    return PairArrays(tables=tuple(tables), indices=tuple(which(table) for table in tables))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from minimind.inspection.lengths import Histogram, LimitEffect, describe_lengths, length_bias, try_limits
@@ -42,7 +40,7 @@ def test_length_bias_by_hand():
 def test_longer_answers_that_always_win():
     pairs = gather([made_table((1, 3, 2), (1, 9, 1))], right)
     assert length_bias(pairs).rule == 1
-    swapped = dataclasses.replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen)
+    swapped = gather([made_table((1, 2, 3), (1, 1, 9))], right)
     assert length_bias(swapped).rule == 0
 
 

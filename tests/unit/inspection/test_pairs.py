@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
 from minimind.data.rows import BadRow
 from minimind.inspection.pairs import gather, right, selected
@@ -20,7 +21,7 @@ def test_pairs_of_all_sources_that_are_not_wrong():
     assert [pairs.prompts.tolist(), pairs.chosen.tolist(), pairs.rejected.tolist()] == [[4, 5, 7], [3, 1, 7], [2, 9, 6]]
     assert pairs.longest.tolist() == [7, 14, 14]
     assert pairs.least_limits.tolist() == [5, 6, 8]
-    assert pairs.identities.tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert [pairs.identity(part).tolist() for part in range(3)] == [[0, 3, 0], [1, 4, 1], [2, 5, 2]]
     assert [pairs.place(index) for index in (1, 2)] == ["pairs.jsonl, line 2", "more.jsonl, line 1"]
 
 
@@ -28,9 +29,11 @@ def test_pairs_that_are_trained_on():
     table = dataclasses.replace(ONE, selected=np.array([1]))
     pairs = gather([table, TWO], selected)
     assert pairs.place(0) == "pairs.jsonl, line 2"
-    assert pairs.sources.tolist() == [0, 1]
+    assert pairs.place(1) == "more.jsonl, line 1"
+    with pytest.raises(IndexError):
+        pairs.place(2)
 
 
 def test_no_table_has_no_pairs():
     pairs = gather([], right)
-    assert (len(pairs), pairs.identities.shape) == (0, (0, 3))
+    assert [len(pairs), len(pairs.prompts), len(pairs.identity(0))] == [0, 0, 0]
