@@ -86,13 +86,16 @@ def _batches(path: Path, kind: Kind, on_read: OnRead) -> Iterator[pa.RecordBatch
 
 
 def _parquet_batches(path: Path, on_read: OnRead) -> Iterator[pa.RecordBatch]:
+    size = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8))
+        file.seek(max(0, size - 8))
         footer = int.from_bytes(file.read(4), "little")
         if file.read() != b"PAR1":
             raise BadTableError("the file is incomplete: its end is missing")
     if footer > _FOOTER_BYTES:
         raise BadTableError(f"its footer has {footer >> 20} MiB; {_FOOTER_BYTES >> 20} MiB are the most")
+    if footer > size - 12:
+        raise BadTableError(f"the file is damaged: its footer would have {footer} bytes, and the file has {size}")
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as plain:
         _check_columns(plain.schema_arrow)
         columns = [plain.schema.column(index) for index in range(len(plain.schema))]

@@ -64,8 +64,14 @@ class Source:
                 number = number + 1 if len(self.files) > 1 else own
                 yield number, content
         if not number:
-            what = kind_of_file(self.files[0]).value if len(self.files) == 1 else f"{len(self.files)} files"
-            raise DataError(f"{self.name}: {what} without a row")
+            raise DataError(f"{self.name}: {self._without_a_row()}")
+
+    def _without_a_row(self) -> str:
+        if len(self.files) > 1:
+            return f"{len(self.files)} files without a row"
+        kind = kind_of_file(self.files[0])
+        header = "; its first line is taken for the names of columns" if kind is Kind.CSV else ""
+        return f"{kind.value} without a row{header}"
 
     @property
     def size(self) -> int:

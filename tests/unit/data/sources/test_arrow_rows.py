@@ -91,6 +91,8 @@ def test_large_footer_is_not_read(read):
     content[-8:-4] = (2**30).to_bytes(4, "little")
     with pytest.raises(BadTableError, match="its footer has 1024 MiB; 32 MiB are the most"):
         read(bytes(content))
+    with pytest.raises(BadTableError, match=r"damaged: its footer would have \d+ bytes, and the file has 16"):
+        read(parquet(ROWS)[:4] + parquet(ROWS)[-12:])
 
 
 def test_column_that_is_there_twice_is_refused(tmp_path):
