@@ -45,6 +45,7 @@ def load_table(
     shapes: ShapeOptions = DEFAULT_SHAPES,
     cut_prompt: bool = False,
     listener: TokenisingListener = SILENT,
+    known: str | None = None,
 ) -> PairTable:
     """Load the pairs of a source from the cache, or tokenise them and write the cache.
 
@@ -54,11 +55,17 @@ def load_table(
         options: how conversations are encoded.
         shapes: how rows are read.
         listener: is told of progress.
+        known: key of the table, if another process of this machine has just loaded it: neither the source is hashed
+            nor the table compared with its checksums again.
 
     Raises:
         DataError: a file is missing, empty or damaged, the tokenizer cannot be used, or the cache cannot be written.
             Bad rows raise no error here; see `select_pairs`.
     """
+    if known is not None:
+        folder = cache_dir / f"pairs-{known}"
+        if (table := read_table(folder, source, known, listener.on_work, checked=True)) is not None:
+            return table
     encoder = build_encoder(tokenizer, options)
     limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
     key = _key(source, encoder, limit, shapes, listener.on_work)

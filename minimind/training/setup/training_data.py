@@ -32,7 +32,7 @@ from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError, LaunchError
 from minimind.objective.losses import Need, Objective
-from minimind.ranks.collectives import from_main, gather, main_first
+from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, cache_dir
 from minimind.training.setup.problems import Problems
@@ -85,35 +85,61 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
 
 
 def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener: TokenisingListener) -> PairTables:
-    """The pairs of some sources that the run uses. One rank per machine tokenises, the others read."""
+    """The pairs of some sources that the run uses. One rank per machine hashes and tokenises, the others read."""
     config = prepared.settings.config
 
-    def load_one(source: Source) -> PairTable:
-        return select_table(tokenized_table(config, prepared.tokenizer, source, listener), config.data)
+    def load_one(source: Source, known: str | None) -> PairTable:
+        return select_table(tokenized_table(config, prepared.tokenizer, source, listener, known), config.data)
 
-    def load() -> PairTables:
-        problems = Problems()
-        tables = [problems.attempt(functools.partial(load_one, source)) for source in find_sources(words)]
+    def load(known: Sequence[str] = ()) -> PairTables:
+        problems, sources = Problems(), find_sources(words)
+        keys = known if len(known) == len(sources) else [None] * len(sources)
+        tables = [
+            problems.attempt(functools.partial(load_one, source, key))
+            for source, key in zip(sources, keys, strict=True)
+        ]
         problems.raise_if_any()
         return PairTables(tables=tuple(table for table in tables if table is not None))
 
-    tables = main_first(world, load)
-    # Files are compared before the start by samples of their bytes, and data sets of the hub are no files then.
-    keys = gather(world, tables.key)
-    if len(set(keys)) > 1:
-        other = next(rank for rank, key in enumerate(keys) if key != keys[0])
+    is_first = world.local_rank == 0
+    tables = agree(world, load, runs=is_first)
+    # Files are compared before the start by samples of their bytes. The keys are hashes of all of them.
+    keys = _alike(world, words, None if tables is None else [table.key for table in tables.tables])
+    others = agree(world, lambda: load(keys), runs=not is_first)
+    loaded = tables if is_first else others
+    assert loaded is not None
+    return loaded
+
+
+def _alike(world: World, words: Sequence[str], keys: list[str] | None) -> list[str]:
+    """The keys of all tables, from ranks that have them; None: this one does not. All ranks must call.
+
+    Raises:
+        LaunchError: the machines have other data.
+    """
+    found = {rank: of for rank, of in enumerate(gather(world, keys)) if of is not None}
+    first = next(iter(found))
+    different = [rank for rank, of in found.items() if of != found[first]]
+    if different:
         raise LaunchError(
-            f"{' '.join(words)}: the data of {world.name([0])} and of {world.name([other])} differ; give all machines "
-            "the same files",
+            f"{' '.join(words)}: the data of {world.name([first])} and of {world.name(different[:1])} differ; give all "
+            "machines the same files",
             agreed=True,
         )
-    return tables
+    return found[first]
 
 
 def tokenized_table(
-    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, source: Source, listener: TokenisingListener
+    config: DPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    listener: TokenisingListener,
+    known: str | None = None,
 ) -> PairTable:
     """The table of a source, from the cache or tokenised now, with all pairs selected.
+
+    Args:
+        known: its key, if another rank of this machine has loaded it.
 
     Raises:
         DataError: the source cannot be used.
@@ -129,6 +155,7 @@ def tokenized_table(
         num_workers=data.num_workers,
         cache_dir=cache_dir(config),
         listener=listener,
+        known=known,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minimind.config import DataConfig, parse_settings
+from minimind.data import table_cache
 from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
@@ -26,12 +29,16 @@ WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 @pytest.fixture
 def load(tokenizer, tmp_path):
-    def run(path, *flags):
+    def run(path, *flags, world=WORLD):
         settings = parse_settings(["--cache_dir", str(tmp_path / "cache"), "--data_path", str(path), *flags])
         objective = build_objective(settings.config.objective.loss)
-        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer, objective=objective), WORLD, SILENT)
+        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer, objective=objective), world, SILENT)
 
     return run
+
+
+def pairs(data) -> list:
+    return [data.table[index] for index in range(len(data.table))]
 
 
 @pytest.fixture
@@ -92,9 +99,25 @@ def test_equal_pairs_are_taken_once_before_the_limit_counts(load, write_rows):
 
 
 def test_machines_with_other_data_are_refused(load, file, monkeypatch):
-    monkeypatch.setattr(training_data, "gather", lambda world, key: [key, "other"])
+    monkeypatch.setattr(training_data, "gather", lambda world, keys: [keys, None, ["other"]])
     with pytest.raises(LaunchError, match=r"pairs\.jsonl: the data of rank 0.* differ"):
         load(file)
+
+
+def test_other_ranks_of_a_machine_do_not_read_the_files_again(load, file, monkeypatch):
+    """They get the key from the first rank. Without the table they do its work, so that a run still starts."""
+    first = load(file, "--num_workers", "0")
+    keys = [table.key for table in first.table.tables]
+    monkeypatch.setattr(training_data, "gather", lambda world, own: [keys, own])
+    hashed = []
+    monkeypatch.setattr(table_cache, "_key", lambda *arguments: hashed.append(1) or keys[0])
+    other = load(file, "--num_workers", "0", world=dataclasses.replace(WORLD, rank=1, local_rank=1))
+    assert hashed == []
+    assert [pair.chosen.tolist() for pair in pairs(other)] == [pair.chosen.tolist() for pair in pairs(first)]
+    shutil.rmtree(file.parent / "cache")
+    again = load(file, "--num_workers", "0", world=dataclasses.replace(WORLD, rank=1, local_rank=1))
+    assert hashed == [1]
+    assert len(again.table) == len(first.table)
 
 
 def test_several_answers_make_pairs_by_the_flags(load, write_rows):
