@@ -114,6 +114,10 @@ OF_SHAPES = [
                     "winner": "model_b"}),
     ("comparison", {"context": [{"role": "user", "content": "q"}], "response1": "a", "response2": "b",
                     "overall_preference": -2}),
+    ("sharegpt", {"conversations": {"from": ["human", "gpt", "human"], "value": ["a", "b", "c"], "n": [1, None, 0]},
+                  "chosen": {"from": "gpt", "value": "d"}, "rejected": {"from": "gpt", "value": "e"}}),
+    ("minimind", {half: {key: [turn[key] for turn in turns] for key in ("role", "content")}
+                  for half, turns in pair("q", "a", "b").items()}),
     ("swift", {"query": "q", "response": "a", "rejected_response": "b", "history": [["x", "y"]], "system": "s"}),
 ]  # fmt: skip
 ENTRY = DatasetInfo(origin="x", shape="sharegpt", columns={"conversations": "messages"}, names=TurnNames(role="role"))

@@ -138,7 +138,9 @@ def _data_files(folder: Path, split: str | None, name: str) -> SplitFiles:
     splits = splits_of(folder, config or None, name)
     every = dict.fromkeys([*(path for files in splits.files.values() for path in files), *splits.loose])
     if saved := [path.parent for path in every if path.name == _STATE and (path.parent / _INFO).is_file()]:
-        raise DataError(f"{name}: save_to_disk wrote several data sets into it; give them one by one: {listed(saved)}")
+        raise DataError(
+            f"{name}: save_to_disk wrote data sets into folders of it; give them one by one: {listed(saved)}"
+        )
     data = {one: [path for path in files if _is_data(path)] for one, files in splits.files.items()}
     data = {one: files for one, files in data.items() if files}
     if not data:

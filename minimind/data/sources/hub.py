@@ -115,8 +115,12 @@ def _of_snapshot(wanted: HubName, snapshot: Path) -> SplitFiles:
         raise DataError(f"{error}; files of it are not in the local cache: {how_to_get(wanted)}") from error
     if missing:
         _check_whole(wanted, snapshot, found, missing)
-    origin = f"from the hub's cache, commit {snapshot.name[:12]}, {len(found.files)} files"
+    origin = f"from the hub's cache, commit {snapshot.name[:12]}, {_files(len(found.files))}"
     return dataclasses.replace(found, is_one=True, note="; ".join(filter(None, (origin, found.note))))
+
+
+def _files(number: int) -> str:
+    return f"{number} file{'' if number == 1 else 's'}"
 
 
 def _missing_files(wanted: HubName, snapshot: Path) -> list[str]:

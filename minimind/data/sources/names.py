@@ -88,6 +88,8 @@ def _sources_of(name: str) -> Iterator[Source]:
 
 def _files_of(name: str) -> list[SplitFiles]:
     """What a word without its weight names."""
+    if not name:
+        raise DataError("an empty text is no name of a file; is a variable of the shell empty?")
     if os.path.isdir(name):
         return [files_of_folder(Path(name), None)]
     if not os.path.exists(name):

@@ -111,7 +111,7 @@ def test_damaged_saved_sets_are_one_error(here):
 def test_several_saved_sets_in_a_folder_are_given_one_by_one(here):
     for name in ("one", "two"):
         datasets.Dataset.from_list(ROWS).save_to_disk(f"all/{name}")
-    with pytest.raises(DataError, match=r"all: save_to_disk wrote several data sets into it; .*: all/one, all/two"):
+    with pytest.raises(DataError, match=r"all: save_to_disk wrote data sets into folders of it; .*: all/one, all/two"):
         find_sources(["all"])
 
 

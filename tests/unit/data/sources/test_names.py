@@ -55,6 +55,7 @@ WRONG = {
     "e/*": r"e/\*: no file matches the pattern",
     "n" * 300: "n: cannot read the file .File name too long.",
     "/dev/null": "/dev/null: is a device or a pipe, not a file",
+    "": "an empty text is no name of a file",
     "a.jsonl:0": "a.jsonl:0: the weight is not between 0.001 and 100",
     "a.jsonl:1000": "a.jsonl:1000: the weight is not between",
     "a.jsonl:" + "9" * 5000: "a.jsonl:9+: cannot read the file",
