@@ -27,11 +27,17 @@ class ConfigError(MiniMindError):
     """A flag or a DeepSpeed file is wrong, or contradicts another one or the machine."""
 
     @classmethod
-    def from_problems(cls, problems: Sequence[str], *, agreed: bool = False) -> ConfigError:
-        """One error that lists every problem, so that the user can correct all of them at once."""
+    def from_problems(cls, problems: Sequence[str], *, agreed: bool = False, most: int | None = None) -> ConfigError:
+        """One error that lists every problem, so that the user can correct all of them at once.
+
+        Args:
+            most: problems that are listed; the others are counted. None: all.
+        """
         if len(problems) == 1:
             return cls(problems[0], agreed=agreed)
-        listed = "\n".join(f"  - {problem}" for problem in problems)
+        listed = "\n".join(f"  - {problem}" for problem in problems[:most])
+        if most is not None and len(problems) > most:
+            listed += f"\n  - and {len(problems) - most} more like these"
         return cls(f"{len(problems)} problems:\n{listed}", agreed=agreed)
 
 

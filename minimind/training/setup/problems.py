@@ -28,8 +28,11 @@ class Problems:
         """Keep these errors."""
         self._found += errors
 
-    def raise_if_any(self) -> None:
+    def raise_if_any(self, most: int | None = None) -> None:
         """Raise all errors as one; a single error keeps its class.
+
+        Args:
+            most: errors that are listed; the others are counted. None: all.
 
         Raises:
             MiniMindError: there are problems.
@@ -37,4 +40,4 @@ class Problems:
         if len(self._found) == 1:
             raise self._found[0]
         if self._found:
-            raise ConfigError.from_problems([str(error) for error in self._found])
+            raise ConfigError.from_problems([str(error) for error in self._found], most=most)

@@ -37,6 +37,9 @@ from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, cache_dir
 from minimind.training.setup.problems import Problems
 
+# Sources with problems that are listed: all files of a folder may have the same one.
+_PROBLEMS = 5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingData:
@@ -98,7 +101,7 @@ def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener
             problems.attempt(functools.partial(load_one, source, key))
             for source, key in zip(sources, keys, strict=True)
         ]
-        problems.raise_if_any()
+        problems.raise_if_any(_PROBLEMS)
         return PairTables(tables=tuple(table for table in tables if table is not None))
 
     is_first = world.local_rank == 0

@@ -88,6 +88,18 @@ def test_problems_of_all_sources_are_one_error(load, write_rows):
     assert f"{other}: 1 of 1 rows cannot be trained on:\n  row 1: unknown row shape" in message
 
 
+def test_of_a_folder_whose_files_have_the_same_problem_some_are_listed(load, tmp_path):
+    for number in range(9):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        (tmp_path / f"d/{number}.jsonl").write_text('{"prompt": "q", "chosen": "a"}\n' * 20)
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "d", "--num_workers", "0")
+    message = str(caught.value)
+    assert message.count("'rejected' is not") == 5
+    assert message.startswith("9 problems:\n")
+    assert message.endswith("\n  - and 4 more like these")
+
+
 def test_equal_pairs_are_taken_once_before_the_limit_counts(load, write_rows):
     rows = [pair(f"Number {i // 2}?", "Yes.", "No!") for i in range(12)]
     path, held_out = write_rows(*rows), write_rows(*rows, name="eval.jsonl")
