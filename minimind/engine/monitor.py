@@ -115,7 +115,11 @@ class EventFile:
         # Imported only here: slow, and not needed without TensorBoard.
         from torch.utils.tensorboard.summary import scalar
 
-        self._add(step=int(step), summary=scalar(tag, value))
+        self.add_summary(scalar(tag, value), step)
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        """Add a record of any kind (a Summary of tensorboard's protocol); `flush` writes it."""
+        self._add(step=int(step), summary=summary)
 
     def flush(self) -> None:
         """Append the records to the file. Records that cannot be written are lost.

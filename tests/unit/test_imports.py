@@ -1,6 +1,6 @@
 """Imports point one way.
 
-launch -> inspection -> training -> checkpoints -> engine -> {ranks, data, objective} -> {weights, model} ->
+launch -> {sweep, inspection} -> training -> checkpoints -> engine -> {ranks, data, objective} -> {weights, model} ->
 {native, config, errors}
 """
 
@@ -40,7 +40,8 @@ ARROWS: dict[str, set[str]] = {
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
     "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees
-    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "the public face"},
+    "sweep": BELOW_TRAINING | {"training", "inspection"},  # starts runs as other processes, and reads their files
+    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "sweep", "the public face"},
 }
 FREE = {"version"}
 

@@ -14,6 +14,7 @@ from minimind.data.shapes import registry
 from minimind.model import family
 from minimind.objective.losses import SigmoidLoss
 from minimind.objective.losses import registry as losses
+from minimind.sweep.flags import LAUNCHER_SWITCHES, LAUNCHER_VALUES
 from minimind.training import run
 from tests.docs.language import ENGLISH, Language, chinese
 from tests.docs.losses import texts as loss_texts
@@ -29,7 +30,8 @@ every_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 # Flags of launchers and of other scripts that the READMEs mention.
 OTHER_FLAGS = {
-    *("num_gpus", "hostfile", "no_ssh", "node_rank", "master_addr", "master_port"),  # deepspeed
+    *LAUNCHER_VALUES,  # deepspeed
+    *LAUNCHER_SWITCHES,
     "shm-size",  # docker
     *("nnodes", "nproc-per-node", "node-rank", "master-addr", "master-port"),  # torchrun
     *("data", "tokenizer", "steps", "rounds", "out", "runs"),  # tests/benchmarks

@@ -1,0 +1,107 @@
+"""The sweep in TensorBoard's HPARAMS tab: one experiment, in which the runs can be compared.
+
+    save_dir/events...                  the experiment: which flags differ, which metrics count
+    save_dir/RUN/tensorboard/events...  the run: its values of these flags, beside the metrics that it has logged
+
+`tensorboard --logdir save_dir` shows them. A run whose DeepSpeed file writes no TensorBoard files is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind.engine.monitor import EventFile
+from minimind.sweep.results import RunResult
+
+# Marks a run's folder whose values are written: they are written once.
+_MARK = "hparams.json"
+
+
+def write_hparams(folder: Path, results: Sequence[RunResult]) -> list[str]:
+    """Write the experiment anew, and the values of finished runs that have none yet.
+
+    Returns:
+        Names of finished runs without TensorBoard files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    differing = results[0].plan.differing
+    finished = [result for result in results if result.finished]
+    if not differing or not finished:
+        return []
+    # Imported only here: slow, and not needed to train.
+    from torch.utils.tensorboard.summary import hparams
+
+    domains = {name: list(dict.fromkeys(_typed(one.plan.differing[name]) for one in results)) for name in differing}
+    # TensorBoard knows no domain of mixed types.
+    domains = {name: found if len({type(one) for one in found}) == 1 else list(map(str, found))
+               for name, found in domains.items()}  # fmt: skip
+    without = []
+    metrics = {tag: 0.0 for result in finished for tag in result.tag.values()}
+    as_text = {name for name, found in domains.items() if isinstance(found[0], str)}
+    experiment, _, _ = hparams({name: found[0] for name, found in domains.items()}, metrics, domains)
+    _mark_differing(experiment)
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    _append(folder, [experiment])
+    for result in finished:
+        events = _events_folder(result.plan.folder)
+        if events is None:
+            without.append(result.plan.name)
+            continue
+        given = {name: value if name in as_text else _typed(value) for name, value in result.plan.differing.items()}
+        if _is_marked(result.plan.folder, given):
+            continue
+        _, start, end = hparams(given, metrics)
+        _append(events, [start, end])
+        (result.plan.folder / _MARK).write_text(json.dumps(given), encoding="utf-8")
+    return without
+
+
+def _mark_differing(experiment: Any) -> None:
+    """Mark all flags of the experiment as different between runs: TensorBoard hides the columns of others."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    plugin = experiment.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        # Earlier versions of TensorBoard do not know the field, and hide nothing.
+        if "differs" in info.DESCRIPTOR.fields_by_name:
+            info.differs = True
+    plugin.content = data.SerializeToString()
+
+
+def _append(folder: Path, summaries: Sequence[Any]) -> None:
+    file = EventFile(folder)
+    for summary in summaries:
+        file.add_summary(summary, step=0)
+    file.flush()
+
+
+def _events_folder(run: Path) -> Path | None:
+    """Where a run has written its TensorBoard events; None if nowhere below its own folder."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        section = json.loads((run / "ds_config.json").read_text(encoding="utf-8"))["tensorboard"]
+        folder = Path(section["output_path"], section["job_name"])
+        if section["enabled"] and folder.absolute().is_relative_to(run.absolute()) and folder.is_dir():
+            return folder
+    return None
+
+
+def _is_marked(run: Path, given: dict[str, Any]) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((run / _MARK).read_text(encoding="utf-8")) == given)
+    return False
+
+
+def _typed(value: str) -> float | str:
+    """A number if the value is one, so that TensorBoard draws it on a numeric axis."""
+    try:
+        return float(value)
+    except ValueError:
+        return value

@@ -1,0 +1,87 @@
+"""What the runs of a sweep have reached, read from their folders.
+
+RunPlan -> sweep_run.json, metrics.jsonl -> read_result -> RunResult
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minimind.sweep.plan import FINISHED, RunPlan, read_record
+
+# Metrics of the table; of held-out pairs they begin with eval/.
+METRICS = ("rewards/accuracies", "rewards/margins", "loss")
+_EVAL = "eval/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run of a sweep.
+
+    Attributes:
+        status: finished, failed, stopped, started (by a sweep that was killed), or "not started".
+        exit_status: of the launcher; None if it is not known.
+        step: the last logged global step; 0 without one.
+        metrics: name of `METRICS` -> last value.
+        held_out: the metrics are those of the last evaluation, not those of the last logged step of training.
+    """
+
+    plan: RunPlan
+    status: str
+    exit_status: int | None
+    step: int
+    metrics: Mapping[str, float]
+    held_out: bool
+
+    @property
+    def finished(self) -> bool:
+        return self.status == FINISHED
+
+    @property
+    def tag(self) -> Mapping[str, str]:
+        """Metric of `METRICS` -> name under which the run has logged it."""
+        return {name: f"{_EVAL}{name}" if self.held_out else name for name in METRICS}
+
+
+def read_result(plan: RunPlan) -> RunResult:
+    """The result of a run, finished or not.
+
+    Raises:
+        ConfigError: the sweep's record of it cannot be read.
+    """
+    record = read_record(plan) or {"status": "not started", "exit": None}
+    entries = _entries(plan.folder / "metrics.jsonl")
+    evaluations = [entry for entry in entries if f"{_EVAL}loss" in entry]
+    # The first evaluation is before training.
+    held_out = bool(evaluations)
+    last = (evaluations or [entry for entry in entries if "loss" in entry] or [{}])[-1]
+    names = {name: f"{_EVAL}{name}" if held_out else name for name in METRICS}
+    return RunResult(
+        plan=plan,
+        status=record["status"],
+        exit_status=record["exit"],
+        step=max((int(entry["step"]) for entry in entries), default=0),
+        metrics={name: float(last[logged]) for name, logged in names.items() if logged in last},
+        held_out=held_out,
+    )
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; without the last one if a kill has cut it off."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            found.append(entry)
+    return found

@@ -1,0 +1,80 @@
+"""TensorBoard reads one experiment, and for each finished run its values; both are written once."""
+
+from __future__ import annotations
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from minimind.sweep.hparams import write_hparams
+from minimind.sweep.plan import FAILED, FINISHED
+from minimind.sweep.results import read_result
+from tests.unit.sweep.made import evaluated, plans, write_run
+
+
+def read(folder) -> list[HParamsPluginData]:
+    """What a folder's event files say about hyperparameters."""
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                data = HParamsPluginData()
+                data.ParseFromString(value.metadata.plugin_data.content)
+                found.append(data)
+    return found
+
+
+def results(found):
+    return [read_result(plan) for plan in found]
+
+
+def test_an_experiment_and_the_values_of_finished_runs(tmp_path):
+    found = plans(tmp_path, "--beta", "0.05,0.1", "--loss", "sigmoid,ipo")
+    for plan, status in zip(found, (FINISHED, FINISHED, FAILED), strict=False):
+        write_run(plan, status, evaluated(8, 0.7))
+    assert write_hparams(tmp_path, results(found)) == []
+    (experiment,) = (data.experiment for data in read(tmp_path))
+    infos = {info.name: list(info.domain_discrete.values) for info in experiment.hparam_infos}
+    assert [value.number_value for value in infos["beta"]] == [0.05, 0.1]
+    assert [value.string_value for value in infos["loss"]] == ["sigmoid", "ipo"]
+    assert all(info.differs for info in experiment.hparam_infos)
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        "eval/rewards/accuracies",
+        "eval/rewards/margins",
+        "eval/loss",
+    ]
+    start, end = read(found[1].folder / "tensorboard")
+    assert start.session_start_info.hparams["beta"].number_value == 0.05
+    assert start.session_start_info.hparams["loss"].string_value == "ipo"
+    assert end.HasField("session_end_info")
+    assert read(found[2].folder / "tensorboard") == []
+    # Again: a new experiment in place of the old one, and nothing twice.
+    write_hparams(tmp_path, results(found))
+    assert len(read(tmp_path)) == 1
+    assert len(read(found[1].folder / "tensorboard")) == 2
+
+
+def test_values_of_mixed_kinds_are_texts(tmp_path):
+    found = plans(tmp_path, "--filter_score_gap", "1;0.5", "--from_weight", "3;start.pth")
+    for plan in found:
+        write_run(plan, FINISHED, evaluated(8, 0.7))
+    write_hparams(tmp_path, results(found))
+    start, _ = read(found[0].folder / "tensorboard")
+    assert start.session_start_info.hparams["from_weight"].string_value == "3"
+    assert start.session_start_info.hparams["filter_score_gap"].number_value == 1
+
+
+def test_runs_without_tensorboard_are_named(tmp_path):
+    found = plans(tmp_path, "--beta", "0.05,0.1")
+    write_run(found[0], FINISHED, evaluated(8, 0.7), tensorboard=False)
+    write_run(found[1], FINISHED, evaluated(8, 0.7))
+    assert write_hparams(tmp_path, results(found)) == ["beta-0.05"]
+
+
+def test_without_several_values_or_finished_runs_nothing_is_written(tmp_path):
+    (plan,) = plans(tmp_path / "one", "--beta", "0.05")
+    write_run(plan, FINISHED, evaluated(8, 0.7))
+    write_hparams(tmp_path / "one", results([plan]))
+    found = plans(tmp_path / "two", "--beta", "0.05,0.1")
+    (tmp_path / "two").mkdir()
+    write_hparams(tmp_path / "two", results(found))
+    assert not list(tmp_path.glob("*/events.out.tfevents.*"))

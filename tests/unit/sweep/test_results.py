@@ -1,0 +1,37 @@
+"""Results of runs: the last evaluation, else the last logged step; files that a kill has cut off."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimind.sweep.plan import FINISHED, STOPPED
+from minimind.sweep.results import read_result
+from tests.unit.sweep.made import evaluated, plans, trained, write_run
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (found,) = plans(tmp_path)
+    return found
+
+
+def test_a_run_that_has_not_begun(plan):
+    result = read_result(plan)
+    assert (result.status, result.step, result.metrics, result.finished) == ("not started", 0, {}, False)
+
+
+def test_the_last_evaluation_counts(plan):
+    write_run(plan, FINISHED, evaluated(0, 0.5), trained(2, 0.6), evaluated(4, 0.75, 0.3, 0.5), trained(4, 0.4))
+    result = read_result(plan)
+    assert result.metrics == {"rewards/accuracies": 0.75, "rewards/margins": 0.3, "loss": 0.5}
+    assert (result.finished, result.held_out, result.step) == (True, True, 4)
+    assert result.tag["loss"] == "eval/loss"
+
+
+def test_without_held_out_pairs_the_last_logged_step_counts(plan):
+    write_run(plan, STOPPED, trained(2, 0.6), trained(4, 0.4), exit_status=75)
+    with (plan.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 0.')
+    result = read_result(plan)
+    assert (result.status, result.exit_status, result.step) == ("stopped", 75, 4)
+    assert (result.metrics["loss"], result.held_out, result.tag["loss"]) == (0.4, False, "loss")

@@ -1,0 +1,53 @@
+"""The table on the console, sweep.json and sweep.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from minimind.sweep.plan import FAILED, FINISHED
+from minimind.sweep.results import read_result
+from minimind.sweep.table import best_first, console_table, to_csv, to_json
+from tests.unit.sweep.made import evaluated, plans, write_run
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Of four runs one has failed, which had the highest accuracy, and one has not begun."""
+    found = plans(tmp_path, "--beta", "0.05,0.1", "--loss", "sigmoid;sigmoid:1,sft:0.5")
+    write_run(found[0], FINISHED, evaluated(8, 0.7, 0.2), exit_status=0)
+    write_run(found[1], FAILED, evaluated(4, 0.9, 0.2), exit_status=70)
+    write_run(found[2], FINISHED, evaluated(8, 0.7, 0.3, loss=0.55), exit_status=0)
+    return [read_result(plan) for plan in found]
+
+
+def test_the_best_finished_run_is_first(results):
+    """Equal accuracies: the margin decides. A failed run's accuracy counts for nothing."""
+    assert [results.index(result) for result in best_first(results)] == [2, 0, 1, 3]
+
+
+def test_the_table_has_a_line_for_each_run(results):
+    assert console_table(results).splitlines() == [
+        "beta  loss               steps  accuracy   margin  last loss  status",
+        "0.1   sigmoid                8     0.700  +0.3000     0.5500  finished",
+        "0.05  sigmoid                8     0.700  +0.2000     0.6000  finished",
+        "0.05  sigmoid:1,sft:0.5      4     0.900  +0.2000     0.6000  failed (exit status 70)",
+        "0.1   sigmoid:1,sft:0.5      0         -        -          -  not started",
+        "",
+        "(held-out pairs, last evaluation; losses of different kinds and betas are not comparable)",
+    ]
+
+
+def test_json_and_csv_have_all_runs_in_their_order(results):
+    runs = json.loads(to_json(results))["runs"]
+    assert [run["values"] for run in runs] == [dict(result.plan.differing) for result in results]
+    assert (runs[1]["status"], runs[1]["exit_status"]) == ("failed", 70)
+    assert runs[0]["metrics"] == {"rewards/accuracies": 0.7, "rewards/margins": 0.2, "loss": 0.6}
+    assert runs[0]["arguments"]["loss"] == ["sigmoid"]
+    rows = list(csv.DictReader(io.StringIO(to_csv(results))))
+    assert [row["loss"] for row in rows] == ["sigmoid", "sigmoid:1,sft:0.5"] * 2
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished", "not started"]
+    assert (rows[3]["margin"], float(rows[2]["margin"]), float(rows[2]["last_loss"])) == ("", 0.3, 0.55)
