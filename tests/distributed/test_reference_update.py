@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from minimind import demo
 from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
+from minimind.weights.sources import open_weights
 from tests.distributed.launching import metrics, train
 from tests.distributed.test_models import pair_loss, save_model
 
@@ -104,3 +105,22 @@ def test_a_run_resumes_on_one_rank_under_zero_2(folder):
     assert one == pytest.approx(other, abs=2e-6)
     manifest = json.loads((folder / "alone/checkpoints/step00000006/manifest.json").read_text())
     assert "reference_rank_00000.pt" in manifest["files"]
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_a_bfloat16_run_keeps_a_float32_average(folder, config):
+    """Two ranks hold the average of the float32 weights that the run exports, bit for bit."""
+    given = {
+        "from_weight": demo.WEIGHT_PATH, "tokenizer_path": demo.TOKENIZER_PATH, "data_path": folder / "pairs.jsonl",
+        "max_seq_len": LENGTH, "batch_size": 2, "learning_rate": 1e-5, "max_steps": 2, "save_dtype": "float32",
+        "reference_update": "ema:0.75@2", "save_dir": folder / config,
+    }  # fmt: skip
+    train(*(part for name, value in given.items() for part in (f"--{name}", value)), config=config, ranks=2).succeeded()
+    start, end = (open_weights(path, {}) for path in (demo.WEIGHT_PATH, folder / config / "dpo_96.pth"))
+    files = sorted((folder / config / "checkpoints/step00000002").glob("reference_rank_*.pt"))
+    parts = [torch.load(path)["averages"] for path in files]
+    assert len(parts) == 2
+    for name, average in parts[0].items():
+        before, after = (source.read(name).float().flatten() for source in (start, end))
+        assert not torch.equal(before, after)
+        assert torch.equal(torch.cat((average, parts[1][name])), before.lerp(after, 0.25)), name
