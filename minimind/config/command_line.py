@@ -90,6 +90,8 @@ def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argpars
         if flag.kind is bool:
             # bool("False") is True, so argparse must not convert with bool.
             options = {"help": _help_of(flag), "type": _zero_or_one, "metavar": "{0,1}"}
+            if flag.metadata.alone:
+                options |= {"nargs": "?", "const": True}
         if flag.many:
             # A flag that is given again adds to what it has; argparse's own rule is that the last one wins.
             options |= {"nargs": "+", "action": "extend"}

@@ -26,6 +26,11 @@ class EngineConfig:
     reference_config: str | None = flag(
         None, "DeepSpeed configuration file of the reference; without it ds_configs/reference.json"
     )
+    device: str | None = flag(
+        None,
+        "cpu, cuda or cuda:N; without it what DeepSpeed finds. It chooses nothing: a run whose ranks have another "
+        "device is refused, with the way to get this one",
+    )
     gradient_checkpointing: bool = flag(
         False, "1: recompute activations in the backward pass, which needs less memory and more time"
     )

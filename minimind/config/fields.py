@@ -29,6 +29,7 @@ class FlagMetadata:
         low: the smallest allowed value.
         above: a bound that the value must exceed.
         zero_is_a_value: for a flag that may be None: a 0 on the command line is a 0, not "not given".
+        alone: for a bool: the flag without a value is a 1.
     """
 
     help: str
@@ -36,6 +37,7 @@ class FlagMetadata:
     low: float | None = None
     above: float | None = None
     zero_is_a_value: bool = False
+    alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def flag(
     low: float | None = None,
     above: float | None = None,
     zero_is_a_value: bool = False,
+    alone: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag; see `FlagMetadata` for the arguments."""
     metadata = FlagMetadata(
@@ -77,6 +80,7 @@ def flag(
         low=low,
         above=above,
         zero_is_a_value=zero_is_a_value,
+        alone=alone,
     )
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 

@@ -20,6 +20,13 @@ class RunConfig:
     timeout: int = flag(
         1800, "seconds without progress of any rank after which the run names the missing ranks and ends", low=1
     )
+    use_wandb: bool = flag(
+        False,
+        "1, or the flag alone: metrics also go to SwanLab where the package swanlab is installed, as in MiniMind, else "
+        "to Weights & Biases (wandb)",
+        alone=True,
+    )
+    wandb_project: str = flag("MiniMind-DPO", "project of --use_wandb")
     keep_checkpoints: int | None = flag(
         None, "number of newest checkpoints to keep; older ones are deleted; 0: keep all", low=0
     )

@@ -21,6 +21,7 @@ from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
 from minimind.engine.ds_zero import has_plain_shards, resolve_overlap, resolve_zero, swaps_to_nvme
 from minimind.engine.patches.catalog import PATCHES
 from minimind.engine.patches.registry import flag_problems
+from minimind.engine.trackers import bind_wandb
 from minimind.errors import ConfigError
 
 # Keys of the file that a flag also sets: key -> flag.
@@ -74,6 +75,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         problems.append("'scheduler' is not taken from the file: use --learning_rate and --warmup_steps")
     _complete_optimizer(values, problems)
     _complete_monitors(values, settings.config.run.save_dir)
+    settings = bind_wandb(values, settings, problems)
     stage = resolve_zero(values, world_size, on_cpu, problems)
     if stage > 0:
         _allow_under_zero(values, problems)

@@ -28,6 +28,8 @@ _REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EROFS: "make it writable",
 }
+# Prefix of the tags of events that an engine writes itself.
+_ENGINE = "Train/Samples/"
 # So many writes in a row end an outage. On a full disk a short record may fit where the next one does not.
 _SUCCESSES = 10
 
@@ -77,14 +79,28 @@ class RunMonitor:
             "csv_monitor": inner.csv_monitor,
             "comet": inner.comet_monitor,
         }
+        # Services count steps themselves: what has a smaller number than the last event is dropped.
+        parts |= {name: _OwnEvents(parts[name]) for name in ("wandb", "comet") if parts[name] is not None}
         # Services raise exceptions of their own.
         self._parts = [(part, Outage(name, Exception)) for name, part in parts.items() if part is not None]
+        self._added: list[Any] = []
         self._news: list[str] = []
         if inner.tb_monitor is not None:
             writer = inner.tb_monitor.summary_writer
             with contextlib.suppress(OSError):
                 writer.close()
             inner.tb_monitor.summary_writer = EventFile(Path(writer.log_dir))
+
+    def add(self, name: str, part: Any) -> None:
+        """Add a part that DeepSpeed does not have, with `write_events` and `close`."""
+        self._parts.append((_OwnEvents(part), Outage(name, Exception)))
+        self._added.append(part)
+        self.enabled = True
+
+    def close(self) -> None:
+        """Wait until added parts have uploaded their events."""
+        for part in self._added:
+            part.close()
 
     def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
         """Write events (tag, value, place on the x-axis); a failure becomes news."""
@@ -95,6 +111,17 @@ class RunMonitor:
         """Messages for the user since the last call."""
         news, self._news = self._news, []
         return news
+
+
+class _OwnEvents:
+    """A part without the engine's own events, whose place on the x-axis is a number of samples, not a global step."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+
+    def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
+        if own := [event for event in events if not event[0].startswith(_ENGINE)]:
+            self._part.write_events(own)
 
 
 class EventFile:

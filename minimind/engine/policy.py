@@ -257,6 +257,7 @@ class Policy:
         """Wait for monitors that upload in the background."""
         if not self.world.is_main:
             return
+        self.monitor.close()
         if self.monitor.inner.wandb_monitor is not None:
             import wandb
 

@@ -28,6 +28,7 @@ from minimind.training.setup.open_run import OpenedRun, find_resumed, open_run
 from minimind.training.setup.precision import lacks_bfloat16
 from minimind.training.setup.prepare import PATH_FLAGS, Prepared, input_paths, prepare
 from minimind.training.setup.resume import describe_reshard
+from minimind.training.setup.tracking import open_tracker
 from minimind.training.setup.training_data import load_data
 from minimind.training.startup_report import report_data, report_settings
 from minimind.training.tokenising_line import TokenisingLine
@@ -78,7 +79,10 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     prepared = choose_attention_backend(prepared, world, watch, data, console)
     from_main(world, lambda: lock.acquire(create=True))
     opened = open_run(prepared, data, world, watch, console)
+    tracker = open_tracker(prepared, world)
     engines = build_engines(prepared, data, opened, world, watch, console)
+    if tracker is not None:
+        engines.policy.monitor.add("swanlab", tracker)
     run = assemble_run(prepared, data, opened, engines, world, watch, console)
     _resume(prepared, opened, run, engines, console)
     try:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from minimind.config import Settings
 from minimind.data.selection import KEEP
 from minimind.data.sources import find_sources
+from minimind.engine.trackers import tracker_name
 from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.model.backend_choice import backend_obstacle
 from minimind.model.dropout import dropout_fields
@@ -25,6 +26,7 @@ from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
 from minimind.objective.losses import Need, Objective
 from minimind.ranks.world import World
+from minimind.training.setup.device import device_problem
 from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
 from minimind.training.setup.tokenizers import read_vocabulary
 from minimind.weights.sources import WeightSource
@@ -77,6 +79,21 @@ def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError("--eval_interval needs held-out pairs: --eval_data_path")
     if settings.explicit("on_bad_checkpoint") and not config.run.from_resume:
         yield ConfigError("--on_bad_checkpoint needs --from_resume 1")
+    if settings.explicit("wandb_project") and not config.run.use_wandb:
+        yield ConfigError("--wandb_project needs --use_wandb 1")
+
+
+def tracker_is_installed(draft: Draft) -> Iterator[MiniMindError]:
+    """A package for --use_wandb is installed where rank 0 runs."""
+    if draft.settings.config.run.use_wandb and draft.world.is_main and tracker_name() is None:
+        yield ConfigError("--use_wandb 1: neither swanlab nor wandb is installed; pip install swanlab, or wandb")
+
+
+def device_is_that_of_the_launcher(draft: Draft) -> Iterator[MiniMindError]:
+    """--device names the device that this rank has."""
+    given, world = draft.settings.config.engine.device, draft.world
+    if given is not None and (problem := device_problem(given, world.device, world.size)):
+        yield ConfigError(f"--device {given}: {problem}")
 
 
 def one_flag_names_the_shape(draft: Draft) -> Iterator[MiniMindError]:
@@ -252,6 +269,8 @@ def processor_is_known(draft: Draft) -> Iterator[MiniMindError]:
 CHECKS: Sequence[Check] = (
     data_files_exist,
     flags_have_their_partner,
+    tracker_is_installed,
+    device_is_that_of_the_launcher,
     one_flag_names_the_shape,
     row_policies_agree,
     demo_keeps_its_weights,

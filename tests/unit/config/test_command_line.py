@@ -25,6 +25,7 @@ NOT_GIVEN = {
     "reference_weight": "",
     "reference_update": "",
     "disable_patches": "",
+    "device": "",
     "limit": "0",
     "generation": "0",
     "num_attention_heads": "0",
@@ -60,6 +61,19 @@ def test_no_other_flag_may_be_none():
 )
 def test_zero_stays_zero_for_other_flags(name):
     assert parse_settings([f"--{name}", "0"]).values[name] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [((), False), (("--use_wandb",), True), (("--use_wandb", "1"), True), (("--use_wandb=0",), False)],
+)
+def test_a_switch_of_minimind_s_may_stand_alone(given, value):
+    assert parse_settings([*given, "--beta", "0.2"]).config.run.use_wandb is value
+
+
+def test_other_switches_have_a_value():
+    with pytest.raises(ConfigError, match="--use_moe: expected one argument"):
+        parse_settings(["--use_moe", "--beta", "0.2"])
 
 
 def test_the_parser_has_exactly_the_flags_of_the_job():

@@ -17,6 +17,7 @@ def test_defaults():
         "deepspeed": None,
         "reference_config": None,
         "reference_update": None,
+        "device": None,
         "gradient_checkpointing": False,
         "use_compile": False,  # as in MiniMind
         "kernels": "auto",

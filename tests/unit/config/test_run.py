@@ -19,6 +19,8 @@ def test_defaults_are_minimind_s():
         "log_interval": 100,
         "eval_interval": 0,
         "timeout": 1800,
+        "use_wandb": False,
+        "wandb_project": "MiniMind-DPO",
         "keep_checkpoints": None,
         "from_resume": False,
         "on_bad_checkpoint": "error",

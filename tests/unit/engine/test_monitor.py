@@ -115,3 +115,16 @@ def test_events_that_cannot_be_written_leave_a_file_of_whole_records(removed, tm
         "the run's folder": [(3, 3.0)],
     }
     assert scalars(folder) == {"loss": expected[removed]}
+
+
+def test_services_get_events_at_global_steps_only():
+    """Theirs may not decrease, and the engine counts samples."""
+    written, closed = {"wandb": [], "added": []}, []
+    guarded = RunMonitor(master(wandb_monitor=SimpleNamespace(write_events=written["wandb"].extend)))
+    part = SimpleNamespace(write_events=written["added"].extend, close=lambda: closed.append(True))
+    guarded.add("swanlab", part)
+    guarded.write_events([("Train/Samples/lr", 0.1, 16)])
+    guarded.write_events([("loss", 0.5, 1)])
+    guarded.close()
+    assert written == {"wandb": [("loss", 0.5, 1)], "added": [("loss", 0.5, 1)]}
+    assert closed == [True]

@@ -126,6 +126,27 @@ def test_flags_that_need_another(flags, message):
     assert problems(draft(*flags, "--eval_data_path", str(demo.EVAL_PATH), "--from_resume", "1")) == []
 
 
+def test_a_project_needs_its_switch():
+    assert problems(draft("--wandb_project", "mine")) == ["ConfigError: --wandb_project needs --use_wandb 1"]
+
+
+def test_a_tracker_is_installed_where_rank_0_runs(monkeypatch):
+    given = draft("--use_wandb")
+    monkeypatch.setattr(checks, "tracker_name", lambda: None)
+    message = "ConfigError: --use_wandb 1: neither swanlab nor wandb is installed; pip install swanlab, or wandb"
+    assert problems(given) == [message]
+    elsewhere = dataclasses.replace(given, world=dataclasses.replace(given.world, rank=1, size=2))
+    assert problems(elsewhere) == []
+    monkeypatch.setattr(checks, "tracker_name", lambda: "wandb")
+    assert problems(given) == []
+
+
+def test_the_device_of_a_flag_is_that_of_the_rank():
+    assert problems(draft("--device", "cpu")) == []
+    (problem,) = problems(draft("--device", "cuda:0"))
+    assert problem.startswith("ConfigError: --device cuda:0: the ranks are on cpu: torch ")
+
+
 def test_one_flag_names_the_shape():
     info = ("--dataset_info", "dataset_info.json")
     message = "ConfigError: --data_format trl and --dataset_info both name the shape; drop one"
