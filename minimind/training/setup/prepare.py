@@ -90,9 +90,7 @@ def prepare(
     is_demo = not settings.config.data.data_path
     # Each stage can change settings that the next one reads: demo, weights, objective, DeepSpeed files.
     settings = with_implied(settings)
-    settings, source, model = _open_weights(settings, checkpoint, problems)
-    if source is not None:
-        settings = with_precision(settings, source, without_bfloat16, checkpoint)
+    settings, source, model = _open_weights(settings, checkpoint, without_bfloat16, problems)
     other_reference = problems.attempt(lambda: open_reference_weights(settings.config))
     settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
@@ -133,14 +131,15 @@ def prepare(
 
 
 def _open_weights(
-    settings: Settings, checkpoint: Checkpoint | None, problems: Problems
+    settings: Settings, checkpoint: Checkpoint | None, without_bfloat16: bool, problems: Problems
 ) -> tuple[Settings, WeightSource | None, ModelDefaults | None]:
     """Settings with what the start weights fix, these weights, and the defaults that follow them or the resumed run."""
     source = problems.attempt(lambda: open_start_weights(settings.config))
     if source is None:
         return settings, None, None
     model = defaults_of(source) if checkpoint is None else defaults_of_run(checkpoint.manifest.identity)
-    return with_model_defaults(with_model_sizes(settings, source), model), source, model
+    settings = with_model_defaults(with_model_sizes(settings, source), model)
+    return with_precision(settings, source, without_bfloat16, checkpoint), source, model
 
 
 def with_implied(settings: Settings) -> Settings:
