@@ -1,4 +1,4 @@
-"""Flags for the optimizer: number of steps, batch size, learning rate, clipping and precision."""
+"""Flags for the optimizer: number of steps, batch size, learning rate and its schedule, clipping and precision."""
 
 from __future__ import annotations
 
@@ -23,10 +23,20 @@ class OptimisationConfig:
         "step are distributed over as few micro-batches as possible; 0: every micro-batch has batch_size pairs",
         low=0,
     )
-    learning_rate: float = flag(
-        4e-8, "learning rate of the first steps; a cosine schedule lowers it to a tenth", above=0
+    learning_rate: float = flag(4e-8, "highest learning rate; --lr_schedule says how it changes", above=0)
+    lr_schedule: str = flag(
+        "minimind",
+        "minimind: a cosine from the full rate to a tenth; cosine: to 0; linear: a line to 0; constant: the full rate; "
+        "wsd: the full rate, and a line to 0 at the end",
+        choices=("minimind", "cosine", "linear", "constant", "wsd"),
     )
     warmup_steps: int = flag(0, "global steps in which the learning rate rises linearly from 0", low=0)
+    warmup_ratio: float | None = flag(
+        None, "the same as a share of all global steps, rounded up; instead of --warmup_steps", low=0
+    )
+    decay_ratio: float | None = flag(
+        None, "for wsd: share of the global steps at the end in which the rate falls. Without this flag 0.1", above=0
+    )
     grad_clip: float = flag(1.0, "maximum gradient norm; 0: no clipping", low=0)
     dtype: str = flag(
         "bfloat16",

@@ -72,7 +72,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     settings = _bind_flags(values, settings, problems)
     settings = _bind_batch(values, settings, world_size, fixed_accumulation, problems)
     if "scheduler" in values:
-        problems.append("'scheduler' is not taken from the file: use --learning_rate and --warmup_steps")
+        problems.append("'scheduler' is not taken from the file: use --learning_rate and --lr_schedule")
     _complete_optimizer(values, problems)
     _complete_monitors(values, settings.config.run.save_dir)
     settings = bind_wandb(values, settings, problems)

@@ -24,6 +24,7 @@ from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.family import family_of
 from minimind.objective.choice import choose_objective
+from minimind.objective.schedule import choose_schedule
 from minimind.plan.choice import Machine
 from minimind.plan.options import options
 from minimind.plan.report import report
@@ -53,7 +54,7 @@ def plan(argv: Sequence[str]) -> str:
     """
     own, rest = _parser().parse_known_args(list(argv))
     check_misspelt(rest, own=vars(own))
-    settings = parse_settings(rest)
+    settings = choose_schedule(parse_settings(rest))
     if own.gpu_memory is None:
         raise ConfigError(
             "--gpu_memory is missing; give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"

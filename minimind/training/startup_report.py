@@ -20,6 +20,7 @@ from minimind.model.family import family_of
 from minimind.model.router_loss import router_coefficient
 from minimind.native import AUTO, processor
 from minimind.native.processor import Products
+from minimind.objective.schedule import make_schedule
 from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
@@ -137,6 +138,7 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
                 f"  {table.source.name}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or "
                 "count a user's words, and the turns count here instead (--mask minimind: the rule)"
             )
+    console.say(f"  learning rate: {make_schedule(config.optimisation, total_steps).describe()}")
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
         console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")

@@ -45,6 +45,8 @@ def run(tmp_path_factory):
         "deepspeed": folder / "zero3_csv.json",
         "batch_size": 2,
         "learning_rate": 1e-3,
+        "lr_schedule": "linear",
+        "warmup_ratio": 0.5,
         "log_interval": 2,
         "save_dir": folder / "out",
     }
@@ -85,9 +87,12 @@ def test_tensorboard_and_csv_have_the_same_events_by_global_step(run):
     events.Reload()
     assert set(events.Tags()["scalars"]) >= TRAINED | EVALUATED
     logged = {entry["step"]: entry for entry in metrics(folder)}
-    for name in ("loss", "rewards/margins", "grad_norm"):
+    for name in ("loss", "rewards/margins", "grad_norm", "learning_rate"):
         scalars = {event.step: event.value for event in events.Scalars(name)}
         assert scalars == pytest.approx({step: entry[name] for step, entry in logged.items()}, rel=1e-6)
+    # Two of four steps are warm-up; then the rate falls in two steps of one half each.
+    rates = {step: entry["learning_rate"] for step, entry in logged.items()}
+    assert rates == pytest.approx({1: 0.5e-3, 2: 1e-3, 4: 0.5e-3}, rel=1e-12)
     rows = list(csv.reader((folder / "csv" / "loss.csv").open()))
     assert [int(row[0]) for row in rows[1:]] == [1, 2, 4]
 

@@ -6,7 +6,6 @@ Prepared + TrainingData -> build_engines -> Engines
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from minimind import native
@@ -16,7 +15,7 @@ from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
 from minimind.model.family import family_of, model_identity
 from minimind.objective.losses import Need
-from minimind.objective.schedule import learning_rate_factor
+from minimind.objective.schedule import make_schedule
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
@@ -92,11 +91,7 @@ def _build_policy(prepared: Prepared, total_steps: int, world: World, watch: Wat
     return Policy(
         prepared.source,
         prepared.policy_config,
-        functools.partial(
-            learning_rate_factor,
-            total_steps=total_steps,
-            warmup_steps=config.optimisation.warmup_steps,
-        ),
+        make_schedule(config.optimisation, total_steps),
         world,
         config.engine.attention,
         watch.tick,

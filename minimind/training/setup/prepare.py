@@ -24,6 +24,7 @@ from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_re
 from minimind.errors import ConfigError
 from minimind.objective.choice import choose_objective
 from minimind.objective.losses import Objective
+from minimind.objective.schedule import choose_schedule
 from minimind.ranks.world import World
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
@@ -88,8 +89,9 @@ def prepare(
     """
     problems = Problems()
     is_demo = not settings.config.data.data_path
-    # Each stage can change settings that the next one reads: demo, weights, objective, DeepSpeed files.
-    settings = with_implied(settings)
+    # Each stage can change settings that the next one reads: demo, schedule, weights, objective, DeepSpeed files.
+    implied = with_implied(settings)
+    settings = problems.attempt(lambda: choose_schedule(implied)) or implied
     settings, source, model = _open_weights(settings, checkpoint, without_bfloat16, problems)
     other_reference = problems.attempt(lambda: open_reference_weights(settings.config))
     settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)

@@ -26,8 +26,9 @@ from minimind.training.setup.training_data import TrainingData
 
 # Settings that are part of a run's identity.
 _IDENTITY = (
-    "learning_rate warmup_steps grad_clip epochs shuffle seed dtype on_bad_row on_long_row filter_score_gap dedup "
-    "limit reference reference_update micro_batch_tokens router_aux_loss_coef empty_think_ratio"
+    "learning_rate lr_schedule warmup_steps warmup_ratio decay_ratio grad_clip epochs shuffle seed dtype on_bad_row "
+    "on_long_row filter_score_gap dedup limit reference reference_update micro_batch_tokens router_aux_loss_coef "
+    "empty_think_ratio"
 ).split()
 # What the identity says of a reference that has the start weights.
 START_WEIGHTS = "the start weights"
@@ -44,6 +45,9 @@ _BEFORE = {
     "limit": None,
     "reference weights": START_WEIGHTS,
     "reference_update": None,
+    "lr_schedule": "minimind",
+    "warmup_ratio": None,
+    "decay_ratio": None,
 }
 
 

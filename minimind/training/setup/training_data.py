@@ -32,6 +32,7 @@ from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError, LaunchError
 from minimind.objective.losses import Need, Objective
+from minimind.objective.schedule import make_schedule
 from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared, cache_dir
@@ -266,7 +267,7 @@ def count_steps(stream: PairSampler, config: DPOConfig) -> int:
     """Global steps of a run.
 
     Raises:
-        ConfigError: the pairs do not fill one global batch.
+        ConfigError: the pairs do not fill one global batch, or the steps are too few for the learning-rate schedule.
     """
     total = stream.total_steps
     if not total:
@@ -274,4 +275,6 @@ def count_steps(stream: PairSampler, config: DPOConfig) -> int:
             f"{sum(stream.mix.sizes)} pairs x {stream.epochs} epochs do not fill one global batch of "
             f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
         )
-    return min(total, config.optimisation.max_steps or total)
+    total = min(total, config.optimisation.max_steps or total)
+    make_schedule(config.optimisation, total)  # raises
+    return total

@@ -32,6 +32,7 @@ NOT_GIVEN = {
     "num_experts_per_tok": "0",
     "rope_theta": "0",
     "max_steps": "0",
+    "warmup_ratio": "0",
     "micro_batch_tokens": "0",
     "keep_checkpoints": "0",
     "loss_options": "",
@@ -51,8 +52,9 @@ ZERO_IS_A_VALUE = ["router_aux_loss_coef", "filter_score_gap", "average_log_prob
 
 
 def test_no_other_flag_may_be_none():
-    # beta has no 0: it must be above.
-    assert {item.name for item in fields_of(DPOConfig) if item.optional} == {*NOT_GIVEN, *ZERO_IS_A_VALUE, "beta"}
+    # These have no 0: they must be above.
+    above = {"beta", "decay_ratio"}
+    assert {item.name for item in fields_of(DPOConfig) if item.optional} == {*NOT_GIVEN, *ZERO_IS_A_VALUE, *above}
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def test_every_shipped_file_has_a_row_and_the_command_is_valid(capsys):
     assert settings.config.model.from_weight == "full_sft_4096.pth"
 
 
+def test_flags_of_the_schedule_are_accepted_and_compared():
+    flags = [*ISSUE, "--lr_schedule", "wsd", "--warmup_ratio", "0.05"]
+    assert "--lr_schedule wsd --warmup_ratio 0.05" in " ".join(printed_command(plan(flags)))
+    with pytest.raises(ConfigError, match="--warmup_steps and --warmup_ratio both say"):
+        plan([*flags, "--warmup_steps", "3"])
+
+
 @pytest.mark.parametrize("name", ["launch/README.md", "launch/README_zh.md"])
 def test_the_readme_s_table_is_what_the_script_prints(name):
     printed = plan(ISSUE).splitlines()

@@ -74,6 +74,14 @@ def test_defaults_follow_the_weights_and_a_resumed_run(tmp_path):
     assert values(earlier) == ([True, 0.1, 1.0], {"checkpoint"})
 
 
+def test_flags_of_the_schedule_are_resolved_and_compared(tmp_path):
+    flags = [*ZERO2, "--save_dir", str(tmp_path), "--lr_schedule", "wsd", "--warmup_ratio", "0.25"]
+    settings = prepare(parse_settings(flags), WORLD).settings
+    assert (settings.values["decay_ratio"], settings.origins["decay_ratio"]) == (0.1, "default")
+    with pytest.raises(ConfigError, match="--warmup_steps and --warmup_ratio both say"):
+        prepare(parse_settings([*flags, "--warmup_steps", "3"]), WORLD)
+
+
 def test_problems_of_all_stages_are_one_error(tmp_path):
     flags = ["--data_path", str(tmp_path / "none.jsonl"), "--from_weight", "nowhere", "--eval_interval", "3"]
     with pytest.raises(ConfigError) as caught:

@@ -79,6 +79,8 @@ def test_ranks_stage_and_optimizer_implementation_may_differ():
         ({"flags": "--beta 0.5"}, "beta was 0.1, is 0.5"),
         ({"flags": "--loss sigmoid:0.5"}, "loss was 'sigmoid', is 'sigmoid:0.5'"),
         ({"flags": "--seed 1"}, "seed was 42, is 1"),
+        ({"flags": "--lr_schedule cosine"}, "lr_schedule was 'minimind', is 'cosine'"),
+        ({"flags": "--warmup_ratio 0.1"}, "warmup_ratio was None, is 0.1"),
         ({"flags": "--router_aux_loss_coef 0"}, "router_aux_loss_coef was None, is 0.0"),
         ({"optimizer": {"type": "Lion", "params": {"lr": 0.1}}}, "optimizer was"),
         ({"model": MiniMindConfig(num_hidden_layers=3)}, "model.num_hidden_layers was 8, is 3"),

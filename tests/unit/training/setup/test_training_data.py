@@ -58,6 +58,13 @@ def test_max_steps_ends_the_run_early_and_never_late(load, file):
     assert load(file, "--batch_size", "2", "--max_steps", "30").total_steps == 5
 
 
+def test_a_schedule_that_does_not_fit_into_the_steps_is_refused(load, file):
+    flags = ("--batch_size", "2", "--lr_schedule", "linear", "--warmup_steps", "4")
+    assert load(file, *flags).total_steps == 5
+    with pytest.raises(ConfigError, match="4 steps of warm-up are more than the run's 3 global steps"):
+        load(file, *flags, "--max_steps", "3")
+
+
 def test_held_out_pairs_are_a_second_table(load, file, write_rows):
     other = write_rows(pair("Held out?", "Yes.", "No!"), name="eval.jsonl")
     data = load(file, "--eval_data_path", str(other))
