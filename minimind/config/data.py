@@ -32,6 +32,7 @@ class DataConfig:
             "openai",
             "swift",
             "comparison",
+            "unpaired",
         ),
     )
     dataset_info: str | None = flag(

@@ -1,6 +1,7 @@
 """What makes two pairs equal: hashes of the prompt and of both answers, as messages.
 
     PreferenceRow -> identity_of -> (prompt, chosen, rejected), 64 bits each -> PairTable.identities
+    AnswerRow -> identity_of_answer -> (prompt, answer, label)
 
 The hashes depend on neither tokenizer nor length limit, so pairs of different files can be compared. What
 the template does not read, such as a score in a message, is no difference.
@@ -13,7 +14,7 @@ import json
 from typing import Any
 
 from minimind.data.messages import Message
-from minimind.data.rows import PreferenceRow
+from minimind.data.rows import AnswerRow, CheckedRow, PreferenceRow
 
 # Values of other types than JSON's come from typed columns; their text tells them apart.
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr)
@@ -43,13 +44,26 @@ def identity_of(row: PreferenceRow, words: frozenset[str]) -> tuple[int, int, in
         words: see `shared_messages`.
     """
     shared = shared_messages(row, words)
+    prompt = _prompt_hash(row.chosen[:shared], row, words)
+    return prompt, _answer_hash(row.chosen[shared:], words), _answer_hash(row.rejected[shared:], words)
+
+
+def identity_of_answer(row: AnswerRow, words: frozenset[str]) -> tuple[int, int, int]:
+    """Hashes of the prompt and of the answer, which are those that a pair of it would have, and the label, 1 or 0.
+
+    Args:
+        words: see `shared_messages`.
+    """
+    return _prompt_hash(row.prompt, row, words), _answer_hash(row.messages[-1:], words), int(row.label)
+
+
+def _prompt_hash(prompt: list[Message], row: CheckedRow, words: frozenset[str]) -> int:
     kwargs = {name: value for name, value in row.template_kwargs.items() if name in words}
+    return _hash([[_read(message, words) for message in prompt], row.tools, kwargs])
 
-    def read(messages: list[Message]) -> list[Message]:
-        return [_read(message, words) for message in messages]
 
-    prompt = _hash([read(row.chosen[:shared]), row.tools, kwargs])
-    return prompt, _hash(read(row.chosen[shared:])), _hash(read(row.rejected[shared:]))
+def _answer_hash(answer: list[Message], words: frozenset[str]) -> int:
+    return _hash([_read(message, words) for message in answer])
 
 
 def _read(message: Message, words: frozenset[str]) -> Message:

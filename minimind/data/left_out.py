@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 
 from minimind.data.messages import Message, listed
-from minimind.data.rows import PreferenceRow
+from minimind.data.rows import CheckedRow
 from minimind.data.sources import RowError
 from minimind.data.template import ChatTemplate, TemplateInput
 
@@ -24,8 +24,8 @@ _WORD = re.compile(r"\w+")
 _KNOWN_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id"})
 
 
-def check_rendered(row: PreferenceRow, template: ChatTemplate, given: TemplateInput) -> None:
-    """Check that the rendered halves contain their system and tool messages, tool calls and tools.
+def check_rendered(row: CheckedRow, template: ChatTemplate, given: TemplateInput) -> None:
+    """Check that the rendered conversations of a row contain their system and tool messages, tool calls and tools.
 
     Templates that do not know a role or tools leave them out without an error. What assistants say is checked where
     their turns are found.
@@ -36,7 +36,7 @@ def check_rendered(row: PreferenceRow, template: ChatTemplate, given: TemplateIn
     Raises:
         RowError: names what is missing.
     """
-    for half, messages in (("chosen", row.chosen), ("rejected", row.rejected)):
+    for half, messages in row.conversations.items():
         parts = list(_parts(half, messages, given))
         text = template.render(messages, given) if parts else ""
         for part in parts:
@@ -47,7 +47,7 @@ def check_rendered(row: PreferenceRow, template: ChatTemplate, given: TemplateIn
                 )
 
 
-def not_used(row: PreferenceRow, words: frozenset[str]) -> Iterator[str]:
+def not_used(row: CheckedRow, words: frozenset[str]) -> Iterator[str]:
     """Names of what nothing reads: columns, keys of messages, variables for the template.
 
     Args:
@@ -55,7 +55,8 @@ def not_used(row: PreferenceRow, words: frozenset[str]) -> Iterator[str]:
     """
     yield from (f"column {listed([name])}" for name in row.unused)
     yield from (f"{listed([name])} of 'chat_template_kwargs'" for name in row.template_kwargs if name not in words)
-    keys = {key: None for message in (*row.chosen, *row.rejected) for key in message if key not in _KNOWN_KEYS}
+    messages = (message for conversation in row.conversations.values() for message in conversation)
+    keys = {key: None for message in messages for key in message if key not in _KNOWN_KEYS}
     yield from (f"{listed([key])} of messages" for key in keys if key not in words)
 
 

@@ -75,18 +75,25 @@ class PairBatch(Batch):
     Attributes:
         target_counts: (N, 3) int64, number of targets in the shared prefix, in chosen, in rejected.
         scores: (N, 2) float32, of the chosen and of the rejected answers in the data; None unless a loss needs them.
+        labels: (N,) bool, whether the chosen row is desirable; None unless a loss needs them.
     """
 
     target_counts: Tensor
     scores: Tensor | None = None
+    labels: Tensor | None = None
 
     @property
     def num_pairs(self) -> int:
         return len(self.indices)
 
     def without_tokens(self) -> PairBatch:
-        """The batch of which only the number of tokens, the lines, the counts and the scores are kept."""
-        return PairBatch(**vars(super().without_tokens()), target_counts=self.target_counts, scores=self.scores)
+        """The batch of which only the number of tokens, the lines, the counts, the scores and labels are kept."""
+        return PairBatch(
+            **vars(super().without_tokens()),
+            target_counts=self.target_counts,
+            scores=self.scores,
+            labels=self.labels,
+        )
 
 
 class Segment(NamedTuple):
@@ -115,10 +122,10 @@ class PackedPairs(PairBatch):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaddedPairs(PairBatch):
-    """Rows chosen, rejected, chosen, ..., padded on the right.
+    """Rows chosen, rejected, chosen, ..., padded on the right; halves without an input are left out.
 
     Attributes:
-        attention_mask: (2N, longest row) int64, 0 at padding.
+        attention_mask: (2N or fewer, longest row) int64, 0 at padding.
     """
 
     attention_mask: Tensor
@@ -190,7 +197,7 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
         target_ids=_concatenate(target_ids),
         target_counts=_count_tensor(counts, target_ids),
         segments=tuple(segments),
-        row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
+        row_tokens=sum(pair.row_tokens for pair in pairs),
         indices=tuple(pair.index for pair in pairs),
     )
 
@@ -212,8 +219,8 @@ def join(packs: Sequence[PackedPairs]) -> PackedPairs:
 
 
 def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
-    """Make 2N rows of N pairs, padded to the longest row."""
-    rows = [row for pair in pairs for row in (pair.chosen[:-1], pair.rejected[:-1])]
+    """Make 2N rows of N pairs, padded to the longest row. A half of a single token has no input and no row."""
+    rows = [row for pair in pairs for row in (pair.chosen[:-1], pair.rejected[:-1]) if len(row)]
     longest = max(len(row) for row in rows)
     token_ids = np.full((len(rows), longest), pad_id, np.int64)
     attention_mask = np.zeros((len(rows), longest), np.int64)
@@ -223,29 +230,35 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     target_positions: list[NDArray[Any]] = []
     target_ids: list[NDArray[Any]] = []
     counts = []
-    for index, pair in enumerate(pairs):
+    start = 0
+    for pair in pairs:
         targets = _targets(pair, _fork(pair, share_prefix=True))
         in_prefix, in_chosen, in_rejected = targets.positions
-        start = 2 * index * longest
         target_positions += [start + in_prefix, start + in_chosen, start + longest + in_rejected]
         target_ids += targets.ids
         counts.append([len(part) for part in targets.ids])
+        start += ((len(pair.chosen) > 1) + (len(pair.rejected) > 1)) * longest
     return PaddedPairs(
         token_ids=torch.from_numpy(token_ids),
         attention_mask=torch.from_numpy(attention_mask),
         target_positions=_concatenate(target_positions),
         target_ids=_concatenate(target_ids),
         target_counts=_count_tensor(counts, target_ids),
-        row_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
+        row_tokens=sum(pair.row_tokens for pair in pairs),
         indices=tuple(pair.index for pair in pairs),
     )
 
 
-def with_scores(layout: Layout) -> Layout:
-    """A layout whose batches also have the scores of their pairs, for losses that need them."""
+def with_values(layout: Layout, *, scores: bool = False, labels: bool = False) -> Layout:
+    """A layout whose batches also have the scores, or the labels, of their pairs, for losses that need them."""
 
     def build(pairs: Sequence[PreferencePair]) -> PairBatch:
-        return dataclasses.replace(layout(pairs), scores=torch.tensor([pair.scores for pair in pairs]))
+        batch = layout(pairs)
+        if scores:
+            batch = dataclasses.replace(batch, scores=torch.tensor([pair.scores for pair in pairs]))
+        if labels:
+            batch = dataclasses.replace(batch, labels=torch.tensor([pair.label for pair in pairs]))
+        return batch
 
     return build
 

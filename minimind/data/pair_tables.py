@@ -54,6 +54,11 @@ class PairTables:
         return np.concatenate([table.packed_tokens for table in self.tables])
 
     @property
+    def items(self) -> str:
+        """As `PairTable.items`."""
+        return self.tables[0].items
+
+    @property
     def mix(self) -> Mix:
         """How often an epoch takes the pairs of each table."""
         return Mix(

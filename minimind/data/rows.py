@@ -1,6 +1,7 @@
-"""Checked preference rows: two conversations in one common form, whatever shape the file has.
+"""Checked preference rows: two conversations, or one with a label, in one common form, whatever shape the file has.
 
-    messages of both halves (shapes/), other columns (columns.py) -> checked_row -> PreferenceRow -> template.py
+    messages of both halves (shapes/), other columns (columns.py) -> checked_row    -> PreferenceRow -> template.py
+    messages that end with a labelled answer, other columns       -> checked_answer -> AnswerRow
 
 An invalid row raises `RowError`; whether it stops the run is decided later, by `--on_bad_row`.
 """
@@ -38,6 +39,44 @@ class PreferenceRow:
     has_developer: bool = False
     shape: str = ""
     scores: tuple[float, float] = NO_SCORES
+
+    @property
+    def conversations(self) -> Mapping[str, list[Message]]:
+        """What the chat template renders, by the name that messages for people use."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerRow:
+    """A conversation whose last message is an answer with a label: an unpaired preference.
+
+    Attributes:
+        messages: from the system message on; the last one is the assistant's, and the ones before it are its prompt.
+        label: the answer is desirable.
+        tools, template_kwargs, unused, has_developer, shape: as in `PreferenceRow`.
+    """
+
+    messages: list[Message]
+    label: bool
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    has_developer: bool = False
+    shape: str = ""
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The messages before the answer."""
+        return self.messages[:-1]
+
+    @property
+    def conversations(self) -> Mapping[str, list[Message]]:
+        """As `PreferenceRow.conversations`."""
+        return {"messages": self.messages}
+
+
+# What a row of a file gives.
+CheckedRow = PreferenceRow | AnswerRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +128,67 @@ def checked_row(*, chosen: Any, rejected: Any, columns: Columns | None = None) -
         scores=columns.scores,
         has_developer=columns.has_developer or has_developer(chosen) or has_developer(rejected),
     )
+
+
+def checked_answer(*, column: str, messages: Any, label: bool, columns: Columns) -> AnswerRow:
+    """Check a conversation whose last message is the labelled answer.
+
+    Args:
+        column: where the messages are from, for error messages.
+        messages: a list of messages, if the row is valid: a whole conversation, or the answer behind the prompt of
+            `columns`.
+        columns: the other columns of the row.
+
+    Raises:
+        RowError: the reason, without file and line.
+    """
+    whole = columns.complete(column, read_messages(column, messages))
+    roles = [message["role"] for message in whole]
+    if roles[-1] != "assistant":
+        raise RowError(f"{column!r} ends with a message of the role {roles[-1]}, not with the labelled answer")
+    if "user" not in roles:
+        raise RowError(f"{column!r} has no user turn; give the prompt in a column 'prompt'")
+    prompt = columns.prompt if isinstance(columns.prompt, list) else []
+    earlier = sum(message["role"] == "assistant" for message in prompt)
+    if columns.prompt is not None and (answers := roles.count("assistant") - earlier) > 1:
+        raise RowError(
+            f"{column!r} has {answers} assistant turns, and the label is that of one answer; put the earlier ones into "
+            f"{columns.place!r}"
+        )
+    return AnswerRow(
+        messages=whole,
+        label=label,
+        tools=columns.tools,
+        template_kwargs=columns.template_kwargs,
+        unused=columns.unused,
+        has_developer=columns.has_developer or has_developer(messages),
+    )
+
+
+def answers_of(pair: PreferenceRow) -> list[AnswerRow]:
+    """The answers of a pair, each with its label: chosen is desirable, rejected is not.
+
+    Raises:
+        RowError: the answers go on over several turns.
+    """
+    for half, messages in pair.conversations.items():
+        if messages[:-1] != pair.chosen[:-1] or messages[-1]["role"] != "assistant":
+            raise RowError(
+                f"{half!r} does not end with the answer in which the two differ, so that it cannot be taken as an "
+                "answer with a label"
+            )
+    return [
+        AnswerRow(
+            messages=messages,
+            label=half == "chosen",
+            tools=pair.tools,
+            template_kwargs=pair.template_kwargs,
+            unused=pair.unused,
+            has_developer=pair.has_developer,
+            shape=pair.shape,
+        )
+        for half, messages in pair.conversations.items()
+    ]
 
 
 def _check_prompts(halves: Mapping[str, list[Message]], added: Mapping[str, int]) -> None:

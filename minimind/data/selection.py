@@ -137,12 +137,14 @@ def _long_rows_problem(table: PairTable, too_long: NDArray[np.bool_]) -> str:
     indices = np.flatnonzero(too_long)
     lengths = table.full_lengths.reshape(-1, 2)
     lines = [
-        f"{table.source.row(table.lines[index])}: {lengths[index, 0]} tokens chosen, {lengths[index, 1]} rejected"
+        f"{table.source.row(table.lines[index])}: {lengths[index, 0]} tokens"
+        + ("" if table.is_labelled else f" chosen, {lengths[index, 1]} rejected")
         for index in indices[:_SHOWN]
     ]
     summary = summarize_lengths(table)
     return (
-        f"{table.source.name}: {len(indices)} of {summary.pairs} pairs are longer than --max_seq_len {summary.limit}:\n"
+        f"{table.source.name}: {len(indices)} of {summary.pairs} {table.items} are longer than --max_seq_len "
+        f"{summary.limit}:\n"
         f"{_listed(lines, len(indices))}\n"
         f"Increase it ({summary.advice}), or choose --on_long_row cut, cut_prompt, skip or keep."
     )

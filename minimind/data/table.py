@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minimind.data.columns import NO_SCORES
 from minimind.data.rows import BadRow
 from minimind.data.sources import Source
-from minimind.data.tokens import ROWS
+from minimind.data.tokens import NO_LABEL, ROWS
 
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
@@ -33,6 +33,8 @@ class PreferencePair:
         prefix: number of leading tokens that both rows share, with equal masks.
         index: of the pair among all tokenised pairs, selected or not.
         scores: of the chosen and of the rejected answer in the data; NaN if not given.
+        label: None for a pair. Else `chosen` is an answer that is desirable or not, and `rejected` is the answer to
+            another prompt behind the same prompt, or a single token; see labelled.py.
     """
 
     chosen: NDArray[np.int32]
@@ -42,6 +44,12 @@ class PreferencePair:
     prefix: int
     index: int
     scores: tuple[float, float] = NO_SCORES
+    label: bool | None = None
+
+    @property
+    def row_tokens(self) -> int:
+        """Number of tokens of both rows; a rejected row of a single token stands for none."""
+        return len(self.chosen) + (len(self.rejected) if len(self.rejected) > 1 else 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,7 @@ class PairTable:
         identities: (3n,) uint64, hashes of each pair's prompt, chosen and rejected answer; see identity.py.
         lines: (n,) int64, number of each pair's row in the source, from 1; a row may give several pairs.
         scores: (2n,) float32, of chosen and rejected; NaN if not given.
+        labels: (n,) uint8, NO_LABEL for a pair; of an answer, which is `chosen` then, 1 if it is desirable, else 0.
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
@@ -80,6 +89,7 @@ class PairTable:
     least_limits: NDArray[np.int64]
     identities: NDArray[np.uint64]
     scores: NDArray[np.float32]
+    labels: NDArray[np.uint8]
     cuts: NDArray[np.uint8]
     max_length: int
     bad: Collection[BadRow]
@@ -102,6 +112,7 @@ class PairTable:
             prefix=int(self.prefixes[row]),
             index=row,
             scores=(float(self.scores[2 * row]), float(self.scores[2 * row + 1])),
+            label=None if self.labels[row] == NO_LABEL else bool(self.labels[row]),
         )
 
     @property
@@ -119,6 +130,16 @@ class PairTable:
         """
         inputs = np.diff(self.offsets).reshape(-1, 2)[self.selected] - 1
         return inputs.sum(1) - np.minimum(self.prefixes[self.selected], inputs.min(1))
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the entries are answers with labels, not pairs; a table has only one of the two."""
+        return bool(len(self.labels)) and self.labels[0] != NO_LABEL
+
+    @property
+    def items(self) -> str:
+        """What the entries are, for messages."""
+        return "answers" if self.is_labelled else "pairs"
 
     @property
     def total_rows(self) -> int:

@@ -41,6 +41,7 @@ ARRAYS: Mapping[str, type[np.generic]] = {
     "least_limits": np.int64,
     "identities": np.uint64,
     "scores": np.float32,
+    "labels": np.uint8,
     "cuts": np.uint8,
 }
 # Values for each pair.
@@ -52,6 +53,7 @@ _PER_PAIR = {
     "least_limits": 1,
     "identities": 3,
     "scores": 2,
+    "labels": 1,
     "cuts": 1,
 }
 # Counters of a table: name -> number.

@@ -1,6 +1,7 @@
 """Tokenises the rows of a source, in worker processes if there are many.
 
-    rows (sources/) -> tasks of consecutive rows -> parse_rows (shapes/) -> encode_pair (pairs.py)
+    rows (sources/) -> tasks of consecutive rows -> parse_rows (shapes/)    -> encode_pair (pairs.py)
+                                                 -> parse_answers (shapes/) -> encode_answer (labelled.py)
                     -> chunks of flat arrays, in file order
 
 Memory does not depend on the number of rows. A row that cannot be used becomes a `BadRow` of its chunk; it does not
@@ -14,18 +15,20 @@ import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.columns import NO_SCORES
 from minimind.data.encoding import ConversationEncoder
-from minimind.data.identity import identity_of
+from minimind.data.identity import identity_of, identity_of_answer
+from minimind.data.labelled import encode_answer, others_of
 from minimind.data.left_out import check_rendered, not_used, words_of
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
-from minimind.data.rows import BadRow, PreferenceRow
-from minimind.data.shapes import DEFAULT_SHAPES, ShapeOptions, parse_rows
+from minimind.data.rows import AnswerRow, BadRow, CheckedRow, PreferenceRow
+from minimind.data.shapes import DEFAULT_SHAPES, Items, ShapeOptions, parse_answers, parse_rows
 from minimind.data.sources import Content, RowError, Source
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.worker_pool import run_in_order
@@ -36,6 +39,8 @@ ROWS, UNPAIRED, OTHER_MASK, DEVELOPER = "rows", "unpaired", "other_mask", "devel
 # Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
 # left; the pair is one of `Chunk.bad`.
 PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
+# Value in `Chunk.labels` of a pair; an answer has 1 if it is desirable, else 0.
+NO_LABEL = 2
 _ROWS_PER_TASK = 256
 # A task of long rows has fewer, so that many tasks fit into memory.
 _BYTES_PER_TASK = 2**21
@@ -56,6 +61,7 @@ class Chunk:
         identities: hashes of each pair's prompt, chosen and rejected answer, 3n values; see identity.py.
         lines: number of each pair's row in the source, n values; pairs of one row follow each other.
         scores: of both halves of each pair, 2n values; NaN if not given.
+        labels: n values: NO_LABEL for a pair, 1 or 0 for an answer, which is the chosen half of its entry.
         cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
         bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
@@ -74,6 +80,7 @@ class Chunk:
     identities: list[int]
     lines: list[int]
     scores: list[float]
+    labels: list[int]
     cuts: list[int]
     bad: list[BadRow]
     counts: Mapping[str, int]
@@ -125,24 +132,30 @@ def tokenize(
 
 
 def _tasks(source: Source, skip: int, on_read: Callable[[], object]) -> Iterator[_Task]:
-    """Tasks of `_ROWS_PER_TASK` rows, or of fewer that are long."""
-    bytes_read = 0
+    """Tasks of `_ROWS_PER_TASK` rows, or of fewer that are long. A few rows at the end join the task before them, since
+    answers are mismatched within a task."""
+    bytes_read, least = 0, max(2, _ROWS_PER_TASK // 16)
 
     def count(number: int) -> None:
         nonlocal bytes_read
         bytes_read += number
         on_read()
 
+    full: list[tuple[int, Content]] = []
     rows: list[tuple[int, Content]] = []
-    size = 0
+    size = read = 0
     for number, content in itertools.islice(source.rows(count), skip, None):
         rows.append((number, content))
         size += _size(content)
+        if full and len(rows) == least:
+            yield _Task(rows=full, bytes_read=read)
+            full = []
         if len(rows) == _ROWS_PER_TASK or size >= _BYTES_PER_TASK:
-            yield _Task(rows=rows, bytes_read=bytes_read)
-            rows, size = [], 0
-    if rows:
-        yield _Task(rows=rows, bytes_read=bytes_read)
+            if full:
+                yield _Task(rows=full, bytes_read=read)
+            full, rows, size, read = rows, [], 0, bytes_read
+    if full or rows:
+        yield _Task(rows=[*full, *rows], bytes_read=bytes_read)
 
 
 def _size(value: Any) -> int:
@@ -156,64 +169,85 @@ def _size(value: Any) -> int:
 
 def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, task: _Task) -> Chunk:
     words = words_of(encoder.template)
+    read = _read_rows(task, options)
+    # All rows of a task at once: each stage runs faster when the one before it does not run in between.
+    encoder.foresee(
+        (messages, number)
+        for number, row in zip(read.numbers, read.rows, strict=True)
+        if not row.tools and not row.template_kwargs
+        for messages in row.conversations.values()
+    )
     pairs: list[EncodedPair] = []
     identities: list[int] = []
     numbers: list[int] = []
     scores: list[float] = []
-    bad: list[BadRow] = []
-    counts, shapes, unused = Counter[str](), Counter[str](), Counter[str]()
-    parsed = [(number, _parsed(content, options)) for number, content in task.rows]
-    plain = ((row, number) for number, rows in parsed if isinstance(rows, list) for row in rows if _is_plain(row))
-    # All rows of a task at once: each stage runs faster when the one before it does not run in between.
-    encoder.foresee((half, number) for row, number in plain for half in (row.chosen, row.rejected))
-    for number, rows in parsed:
-        counts[ROWS] += 1
-        if isinstance(rows, RowError):
-            bad.append(BadRow(line=number, reason=str(rows), tokenized=False))
+    labels: list[int] = []
+    bad, counts, unused = read.bad, read.counts, dict[tuple[int, str], None]()
+    for place, (number, row) in enumerate(zip(read.numbers, read.rows, strict=True)):
+        try:
+            pair = _encode(read.rows, place, number, encoder, limit, options.items)
+        except (RowError, RecursionError) as error:
+            reason = str(error) if isinstance(error, RowError) else "nested too deeply"
+            bad.append(BadRow(line=number, reason=reason, tokenized=False))
             continue
-        counts[UNPAIRED] += not rows
-        shapes.update(dict.fromkeys(row.shape for row in rows).keys())
-        seen = dict[str, None]()
-        for row in rows:
-            try:
-                pair = _encode(row, number, encoder, limit)
-            except (RowError, RecursionError) as error:
-                reason = str(error) if isinstance(error, RowError) else "nested too deeply"
-                bad.append(BadRow(line=number, reason=reason, tokenized=False))
-                continue
-            if pair.problem is not None:
-                bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
-            counts[OTHER_MASK] += pair.other_mask
-            counts[DEVELOPER] += row.has_developer
-            seen.update(dict.fromkeys(not_used(row, words)))
-            pairs.append(pair)
+        if pair.problem is not None:
+            bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
+        counts[OTHER_MASK] += pair.other_mask
+        counts[DEVELOPER] += row.has_developer
+        unused.update(dict.fromkeys((number, name) for name in not_used(row, words)))
+        pairs.append(pair)
+        numbers.append(number)
+        if isinstance(row, PreferenceRow):
             identities += identity_of(row, words)
-            numbers.append(number)
             scores += row.scores
-        unused.update(seen.keys())
+            labels.append(NO_LABEL)
+        else:
+            identities += identity_of_answer(row, words)
+            scores += NO_SCORES
+            labels.append(int(row.label))
     return Chunk(
         **_arrays(pairs),
         identities=identities,
         lines=numbers,
         scores=scores,
-        bad=bad,
+        labels=labels,
+        # Rows that could not be read and those that could not be encoded, in the order of the source.
+        bad=sorted(bad, key=lambda row: row.line),
         counts=counts,
-        shapes=shapes,
-        unused=unused,
+        shapes=read.shapes,
+        unused=Counter(name for _, name in unused),
         bytes_read=task.bytes_read,
     )
 
 
-def _parsed(content: Content, options: ShapeOptions) -> list[PreferenceRow] | RowError:
-    """The pairs of a row, or why it has none."""
-    try:
-        return content if isinstance(content, RowError) else parse_rows(content, options)
-    except RowError as error:
-        return error
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ReadRows:
+    """The checked rows of a task, the number of each one's row in the source, and what `Chunk` has of the others."""
+
+    rows: list[CheckedRow]
+    numbers: list[int]
+    bad: list[BadRow]
+    counts: Counter[str]
+    shapes: Counter[str]
 
 
-def _is_plain(row: PreferenceRow) -> bool:
-    return not row.tools and not row.template_kwargs
+def _read_rows(task: _Task, options: ShapeOptions) -> _ReadRows:
+    read = _ReadRows(rows=[], numbers=[], bad=[], counts=Counter(), shapes=Counter())
+    parse = parse_rows if options.items is Items.PAIRS else parse_answers
+    for number, content in task.rows:
+        read.counts[ROWS] += 1
+        try:
+            if isinstance(content, RowError):
+                raise content
+            rows: Sequence[CheckedRow] = parse(content, options)
+        except RowError as error:
+            read.bad.append(BadRow(line=number, reason=str(error), tokenized=False))
+            continue
+        read.counts[UNPAIRED] += not rows
+        read.shapes.update(dict.fromkeys(row.shape for row in rows).keys())
+        read.rows.extend(rows)
+        read.numbers.extend([number] * len(rows))
+    return read
 
 
 def _arrays(pairs: list[EncodedPair]) -> dict[str, Any]:
@@ -237,7 +271,19 @@ def _cuts(pair: EncodedPair) -> int:
     )
 
 
-def _encode(row: PreferenceRow, number: int, encoder: ConversationEncoder, limit: LengthLimit) -> EncodedPair:
+def _encode(
+    rows: Sequence[CheckedRow],
+    place: int,
+    number: int,
+    encoder: ConversationEncoder,
+    limit: LengthLimit,
+    items: Items,
+) -> EncodedPair:
+    """Tokenise the row at a place; `number` is that of its row in the source."""
+    row = rows[place]
+    if isinstance(row, AnswerRow):
+        others = others_of(rows, place) if items is Items.MISMATCHED else None
+        return encode_answer(row, number, encoder, limit, others)
     template, given = encoder.template, encoder.given(row.tools, row.template_kwargs)
     chosen, rejected = (fit_arguments(messages, template, given) for messages in (row.chosen, row.rejected))
     row = dataclasses.replace(row, chosen=chosen, rejected=rejected)

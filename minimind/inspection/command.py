@@ -22,11 +22,12 @@ from minimind.errors import ConfigError, DataError, MiniMindError
 from minimind.inspection.building import build_report
 from minimind.inspection.console import console_text
 from minimind.inspection.flags import ranks_of, read_flags
-from minimind.inspection.loading import load_pairs
+from minimind.inspection.loading import load_pairs, objective_of
 from minimind.inspection.opening import Inputs, open_inputs, planned_world
 from minimind.inspection.page import page
 from minimind.inspection.report import Report, to_json
 from minimind.inspection.splitting import split_rows
+from minimind.objective.losses import Need
 from minimind.plan.report import explicit_flags, launch_command
 from minimind.ranks.launchers import rank_variables
 from minimind.training.console import Console
@@ -62,6 +63,7 @@ def prepare_data(argv: Sequence[str]) -> Report:
     if not settings.config.engine.deepspeed:
         settings = settings.with_values({"deepspeed": _FILE}, FLAG)
     inputs = open_inputs(settings, world)
+    _check_pairs(inputs)
     folder = Path(own.out)
     if own.eval_share is not None:
         settings = _split(settings, inputs, own.eval_share, folder)
@@ -73,6 +75,16 @@ def prepare_data(argv: Sequence[str]) -> Report:
     print(console_text(report, colours=sys.stdout.isatty()))
     print(f"\nThe whole report is {folder / 'report.html'}. The run:\n\n{report.command}")
     return report
+
+
+def _check_pairs(inputs: Inputs) -> None:
+    """The report describes pairs."""
+    objective = objective_of(inputs)
+    if objective is not None and Need.LABELS in objective.needs:
+        raise ConfigError(
+            f"--loss {objective.name} takes answers with labels, and this report describes pairs; the run itself lists "
+            "wrong and long rows, and the numbers of labels, before it trains"
+        )
 
 
 def write(report: Report, folder: Path) -> None:

@@ -59,7 +59,7 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     narrow, narrow_held_out = narrowed(
         PairTables(tables=selected), PairTables(tables=evaluated) if evaluated else None, data
     )
-    objective = _objective(inputs)
+    objective = objective_of(inputs)
     for pairs in (narrow, narrow_held_out):
         try:
             if pairs is not None and objective is not None:
@@ -74,7 +74,7 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     )
 
 
-def _objective(inputs: Inputs) -> Objective | None:
+def objective_of(inputs: Inputs) -> Objective | None:
     """The loss of the run, also if weights or other files are not there; None if its flags are wrong."""
     if inputs.prepared is not None:
         return inputs.prepared.objective

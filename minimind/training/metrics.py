@@ -31,7 +31,7 @@ class MetricSums:
 
     def __init__(self, world: World, job: Job) -> None:
         self.world = world
-        self._item = job.item
+        self._item, self._parts = job.item, job.metric_parts
         # The order of this list is the order of the sums, which manifests of checkpoints keep without names.
         self.names = ("loss", f"{job.name}_loss", "aux_loss", *job.metrics)
         self.reset()
@@ -68,6 +68,12 @@ class MetricSums:
         totals = all_reduce(self.sums.clone()).tolist()
         tokens, items = totals[:2]
         metrics = {name: total / items for name, total in zip(self.names, totals[2:], strict=True)}
+        for name, weight in self._parts.items():
+            # The mean over a part that has no item does not exist.
+            if share := metrics[weight]:
+                metrics[name] /= share
+            else:
+                del metrics[name]
         metrics["tokens_per_second"] = tokens / seconds
         metrics[f"{self._item}_per_second"] = items / seconds
         metrics["peak_memory_gib"] = peak_memory_gib(self.world)

@@ -50,7 +50,7 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
         yield _wrong_rows(table, config)
     summary = summarize_lengths(table)
     if summary.too_long:
-        yield _long_rows(summary, config)
+        yield _long_rows(summary, config, table.items)
     if table.unused:
         yield _unused(table)
     if number := table.counts.get(DEVELOPER):
@@ -72,7 +72,9 @@ def _pairs_of_rows(table: PairTable, config: DataConfig) -> Iterator[str]:
         yield f"{_rows(unpaired)} without a pair: a tie, or scores closer than --score_gap {config.score_gap:g}"
     # Pairs of one row follow each other.
     rows = 1 + int(np.count_nonzero(np.diff(table.lines))) if len(table.lines) else 0
-    if len(table.lines) > rows:
+    if len(table.lines) > rows and table.is_labelled:
+        yield f"{_rows(rows)} give {len(table.lines)} answers: a pair is taken as a desirable and an undesirable one"
+    elif len(table.lines) > rows:
         yield f"{_rows(rows)} make {_pairs(len(table.lines))} (--pairing {config.pairing})"
 
 
@@ -93,9 +95,9 @@ def _wrong_rows(table: PairTable, config: DataConfig) -> str:
     )
 
 
-def _long_rows(summary: LengthSummary, config: DataConfig) -> str:
+def _long_rows(summary: LengthSummary, config: DataConfig, items: str) -> str:
     parts = [
-        f"pairs longer than --max_seq_len {summary.limit}: {_share(summary.too_long, summary.pairs)}",
+        f"{items} longer than --max_seq_len {summary.limit}: {_share(summary.too_long, summary.pairs)}",
         *_done_with(summary, config.on_long_row),
         summary.advice,
     ]

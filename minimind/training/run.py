@@ -75,7 +75,7 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     report_settings(prepared, console, world)
     watch.enter("tokenising")
     data = load_data(prepared, world, TokenisingLine(console, watch.tick))
-    report_data(console, data, prepared.settings.config)
+    report_data(console, data, prepared.settings.config, prepared.objective)
     prepared = choose_attention_backend(prepared, world, watch, data, console)
     from_main(world, lambda: lock.acquire(create=True))
     opened = open_run(prepared, data, world, watch, console)

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterator
 from fractions import Fraction
 
+import numpy as np
+
 from minimind.config import DPOConfig
 from minimind.data.narrowing import shared_prompts
 from minimind.data.pair_tables import PairTables
@@ -20,6 +22,8 @@ from minimind.model.family import family_of
 from minimind.model.router_loss import router_coefficient
 from minimind.native import AUTO, processor
 from minimind.native.processor import Products
+from minimind.objective.losses import Need, Objective
+from minimind.objective.losses.labelled import KTOLoss
 from minimind.objective.schedule import make_schedule
 from minimind.plan.check import memory_warning, this_machine
 from minimind.plan.sizes import ModelSizes
@@ -118,18 +122,19 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  WARNING: {warning}")
 
 
-def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None:
+def report_data(console: Console, data: TrainingData, config: DPOConfig, objective: Objective) -> None:
     """Print the number of pairs and steps, and every row and pair that is not trained on."""
+    items = data.table.items
     stream, total_steps, max_steps = data.stream, data.total_steps, config.optimisation.max_steps
     epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
-    pairs = _number(stream.mix.pairs_per_epoch)
-    console.say(f"{pairs} pairs x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} pairs")
-    for line in (*_shares(data.table), *_narrowed(data, config.data.limit)):
+    each_epoch = _number(stream.mix.pairs_per_epoch)
+    console.say(f"{each_epoch} {items} x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} {items}")
+    for line in (*_shares(data.table), *_narrowed(data, config.data.limit), *_labels(data.table, objective)):
         console.say(f"  {line}")
     if total_steps < stream.total_steps:
         console.say(f"  ends after {total_steps} of them (--max_steps)")
     if max_steps is not None and max_steps > stream.total_steps:
-        console.say(f"  --max_steps {max_steps} will not be reached: the pairs make {stream.total_steps} steps")
+        console.say(f"  --max_steps {max_steps} will not be reached: the {items} make {stream.total_steps} steps")
     for table in itertools.chain.from_iterable(tables.tables for tables in data.tables):
         for message in row_messages(table, config.data):
             console.say(f"  {table.source.name}: {message}")
@@ -141,20 +146,41 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig) -> None
     console.say(f"  learning rate: {make_schedule(config.optimisation, total_steps).describe()}")
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
-        console.say(f"  the last {stream.left_over} pairs do not fill a global batch and are not trained on")
+        console.say(f"  the last {stream.left_over} {items} do not fill a global batch and are not trained on")
 
 
 def _narrowed(data: TrainingData, limit: int | None) -> Iterator[str]:
     """Pairs that are left out although they are right, and training pairs with prompts of held-out pairs."""
-    for tables, kind in zip(data.tables, ("pairs", "held-out pairs"), strict=False):
+    items = data.table.items
+    for tables, kind in zip(data.tables, (items, f"held-out {items}"), strict=False):
         if tables.duplicates:
             yield f"{tables.duplicates} {kind} that repeat others are left out (--dedup 1)"
     if data.table.beyond_limit:
         total = len(data.table) + data.table.beyond_limit
-        yield f"only the first {len(data.table)} of {total} pairs are taken (--limit {limit})"
+        yield f"only the first {len(data.table)} of {total} {items} are taken (--limit {limit})"
     if data.eval_table is not None:
         shared = shared_prompts(data.table, data.eval_table)
-        yield f"{shared} of {len(data.table)} pairs have a prompt that held-out pairs have too"
+        yield f"{shared} of {len(data.table)} {items} have a prompt that held-out {items} have too"
+
+
+def _labels(tables: PairTables, objective: Objective) -> Iterator[str]:
+    """How many answers are desirable, and weights that would balance them."""
+    if Need.LABELS not in objective.needs:
+        return
+    labels = np.concatenate([table.labels[table.selected] for table in tables.tables])
+    good, bad = int((labels == 1).sum()), int((labels == 0).sum())
+    yield f"{good} of {len(labels)} answers are desirable"
+    loss = next((part.loss for part in objective.parts if isinstance(part.loss, KTOLoss)), None)
+    if loss is None or not (good and bad):
+        return
+    # Section 4.2 of the paper: between 1 and 4/3.
+    ratio = loss.desirable_weight * good / max(loss.undesirable_weight * bad, 1e-9)
+    if not 0.99 <= ratio <= 1.34:
+        low, high = (loss.undesirable_weight * bad / good * bound for bound in (1, 4 / 3))
+        yield (
+            f"desirable answers count {ratio:.2f} times as much as undesirable ones, where KTO's authors advise 1 to "
+            f"1.33 times: a desirable_weight from {low:.2f} to {high:.2f} (--loss_options)"
+        )
 
 
 def _shares(tables: PairTables) -> Iterator[str]:
@@ -173,7 +199,7 @@ def _shares(tables: PairTables) -> Iterator[str]:
         files = f" ({len(of)} files)" if len(of) > 1 else ""
         shares = [
             f"{_number(taken[word])} {what} ({float(100 * taken[word] / sum(taken.values())):.1f} %)"
-            for what, taken in (("pairs", sizes), ("tokens", tokens))
+            for what, taken in ((tables.items, sizes), ("tokens", tokens))
         ]
         yield f"{word}{files}: {' and '.join(shares)} of an epoch"
 

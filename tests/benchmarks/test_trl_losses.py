@@ -7,6 +7,7 @@ log-probs. Where a loss differs from TRL on purpose, the options or the expected
 from __future__ import annotations
 
 import collections
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,13 @@ def padded(log_probs: torch.Tensor) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([*halves[::2], *halves[1::2]], batch_first=True)
 
 
+def trainer_states() -> torch.nn.Module:
+    """What a trainer asks its model about its states."""
+    states = torch.nn.Identity()
+    states.is_gradient_checkpointing = False
+    return states
+
+
 def trl_dpo(loss_type: str, **changes: object) -> float:
     """Mean loss of TRL's DPO trainer."""
     trainer = pytest.importorskip("trl").DPOTrainer
@@ -62,7 +70,7 @@ def trl_dpo(loss_type: str, **changes: object) -> float:
 
     stand_in = SimpleNamespace(
         # The policy is the model that is given to the function; this one only has states.
-        model=SimpleNamespace(training=True, is_gradient_checkpointing=False),
+        model=trainer_states(),
         ref_model=model(reference),
         accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
         args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
@@ -156,3 +164,89 @@ def test_orpo_equals_trl_s():
     weighted, *_ = trainer.odds_ratio_loss(stand_in, chosen, rejected)
     expected = (-chosen - weighted.double()).mean().item()
     assert ours("orpo", '{"odds_weight": 0.25}') == pytest.approx(expected, rel=1e-5)
+
+
+# Targets of six answers, and of the six answers to other prompts, behind the same prompt of one token.
+ANSWERS, OTHERS = [3, 5, 1, 4, 2, 6], [2, 4, 4, 1, 3, 5]
+LABELS = [True, False, True, True, False, True]
+# Log-probs of the answers and of the other answers, under the policy and under the reference.
+Known = dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]
+
+
+def answer_masks(counts: list[int]) -> torch.Tensor:
+    """(6, longest): 0 for the prompt's token and for padding."""
+    return torch.nn.functional.pad((torch.arange(max(counts)) < torch.tensor(counts)[:, None]).long(), (1, 0))
+
+
+def trl_kto(loss_type: str, known: Known, weights: tuple[float, float]) -> tuple[float, dict[str, list[float]]]:
+    """Mean loss and metrics of TRL's KTO trainer."""
+    trainer = pytest.importorskip("trl").KTOTrainer
+
+    def model(number: int):
+        def forward(*, input_ids, **_):
+            name = "own" if torch.equal(input_ids, answer_masks(ANSWERS)) else "other"
+            log_probs = torch.nn.utils.rnn.pad_sequence(known[name][number], batch_first=True)
+            nothing = torch.zeros_like(log_probs)
+            return SimpleNamespace(log_probs=log_probs, entropy=nothing, mean_logits=nothing)
+
+        return forward
+
+    stand_in = SimpleNamespace(
+        model=trainer_states(),
+        ref_model=model(1),
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        _metrics={"train": collections.defaultdict(list)},
+        **dict.fromkeys(("aux_loss_enabled", "precompute_ref_logps"), False),
+        _total_train_tokens=0,
+        _tp_size=1,
+        calculate_KL=loss_type == "kto",
+        loss_type=loss_type,
+        beta=0.3,
+        desirable_weight=weights[0],
+        undesirable_weight=weights[1],
+    )
+    stand_in._compute_kl_logps = lambda *given: trainer._compute_kl_logps(stand_in, *given)
+    inputs = {"label": torch.tensor(LABELS)}
+    for name in ("input_ids", "attention_mask", "completion_mask"):
+        inputs |= {name: answer_masks(ANSWERS), f"KL_{name}": answer_masks(OTHERS)}
+    return trainer._compute_loss(stand_in, model(0), inputs, False).item(), stand_in._metrics["train"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "shift", "weights"),
+    [
+        # A KL term above 0, and one that is 0.
+        ("kto", 0.5, (1.0, 1.0)),
+        ("kto", 0.5, (0.5, 2.0)),
+        ("kto", -0.5, (1.0, 1.0)),
+        ("apo_zero_unpaired", 0.0, (1.0, 1.0)),
+    ],
+)
+def test_losses_of_single_answers_equal_trl_s(spec, shift, weights):
+    """In one micro-batch, over which TRL's KL term is a mean."""
+    generator = torch.Generator().manual_seed(4)
+
+    def rows(counts: list[int], more: float) -> list[torch.Tensor]:
+        return [-torch.rand(count, generator=generator, dtype=torch.float64) * 3 + more for count in counts]
+
+    known = {"own": (rows(ANSWERS, 0.0), rows(ANSWERS, 0.0)), "other": (rows(OTHERS, shift), rows(OTHERS, 0.0))}
+    theirs, metrics = trl_kto(spec, known, weights)
+    both = (
+        PairScores(
+            sums=torch.stack([torch.stack([row.sum() for row in of[number]]) for of in known.values()], 1),
+            target_counts=torch.tensor([[0, *counts] for counts in zip(ANSWERS, OTHERS, strict=True)]),
+        )
+        for number in (0, 1)
+    )
+    given = LossInputs(**dict(zip(("policy", "reference"), both, strict=True)), labels=torch.tensor(LABELS))
+    options = dict(zip(("desirable_weight", "undesirable_weight"), weights, strict=True))
+    named = ({"beta": 0.3}, json.dumps(options)) if spec == "kto" else (SUMS, None)
+    result = build_objective(spec, *named)(given)
+    assert result.losses.mean().item() == pytest.approx(theirs, rel=1e-6)
+    if spec == "kto":
+        assert result.metrics["kl"][0].item() == pytest.approx(metrics["kl"][0])
+        assert (result.metrics["kl"][0] > 0) == (shift > 0)
+    for name in ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
+        share = result.metrics["desirable" if "chosen" in name else "undesirable"].mean()
+        assert (result.metrics[name].mean() / share).item() == pytest.approx(metrics[name][0], rel=1e-6)

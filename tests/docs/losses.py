@@ -18,6 +18,8 @@ _NEEDS = {
     Need.PER_TOKEN: "single tokens, so `--reference live`",
     Need.GLOBAL_BATCH: "the global batch",
     Need.COLLISIONS: "distributions of all tokens",
+    Need.LABELS: "answers with labels",
+    Need.MISMATCHED: "answers to other prompts",
     Need.SCORES: "scores in the data",
     Need.SCORE_GAPS: "chosen with the higher score",
 }

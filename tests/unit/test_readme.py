@@ -12,7 +12,7 @@ import minimind
 from minimind.config import parse_settings
 from minimind.data.shapes import registry
 from minimind.model import family
-from minimind.objective.losses import SigmoidLoss
+from minimind.objective.losses import SigmoidLoss, loss_class
 from minimind.objective.losses import registry as losses
 from minimind.sweep.flags import LAUNCHER_SWITCHES, LAUNCHER_VALUES
 from minimind.training import run
@@ -209,7 +209,8 @@ def test_metrics_are_those_of_a_run(suffix):
     rows = re.findall(r"^\| (`.*?) \|", table + section.split("\n\n")[0], re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
     rates = {"grad_norm", "learning_rate", "tokens_per_second", "pairs_per_second", "peak_memory_gib"}
-    assert listed == {"loss", "dpo_loss", "aux_loss", "loss/NAME", *SigmoidLoss.metrics} | rates
+    losses = {*SigmoidLoss.metrics, *loss_class("kto").metrics}
+    assert listed == {"loss", "dpo_loss", "aux_loss", "loss/NAME"} | losses | rates
 
 
 @pytest.mark.parametrize("suffix", ["", "_zh"])

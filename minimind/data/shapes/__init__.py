@@ -7,8 +7,8 @@ A conversion brings a prompt and two halves into the form of messages, with help
 with `checked_row`, so the checks are the same for every shape.
 """
 
-from minimind.data.shapes.options import DEFAULT_SHAPES, ShapeOptions
-from minimind.data.shapes.registry import PLAIN, SHAPES, parse_rows
+from minimind.data.shapes.options import DEFAULT_SHAPES, Items, ShapeOptions
+from minimind.data.shapes.registry import PLAIN, SHAPES, parse_answers, parse_rows
 from minimind.data.shapes.shape import RowShape
 
-__all__ = ["DEFAULT_SHAPES", "PLAIN", "SHAPES", "RowShape", "ShapeOptions", "parse_rows"]
+__all__ = ["DEFAULT_SHAPES", "PLAIN", "SHAPES", "Items", "RowShape", "ShapeOptions", "parse_answers", "parse_rows"]

@@ -95,15 +95,12 @@ def text_pair(
     """
     if not isinstance(question, str):
         raise RowError(f"{place!r} is not a text: {shown(question)}")
-    if not question.strip():
-        raise RowError(f"{place!r} is blank")
+    prompt = prompt_of_text(place, question)
     given = {"chosen": chosen, "rejected": rejected}
     if is_transcript(question):
-        prompt = prompt_of_transcript(place, question)
         halves = {half: _answer_in_transcript(half, value) for half, value in given.items()}
     else:
         _check_not_repeated(place, question.strip(), list(given.values()))
-        prompt = _prompt_messages(place, question)
         halves = {half: answer(half, value) for half, value in given.items()}
     earlier = history("history", row.get("history")) if place != "history" else []
     return pair(row, **halves, read={"history", *read}, place=place, prompt=[*earlier, *prompt], **columns)
@@ -134,7 +131,16 @@ def _answer_in_transcript(half: str, value: Any) -> list[Any]:
     return answer(half, value.strip() if isinstance(value, str) else value)
 
 
-def _prompt_messages(place: str, text: str) -> list[Message]:
+def prompt_of_text(place: str, text: str) -> list[Message]:
+    """The messages of a prompt that is a text: a user's words, a transcript, or the JSON text of messages.
+
+    Raises:
+        RowError: it is blank, or written as a chat template writes it.
+    """
+    if not text.strip():
+        raise RowError(f"{place!r} is blank")
+    if is_transcript(text):
+        return prompt_of_transcript(place, text)
     if (messages := messages_of_text(text)) is not None:
         return messages
     found = _CONTROL.match(text) or (_USER_LABEL.match(text) and _ASSISTANT_LABEL.search(text))

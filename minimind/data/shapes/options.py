@@ -6,6 +6,7 @@ flags -> ShapeOptions -> parse_rows, and the key of the tokenised data
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any
 
 from minimind.data.shapes.dataset_info import DatasetInfo
@@ -17,6 +18,14 @@ AUTO = "auto"
 BEST_WORST, ALL, ADJACENT = "best_worst", "all", "adjacent"
 
 
+class Items(enum.Enum):
+    """What rows become; which, depends on the loss."""
+
+    PAIRS = "pairs"
+    ANSWERS = "answers with labels"
+    MISMATCHED = "answers with labels, each with the answer to another prompt beside it"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
     """How rows are read.
@@ -26,12 +35,14 @@ class ShapeOptions:
         pairing: which of several answers make pairs; see `answers.pairs_of`.
         score_gap: the least difference between the scores of such a pair.
         dataset_info: the entry of the data files in LLaMA-Factory's `dataset_info.json`; None without one.
+        items: what rows become.
     """
 
     data_format: str = AUTO
     pairing: str = BEST_WORST
     score_gap: float = 0.0
     dataset_info: DatasetInfo | None = None
+    items: Items = Items.PAIRS
 
     @property
     def names(self) -> TurnNames:
@@ -46,6 +57,7 @@ class ShapeOptions:
             "pairing": self.pairing,
             "score_gap": self.score_gap,
             "dataset_info": entry,
+            "items": self.items.value,
         }
 
 

@@ -1,6 +1,7 @@
 """Which shape a row has, and its pairs.
 
-    bytes or a dict -> parse_rows -> the shape of --data_format, or the only one that fits -> its conversion -> pairs
+    bytes or a dict -> parse_rows    -> the shape of --data_format, or the only one that fits -> its conversion -> pairs
+                    -> parse_answers -> the same -> answers with labels; each pair is two of them
 
 To add a shape, write its conversion, an entry of `SHAPES`, a row of the table in launch/README.md and its tests.
 """
@@ -9,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minimind.data.messages import listed
-from minimind.data.rows import PreferenceRow
+from minimind.data.rows import AnswerRow, CheckedRow, PreferenceRow, answers_of
 from minimind.data.shapes.answers import ANSWERS, ULTRAFEEDBACK
 from minimind.data.shapes.cells import with_messages
 from minimind.data.shapes.comparisons import COMPARISON
@@ -23,6 +24,7 @@ from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, ShapeOptions
 from minimind.data.shapes.sequences import with_objects
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
+from minimind.data.shapes.unpaired import UNPAIRED
 from minimind.data.sources import RowError, parse_json
 
 # Values of --data_format besides AUTO.
@@ -37,6 +39,7 @@ SHAPES: Mapping[str, RowShape] = {
     "openai": OPENAI,
     "swift": SWIFT,
     "comparison": COMPARISON,
+    "unpaired": UNPAIRED,
 }
 # The shape that needs no mention.
 PLAIN = "minimind"
@@ -53,8 +56,35 @@ def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_
         Its pairs, most often one; none, if all of several answers have the same score.
 
     Raises:
+        RowError: the reason, without file and line; a row of one answer is no pair.
+    """
+    rows = _parse(content, options)
+    pairs = [row for row in rows if isinstance(row, PreferenceRow)]
+    if len(pairs) < len(rows):
+        raise RowError(
+            "it is one answer with a label, and the loss takes pairs of answers; losses of single answers are kto, bco "
+            "and apo_zero_unpaired (--loss)"
+        )
+    return pairs
+
+
+def parse_answers(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_SHAPES) -> list[AnswerRow]:
+    """Convert one raw row to checked answers with labels; of a pair, chosen is desirable and rejected is not.
+
+    Args:
+        content: as for `parse_rows`.
+
+    Raises:
         RowError: the reason, without file and line.
     """
+    found: list[AnswerRow] = []
+    for row in _parse(content, options):
+        found += [row] if isinstance(row, AnswerRow) else answers_of(row)
+    return found
+
+
+def _parse(content: bytes | dict[str, Any], options: ShapeOptions) -> Sequence[CheckedRow]:
+    """The pairs or answers of a raw row, by its shape."""
     try:
         row = parse_json(content) if isinstance(content, bytes) else content
         if not isinstance(row, dict):
@@ -75,14 +105,14 @@ def parse_rows(content: bytes | dict[str, Any], options: ShapeOptions = DEFAULT_
         raise RowError("invalid JSON: nested too deeply") from error
 
 
-def _convert(name: str, row: Row, options: ShapeOptions) -> list[PreferenceRow]:
+def _convert(name: str, row: Row, options: ShapeOptions) -> Sequence[CheckedRow]:
     shape = SHAPES[name]
     if missing := shape.missing(given_columns(row)):
         raise RowError(_near(shape, row, missing))
     return [dataclasses.replace(pair, shape=name) for pair in shape.convert(row, options)]
 
 
-def _convert_named(row: dict[str, Any], options: ShapeOptions) -> list[PreferenceRow]:
+def _convert_named(row: dict[str, Any], options: ShapeOptions) -> Sequence[CheckedRow]:
     """The pairs of a row as --data_format says; an error names the shape that the row has instead."""
     name = options.data_format
     try:
@@ -98,7 +128,7 @@ def _convert_named(row: dict[str, Any], options: ShapeOptions) -> list[Preferenc
         raise RowError(reason) from error
 
 
-def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOptions) -> list[PreferenceRow]:
+def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOptions) -> Sequence[CheckedRow]:
     try:
         return _convert(entry.shape, entry.renamed(row), options)
     except RowError as error:

@@ -1,15 +1,15 @@
 """What a shape of rows is: the columns by which it is recognised, and the conversion to checked pairs.
 
-row -> RowShape.has_columns, RowShape.fits -> RowShape.convert -> PreferenceRow
+row -> RowShape.has_columns, RowShape.fits -> RowShape.convert -> PreferenceRow, AnswerRow
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minimind.data.rows import PreferenceRow
+from minimind.data.rows import CheckedRow
 from minimind.data.shapes.options import ShapeOptions
 
 Row = Mapping[str, Any]
@@ -28,7 +28,7 @@ _ANSWERS = frozenset(name for names in HALVES for name in names)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowShape:
-    """One way to write preference pairs.
+    """One way to write preference pairs, or answers with a label.
 
     Attributes:
         title: what people call it, for messages.
@@ -36,7 +36,7 @@ class RowShape:
             but not the others, resembles this shape.
         fits: a row with these columns, `given_columns` of it -> whether their values are those of this shape, and no
             other shape is meant.
-        convert: row -> its pairs. Raises `RowError` for a row that is damaged or of another shape.
+        convert: row -> its pairs or answers. Raises `RowError` for a row that is damaged or of another shape.
         several: a row may have several answers, and gives no pair, one or more.
         note: how rows are read where people may expect otherwise, for the first lines of a run.
     """
@@ -44,7 +44,7 @@ class RowShape:
     title: str
     needs: tuple[tuple[str, ...], ...]
     fits: Callable[[Row, frozenset[str]], bool]
-    convert: Callable[[Row, ShapeOptions], list[PreferenceRow]]
+    convert: Callable[[Row, ShapeOptions], Sequence[CheckedRow]]
     several: bool = False
     note: str = ""
 

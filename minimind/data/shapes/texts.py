@@ -12,6 +12,7 @@ from minimind.data.shapes.halves import answer, answer_pair, half_columns, pair,
 from minimind.data.shapes.options import ShapeOptions
 from minimind.data.shapes.shape import CONVERSATIONS, HALVES, Row, RowShape, given_columns
 from minimind.data.shapes.transcripts import conversation_of_transcript, is_transcript
+from minimind.data.shapes.unpaired import is_labelled
 from minimind.data.sources import RowError
 
 CHOSEN, REJECTED = (tuple(names) for names in zip(*HALVES, strict=True))
@@ -66,6 +67,8 @@ TRL = RowShape(
 
 
 def _fits_alpaca(row: Row, given: frozenset[str]) -> bool:
+    if is_labelled(given) and isinstance(row.get("output"), str):
+        return False  # one answer, not a list of two
     return isinstance(row["instruction"], str) and (CONVERSATIONS | {"completions"}).isdisjoint(given)
 
 

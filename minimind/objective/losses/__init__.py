@@ -1,7 +1,7 @@
 """Preference losses: one class per loss, registered by name; mixes of them, and their options."""
 
 # Importing a module registers its losses.
-from minimind.objective.losses import answers, batch, divergences, margin, reference_free, scored, tokens
+from minimind.objective.losses import answers, batch, divergences, labelled, margin, reference_free, scored, tokens
 from minimind.objective.losses.bases import PolicyLoss, RatioLoss, margins
 from minimind.objective.losses.build import build_objective
 from minimind.objective.losses.contract import (
@@ -39,6 +39,7 @@ __all__ = [
     "build_objective",
     "divergences",
     "fixed",
+    "labelled",
     "loss_class",
     "loss_names",
     "margin",

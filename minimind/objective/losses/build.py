@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from minimind.errors import ConfigError
-from minimind.objective.losses.contract import PreferenceLoss
+from minimind.objective.losses.contract import Need, PreferenceLoss
 from minimind.objective.losses.mix import Objective, Part
 from minimind.objective.losses.options import options_of
 from minimind.objective.losses.registry import loss_class, loss_names
@@ -25,8 +25,9 @@ _ELSEWHERE = {
     "rpo": "RPO is sigmoid:1,sft:1",
     "slic": "SLiC is hinge",
     "smaug": "Smaug is dpop",
-    "kto": "KTO needs unpaired rows, which are not read",
-    "bco": "BCO needs unpaired rows, which are not read; bco_pair is for pairs",
+    "kto": "KTO is kto",
+    "kto_pair": "kto takes answers with labels, and a pair as two of these",
+    "bco": "BCO is bco for answers with labels, bco_pair for pairs",
 }
 
 
@@ -49,6 +50,7 @@ def build_objective(
     """
     weights, problems = _parse(spec)
     classes = {name: loss_class(name) for name in weights}
+    problems += _kinds_of_items(spec, classes)
     general, own, more = _parse_options(loss_options, classes, flags or {})
     problems += more
     # An option is judged only if all names are known: it may be one of the loss that was misspelt.
@@ -98,6 +100,16 @@ def _parse(spec: str) -> tuple[dict[str, float], list[str]]:
         else:
             weights[name] = float(weight) if colon else 1.0
     return weights, problems
+
+
+def _kinds_of_items(spec: str, classes: Mapping[str, type[PreferenceLoss]]) -> list[str]:
+    """The problem of a mix of losses of pairs and losses of single answers, which no row can be at once."""
+    single = [name for name, kind in classes.items() if Need.LABELS in kind.needs]
+    paired = [name for name in classes if name not in single]
+    if not (single and paired):
+        return []
+    names = f"losses of single answers ({', '.join(single)}) and of pairs ({', '.join(paired)})"
+    return [f"--loss {spec}: {names} cannot be mixed"]
 
 
 def _is_weight(text: str) -> bool:

@@ -28,6 +28,8 @@ class Need(enum.Enum):
     GLOBAL_BATCH = "all pairs of the global batch"
     SCORES = "scores of both answers in the data"
     SCORE_GAPS = "a score of chosen above that of rejected"
+    LABELS = "answers with labels instead of pairs"
+    MISMATCHED = "answers to other prompts"
     COLLISIONS = "sums of squared probabilities of all tokens under the policy"
 
 
@@ -99,6 +101,9 @@ class LossInputs:
         statistics: name -> scalar, running mean over the global steps before this one, for the names in the loss's
             `statistics`; empty in the first step.
         scores: (N, 2) scores of the answers in the data; None unless the loss declares `Need.SCORES`.
+        labels: (N,) bool, whether an answer is desirable; None unless the loss declares `Need.LABELS`. The items are
+            answers then: they are in column 0 of the log-probs. Column 1 is that of mismatched rows, 0 unless the loss
+            declares `Need.MISMATCHED`.
         shares: name of a loss over the global batch -> its share of these pairs; empty if these are the whole batch.
     """
 
@@ -106,6 +111,7 @@ class LossInputs:
     reference: PairScores | None = None
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     scores: Tensor | None = None
+    labels: Tensor | None = None
     shares: Mapping[str, BatchShare] = dataclasses.field(default_factory=dict)
 
     def ratios(self, average_log_prob: bool) -> Tensor:
@@ -148,11 +154,13 @@ class PreferenceLoss(abc.ABC):
         name: its value of `--loss`.
         needs: inputs besides the policy's row log-probs.
         metrics: names of the metrics that it returns, in the order in which they are logged.
+        parts: metric -> metric with the weight of each item in it, for means over a part of the items.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
     metrics: ClassVar[tuple[str, ...]] = REWARD_METRICS
+    parts: ClassVar[Mapping[str, str]] = {}
 
     # A loss that is defined for one of the two only fixes the value (`options.fixed`).
     average_log_prob: bool = option(True, "1: mean log-prob of a row's tokens; 0: their sum", follows_model=True)

@@ -60,6 +60,11 @@ class Objective:
         return (*dict.fromkeys(names), *self.part_metrics)
 
     @functools.cached_property
+    def metric_parts(self) -> Mapping[str, str]:
+        """Metric -> metric with the weight of each item in it, for means over a part of the items."""
+        return {name: weight for part in reversed(self.parts) for name, weight in part.loss.parts.items()}
+
+    @functools.cached_property
     def part_metrics(self) -> tuple[str, ...]:
         """Names of the metrics that are the losses of a mix's parts."""
         return tuple(f"loss/{part.loss.name}" for part in self.parts) if self.is_mix else ()

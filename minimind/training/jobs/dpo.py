@@ -21,6 +21,7 @@ from minimind.training.jobs.job import BatchOutcome, Column, Job
 from minimind.training.listeners.batch_statistics import BatchStatistics
 
 _COLUMNS = (
+    Column(metric="kl", label="kl", format=".4f", eval_format=".4f"),
     Column(metric="rewards/accuracies", label="accuracy", format=".2f", eval_format=".3f"),
     Column(metric="rewards/margins", label="margin", format="+.4f", eval_format="+.4f"),
 )
@@ -68,6 +69,9 @@ class DPOJob(Job[PairBatch, PairTargets]):
         self.metrics = objective.metrics
         parts = (_part_column(metric) for metric in objective.part_metrics)
         self.columns = (*parts, *(column for column in _COLUMNS if column.metric in objective.metrics))
+        self.metric_parts = objective.metric_parts
+        if Need.LABELS in objective.needs:
+            self.item = "answers"
         self._per_token = Need.PER_TOKEN in objective.needs
         self.whole_batch = Need.GLOBAL_BATCH in objective.needs
         self._world = world
@@ -92,10 +96,12 @@ class DPOJob(Job[PairBatch, PairTargets]):
         )
         reference = [target.reference.sums for target in targets if target.reference is not None]
         # One table for one collective. float64 holds sums and counts exactly.
+        labels = [b.labels[:, None] for b in batches if b.labels is not None]
         columns = (
             policy,
             torch.cat([b.target_counts for b in batches]),
             *([torch.cat(reference)] if reference else []),
+            *([torch.cat(labels)] if labels else []),
         )
         gathered = gather_pairs(
             self._world,
@@ -103,13 +109,18 @@ class DPOJob(Job[PairBatch, PairTargets]):
             [index for batch in batches for index in batch.indices],
             None if weights is None else [weight for of_batch in weights for weight in of_batch],
         )
-        sums, counts, known = gathered.values.split((2, 3, gathered.values.shape[1] - 5), 1)
+        sums, counts, known, label = gathered.values.split((2, 3, 2 * bool(reference), bool(labels)), 1)
         both = [
             PairScores(sums=one.to(policy.dtype), target_counts=counts.long())
             for one in ((sums, known) if reference else (sums,))
         ]
         shares = self.objective.shares(
-            LossInputs(policy=both[0], reference=both[1] if reference else None, statistics=self._means)
+            LossInputs(
+                policy=both[0],
+                reference=both[1] if reference else None,
+                statistics=self._means,
+                labels=label[:, 0].bool() if labels else None,
+            )
         )
         own = gathered.places.split([batch.num_pairs for batch in batches])
         return [
@@ -129,6 +140,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
             reference=None if known is None else self._scores(batch, known.sums, known.per_token),
             statistics=self._means,
             scores=batch.scores,
+            labels=batch.labels,
             shares=target.shares,
         )
         result = self.objective(inputs)

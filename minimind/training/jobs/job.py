@@ -63,6 +63,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
         metrics: names of the metrics in `BatchOutcome`, in the order in which they are logged.
         columns: metrics that the console shows beside the loss.
         whole_batch: an item's loss depends on other items of the global batch.
+        metric_parts: metric -> metric with the weight of each item in it, for means over a part of the items.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
     metrics: tuple[str, ...]
     columns: tuple[Column, ...] = ()
     whole_batch: bool = False
+    metric_parts: Mapping[str, str] = {}
 
     @abc.abstractmethod
     def targets(self, batches: Sequence[BatchKind]) -> Sequence[Target]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from minimind import native
-from minimind.data.packs import Layout, with_scores
+from minimind.data.packs import Layout, with_values
 from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import Reference
@@ -79,8 +79,9 @@ def build_engines(
             "log-probs are not compared with the start weights', and the margins do not start at 0"
         )
     references = open_references(prepared, policy, engine, data.tables, layout, described, console, watch, another)
-    # The reference does not read scores.
-    layout = with_scores(layout) if Need.SCORES in prepared.objective.needs else layout
+    # The reference reads neither scores nor labels.
+    needs = prepared.objective.needs
+    layout = with_values(layout, scores=Need.SCORES in needs, labels=Need.LABELS in needs)
     return Engines(
         policy=policy, layout=layout, references=references, moving=moving_reference(prepared, engine, console)
     )

@@ -15,7 +15,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from minimind.data.packs import Batch, PackedPairs, PairBatch, pack, pad
@@ -64,7 +66,7 @@ def probe_pairs(table: PairTables) -> tuple[PreferencePair, ...]:
 
     def first(indices: Iterable[int]) -> PreferencePair | None:
         pairs = (table[int(index)] for index in indices)
-        return next((one for one in pairs if one.chosen_mask[1:].any() and one.rejected_mask[1:].any()), None)
+        return next((one for one in pairs if all(mask[1:].any() for _, mask in _halves(one))), None)
 
     found = [pair for pair in (first(order), first(order[::-1])) if pair is not None]
     # Under `--on_bad_row keep` a file may have no such pair; then the lengths alone are tried.
@@ -86,7 +88,7 @@ def judge(
         deterministic: the model has no dropout, so that train mode must give the numbers of eval mode.
     """
     try:
-        rows = _scores(model, [row for pair in pairs for row in plain_rows(pair)])
+        rows = _scores(model, [row for pair in pairs for row in plain_rows(pair) if len(row.token_ids)])
         if not all(bool(row.isfinite().all()) for row in rows):
             raise ObstacleError("its own log-probs of a row are not finite; check the weights")
         _check_causal(model, pairs, rows)
@@ -96,12 +98,12 @@ def judge(
     try:
         if obstacle is not None:
             raise ObstacleError(obstacle)
-        _check_layout(model, pack(pairs), rows, modes)
+        _check_layout(model, pairs, pack(pairs), rows, modes)
         return Verdict(layout=PACKED)
     except ObstacleError as problem:
         reason = str(problem)
     try:
-        _check_layout(model, pad(pairs, pad_id), rows, modes)
+        _check_layout(model, pairs, pad(pairs, pad_id), rows, modes)
         return Verdict(layout=PADDED, reason=reason)
     except ObstacleError as problem:
         return Verdict(layout=REFUSED, reason=f"{reason}; {problem}")
@@ -113,7 +115,7 @@ def _check_causal(model: Scored, pairs: Sequence[PreferencePair], rows: Sequence
     Raises:
         ObstacleError: they change.
     """
-    halves = [half for pair in pairs for half in ((pair.chosen, pair.chosen_mask), (pair.rejected, pair.rejected_mask))]
+    halves = [half for pair in pairs for half in _halves(pair)]
     cut, expected = [], []
     for (tokens, mask), row in zip(halves, rows, strict=True):
         if len(row) < 2:
@@ -127,7 +129,15 @@ def _check_causal(model: Scored, pairs: Sequence[PreferencePair], rows: Sequence
     _require_equal(model, _scores(model, cut), expected, f"{without}, log-probs of a row change")
 
 
-def _check_layout(model: Scored, batch: PairBatch, rows: Sequence[Tensor], modes: Iterable[bool]) -> None:
+def _halves(pair: PreferencePair) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """Tokens and mask of both rows; of those that have an input, as an answer without a second one has but one."""
+    halves = ((pair.chosen, pair.chosen_mask), (pair.rejected, pair.rejected_mask))
+    return [(tokens, mask) for tokens, mask in halves if len(tokens) > 1]
+
+
+def _check_layout(
+    model: Scored, pairs: Sequence[PreferencePair], batch: PairBatch, rows: Sequence[Tensor], modes: Iterable[bool]
+) -> None:
     """Compare a batch with each of its rows alone, in eval mode and in train mode.
 
     Raises:
@@ -138,7 +148,7 @@ def _check_layout(model: Scored, batch: PairBatch, rows: Sequence[Tensor], modes
         (log_probs,) = _scores(model, [batch], training)
         mode = " in train mode" if training else ""
         what = f"its log-probs of {layout}{mode} differ from those of each row alone"
-        _require_equal(model, _by_row(batch, log_probs), rows, what)
+        _require_equal(model, _by_row(pairs, batch, log_probs), rows, what)
 
 
 def _scores(model: Scored, batches: Sequence[Batch], training: bool = False) -> list[Tensor]:
@@ -166,12 +176,13 @@ def _scores(model: Scored, batches: Sequence[Batch], training: bool = False) -> 
     return found
 
 
-def _by_row(batch: PairBatch, log_probs: Tensor) -> list[Tensor]:
-    """Log-probs (K,) of a batch of pairs -> those of each row: chosen, rejected, chosen, ..."""
+def _by_row(pairs: Sequence[PreferencePair], batch: PairBatch, log_probs: Tensor) -> list[Tensor]:
+    """Log-probs (K,) of a batch of pairs -> those of each row that has an input: chosen, rejected, chosen, ..."""
     parts = log_probs.split(batch.target_counts.flatten().tolist())
-    rows = []
-    for prefix, chosen, rejected in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        rows += [torch.cat((prefix, chosen)), torch.cat((prefix, rejected))]
+    rows: list[Tensor] = []
+    for pair, prefix, chosen, rejected in zip(pairs, parts[::3], parts[1::3], parts[2::3], strict=True):
+        both = torch.cat((prefix, chosen)), torch.cat((prefix, rejected))
+        rows += both[: len(_halves(pair))]
     return rows
 
 

@@ -23,7 +23,7 @@ from minimind.data.sources import local_paths
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
 from minimind.objective.choice import choose_objective
-from minimind.objective.losses import Objective
+from minimind.objective.losses import Need, Objective
 from minimind.objective.schedule import choose_schedule
 from minimind.ranks.world import World
 from minimind.training.setup.batch import keep_global_batch
@@ -95,6 +95,8 @@ def prepare(
     settings, source, model = _open_weights(settings, checkpoint, without_bfloat16, problems)
     other_reference = problems.attempt(lambda: open_reference_weights(settings.config))
     settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
+    if objective is not None:
+        settings = problems.attempt(lambda: with_labelled_turns(settings, objective)) or settings
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
     if policy_config is not None:
@@ -156,6 +158,21 @@ def with_implied(settings: Settings) -> Settings:
     if settings.config.data.on_bad_row == KEEP:
         settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
     return settings
+
+
+def with_labelled_turns(settings: Settings, objective: Objective) -> Settings:
+    """Settings under which only the answer counts that has the label, for losses of labelled answers.
+
+    Raises:
+        ConfigError: a flag says that other turns count too.
+    """
+    if Need.LABELS not in objective.needs:
+        return settings
+    if settings.explicit("last_turn_only") and not settings.config.data.last_turn_only:
+        raise ConfigError(
+            f"--last_turn_only 0: --loss {objective.name} counts the labelled answer alone, the last turn"
+        )
+    return settings.with_values({"last_turn_only": True}, f"--loss {objective.name}")
 
 
 def input_paths(config: DPOConfig) -> dict[str, Path]:

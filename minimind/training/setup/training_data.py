@@ -23,7 +23,7 @@ from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.scores import check_scores
 from minimind.data.selection import CUT_PROMPT, select_pairs
-from minimind.data.shapes import SHAPES, ShapeOptions
+from minimind.data.shapes import SHAPES, Items, ShapeOptions
 from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.sources import Source, find_sources
 from minimind.data.table import PairTable
@@ -92,8 +92,11 @@ def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener
     """The pairs of some sources that the run uses. One rank per machine hashes and tokenises, the others read."""
     config = prepared.settings.config
 
+    items = items_of(prepared.objective)
+
     def load_one(source: Source, known: str | None) -> PairTable:
-        return select_table(tokenized_table(config, prepared.tokenizer, source, listener, known), config.data)
+        table = tokenized_table(config, prepared.tokenizer, source, listener, items, known=known)
+        return select_table(table, config.data)
 
     def load(known: Sequence[str] = ()) -> PairTables:
         problems, sources = Problems(), find_sources(words)
@@ -138,11 +141,14 @@ def tokenized_table(
     tokenizer: PreTrainedTokenizerBase,
     source: Source,
     listener: TokenisingListener,
+    items: Items = Items.PAIRS,
+    *,
     known: str | None = None,
 ) -> PairTable:
     """The table of a source, from the cache or tokenised now, with all pairs selected.
 
     Args:
+        items: what rows become.
         known: its key, if another rank of this machine has loaded it.
 
     Raises:
@@ -154,7 +160,7 @@ def tokenized_table(
         tokenizer,
         max_length=data.max_seq_len,
         options=encoding_options(data, words_of(ChatTemplate(tokenizer))),
-        shapes=shape_options(data, source),
+        shapes=dataclasses.replace(shape_options(data, source), items=items),
         cut_prompt=data.on_long_row == CUT_PROMPT,
         num_workers=data.num_workers,
         cache_dir=cache_dir(config),
@@ -201,6 +207,13 @@ def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSample
         tokens=table.packed_tokens,
         token_budget=config.optimisation.micro_batch_tokens,
     )
+
+
+def items_of(objective: Objective) -> Items:
+    """What rows become for these losses."""
+    if Need.LABELS not in objective.needs:
+        return Items.PAIRS
+    return Items.MISMATCHED if Need.MISMATCHED in objective.needs else Items.ANSWERS
 
 
 def check_needs(objective: Objective, tables: PairTables) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.packs import Batch, Segment, join, pack, pad, with_scores
+from minimind.data.packs import Batch, Segment, join, pack, pad, with_values
 from minimind.data.table import PreferencePair
 
 
@@ -202,7 +202,7 @@ def test_a_batch_without_tokens_keeps_what_a_loss_needs(layout):
 def test_scores_are_in_batches_for_losses_that_need_them(layout):
     pairs = [dataclasses.replace(A, scores=(8.5, 2.0)), B]
     assert layout(pairs).scores is None
-    batch = with_scores(layout)(pairs)
+    batch = with_values(layout, scores=True)(pairs)
     assert batch.scores.dtype == torch.float32
     assert batch.scores[0].tolist() == [8.5, 2.0]
     assert batch.scores[1].isnan().all()

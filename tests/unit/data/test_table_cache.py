@@ -45,6 +45,7 @@ def test_names_of_the_cache_files(load, tmp_path):
         "cuts.u8",
         "full_lengths.i64",
         "identities.u64",
+        "labels.u8",
         "least_limits.i64",
         "lines.i64",
         "mask.u8",

@@ -30,6 +30,7 @@ def chunk(seed: int, pairs: int = 3, **changes) -> Chunk:
         "least_limits": [2] * pairs,
         "identities": draw.integers(0, 2**63, 3 * pairs).tolist(),
         "scores": draw.random(2 * pairs).tolist(),
+        "labels": [2] * pairs,
         "lines": list(range(10 * seed + 1, 10 * seed + 1 + pairs)),
         "cuts": [0] * pairs,
         "bad": [BadRow(line=10 * seed + 9, reason="不好\ud800", tokenized=False)] if seed % 2 else [],

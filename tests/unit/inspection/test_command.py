@@ -9,6 +9,7 @@ import pytest
 
 from minimind import demo
 from minimind.config import parse_settings
+from minimind.errors import ConfigError
 from minimind.inspection import command
 from minimind.inspection.command import main, prepare_data
 from tests.conftest import pair
@@ -89,6 +90,11 @@ def test_the_same_data_have_the_same_report(argv, tmp_path):
         prepare_data(argv("--gpu_memory", "8GiB"))
         contents.append([(tmp_path / "out" / f"report.{kind}").read_bytes() for kind in ("html", "json")])
     assert contents[0] == contents[1]
+
+
+def test_answers_with_labels_are_left_to_the_run(argv, capsys):
+    with pytest.raises(ConfigError, match=r"--loss kto takes answers with labels, and this report describes pairs"):
+        prepare_data(argv("--loss", "kto"))
 
 
 def test_errors_are_one_line(argv, capsys):

@@ -19,7 +19,7 @@ from minimind.training.metrics import MetricSums, StepMetrics
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
-JOB = SimpleNamespace(name="dpo", item="pairs", metrics=REWARD_METRICS)
+JOB = SimpleNamespace(name="dpo", item="pairs", metrics=REWARD_METRICS, metric_parts={})
 
 
 def outcome(*margins: float) -> BatchOutcome:
@@ -52,6 +52,20 @@ def test_weight_0_excludes_a_pair(one_rank):
     sums = MetricSums(WORLD, JOB)
     sums.add(outcome(1.0, 5.0), torch.tensor(0.0), row_tokens=10, weights=torch.tensor([1.0, 0.0]))
     assert sums.reduce(seconds=1.0)["rewards/margins"] == pytest.approx(1.0)
+
+
+def test_a_metric_of_a_part_is_the_mean_over_that_part(one_rank):
+    """Two of three items have a share; where none has, the metric does not exist."""
+    job = SimpleNamespace(name="dpo", item="answers", metrics=("reward", "good"), metric_parts={"reward": "good"})
+    sums, zero = MetricSums(WORLD, job), torch.zeros(3)
+    of_part = {"reward": torch.tensor([4.0, 0.0, 1.0]), "good": torch.tensor([1.0, 0.0, 1.0])}
+    sums.add(BatchOutcome(losses=zero, metrics=of_part), zero[0], row_tokens=1)
+    found = sums.reduce(seconds=1.0)
+    assert found["reward"] == pytest.approx(2.5)
+    assert found["good"] == pytest.approx(2 / 3)
+    sums.reset()
+    sums.add(BatchOutcome(losses=zero, metrics={"reward": zero, "good": zero}), zero[0], row_tokens=1)
+    assert "reward" not in sums.reduce(seconds=1.0)
 
 
 def test_reset_sets_all_sums_to_zero(one_rank):

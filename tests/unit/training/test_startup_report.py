@@ -6,6 +6,7 @@ import dataclasses
 from fractions import Fraction
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, MambaConfig, MixtralConfig
@@ -181,12 +182,37 @@ def test_shares_of_a_mix_are_those_of_an_epoch():
     )
     data = TrainingData(table=tables, eval_table=None, stream=stream, total_steps=16)
     lines = []
-    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config)
+    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config, build_objective("sigmoid"))
     assert lines == [
         "8 pairs x 2 epochs = 16 steps of 1 pairs",
         "  a.jsonl:2: 6 pairs (75.0 %) and 108 tokens (58.7 %) of an epoch",
         "  b/*:0.5 (2 files): 2 pairs (25.0 %) and 76 tokens (41.3 %) of an epoch",
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "advice"),
+    [
+        ("kto", None, ["desirable answers count 3.00 times as much as undesirable ones", "from 0.33 to 0.44"]),
+        ("kto", '{"undesirable_weight": 2}', ["desirable answers count 1.50 times as much", "from 0.67 to 0.89"]),
+        ("kto", '{"undesirable_weight": 3}', []),
+        ("bco", None, []),
+    ],
+)
+def test_labels_are_counted_and_weights_advised(spec, options, advice):
+    one = dataclasses.replace(table_of(*[(5, 1, 0)] * 4), labels=np.array([1, 1, 0, 1], np.uint8))
+    table = PairTables(tables=(one,))
+    stream = PairSampler(
+        mix=table.mix, epochs=1, micro_batch_size=3, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+    )
+    data, lines = TrainingData(table=table, eval_table=None, stream=stream, total_steps=1), []
+    objective = build_objective(spec, None, options)
+    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config, objective)
+    assert lines[0] == "4 answers x 1 epoch = 1 steps of 3 answers"
+    assert lines[1] == "  3 of 4 answers are desirable"
+    assert lines[-1] == "  the last 1 answers do not fill a global batch and are not trained on"
+    assert len(lines) == (4 if advice else 3)
+    assert all(text in lines[2] for text in advice)
 
 
 def test_pairs_that_are_left_out_are_counted():
@@ -201,7 +227,7 @@ def test_pairs_that_are_left_out_are_counted():
     data = TrainingData(table=table, eval_table=PairTables(tables=(other,), duplicates=1), stream=stream, total_steps=3)
     lines = []
     config = parse_settings(["--limit", "3", "--dedup", "1"]).config
-    report_data(SimpleNamespace(say=lines.append), data, config)
+    report_data(SimpleNamespace(say=lines.append), data, config, build_objective("sigmoid"))
     assert lines == [
         "3 pairs x 1 epoch = 3 steps of 1 pairs",
         "  4 pairs that repeat others are left out (--dedup 1)",
@@ -223,7 +249,7 @@ def test_every_file_has_its_own_lines_about_rows():
         table=PairTables(tables=(tables[0],)), eval_table=PairTables(tables=(tables[1],)), stream=stream, total_steps=1
     )
     lines = []
-    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config)
+    report_data(SimpleNamespace(say=lines.append), data, parse_settings([]).config, build_objective("sigmoid"))
     assert lines == [
         "1 pairs x 1 epoch = 1 steps of 1 pairs",
         "  1 of 1 pairs have a prompt that held-out pairs have too",

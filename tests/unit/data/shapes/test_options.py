@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from minimind.data.shapes import ShapeOptions
+from minimind.data.shapes import Items, ShapeOptions
 from minimind.data.shapes.dataset_info import DatasetInfo
 from minimind.data.shapes.turns import TurnNames
 
 ENTRY = DatasetInfo(origin="x", shape="alpaca", columns={"instruction": "q"}, names=TurnNames())
-OTHERS = {"data_format": "trl", "pairing": "all", "score_gap": 0.5, "dataset_info": ENTRY}
+OTHERS = {"data_format": "trl", "pairing": "all", "score_gap": 0.5, "dataset_info": ENTRY, "items": Items.ANSWERS}
 
 
 @pytest.mark.parametrize("name", OTHERS)

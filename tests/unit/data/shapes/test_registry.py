@@ -10,7 +10,7 @@ import pytest
 from minimind.config import DataConfig, fields_of
 from minimind.config.jobs import DPOConfig
 from minimind.data.rows import PreferenceRow
-from minimind.data.shapes import SHAPES, ShapeOptions, parse_rows
+from minimind.data.shapes import SHAPES, ShapeOptions, parse_answers, parse_rows
 from minimind.data.shapes.options import AUTO
 from minimind.data.sources import RowError
 from tests.conftest import pair
@@ -34,7 +34,15 @@ def test_every_shape_has_a_row_in_the_readme_and_a_value_of_the_flag():
     assert DataConfig().data_format == AUTO
 
 
-@pytest.mark.parametrize("name", SHAPES)
+PAIRS = [name for name in SHAPES if name != "unpaired"]
+
+
+def test_row_of_the_readme_is_an_answer_with_a_label():
+    (row,) = parse_answers(README["unpaired"].encode())
+    assert (row.shape, row.messages, row.label, row.unused) == ("unpaired", GOOD["chosen"], True, ())
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_row_of_the_readme_is_read_as_it_says(name):
     (row,) = parse_rows(README[name].encode())
     assert row.shape == name
@@ -64,7 +72,7 @@ def test_a_row_of_another_shape_is_refused_if_the_shape_is_named(name):
             "looks like ShareGPT: 'conversations' and 'chosen' are there, 'rejected' is not",
         ),
         ({"conversations": [{}]}, "looks like ShareGPT: 'conversations' is there, 'chosen' and 'rejected' are not"),
-        ({"prompt": "x", "completion": "y", "label": True}, "looks like TRL's texts: 'prompt' is there, 'chosen' and"),
+        ({"prompt": "x", "completion": "y", "label": None}, "looks like TRL's texts: 'prompt' is there, 'chosen' and"),
         (
             {"prompt": "x", "chosen": "y", "rejected": None},
             "looks like TRL's texts: 'prompt' and 'chosen' are there, 'rej",
@@ -129,7 +137,7 @@ def test_columns_of_no_use_are_named():
     assert row == PreferenceRow(**GOOD, shape="minimind", unused=("source", "weight"))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", PAIRS)
 def test_columns_of_the_conversation_are_used_in_every_shape(name):
     columns = {"system": "Be kind.", "tools": '[{"name": "add"}]', "chat_template_kwargs": {"plain": True}, "id": 7}
     (row,) = parse_rows(line({**json.loads(README[name]), **columns}))
@@ -138,7 +146,7 @@ def test_columns_of_the_conversation_are_used_in_every_shape(name):
     assert (row.tools, row.template_kwargs, row.unused) == ([{"name": "add"}], {"plain": True}, ("id",))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", PAIRS)
 def test_equal_answers_are_refused_in_every_shape(name):
     with pytest.raises(RowError, match="are the same"):
         parse_rows(README[name].replace("Who cares.", "Hay.").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -55,6 +56,7 @@ def inputs(
     own = scores(policy, counts)
     return LossInputs(
         scores=torch.tensor([[2.0, 0.5]] * len(own.sums), dtype=torch.float64),
+        labels=torch.arange(len(own.sums)) % 2 == 0,
         policy=own,
         reference=scores(torch.zeros_like(own.sums) if reference is None else reference, counts),
         statistics={name: torch.tensor(value, dtype=torch.float64) for name, value in (statistics or {}).items()},
@@ -69,9 +71,7 @@ def slopes(loss: Callable[[LossInputs], object], given: LossInputs) -> Tensor:
     """(N, 2) derivative of each pair's loss in its own log-probs, by autograd."""
     sums = given.policy.sums.clone().requires_grad_()
     policy = with_tokens(sums, given.policy.target_counts)
-    result = loss(
-        LossInputs(policy=policy, reference=given.reference, statistics=given.statistics, scores=given.scores)
-    )
+    result = loss(dataclasses.replace(given, policy=policy))
     (gradient,) = torch.autograd.grad(result.losses.sum(), sums)
     return gradient
 
@@ -86,9 +86,7 @@ def differences(loss: Callable[[LossInputs], object], given: LossInputs, step: f
                 sums = given.policy.sums.clone()
                 sums[pair, row] += sign * step
                 policy = with_tokens(sums, given.policy.target_counts)
-                shifted = LossInputs(
-                    policy=policy, reference=given.reference, statistics=given.statistics, scores=given.scores
-                )
+                shifted = dataclasses.replace(given, policy=policy)
                 total.append(loss(shifted).losses.sum().item())
             found[pair, row] = (total[0] - total[1]) / (2 * step)
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -55,7 +57,9 @@ def test_momentum_is_the_weight_of_the_past():
     assert loss_class("beta_dpo")(momentum=0.25).statistics == {"margin": 0.25}
 
 
-@pytest.mark.parametrize("spec", ["aot", "aot_unpaired:2,sigmoid:0.5", "beta_dpo,bco_pair:0.2,sft:0.1"])
+@pytest.mark.parametrize(
+    "spec", ["aot", "aot_unpaired:2,sigmoid:0.5", "beta_dpo,bco_pair:0.2,sft:0.1", "kto", "kto:0.5,bco:1"]
+)
 @pytest.mark.parametrize("split", [[6], [2, 4], [1, 1, 3, 1]])
 def test_shares_of_a_split_batch_add_up_to_the_whole(spec, split):
     """Losses, metrics and gradients of micro-batches are those of all pairs at once."""
@@ -68,6 +72,7 @@ def test_shares_of_a_split_batch_add_up_to_the_whole(spec, split):
     expected, slope, shares = objective(whole), slopes(objective, whole), objective.shares(whole)
     for indices in torch.arange(6).split(split):
         part = inputs(policy[indices], reference[indices], counts=[counts[i] for i in indices], statistics=means)
+        part = dataclasses.replace(part, labels=whole.labels[indices])
         own = {name: share.of(indices) for name, share in shares.items()}
 
         def of_part(given, own=own):

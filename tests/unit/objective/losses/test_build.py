@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minimind.errors import ConfigError
-from minimind.objective.losses import SigmoidLoss, build_objective, loss_class, loss_names
+from minimind.objective.losses import Need, SigmoidLoss, build_objective, loss_class, loss_names
 
 MPO = "sigmoid:0.8,bco_pair:0.2,sft:1.0"
 
@@ -43,7 +43,9 @@ def test_loss_options_apply_to_all_losses_or_to_one():
         ("sigmod", {}, None, "no such loss: sigmod; did you mean sigmoid?; known are alpha_divergence, "),
         ("xyz", {}, None, "no such loss: xyz; known are "),
         ("dpo", {}, None, "no loss is called dpo: DPO is sigmoid; known are "),
-        ("KTO", {}, None, "no loss is called KTO: KTO needs unpaired rows"),
+        ("KTO", {}, None, "no loss is called KTO: KTO is kto"),
+        ("kto_pair", {}, None, "no loss is called kto_pair: kto takes answers with labels, and a pair as two"),
+        ("kto,sigmoid,bco", {}, None, "losses of single answers (kto, bco) and of pairs (sigmoid) cannot be mixed"),
         ("sigmoid,", {}, None, "--loss sigmoid,: a loss has no name"),
         ("sigmoid:0.5,sigmoid:1", {}, None, "sigmoid is named twice; add its weights"),
         ("sigmoid:0", {}, None, "the weight of sigmoid is '0', not a number above 0"),
@@ -91,5 +93,6 @@ def test_all_problems_are_listed_at_once():
 @pytest.mark.parametrize("name", loss_names())
 def test_every_loss_is_built_alone_and_in_a_mix(name):
     assert build_objective(name).parts[0].loss == loss_class(name)()
-    other = "sft" if name != "sft" else "sigmoid"
+    others = ("bco", "kto") if Need.LABELS in loss_class(name).needs else ("sft", "sigmoid")
+    other = next(one for one in others if one != name)
     assert [part.weight for part in build_objective(f"{name}:0.5,{other}:2").parts] == [0.5, 2.0]

@@ -50,6 +50,7 @@ def made():
             name="dpo",
             item="pairs",
             metrics=(),
+            metric_parts={},
             whole_batch=False,
             targets=lambda batches: [None],
             outcome=lambda batch, log_probs, target: BatchOutcome(losses=log_probs, metrics={}),

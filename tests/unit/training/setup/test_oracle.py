@@ -67,6 +67,18 @@ def test_what_packs_lack_is_padded(model_type, reason):
     assert verdict.reason.startswith(reason)
 
 
+@pytest.mark.parametrize("obstacle", [None, "known"])
+def test_answers_without_a_second_row_are_one_row_each(obstacle):
+    """As losses of single answers have them; a pair whose one row has no target is no probe, but an answer is."""
+    answers = [
+        dataclasses.replace(pair, rejected=pair.chosen[:1], rejected_mask=pair.chosen_mask[:1] * 0, label=True)
+        for pair in PAIRS
+    ]
+    assert judge(policy("llama"), answers, 0, obstacle).layout == (PADDED if obstacle else PACKED)
+    table = type("Table", (), {"packed_tokens": np.array([7, 5]), "__getitem__": lambda _, index: answers[index]})()
+    assert probe_pairs(table) == (answers[1], answers[0])
+
+
 def test_a_known_obstacle_is_not_tried():
     tried = []
     one = policy("llama")

@@ -82,6 +82,16 @@ def test_flags_of_the_schedule_are_resolved_and_compared(tmp_path):
         prepare(parse_settings([*flags, "--warmup_steps", "3"]), WORLD)
 
 
+def test_losses_of_labelled_answers_count_the_last_turn_alone(tmp_path):
+    flags = [*ZERO2, "--save_dir", str(tmp_path), "--loss", "bco:1,kto:2"]
+    settings = prepare(parse_settings(flags), WORLD).settings
+    assert settings.config.data.last_turn_only
+    assert settings.origins["last_turn_only"] == "--loss bco:1,kto:2"
+    assert prepare(parse_settings([*flags, "--last_turn_only", "1"]), WORLD).settings.config.data.last_turn_only
+    with pytest.raises(ConfigError, match="--last_turn_only 0: --loss bco:1,kto:2 counts the labelled answer alone"):
+        prepare(parse_settings([*flags, "--last_turn_only", "0"]), WORLD)
+
+
 def test_problems_of_all_stages_are_one_error(tmp_path):
     flags = ["--data_path", str(tmp_path / "none.jsonl"), "--from_weight", "nowhere", "--eval_interval", "3"]
     with pytest.raises(ConfigError) as caught:

@@ -15,10 +15,11 @@ from minimind.data import table_cache
 from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
-from minimind.objective.losses import build_objective
+from minimind.objective.choice import choose_objective
 from minimind.ranks.world import World
 from minimind.training.row_report import row_messages
 from minimind.training.setup import training_data
+from minimind.training.setup.prepare import with_labelled_turns
 from minimind.training.setup.training_data import load_data
 from tests.conftest import conversation, pair
 from tests.unit.data.tables import lines
@@ -31,7 +32,8 @@ WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 def load(tokenizer, tmp_path):
     def run(path, *flags, world=WORLD):
         settings = parse_settings(["--cache_dir", str(tmp_path / "cache"), "--data_path", str(path), *flags])
-        objective = build_objective(settings.config.objective.loss)
+        settings, objective = choose_objective(settings)
+        settings = with_labelled_turns(settings, objective)
         return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer, objective=objective), world, SILENT)
 
     return run
@@ -182,6 +184,34 @@ def test_a_loss_of_scores_needs_them_in_both_files(load, write_rows):
         load(path, *flags, "--eval_data_path", str(held_out))
     load(path, *flags, "--eval_data_path", str(held_out), "--filter_score_gap", "0.1")
     load(held_out, "--batch_size", "1")
+
+
+def test_labelled_answers_are_for_losses_that_take_them(load, write_rows, tokenizer):
+    """A pair is two answers; other losses refuse the row, with its line."""
+    answers = [{"prompt": f"Number {i}?", "completion": "Yes.", "label": i % 2} for i in range(3)]
+    path = write_rows(*answers, pair("Good?", "Yes.", "No!"))
+    for loss, texts in (("kto", "Yes.<|im_end|>\n"), ("bco", "")):
+        table = load(path, "--batch_size", "1", "--loss", loss).table
+        (part,) = table.tables
+        assert (lines(part), part.labels.tolist(), table.items) == ([1, 2, 3, 4, 4], [0, 1, 0, 1, 0], "answers")
+        assert counted(tokenizer, table[0]) == "Yes.<|im_end|>\n"
+        assert tokenizer.decode(table[0].rejected[table[0].rejected_mask.astype(bool)]) == texts
+    with pytest.raises(DataError, match=r"3 of 4 rows cannot be trained on:\n  lines 1, 2, 3: it is one answer"):
+        load(path, "--batch_size", "1")
+    assert lines(load(path, "--batch_size", "1", "--on_bad_row", "skip").table.tables[0]) == [4]
+
+
+def test_a_limit_of_the_length_is_for_the_answer_and_not_for_the_other_one(load, write_rows):
+    rows = [
+        {"prompt": "q", "completion": "Yes.", "label": 1},
+        {"prompt": "Why?", "completion": "So. " * 40, "label": 0},
+    ]
+    path, flags = write_rows(*rows), ("--batch_size", "1", "--loss", "kto", "--max_seq_len", "32")
+    table = load(path, *flags, "--on_long_row", "skip").table
+    assert lines(table.tables[0]) == [1]
+    assert len(table[0].rejected) == 32
+    with pytest.raises(DataError, match=r"1 of 2 answers are longer than --max_seq_len 32:\n  line 2: \d+ tokens\n"):
+        load(path, *flags, "--on_long_row", "error")
 
 
 def test_pairs_that_do_not_fill_a_batch_are_an_error(load, file):
