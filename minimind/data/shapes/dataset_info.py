@@ -21,12 +21,14 @@ FILE_NAME = "dataset_info.json"
 # formatting -> name of the shape.
 _SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "sharegpt"}
 # Key of `columns` -> the usual name of the column, by shape.
-_COMMON = {name: name for name in ("system", "tools", "chosen", "rejected", "images", "videos", "audios")}
+_COMMON = {name: name for name in ("system", "tools", "chosen", "rejected", "images", "videos", "audios", "kto_tag")}
 _COLUMNS = {
     "alpaca": {**_COMMON, "prompt": "instruction", "query": "input", "response": "output", "history": "history"},
     "sharegpt": {**_COMMON, "messages": "conversations"},
 }
-_NEEDED = ("instruction", "conversations", "chosen", "rejected")
+_NEEDED = ("instruction", "conversations", "chosen", "rejected", "kto_tag")
+# Shape of rows with one answer, whose label is in the column of this key.
+_LABEL, _LABELLED = "kto_tag", "unpaired"
 # Key of `tags` -> role of a message.
 _ROLE_TAGS = {
     "user_tag": "user",
@@ -127,8 +129,6 @@ def _read(origin: str, entry: Mapping[str, Any]) -> DatasetInfo:
     formatting = entry.get("formatting", "alpaca")
     if not isinstance(formatting, str) or formatting not in _SHAPES:
         raise DataError(f'{origin}: unknown "formatting" {formatting!r}; known are {", ".join(_SHAPES)}')
-    if entry.get("ranking") is not True:
-        raise DataError(f'{origin}: it has no "ranking": true, so its rows have one answer each; DPO needs two')
     if entry.get("num_samples"):
         raise DataError(f'{origin}: "num_samples" is not read; remove it, and limit the run by --max_steps')
     shape = _SHAPES[formatting]
@@ -138,6 +138,15 @@ def _read(origin: str, entry: Mapping[str, Any]) -> DatasetInfo:
         raise DataError(f'{origin}: "columns" has {listed(unknown)}, which {formatting} does not have')
     if unknown := [name for name in tags if name not in {"role_tag", "content_tag", *_ROLE_TAGS}]:
         raise DataError(f'{origin}: "tags" has {listed(unknown)}, which is no tag')
+    if columns.get(_LABEL):
+        if entry.get("ranking"):
+            raise DataError(f'{origin}: "ranking" is for pairs, "{_LABEL}" for single answers; remove one of them')
+        shape = _LABELLED
+    elif entry.get("ranking") is not True:
+        raise DataError(
+            f'{origin}: it has no "ranking": true, so its rows have one answer each; a preference has two, or a label '
+            f'in the column of "{_LABEL}"'
+        )
     plain = ("role", "content") if formatting == "openai" else ("from", "value")
     return DatasetInfo(
         origin=origin,

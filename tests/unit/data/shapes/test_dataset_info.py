@@ -8,7 +8,7 @@ import json
 import pytest
 
 from minimind.config import DataConfig
-from minimind.data.shapes import ShapeOptions, parse_rows
+from minimind.data.shapes import ShapeOptions, parse_answers, parse_rows
 from minimind.data.shapes.dataset_info import DatasetInfo, dataset_info
 from minimind.data.sources import RowError
 from minimind.errors import DataError
@@ -67,6 +67,31 @@ def test_columns_and_roles_of_sharegpt_are_renamed(found):
 def test_openai_s_messages(found):
     row = {"talk": GOOD["chosen"][:1], "chosen": GOOD["chosen"][1], "rejected": GOOD["rejected"][1]}
     assert read(found({"mine": OPENAI}), row).chosen == GOOD["chosen"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "row"),
+    [
+        (
+            {**SHAREGPT, "columns": {"messages": "talk", "kto_tag": "good"}},
+            {"talk": [{"who": "boy", "says": "What do horses eat?"}, {"who": "bot", "says": "Hay."}]},
+        ),
+        ({**OPENAI, "columns": {"messages": "talk", "kto_tag": "good"}}, {"talk": GOOD["chosen"]}),
+        (
+            {**ALPACA, "columns": {"prompt": "q", "response": "a", "kto_tag": "good"}},
+            {"q": "What do horses eat?", "a": "Hay."},
+        ),
+    ],
+)
+def test_a_column_of_labels_makes_single_answers(found, entry, row):
+    entry = {name: value for name, value in entry.items() if name != "ranking"}
+    info = found({"mine": entry})
+    (answer,) = parse_answers({**row, "good": False, "id": 1}, ShapeOptions(dataset_info=info))
+    assert (answer.messages, answer.label, answer.unused) == (GOOD["chosen"], False, ("id",))
+    with pytest.raises(RowError, match="it names the column 'good' for 'kto_tag', which the row does not have"):
+        parse_answers(row, ShapeOptions(dataset_info=info))
+    with pytest.raises(DataError, match='"ranking" is for pairs, "kto_tag" for single answers'):
+        found({"mine": {**entry, "ranking": True}})
 
 
 def test_a_column_that_is_named_as_empty_is_not_read(found):
@@ -129,8 +154,8 @@ def test_a_given_file_may_be_in_another_folder(found, tmp_path):
         ({"mine": {**ALPACA, "formatting": ["x"]}}, "entry 'mine': unknown \"formatting\" ['x']"),
         ({"mine": {**ALPACA, "num_samples": 5}}, "entry 'mine': \"num_samples\" is not read"),
         (
-            {"mine": {**ALPACA, "columns": {"kto_tag": "x"}}},
-            "entry 'mine': \"columns\" has 'kto_tag', which alpaca does",
+            {"mine": {**ALPACA, "columns": {"rank_tag": "x"}}},
+            "entry 'mine': \"columns\" has 'rank_tag', which alpaca does",
         ),
         ({"mine": {**ALPACA, "columns": ["q"]}}, "entry 'mine': \"columns\" is not an object of texts"),
         ({"mine": {**SHAREGPT, "tags": {"name_tag": "x"}}}, "entry 'mine': \"tags\" has 'name_tag', which is no tag"),
