@@ -1,7 +1,7 @@
 """Tokenises a labelled answer: one row; for KTO also the answer to another prompt, behind this one's prompt.
 
     AnswerRow -> chosen: prompt | answer
-              -> rejected: prompt | answer of the next row with another prompt   (mismatched)
+              -> rejected: prompt | answer of a row behind it with another prompt   (mismatched)
                  or one token that nothing is computed of                        (no loss needs it)
 
 A table keeps it as a pair, so that packing, budgets, caches and checks are those of pairs: both rows share the prompt.
@@ -25,12 +25,25 @@ from minimind.data.tool_arguments import fit_arguments
 
 
 def others_of(rows: Sequence[CheckedRow], place: int) -> Iterator[AnswerRow]:
-    """The rows with another prompt than that of the answer at a place: those behind it, then those before it."""
+    """The answers to other prompts than that of the answer at a place: those behind it, then those before it.
+
+    Of several answers to one prompt the first begins with the first other answer, the second with the second, and so
+    on, so that a file of good and bad answers in turn has mismatched answers of both kinds.
+    """
     own = rows[place]
-    for step in range(1, len(rows)):
-        row = rows[(place + step) % len(rows)]
-        if isinstance(row, AnswerRow) and isinstance(own, AnswerRow) and row.prompt != own.prompt:
-            yield row
+    assert isinstance(own, AnswerRow)
+
+    def differs(row: CheckedRow) -> bool:
+        return isinstance(row, AnswerRow) and row.prompt != own.prompt
+
+    turn = next((step for step in range(place) if differs(rows[place - 1 - step])), place)
+    behind = (rows[(place + step) % len(rows)] for step in range(1, len(rows)))
+    others = (row for row in behind if isinstance(row, AnswerRow) and differs(row))
+    if not turn:
+        return others
+    known = list(others)
+    first = turn % max(1, len(known))
+    return iter([*known[first:], *known[:first]])
 
 
 def encode_answer(

@@ -79,8 +79,8 @@ class KTOLoss(LabelledLoss):
 
     r is an answer's log-ratio, r' that of the answer to another prompt behind the same prompt. Their mean over the
     global batch estimates the KL divergence from the reference; it has no gradient. TRL averages over micro-batches.
-    The other answer is that of the next row with another prompt, in the order of the file; in TRL that of the row
-    before, in a group of rows of the file. w is desirable_weight or undesirable_weight. It starts at w / 2.
+    The other answer is that of a row behind this one in the file, with another prompt; in TRL that of the row before,
+    in a group of rows of the file. w is desirable_weight or undesirable_weight. It starts at w / 2.
     """
 
     name: ClassVar[str] = "kto"

@@ -50,6 +50,21 @@ def test_the_other_answer_is_that_of_the_next_row_with_another_prompt():
     assert list(others_of(ROWS[:2], 0)) == []
 
 
+def test_answers_to_one_prompt_get_other_answers_in_turn():
+    """Each answer of a file of pairs is mismatched once: the desirable ones with desirable ones."""
+    rows = [
+        AnswerRow(messages=conversation(f"Number {place}?", f"{kind} {place}"), label=kind == "good")
+        for place in range(4)
+        for kind in ("good", "bad")
+    ]
+    first = [next(others_of(rows, place)).messages[-1]["content"] for place in range(8)]
+    assert first == ["good 1", "bad 1", "good 2", "bad 2", "good 3", "bad 3", "good 0", "bad 0"]
+    # More answers to one prompt than there are others.
+    many = [*rows[:2], *(AnswerRow(messages=conversation("Who?", f"{place}"), label=True) for place in range(5))]
+    first = [next(others_of(many, place)).messages[-1]["content"] for place in range(7)]
+    assert first == ["0", "1", "good 0", "bad 0", "good 0", "bad 0", "good 0"]
+
+
 def test_a_mismatched_row_is_this_prompt_with_another_answer(encoded, encoder, tokenizer):
     pair_of_rows = encoded(ROWS[0], others_of(ROWS, 0))
     assert pair_of_rows.chosen == encoder.encode(ROWS[0].messages, 1)
