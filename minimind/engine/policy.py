@@ -140,12 +140,20 @@ class Policy:
         """The learning rate of the next optimizer step."""
         return self.engine.get_lr()[0]
 
-    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss."""
-        return self.engine(batch)
+    def score(self, batch: Batch, distributions: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probs of a batch's targets, (K,) float32, and the auxiliary loss.
+
+        Args:
+            distributions: add the two columns of `PairScorer.distributions` to the log-probs.
+        """
+        self.engine.module.distributions = distributions
+        try:
+            return self.engine(batch)
+        finally:
+            self.engine.module.distributions = False
 
     def add_collisions(self) -> None:
-        """From now on log-probs are (K, 2), see `PairScorer.forward`."""
+        """From now on log-probs have a column more, see `PairScorer.forward`."""
         self.engine.module.collisions = True
 
     @torch.no_grad()

@@ -23,7 +23,12 @@ from minimind.model.linear_layers import is_linear, use_kernels
 from minimind.model.own_attention import AttentionSwitch
 from minimind.model.packed_attention import NATIVE, PackSegments
 from minimind.model.router_loss import RouterLoss
-from minimind.objective.log_probs import log_collisions, target_log_probs
+from minimind.objective.log_probs import (
+    log_collisions,
+    logits_distributions,
+    target_distributions,
+    target_log_probs,
+)
 
 
 class PairScorer(nn.Module):
@@ -41,7 +46,7 @@ class PairScorer(nn.Module):
         super().__init__()
         self.model = model
         self.attention = attention
-        self.collisions = False
+        self.collisions = self.distributions = False
         self._switch = AttentionSwitch.of(model)
         # A model without attention (RWKV, xLSTM) may know neither a cache nor a mask.
         parameters = inspect.signature(model.forward).parameters
@@ -54,8 +59,9 @@ class PairScorer(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32.
 
-        With `collisions` the log-probs are (K, 2): beside each is the log of the sum of squared probabilities of all
-        tokens at its position, without gradient.
+        Other columns make them (K, 2), (K, 3) or (K, 4), without gradient, each of the distribution of all tokens at
+        the target's position: with `collisions` the log of the sum of squared probabilities; with `distributions` the
+        entropy, and 1 where no token is likelier than the target, else 0.
 
         Raises:
             PackError: a pack, and the model's attention or head does something that packs do not have.
@@ -70,11 +76,12 @@ class PairScorer(nn.Module):
             assert isinstance(batch, PaddedPairs)
             out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, **options)
         logits = out.logits.flatten(0, 1)[batch.target_positions].float()
-        distributions = logits.log_softmax(-1)
-        log_probs = distributions.gather(1, batch.target_ids[:, None])[:, 0]
+        columns = [logits.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]]
         if self.collisions:
-            log_probs = torch.stack((log_probs, (2 * distributions.detach()).logsumexp(-1)), 1)
-        return log_probs, self._router_loss.of_rows(out, self.training)
+            columns.append((2 * logits.detach().log_softmax(-1)).logsumexp(-1))
+        if self.distributions:
+            columns += logits_distributions(logits.detach(), batch.target_ids)
+        return _joined(columns), self._router_loss.of_rows(out, self.training)
 
     def _packed(self, batch: PackedPairs) -> tuple[Tensor, Tensor]:
         if self._obstacle:
@@ -95,10 +102,18 @@ class PairScorer(nn.Module):
             hidden = hidden.index_select(0, batch.target_positions)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        log_probs = target_log_probs(hidden, head.weight, batch.target_ids, bias)
-        if self.collisions:
-            log_probs = torch.stack((log_probs, log_collisions(hidden, head.weight, bias)), 1)
-        return log_probs, self._router_loss.of_pack(out, pack, self.training)
+        arguments = hidden, head.weight, batch.target_ids, bias
+        if self.distributions:
+            log_probs, *distributions = target_distributions(*arguments)
+        else:
+            log_probs, distributions = target_log_probs(*arguments), []
+        collisions = [log_collisions(hidden, head.weight, bias)] if self.collisions else []
+        return _joined([log_probs, *collisions, *distributions]), self._router_loss.of_pack(out, pack, self.training)
+
+
+def _joined(columns: list[Tensor]) -> Tensor:
+    """(K,) columns beside each other; a single one stays (K,)."""
+    return torch.stack(columns, 1) if len(columns) > 1 else columns[0]
 
 
 def _head_obstacle(model: PreTrainedModel) -> str:

@@ -70,21 +70,29 @@ def cast_and_sum_squares(x: Tensor, out: Tensor) -> float:
 
 
 class LogSum:
-    """Per target (K,) float32: the largest logit so far, the sum of exponentials relative to it, the target's logit."""
+    """Per target (K,) float32: the largest logit so far, the sum of exponentials relative to it, the target's logit.
 
-    def __init__(self, targets: Tensor, dtype: torch.dtype) -> None:
+    With `distribution` also the sum of each exponential times its logit, relative to the largest too.
+    """
+
+    def __init__(self, targets: Tensor, dtype: torch.dtype, distribution: bool = False) -> None:
         assert dtype == torch.float32
         self._targets = targets
         self._at_target = torch.zeros(len(targets), dtype=dtype, device=targets.device)
         self._largest, self._total = torch.full_like(self._at_target, -torch.inf), torch.zeros_like(self._at_target)
+        self._products = torch.zeros_like(self._at_target) if distribution else None
 
     def add(self, logits: Tensor, start: int) -> None:
         assert logits.is_contiguous()
-        sums = self._largest, self._total, self._at_target
+        sums = self._largest, self._total, self._at_target, self._products
         call("log_sum_block", logits, self._targets, *sums, len(logits), logits.shape[1], start)
 
     def result(self) -> tuple[Tensor, Tensor]:
         return self._largest + self._total.log(), self._at_target
+
+    def distribution(self) -> tuple[Tensor, Tensor]:
+        assert self._products is not None
+        return self._total.log() - self._products / self._total, (self._at_target >= self._largest).float()
 
 
 def log_sum_gradient(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:

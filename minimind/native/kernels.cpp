@@ -185,9 +185,10 @@ double cast_and_sum_squares(const bf16* x, float* out, long count) {
 }
 
 // Adds one block of logits (rows, width), of tokens from `start` on, to what is known of each row's logits so far: the
-// largest, the sum of exponentials relative to the largest, and the target's logit if the target is in the block.
-void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, float* sums, float* at_target, long rows,
-                   long width, long start) {
+// largest, the sum of exponentials relative to the largest, and the target's logit if the target is in the block. Unless
+// `products` is null, also the sum of each exponential times its logit relative to the largest, for the entropy.
+void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, float* sums, float* at_target,
+                   float* products, long rows, long width, long start) {
 #pragma omp parallel for if (rows * width > PARALLEL)
     for (long row = 0; row < rows; row++) {
         const bf16* l = logits + row * width;
@@ -200,7 +201,26 @@ void log_sum_block(const bf16* logits, const int64_t* targets, float* largest, f
         // The largest is minus infinity if every logit so far is (a bias can exclude tokens), or if they are NaN. Minus
         // infinity minus itself would be NaN; relative to 0 excluded tokens add nothing, and NaNs still give a NaN.
         float base = top > -INFINITY ? top : 0;
-        for (long i = 0; i < whole; i += VECTOR) totals += exponential(load(l + i) - base);
+        if (products) {
+            floats weighted{};
+            for (long i = 0; i < whole; i += VECTOR) {
+                floats x = load(l + i) - base, power = exponential(x);
+                totals += power;
+                // Bounded, because 0 times the minus infinity of an excluded token would be NaN.
+                weighted += power * larger(all(-200.0f), x);
+            }
+            float product = sum(weighted);
+            for (long i = whole; i < width; i++) {
+                float x = to_float(l[i]) - base;
+                product += std::exp(x) * std::max(x, -200.0f);
+            }
+            // What is known is relative to the earlier largest; nothing is known before the first block.
+            float earlier = largest[row] - base;
+            if (sums[row] > 0) product += std::exp(earlier) * (products[row] + sums[row] * earlier);
+            products[row] = product;
+        } else {
+            for (long i = 0; i < whole; i += VECTOR) totals += exponential(load(l + i) - base);
+        }
         float total = sum(totals);
         for (long i = whole; i < width; i++) total += std::exp(to_float(l[i]) - base);
         sums[row] = total + sums[row] * std::exp(largest[row] - base);

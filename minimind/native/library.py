@@ -51,7 +51,7 @@ _SIGNATURES = {
     "cast_and_sum_squares": "ppl>d",
     "packed_attention": "ppppplllllfpp",
     "packed_attention_backward": "ppppplllllfpppppp",
-    "log_sum_block": "ppppplll",
+    "log_sum_block": "pppppplll",
     "log_sum_block_backward": "pppplll",
 }
 

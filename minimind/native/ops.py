@@ -46,6 +46,12 @@ class LogSum(Protocol):
     def result(self) -> tuple[Tensor, Tensor]:
         """Each target's log-sum-exp over all blocks, and its logit: (K,) each."""
 
+    def distribution(self) -> tuple[Tensor, Tensor]:
+        """Entropy of softmax(logits), in nats, and 1 where no logit is larger than the target's, else 0: (K,) each.
+
+        Only of a sum that was made for it.
+        """
+
 
 TABLE: Mapping[str, Op] = {
     "rms_norm": Op(torch=torch_ops.rms_norm, cpu=functions.rms_norm),
@@ -168,9 +174,12 @@ def cast_and_sum_squares(x: Tensor, out: Tensor) -> float | None:
     return implementation("cast_and_sum_squares", x, cpu_fits=x.is_contiguous())(x, out)
 
 
-def log_sum(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> LogSum:
-    """A log-sum-exp in `dtype`, without any logits yet, for targets (K,) int64; logits will be hidden times weight."""
-    return implementation("log_sum", hidden, weight)(targets, dtype)
+def log_sum(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, distribution: bool = False) -> LogSum:
+    """A log-sum-exp in `dtype`, without any logits yet, for targets (K,) int64; logits will be hidden times weight.
+
+    `distribution`: also keep what `LogSum.distribution` needs; the log-sum-exp is the same, bit for bit.
+    """
+    return implementation("log_sum", hidden, weight)(targets, dtype, distribution)
 
 
 def log_sum_dtype(weight: Tensor, dtype: torch.dtype) -> torch.dtype:

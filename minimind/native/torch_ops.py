@@ -120,12 +120,17 @@ def cast_and_sum_squares(x: Tensor, out: Tensor) -> float | None:
 
 
 class LogSum:
-    """Log-sum-exp of logits that arrive in blocks of the vocabulary, and the logit of each target."""
+    """Log-sum-exp of logits that arrive in blocks of the vocabulary, and the logit of each target.
 
-    def __init__(self, targets: Tensor, dtype: torch.dtype) -> None:
+    With `distribution` also the mean of log p under the softmax so far, and the largest logit.
+    """
+
+    def __init__(self, targets: Tensor, dtype: torch.dtype, distribution: bool = False) -> None:
         self._targets = targets
         self._at_target = torch.zeros(len(targets), dtype=dtype, device=targets.device)
         self._log_sum = torch.full_like(self._at_target, -torch.inf)
+        self._mean = torch.zeros_like(self._at_target) if distribution else None
+        self._largest = torch.full_like(self._at_target, -torch.inf)
 
     def add(self, logits: Tensor, start: int) -> None:
         inside, column = _columns(self._targets, start, logits.shape[1])
@@ -134,11 +139,33 @@ class LogSum:
         self._at_target = torch.where(inside, wide.gather(1, column)[:, 0], self._at_target)
         # The bits of torch.logsumexp without its second large tensor. Clamped, because -inf minus -inf is NaN.
         largest = wide.amax(1, keepdim=True).clamp_min(torch.finfo(wide.dtype).min)
-        block = wide.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
-        self._log_sum = torch.logaddexp(self._log_sum, block)
+        powers = wide.sub_(largest).exp_()
+        block = powers.sum(1).log_().add_(largest[:, 0])
+        before, self._log_sum = self._log_sum, torch.logaddexp(self._log_sum, block)
+        if self._mean is not None:
+            # log p of earlier tokens falls by as much as the sum grows. Nothing is known before the first block.
+            fallen = (before - self._log_sum).clamp_min(torch.finfo(wide.dtype).min)
+            own = _product_sums(powers, logits, largest) + powers.sum(1) * (largest[:, 0] - self._log_sum)
+            self._mean = (self._mean + fallen) * fallen.exp() + own * (largest[:, 0] - self._log_sum).exp()
+            self._largest = torch.maximum(self._largest, largest[:, 0])
 
     def result(self) -> tuple[Tensor, Tensor]:
         return self._log_sum, self._at_target
+
+    def distribution(self) -> tuple[Tensor, Tensor]:
+        assert self._mean is not None
+        return -self._mean, (self._at_target >= self._largest).to(self._mean.dtype)
+
+
+def _product_sums(powers: Tensor, logits: Tensor, largest: Tensor) -> Tensor:
+    """Sums over tokens of e^x x, x = logits - largest: powers and logits (K, width), largest (K, 1) -> (K,).
+
+    In sixteen parts, so that it needs little memory.
+    """
+    rows = max(1, len(logits) // 16)
+    parts = zip(powers.split(rows), logits.split(rows), largest.split(rows), strict=True)
+    # Bounded, because 0 times the minus infinity of an excluded token would be NaN.
+    return torch.cat([(power * (other - top).clamp_min_(-200.0)).sum(1) for power, other, top in parts])
 
 
 def log_sum_gradient(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:

@@ -38,7 +38,26 @@ def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tens
 
     Returns: (K,) float32 (float64 for float64 input): `log_softmax(hidden @ weight.T + bias)[k, targets[k]]`.
     """
-    return _TargetLogProbs.apply(hidden, weight, targets, bias, torch.is_grad_enabled())
+    return _TargetLogProbs.apply(hidden, weight, targets, bias, torch.is_grad_enabled(), False)[0]
+
+
+def target_distributions(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`target_log_probs`, and what the same pass over the logits tells about the distributions, without gradient.
+
+    Returns: (K,) each: the log-probs, bit for bit as without the rest; the entropy in nats of
+        `softmax(hidden @ weight.T + bias)`; 1 where no token has a larger logit than the target, else 0.
+    """
+    return _TargetLogProbs.apply(hidden, weight, targets, bias, torch.is_grad_enabled(), True)
+
+
+def logits_distributions(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropies and hits as of `target_distributions`, (K,) each, from logits (K, V) float32 without gradient."""
+    # `entr` is -p log p, and 0 for p = 0.
+    entropies = torch.special.entr(logits.softmax(-1)).sum(-1)
+    at_target = logits.gather(1, targets[:, None])[:, 0]
+    return entropies, (at_target >= logits.amax(-1)).to(logits.dtype)
 
 
 @torch.no_grad()
@@ -85,15 +104,15 @@ def _block_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: in
 
 
 def _log_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, wide: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each target's log-sum-exp over the vocabulary and its logit, (K,) each; and the logits of the last block."""
-    total = ops.log_sum(hidden, weight, targets, wide)
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, wide: torch.dtype, distribution: bool
+) -> tuple[ops.LogSum, Tensor]:
+    """The sum over the logits of the whole vocabulary, and the logits of the last block."""
+    total = ops.log_sum(hidden, weight, targets, wide, distribution)
     for start, end in _blocks(targets, weight, wide):
         logits = hidden  # drops the previous block, so that only one exists at a time
         logits = _block_logits(hidden, weight, bias, start, end)
         total.add(logits, start)
-    return *total.result(), logits
+    return total, logits
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -101,22 +120,33 @@ class _TargetLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, grad_enabled: bool
-    ) -> Tensor:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        grad_enabled: bool,
+        distribution: bool,
+    ) -> tuple[Tensor, ...]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        log_sum, at_target, last_logits = _log_sum(hidden, weight, targets, bias, wide)
+        total, last_logits = _log_sum(hidden, weight, targets, bias, wide, distribution)
+        log_sum, at_target = total.result()
         ctx.save_for_backward(hidden, weight, targets, bias, log_sum)
         # Keeping it needs no more memory than backward, which would allocate it again at once. Backward overwrites it
         # and drops it, so that a second backward recomputes it.
         ctx.last_logits = last_logits if grad_enabled and any(ctx.needs_input_grad) else None
-        return at_target - log_sum
+        if not distribution:
+            return (at_target - log_sum,)
+        extra = total.distribution()
+        ctx.mark_non_differentiable(*extra)
+        return at_target - log_sum, *extra
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None, None]:
         hidden, weight, targets, bias, log_sum = ctx.saved_tensors
         logits, ctx.last_logits = ctx.last_logits, None
         grad = grads[0].to(log_sum.dtype).contiguous()
-        needs_hidden, needs_weight, _, needs_bias, _ = ctx.needs_input_grad
+        needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         # Summed over blocks, so in float32; in bfloat16 each addition would round.
         grad_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
@@ -131,4 +161,4 @@ class _TargetLogProbs(torch.autograd.Function):
                 ops.matmul(grad_logits.T, hidden, out=grad_weight[start:end])
             if grad_bias is not None:
                 grad_bias[start:end] = grad_logits.sum(0, dtype=log_sum.dtype)
-        return (None if grad_hidden is None else grad_hidden.to(hidden.dtype)), grad_weight, None, grad_bias, None
+        return (None if grad_hidden is None else grad_hidden.to(hidden.dtype)), grad_weight, None, grad_bias, None, None

@@ -70,9 +70,10 @@ def train(run: Run, start: int) -> bool:
         vote.start(watch.stop_reason is not None)
         # Read before the step: the optimizer step advances the schedule.
         learning_rate = run.policy.learning_rate
-        _take_step(run, step, batches)
         last = step == run.total_steps
-        if step == 1 or step % run.log_interval == 0 or last:
+        logged = step == 1 or step % run.log_interval == 0 or last
+        _take_step(run, step, batches, logged)
+        if logged:
             # `reduce` is a collective that waits for all ranks. That time is no training time.
             run.metrics.pause()
             metrics = {**run.metrics.reduce(), "learning_rate": learning_rate}
@@ -89,12 +90,12 @@ def train(run: Run, start: int) -> bool:
     return True
 
 
-def _take_step(run: Run, step: int, batches: Sequence[Batch]) -> None:
+def _take_step(run: Run, step: int, batches: Sequence[Batch], logged: bool) -> None:
     """Train on one global step's micro-batches of this rank."""
     # Dropout draws from a seed of the step's own, so a resumed run needs no saved generator state.
     torch.manual_seed(hash((run.seed, step, run.world.rank)))
     try:
-        train_step(run.policy, run.job, batches, run.metrics.sums, run.watch)
+        train_step(run.policy, run.job, batches, run.metrics.sums, run.watch, distributions=logged)
     except TrainingError as error:
         raise run.nonfinite.error_at(step, batches, error) from error
     run.metrics.add_norm(run.policy.grad_norm)

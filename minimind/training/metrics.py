@@ -3,7 +3,8 @@
     BatchOutcome of each micro-batch -> MetricSums.add -> (logged step) reduce -> {name: mean}
     a save between logged steps: StepMetrics.unlogged -> manifest -> StepMetrics of the resumed run
 
-The metrics' names are TRL's. A rate is per second of training steps; saves and evaluations are not counted.
+The metrics' names are TRL's where TRL has them. A rate is per second of training steps; saves and evaluations are not
+counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from minimind.ranks.collectives import all_reduce, gather
 from minimind.ranks.world import World
-from minimind.training.jobs.job import BatchOutcome, Job
+from minimind.training.jobs.job import BatchOutcome, Job, TokenSums
 
 
 class MetricSums:
@@ -32,14 +33,16 @@ class MetricSums:
     def __init__(self, world: World, job: Job) -> None:
         self.world = world
         self._item, self._parts = job.item, job.metric_parts
-        # The order of this list is the order of the sums, which manifests of checkpoints keep without names.
         self.names = ("loss", f"{job.name}_loss", "aux_loss", *job.metrics)
+        self.token_names = job.token_metrics
         self.reset()
 
     def reset(self) -> None:
         """Set all sums to 0."""
-        # Tokens, items, then one sum per name. In float32 the sums of a long interval would lose digits of the mean.
-        self.sums = torch.zeros(2 + len(self.names), dtype=torch.float64, device=self.world.device)
+        # Tokens, items, one sum per name, sum and number of tokens per name of a mean over tokens. In float32 the sums
+        # of a long interval would lose digits of the mean.
+        size = 2 + len(self.names) + 2 * len(self.token_names)
+        self.sums = torch.zeros(size, dtype=torch.float64, device=self.world.device)
 
     def add(self, outcome: BatchOutcome, aux_loss: Tensor, row_tokens: int, weights: Tensor | None = None) -> None:
         """Add a micro-batch of N items.
@@ -54,8 +57,11 @@ class MetricSums:
         # kernels on a GPU low.
         losses, aux_loss = outcome.losses.detach(), aux_loss.detach()
         values = {name: outcome.metrics[name] for name in self.names[3:]}
+        no_tokens = TokenSums(sums=torch.zeros_like(losses), counts=torch.zeros_like(losses))
+        tokens = (outcome.token_metrics.get(name, no_tokens) for name in self.token_names)
+        parts = [part for one in tokens for part in (one.sums, one.counts)]
         columns = torch.stack(
-            (torch.ones_like(losses), losses + aux_loss, losses, aux_loss.expand_as(losses), *values.values())
+            (torch.ones_like(losses), losses + aux_loss, losses, aux_loss.expand_as(losses), *values.values(), *parts)
         ).double()
         if weights is not None:
             columns = columns * weights
@@ -66,14 +72,17 @@ class MetricSums:
         """Means over all items of all ranks, and rates over the given seconds; all ranks must call."""
         # One collective and one transfer to the host for all metrics.
         totals = all_reduce(self.sums.clone()).tolist()
-        tokens, items = totals[:2]
-        metrics = {name: total / items for name, total in zip(self.names, totals[2:], strict=True)}
+        (tokens, items), totals = totals[:2], totals[2:]
+        metrics = {name: total / items for name, total in zip(self.names, totals, strict=False)}
         for name, weight in self._parts.items():
             # The mean over a part that has no item does not exist.
             if share := metrics[weight]:
                 metrics[name] /= share
             else:
                 del metrics[name]
+        pairs = zip(totals[len(self.names) :: 2], totals[len(self.names) + 1 :: 2], strict=True)
+        # Rows without tokens that count have no mean.
+        metrics |= {name: total / max(1, count) for name, (total, count) in zip(self.token_names, pairs, strict=True)}
         metrics["tokens_per_second"] = tokens / seconds
         metrics[f"{self._item}_per_second"] = items / seconds
         metrics["peak_memory_gib"] = peak_memory_gib(self.world)
@@ -88,14 +97,15 @@ class StepMetrics:
     Args:
         world: the ranks.
         job: names the metrics.
-        unlogged: result of `unlogged` from the checkpoint that the run resumes; empty for a fresh run.
+        unlogged: result of `unlogged` from the checkpoint that the run resumes; empty for a fresh run. That of a
+            version with other metrics is left out: the first logged means then are over the steps since the checkpoint.
     """
 
     def __init__(self, world: World, job: Job, unlogged: Mapping[str, Any]) -> None:
         self.sums = MetricSums(world, job)
         self.reset()
         self._running = False  # the loop starts the clock when it starts to train
-        if not unlogged:
+        if unlogged.get("names") != self._names:
             return
         parts = torch.tensor(unlogged["sums"], dtype=torch.float64, device=world.device)
         if len(parts) == world.size:
@@ -144,7 +154,11 @@ class StepMetrics:
         """
         # JSON prints the shortest text that reads back as the same float64, so nothing is lost.
         sums = gather(self.sums.world, self.sums.sums.tolist())
-        return {"sums": sums, "norms": self._norms.tolist(), "seconds": self._seconds}
+        return {"names": self._names, "sums": sums, "norms": self._norms.tolist(), "seconds": self._seconds}
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.sums.names, *self.sums.token_names]
 
 
 def peak_memory_gib(world: World) -> float:

@@ -23,8 +23,13 @@ from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums
 
 
-def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricSums, watch: Watch) -> None:
+def train_step(
+    policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricSums, watch: Watch, distributions: bool = False
+) -> None:
     """Train on one rank's micro-batches of a global step, and add their metrics to `sums`.
+
+    Args:
+        distributions: also compute what `Policy.score` adds, for the metrics of logged steps.
 
     Raises:
         TrainingError: on every rank, before any weight changes, if the gradient is not finite. Its attribute `finite`
@@ -38,7 +43,7 @@ def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricS
     if job.whole_batch:
         watch.enter("policy forward")
         # A single micro-batch is computed once: its log-probs are those of the whole batch on this rank.
-        scored = policy.score(batches[0]) if len(batches) == 1 else None
+        scored = policy.score(batches[0], distributions) if len(batches) == 1 else None
         seen = [scored[0].detach()] if scored is not None else policy.look_ahead(batches)
         targets = job.share(batches, seen, targets)
     total = sum(job.size(batch) for batch in batches)
@@ -46,7 +51,7 @@ def train_step(policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricS
     finite: list[Tensor] = []
     for number, (batch, target) in enumerate(zip(batches, targets, strict=True), start=1):
         watch.enter("policy forward")
-        log_probs, aux_loss = scored if scored is not None else policy.score(batch)
+        log_probs, aux_loss = scored if scored is not None else policy.score(batch, distributions)
         outcome = job.outcome(batch, log_probs, target)
         loss = outcome.losses.mean() + aux_loss
         finite.append(log_probs.detach().isfinite().all() & loss.detach().isfinite())
@@ -68,7 +73,7 @@ def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], 
     """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each example that counts, else a 0."""
     batch = batch.to_device(policy.world.device)
     (target,) = job.targets([batch])
-    log_probs, aux_loss = policy.score(batch)
+    log_probs, aux_loss = policy.score(batch, distributions=True)
     outcome = job.outcome(batch, log_probs, target)
     weight = to_device(np.array(weights), policy.world.device)
     sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))
@@ -94,7 +99,7 @@ def eval_together(
     for batch, weight in batches:
         batch = batch.to_device(device)
         (target,) = job.targets([batch])
-        log_probs, aux_loss = policy.score(batch)
+        log_probs, aux_loss = policy.score(batch, distributions=True)
         # The tokens of all batches would fill a GPU.
         kept.append((batch.without_tokens(), log_probs, target, aux_loss))
         weights.append(weight)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.distributed
 LOSS = "aot:1,aot_unpaired:0.5,beta_dpo:0.5,bco_pair:0.2,sft:0.1,odpo:0.2,rebel:0.05"
 SAME = (
     *("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "beta"),
+    *("lengths/chosen", "lengths/rejected", "nll", "entropy", "token_accuracy"),
     *(f"loss/{part.split(':')[0]}" for part in LOSS.split(",")),
 )
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.distributed
 TRAINED = {
     *("loss", "dpo_loss", "aux_loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies"),
     *("rewards/margins", "logps/chosen", "logps/rejected", "grad_norm", "learning_rate"),
+    *("lengths/chosen", "lengths/rejected", "nll", "entropy", "token_accuracy"),
     *("tokens_per_second", "pairs_per_second", "peak_memory_gib"),
 }
 EVALUATED = {f"eval/{name}" for name in TRAINED - {"grad_norm", "learning_rate"}}

@@ -75,7 +75,7 @@ def main() -> None:
         batches = [batch.pin_memory() for batch in batches] if on_gpu else batches
         # The first steps load kernels, and compare DeepSpeed with its patches.
         with waits(allowed=step < 2, on_gpu=on_gpu):
-            train_step(policy, job, batches, metrics.sums, Watch())
+            train_step(policy, job, batches, metrics.sums, Watch(), distributions=True)
             metrics.add_norm(policy.grad_norm)
     print("no wait outside of DeepSpeed's step", flush=True)
     process.end(0, None)

@@ -16,6 +16,7 @@ from minimind.objective.losses import SigmoidLoss, loss_class
 from minimind.objective.losses import registry as losses
 from minimind.sweep.flags import LAUNCHER_SWITCHES, LAUNCHER_VALUES
 from minimind.training import run
+from minimind.training.jobs.answer_metrics import LENGTH_METRICS, TOKEN_METRICS
 from tests.docs.language import ENGLISH, Language, chinese
 from tests.docs.losses import texts as loss_texts
 from tests.docs.models import reasons
@@ -210,7 +211,8 @@ def test_metrics_are_those_of_a_run(suffix):
     listed = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
     rates = {"grad_norm", "learning_rate", "tokens_per_second", "pairs_per_second", "peak_memory_gib"}
     losses = {*SigmoidLoss.metrics, *loss_class("kto").metrics}
-    assert listed == {"loss", "dpo_loss", "aux_loss", "loss/NAME"} | losses | rates
+    answers = {*LENGTH_METRICS, *TOKEN_METRICS}
+    assert listed == {"loss", "dpo_loss", "aux_loss", "loss/NAME"} | losses | answers | rates
 
 
 @pytest.mark.parametrize("suffix", ["", "_zh"])

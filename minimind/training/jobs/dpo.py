@@ -16,6 +16,7 @@ from minimind.engine.reference import Reference
 from minimind.objective.losses import BatchShare, LossInputs, Need, Objective, PairScores
 from minimind.objective.rows import ReferenceScores, row_sums
 from minimind.ranks.world import World
+from minimind.training.jobs.answer_metrics import LENGTH_METRICS, TOKEN_METRICS, answer_lengths, token_metrics
 from minimind.training.jobs.global_batch import gather_pairs
 from minimind.training.jobs.job import BatchOutcome, Column, Job
 from minimind.training.listeners.batch_statistics import BatchStatistics
@@ -52,6 +53,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
 
     name = "dpo"
     item = "pairs"
+    token_metrics = TOKEN_METRICS
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
         self.objective = objective
         self.reference = reference
         self._statistics = statistics
-        self.metrics = objective.metrics
+        self.metrics = (*objective.metrics, *LENGTH_METRICS)
         parts = (_part_column(metric) for metric in objective.part_metrics)
         self.columns = (*parts, *(column for column in _COLUMNS if column.metric in objective.metrics))
         self.metric_parts = objective.metric_parts
@@ -131,7 +133,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
     def outcome(self, batch: PairBatch, log_probs: Tensor, target: PairTargets) -> BatchOutcome:
         """Losses and metrics of the batch's N pairs."""
         known = target.reference
-        log_probs, collisions = self._split(log_probs)
+        log_probs, collisions, distributions = self._split(log_probs)
         policy = self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs)
         if collisions is not None:
             policy = dataclasses.replace(policy, collision_sums=row_sums(collisions, batch.target_counts))
@@ -147,13 +149,20 @@ class DPOJob(Job[PairBatch, PairTargets]):
         # An evaluation uses the means of training and does not change them.
         if self._statistics is not None and torch.is_grad_enabled():
             self._statistics.add(result.statistics)
-        return BatchOutcome(losses=result.losses, metrics=result.metrics)
+        return BatchOutcome(
+            losses=result.losses,
+            metrics={**result.metrics, **answer_lengths(batch.target_counts)},
+            token_metrics=token_metrics(policy.sums, batch.target_counts, distributions),
+        )
 
-    def _split(self, log_probs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-probs (K,), and what the policy's scorer gives beside them, if a loss needs it."""
-        if Need.COLLISIONS not in self.objective.needs:
-            return log_probs, None
-        return log_probs[:, 0].contiguous(), log_probs[:, 1].detach().contiguous()
+    def _split(self, columns: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probs (K,), and what the policy's scorer gives beside them: collisions (K,), distributions (K, 2)."""
+        if columns.dim() == 1:
+            return columns, None, None
+        first = 1 + (Need.COLLISIONS in self.objective.needs)
+        others = columns.detach()
+        collisions = others[:, 1].contiguous() if first > 1 else None
+        return columns[:, 0].contiguous(), collisions, others[:, first:] if others.shape[1] > first else None
 
     @property
     def _means(self) -> Mapping[str, Tensor]:

@@ -42,16 +42,32 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSums:
+    """A value of the tokens of N items.
+
+    Attributes:
+        sums: (N,) float32, without gradient, summed over an item's tokens.
+        counts: (N,) number of these tokens.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchOutcome:
     """Loss and metrics of one micro-batch with N items (DPO: pairs).
 
     Attributes:
         losses: (N,) float32, with gradient, without the model's auxiliary loss.
         metrics: name -> (N,) float32, without gradient; the job's `metrics`.
+        token_metrics: name -> what a metric that is a mean over tokens is made of; of the job's `token_metrics` those
+            that this micro-batch knows.
     """
 
     losses: Tensor
     metrics: Mapping[str, Tensor]
+    token_metrics: Mapping[str, TokenSums] = dataclasses.field(default_factory=dict)
 
 
 class Job(abc.ABC, Generic[BatchKind, Target]):
@@ -61,6 +77,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
         name: short name, e.g. dpo; its loss without the auxiliary loss is logged as `<name>_loss`.
         item: what the loss is a mean over, in the plural, for rates and messages, e.g. pairs.
         metrics: names of the metrics in `BatchOutcome`, in the order in which they are logged.
+        token_metrics: names of the metrics that are means over tokens, logged after `metrics`.
         columns: metrics that the console shows beside the loss.
         whole_batch: an item's loss depends on other items of the global batch.
         metric_parts: metric -> metric with the weight of each item in it, for means over a part of the items.
@@ -69,6 +86,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
     name: str
     item: str
     metrics: tuple[str, ...]
+    token_metrics: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     whole_batch: bool = False
     metric_parts: Mapping[str, str] = {}
@@ -85,7 +103,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
         """Loss and metrics of a micro-batch.
 
         Args:
-            log_probs: (K,) float32, the policy's log-probs of the batch's targets.
+            log_probs: (K,) float32, the policy's log-probs of the batch's targets, or more columns (`Policy.score`).
             target: of this batch, from `targets`.
         """
 

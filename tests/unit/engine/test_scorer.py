@@ -114,3 +114,27 @@ def test_collisions_stand_beside_the_log_probs(layout):
     assert both[:, 1].tolist() == pytest.approx(squares, abs=1e-5)
     both[:, 1].sum().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("collisions", [False, True])
+@pytest.mark.parametrize("layout", [pack, pad], ids=["packed", "padded"])
+def test_distributions_stand_last(layout, collisions):
+    """Entropy, and whether the target is the likeliest token, at each target's position of each row alone."""
+    model = llama(tied=True)
+    expected = []
+    for row, mask in ((PAIR.chosen, PAIR.chosen_mask), (PAIR.rejected, PAIR.rejected_mask)):
+        logits = model(input_ids=torch.from_numpy(row.astype(np.int64))[None]).logits[0].float()
+        for place in np.flatnonzero(mask):
+            entropy = torch.special.entr(logits[place - 1].softmax(-1)).sum().item()
+            expected.append((entropy, float(logits[place - 1].argmax() == row[place])))
+    batch, scorer = layout([PAIR]), PairScorer(model)
+    scorer.collisions = collisions
+    alone, _ = scorer(batch)
+    scorer.distributions = True
+    columns, _ = scorer(batch)
+    assert columns.shape[1] == 3 + collisions
+    assert torch.equal(columns[:, : 1 + collisions].squeeze(1), alone)
+    assert columns[:, -2].tolist() == pytest.approx([entropy for entropy, _ in expected], abs=1e-5)
+    assert columns[:, -1].tolist() == [hit for _, hit in expected]
+    columns[:, -2:].sum().backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())

@@ -184,6 +184,27 @@ def test_log_prob_of_an_excluded_token_is_minus_infinity():
     torch.testing.assert_close(at_target - log_sum, logits.float().log_softmax(1)[[0, 1], [1, 4]])
 
 
+@pytest.mark.parametrize("widths", [(50,), (20, 30), (1, 48, 1)])
+def test_the_distribution_comes_in_the_same_pass_and_changes_no_bit(widths):
+    logits, targets = numbers(40, 50, scale=6), torch.arange(40) + 5
+    logits[:, 7] = logits[5:, -1] = -torch.inf  # excluded tokens
+    logits[0, 5] = logits[1, 49] = 40.0
+    logits[2, 7:9] = 40.0  # a tie of the target and another token
+    targets[2] = 8
+    blocks = [block.contiguous() for block in logits.split(widths, dim=1)]
+    alone = log_sum_of(blocks, targets)
+    total, start = functions.LogSum(targets, torch.float32, distribution=True), 0
+    for block in blocks:
+        total.add(block, start)
+        start += block.shape[1]
+    assert all(torch.equal(one, other) for one, other in zip(total.result(), alone, strict=True))
+    entropies, hits = total.distribution()
+    expected = torch.distributions.Categorical(logits=logits.double()).probs
+    torch.testing.assert_close(entropies.double(), torch.special.entr(expected).sum(1), rtol=1e-5, atol=1e-5)
+    assert hits.tolist() == (alone[1] == logits.float().amax(1)).float().tolist()
+    assert hits[:3].tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize("nonfinite", [torch.nan, torch.inf])
 def test_nonfinite_inputs_give_nonfinite_results(nonfinite):
     """A kernel that turned a NaN into a number would hide the step at which the run must stop."""

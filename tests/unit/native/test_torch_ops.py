@@ -124,3 +124,17 @@ def test_log_sum_has_the_bits_of_logsumexp_and_leaves_the_logits(dtype):
     assert torch.equal(total, logits.float().logsumexp(1))
     assert torch.equal(at_target, logits.float().diagonal())
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("widths", [(3,), (1, 2), (1, 1, 1)])
+def test_entropy_and_hits_by_hand(widths):
+    """Probabilities 1/8, 3/8, 4/8, and one of 1 beside an excluded token; the likeliest token is a hit."""
+    logits = torch.tensor([[1.0, 3.0, 4.0], [1.0, 3.0, 4.0], [2.0, 0.0, 0.0]]).log()
+    total, start = torch_ops.LogSum(torch.tensor([1, 2, 0]), torch.float32, distribution=True), 0
+    for block in logits.split(widths, 1):
+        total.add(block, start)
+        start += block.shape[1]
+    entropies, hits = total.distribution()
+    entropy = (math.log(8) + 3 * math.log(8 / 3) + 4 * math.log(2)) / 8
+    torch.testing.assert_close(entropies, torch.tensor([entropy, entropy, 0.0]), rtol=1e-6, atol=1e-6)
+    assert hits.tolist() == [0, 1, 1]

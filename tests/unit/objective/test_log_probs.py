@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from minimind.objective import log_probs as module
-from minimind.objective.log_probs import log_collisions, logits_to_log_probs, target_log_probs
+from minimind.objective.log_probs import (
+    log_collisions,
+    logits_distributions,
+    logits_to_log_probs,
+    target_distributions,
+    target_log_probs,
+)
 
 K, H, V = 7, 5, 23
 
@@ -215,3 +221,43 @@ def test_log_collisions_of_huge_and_of_bf16_logits():
     exact = (hidden.float() @ weight.float().T).softmax(1).square().sum(1).log()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, exact, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("block_bytes", [2**25, 140, 28])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_distributions_are_those_of_a_plain_softmax(monkeypatch, block_bytes, with_bias, scale):
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
+    hidden, weight, bias, targets = inputs(torch.float64, scale)
+    targets[0] = (hidden[0] @ weight.T + bias * with_bias).argmax()
+    given = bias if with_bias else None
+    log_probs, entropies, hits = target_distributions(hidden, weight, targets, given)
+    assert torch.equal(log_probs, target_log_probs(hidden, weight, targets, given))
+    logits = hidden @ weight.T + bias * with_bias
+    probabilities = logits.softmax(-1)
+    expected = -(probabilities * probabilities.clamp_min(1e-300).log()).sum(-1)
+    torch.testing.assert_close(entropies, expected, rtol=1e-9, atol=1e-9)
+    assert hits.tolist() == (logits.argmax(-1) == targets).double().tolist()
+    assert 1 <= hits.sum() < K
+    for one, other in zip(logits_distributions(logits, targets), (entropies, hits), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("block_bytes", [2**25, 140])
+def test_distributions_of_bf16_inputs_are_close_to_float32(monkeypatch, block_bytes, either_kernels):
+    monkeypatch.setattr(module, "block_bytes", lambda on_cpu: block_bytes)
+    hidden, weight, _, targets = inputs(torch.bfloat16)
+    _, entropies, _ = target_distributions(hidden, weight, targets)
+    probabilities = (hidden.float() @ weight.float().T).softmax(-1)
+    torch.testing.assert_close(entropies, torch.special.entr(probabilities).sum(-1), rtol=0.02, atol=0.02)
+
+
+def test_distributions_do_not_change_gradients():
+    hidden, weight, bias, targets = inputs()
+    plainly = value_and_gradients(target_log_probs, hidden, weight, targets, bias)
+    beside = value_and_gradients(lambda *given: target_distributions(*given)[0], hidden, weight, targets, bias)
+    assert torch.equal(plainly[0], beside[0])
+    assert all(torch.equal(one, other) for one, other in zip(plainly[1], beside[1], strict=True))
+    _, entropies, hits = target_distributions(hidden.requires_grad_(), weight, targets, bias)
+    assert not entropies.requires_grad
+    assert not hits.requires_grad

@@ -107,7 +107,7 @@ def take_step(policy: Policy, reference, layout=pack, spec="sigmoid,bco_pair:0.5
     metrics = StepMetrics(WORLD, job, {})
     batches = [layout(pairs) for pairs in PAIRS]
     with host_waits_raise():
-        train_step(policy, job, batches, metrics.sums, Watch())
+        train_step(policy, job, batches, metrics.sums, Watch(), distributions=True)
         metrics.add_norm(policy.grad_norm)
         if not job.whole_batch:  # whose evaluation counts its pairs on the host, once
             eval_step(policy, job, batches[0], [1.0, 0.0], metrics.sums)

@@ -34,7 +34,13 @@ def run(monkeypatch):
     watch = Watch()
     watch.timeout = 60.0
     seeds: list[int] = []
-    monkeypatch.setattr(loop, "train_step", lambda *_: seeds.append(int(torch.randint(10**9, ()))))
+    detailed: list[bool] = []
+
+    def step(*_, distributions):
+        seeds.append(int(torch.randint(10**9, ())))
+        detailed.append(distributions)
+
+    monkeypatch.setattr(loop, "train_step", step)
     recorder, events = Recorder(), Events()
     events.add(recorder)
     clock = []
@@ -60,6 +66,7 @@ def run(monkeypatch):
         nonfinite=SimpleNamespace(error_at=lambda step, batches, error: TrainingError(f"step {step}: {error}")),
         heard=recorder.heard,
         seeds=seeds,
+        detailed=detailed,
         clock=clock,
     )
 
@@ -81,6 +88,8 @@ def test_events_of_a_whole_run(run):
         End(step=5, finished=True),
     ]
     assert run.clock == ["resume", *["pause", "reset"] * 4]
+    # What is computed for logged steps only is computed in these.
+    assert run.detailed == [True, True, False, True, True]
 
 
 def test_a_resumed_run_begins_after_its_checkpoint(run):
@@ -115,7 +124,7 @@ def test_a_resumed_run_draws_the_same_random_numbers(run):
 
 
 def test_a_step_that_is_not_finite_is_reported_with_its_number(run, monkeypatch):
-    def fail(*_):
+    def fail(*_, distributions):
         raise TrainingError("the gradient is not finite")
 
     monkeypatch.setattr(loop, "train_step", fail)

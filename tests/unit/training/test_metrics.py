@@ -13,13 +13,13 @@ import torch
 from minimind.objective.losses import REWARD_METRICS, LossInputs, PairScores, SigmoidLoss
 from minimind.ranks.world import World
 from minimind.training import metrics
-from minimind.training.jobs.job import BatchOutcome
+from minimind.training.jobs.job import BatchOutcome, TokenSums
 from minimind.training.metrics import MetricSums, StepMetrics
 
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
-JOB = SimpleNamespace(name="dpo", item="pairs", metrics=REWARD_METRICS, metric_parts={})
+JOB = SimpleNamespace(name="dpo", item="pairs", metrics=REWARD_METRICS, metric_parts={}, token_metrics=())
 
 
 def outcome(*margins: float) -> BatchOutcome:
@@ -46,6 +46,25 @@ def test_means_are_over_pairs_not_over_micro_batches(one_rank):
     assert means["tokens_per_second"] == pytest.approx(20)
     assert means["pairs_per_second"] == pytest.approx(2)
     assert means["peak_memory_gib"] > 0
+
+
+def test_means_over_tokens_are_over_the_tokens_of_the_batches_that_know_them(one_rank):
+    job = SimpleNamespace(**{**vars(JOB), "token_metrics": ("nll", "entropy")})
+    sums = MetricSums(WORLD, job)
+
+    def known(**metrics):
+        of_pairs = {name: TokenSums(sums=torch.tensor(s), counts=torch.tensor(c)) for name, (s, c) in metrics.items()}
+        return dataclasses.replace(outcome(1.0, 2.0), token_metrics=of_pairs)
+
+    zero = torch.tensor(0.0)
+    sums.add(known(nll=([6.0, 1.0], [3.0, 1.0])), zero, row_tokens=8)
+    sums.add(known(nll=([2.0, 9.0], [4.0, 1.0]), entropy=([8.0, 9.0], [4.0, 1.0])), zero, 9, torch.tensor([1.0, 0.0]))
+    means = sums.reduce(seconds=1.0)
+    assert means["nll"] == pytest.approx((6 + 1 + 2) / (3 + 1 + 4))
+    assert means["entropy"] == pytest.approx(8 / 4)
+    sums.reset()
+    sums.add(known(nll=([0.0, 0.0], [0.0, 0.0])), zero, row_tokens=8)
+    assert sums.reduce(seconds=1.0)["nll"] == 0  # rows without a token that counts
 
 
 def test_weight_0_excludes_a_pair(one_rank):
@@ -143,8 +162,10 @@ def test_steps_skipped_by_loss_scaling_have_no_norm(one_rank, clock):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_unlogged_sums_are_counted_once_on_any_number_of_ranks(ranks):
-    width = len(MetricSums(WORLD, JOB).sums)
-    saved = {"sums": [[float(i) for i in range(width)], [10.0] * width], "norms": [3.0, 2.0], "seconds": 5.0}
+    sums = MetricSums(WORLD, JOB)
+    width = len(sums.sums)
+    of_ranks = [[float(i) for i in range(width)], [10.0] * width]
+    saved = {"names": list(sums.names), "sums": of_ranks, "norms": [3.0, 2.0], "seconds": 5.0}
     worlds = [dataclasses.replace(WORLD, rank=rank, size=ranks) for rank in range(ranks)]
     shares = [StepMetrics(world, JOB, saved).sums.sums.tolist() for world in worlds]
     assert [sum(column) for column in zip(*shares, strict=True)] == [10.0 + i for i in range(width)]
@@ -172,3 +193,17 @@ def test_names_and_order_are_those_of_earlier_manifests():
         "logps/chosen",
         "logps/rejected",
     )
+
+
+def test_sums_of_a_version_with_other_metrics_are_left_out(one_rank, clock):
+    stopped = StepMetrics(WORLD, JOB, {})
+    take_steps(stopped, clock, 5.0)
+    stopped.pause()
+    saved = json.loads(json.dumps(stopped.unlogged()))
+    earlier = {name: value for name, value in saved.items() if name != "names"}
+    other = SimpleNamespace(**{**vars(JOB), "token_metrics": ("nll",)})
+    for job, unlogged in ((JOB, earlier), (other, saved)):
+        resumed = StepMetrics(WORLD, job, unlogged)
+        take_steps(resumed, clock, 1.0)
+        resumed.pause()
+        assert resumed.reduce()["rewards/margins"] == pytest.approx(1.0)

@@ -41,7 +41,7 @@ class Policy:
         self.world, self.broken, self.aux_loss, self.fails = WORLD, broken or {}, aux_loss, fails
         self.seen, self.backwards = 0, []
 
-    def score(self, batch):
+    def score(self, batch, distributions=False):
         self.seen += 1
         log_probs = torch.full((len(batch.target_ids),), -1.0)
         if self.seen in self.broken:
@@ -136,7 +136,7 @@ def test_an_evaluation_of_a_job_over_tokens_weights_each_token_as_its_example(on
 class Varied(Policy):
     """Gives each target minus its token's last digit, and notes how batches were scored."""
 
-    def score(self, batch):
+    def score(self, batch, distributions=False):
         self.calls.append("score")
         log_probs = -(batch.target_ids % 10).float() * batch.indices[0] / 10
         return log_probs.requires_grad_(torch.is_grad_enabled()), torch.zeros(())

@@ -175,3 +175,29 @@ def test_collisions_beside_log_probs_are_summed_over_rows():
     outcome.losses.sum().backward()
     assert both.grad[:, 0].abs().sum() > 0
     assert both.grad[:, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "wpo"])
+def test_distributions_are_the_last_columns(loss):
+    entropies, hits = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    collisions = [LOG_PROBS] if loss == "wpo" else []
+    columns = torch.stack([LOG_PROBS, *collisions, entropies, hits], 1)
+    job = DPOJob(objective=build_objective(loss), reference=Reference())
+    (target,) = job.targets([BATCH])
+    outcome = job.outcome(BATCH, columns, target)
+    plain = job.outcome(BATCH, torch.stack([LOG_PROBS, *collisions], 1) if collisions else LOG_PROBS, target)
+    assert torch.equal(outcome.losses, plain.losses)
+    # By hand: rows of the first pair have the targets 1, 2 and 1, 3, those of the second 4, 5 and 6.
+    sums = {name: one.sums.tolist() for name, one in outcome.token_metrics.items()}
+    counts = {name: one.counts.tolist() for name, one in outcome.token_metrics.items()}
+    assert sums == {"nll": [4, 6], "entropy": [1 + 2 + 1 + 3, 4 + 5 + 6], "token_accuracy": [1 + 1, 2]}
+    assert counts == {"nll": [2, 2], "entropy": [4, 3], "token_accuracy": [4, 3]}
+    assert set(plain.token_metrics) == {"nll"}
+
+
+def test_lengths_are_tokens_that_count():
+    job = DPOJob(objective=build_objective("sigmoid"), reference=Reference())
+    metrics = job.outcome(BATCH, LOG_PROBS, job.targets([BATCH])[0]).metrics
+    assert metrics["lengths/chosen"].tolist() == [2, 2]
+    assert metrics["lengths/rejected"].tolist() == [2, 1]
+    assert tuple(metrics) == job.metrics

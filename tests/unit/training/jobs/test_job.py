@@ -39,7 +39,7 @@ def test_step_and_metrics_work_for_another_job(one_rank):
     losses = []
     policy = SimpleNamespace(
         world=WORLD,
-        score=lambda batch: (batch.log_probs, torch.zeros(())),
+        score=lambda batch, distributions: (batch.log_probs, torch.zeros(())),
         backward=lambda loss, last: losses.append(float(loss)),
         step=lambda: None,
     )
