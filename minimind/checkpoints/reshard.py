@@ -143,16 +143,18 @@ def load_resharded(engine: Any, folder: Path, world: World, on_progress: Callabl
     Raises:
         CheckpointError: the files do not fit the model, or the optimizer's states cannot be resharded.
     """
-    # In the model's order, because stage 0's optimizer knows its parameters by number only.
-    parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-    saved = SavedStates(folder, list(parameters), on_progress)
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     base = wrapped_optimizer(optimizer, stage)
-    if not isinstance(base, torch.optim.Optimizer):
+    # Muon has a group of matrices and one of the rest; 8-bit states belong to blocks of elements.
+    known = isinstance(base, torch.optim.Optimizer) and len(base.param_groups) == 1
+    if not known or type(base).__module__.startswith("bitsandbytes"):
         raise CheckpointError(
             f"{folder}: states of optimizer {type(base).__name__} cannot be resharded; resume with the number of ranks "
             "and the ZeRO stage that the checkpoint was written with"
         )
+    # In the model's order, because stage 0's optimizer knows its parameters by number only.
+    parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    saved = SavedStates(folder, list(parameters), on_progress)
     if stage == 0:
         base.load_state_dict(_unsharded_state(base, parameters, saved))
     else:

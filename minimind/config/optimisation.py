@@ -23,6 +23,12 @@ class OptimisationConfig:
         "step are distributed over as few micro-batches as possible; 0: every micro-batch has batch_size pairs",
         low=0,
     )
+    optimizer: str = flag(
+        "adamw",
+        "optimizer, in place of the DeepSpeed file's; adamw_8bit: bitsandbytes' AdamW, on a GPU; muon: DeepSpeed's "
+        "Muon for hidden matrices, AdamW for the rest, without clipping",
+        choices=("adamw", "adamw_8bit", "muon"),
+    )
     learning_rate: float = flag(4e-8, "highest learning rate; --lr_schedule says how it changes", above=0)
     lr_schedule: str = flag(
         "minimind",

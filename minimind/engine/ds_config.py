@@ -10,13 +10,12 @@ problems are raised together.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from minimind.config import DEEPSPEED_FILE, Settings
+from minimind.engine.ds_optimizer import check_under_zero, choose_optimizer
 from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
 from minimind.engine.ds_zero import has_plain_shards, resolve_overlap, resolve_zero, swaps_to_nvme
 from minimind.engine.patches.catalog import PATCHES
@@ -31,12 +30,6 @@ _BOUND = {
     "gradient_clipping": "grad_clip",
     "optimizer.params.lr": "learning_rate",
 }
-_OPTIMIZERS = ("Adam", "AdamW", "Adagrad", "Lamb", "Lion", "Muon", "SGD")
-_ADAM_KEYS = (
-    "lr betas eps weight_decay torch_adam adam_w_mode amsgrad bias_correction fused foreach fp32_optimizer_states"
-).split()
-# Defaults of torch's AdamW, with which MiniMind trains.
-_ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,22 +56,19 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         ConfigError: lists every problem of the file, and every contradiction to flags and ranks.
     """
     values = read_config_file(path)
-    # MiniMind's optimizer: torch's own AdamW. DeepSpeed would otherwise compile its FusedAdam.
-    values.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True, "fused": True}})
     problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
+    settings, overridden = choose_optimizer(values, settings, on_cpu, problems)
     # Asked before `_bind_flags` fills the key, because `_bind_batch` may still choose an open value.
     fixed_accumulation = not _is_open(values, "gradient_accumulation_steps")
     settings = _bind_flags(values, settings, problems)
     settings = _bind_batch(values, settings, world_size, fixed_accumulation, problems)
     if "scheduler" in values:
         problems.append("'scheduler' is not taken from the file: use --learning_rate and --lr_schedule")
-    _complete_optimizer(values, problems)
     _complete_monitors(values, settings.config.run.save_dir)
     settings = bind_wandb(values, settings, problems)
     stage = resolve_zero(values, world_size, on_cpu, problems)
-    if stage > 0:
-        _allow_under_zero(values, problems)
+    overridden |= check_under_zero(values, settings, stage, problems)
     if swaps_to_nvme(values) and settings.explicit("keep_checkpoints"):
         problems.append("--keep_checkpoints: no checkpoints are written when states swap to NVMe; remove the flag")
     dtype = settings.config.optimisation.dtype
@@ -99,7 +89,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     problems += _left_over_autos(values)
     if problems:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in problems])
-    overridden = resolve_overlap(values, world_size)
+    overridden |= resolve_overlap(values, world_size)
     return ResolvedConfig(values=values, stage=stage, settings=settings, overridden=overridden)
 
 
@@ -225,47 +215,6 @@ def _bind_batch(
             f'{micro * accumulation * world_size}; write "auto" or change one of them'
         )
     return settings
-
-
-def _complete_optimizer(values: dict[str, Any], problems: list[str]) -> None:
-    """Check the optimizer section. Missing values of Adam become torch's defaults, as in MiniMind."""
-    kind, params = values["optimizer"].get("type"), values["optimizer"]["params"]
-    if str(kind).lower() not in (name.lower() for name in _OPTIMIZERS):
-        problems.append(f"'optimizer.type' is {json.dumps(kind)}; known are {', '.join(_OPTIMIZERS)}")
-    elif str(kind).lower() == "sgd":
-        # DeepSpeed looks the name up in torch.optim, where "sgd" is a module.
-        values["optimizer"]["type"] = "SGD"
-    elif str(kind).lower() in ("adam", "adamw"):
-        for name, value in _ADAMW.items():
-            if params.get(name, "auto") == "auto":
-                params[name] = value
-        if params.get("torch_adam") is not True:
-            problems += [
-                f"'optimizer.params.{name}' belongs to torch's AdamW: set \"torch_adam\": true, or drop it"
-                for name in ("fused", "foreach")
-                if name in params
-            ]
-        for name in params:
-            if name not in _ADAM_KEYS:
-                near = difflib.get_close_matches(name, _ADAM_KEYS, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(_ADAM_KEYS)}"
-                problems.append(f"unknown key 'optimizer.params.{name}'{hint}")
-
-
-def _allow_under_zero(values: dict[str, Any], problems: list[str]) -> None:
-    """Allow SGD under ZeRO, which DeepSpeed otherwise refuses with an AssertionError, and refuse Lamb."""
-    kind = str(values["optimizer"].get("type")).lower()
-    if kind == "sgd":
-        # SGD is correct on shards: it updates each element by itself (tested by tests/distributed/workers/budget.py).
-        if values.setdefault("zero_allow_untested_optimizer", True) is not True:
-            problems.append(
-                "'zero_allow_untested_optimizer' is false, and DeepSpeed shards SGD only with it; remove it"
-            )
-    elif kind == "lamb":
-        problems.append(
-            "'optimizer.type' is Lamb, which scales updates by the norms of whole tensors, and ZeRO has only shards of "
-            "them; use AdamW"
-        )
 
 
 def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:

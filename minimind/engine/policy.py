@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minimind.data.packs import Batch
 from minimind.engine.build import build_scorer, own_range, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
+from minimind.engine.ds_optimizer import ADAMW_8BIT, MUON, kind_of, make_8bit, muon_obstacle
 from minimind.engine.ds_zero import fit_bucket
 from minimind.engine.monitor import RunMonitor
 from minimind.engine.patches.first_step import patch_optimizer
@@ -74,11 +75,17 @@ class Policy:
             old = scorer.model.gradient_checkpointing_enable
             getattr(scorer.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
         trained = [p for p in scorer.parameters() if p.requires_grad]
+        kind = kind_of(resolved.values)
+        if kind == MUON and (obstacle := muon_obstacle(scorer.model)):
+            raise ConfigError(obstacle, agreed=True)
+        # A ZeRO-3 parameter has no elements here, but its full size.
+        values = fit_bucket(resolved.values, sum(full_numel(p) for p in trained))
+        optimizer = make_8bit(values.pop("optimizer")["params"]) if kind == ADAMW_8BIT else None
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=trained,
-            # A ZeRO-3 parameter has no elements here, but its full size.
-            config=fit_bucket(resolved.values, sum(full_numel(p) for p in trained)),
+            config=values,
+            optimizer=optimizer,
             # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )

@@ -53,6 +53,7 @@ class StepLoad:
         reference: the reference is in memory during training; a cached one is not.
         checkpointing: the backward pass recomputes the activations within blocks.
         update: how the reference follows the policy; None: it stays.
+        optimizer: as in --optimizer; others of a DeepSpeed file count as AdamW.
     """
 
     dtype: str
@@ -61,6 +62,7 @@ class StepLoad:
     reference: bool = True
     checkpointing: bool = False
     update: ReferenceUpdate | None = None
+    optimizer: str = "adamw"
 
     @classmethod
     def of(cls, config: JobConfig) -> StepLoad:
@@ -81,6 +83,7 @@ class StepLoad:
             reference=config.engine.reference == "live",
             checkpointing=config.engine.gradient_checkpointing,
             update=parse_reference_update(moving) if moving is not None else None,
+            optimizer=optimisation.optimizer,
         )
 
     @property

@@ -2,9 +2,9 @@
 
     ModelSizes, ZeroChoice, StepLoad, Machine -> RankMemory
 
-P elements, N ranks, w bytes of an element (2 for bfloat16 and float16, 4 for float32). Adam's states are float32 for
-every w: 4 bytes of master weights and 8 bytes of moments per element. The peak of a global step is in one of three
-phases:
+P elements, N ranks, w bytes of an element (2 for bfloat16 and float16, 4 for float32). Master weights and Adam's
+moments are float32 for every w: 4 and 8 bytes per element. Other optimizers have other states (`_state_bytes`). The
+peak of a global step is in one of three phases:
 
     scoring    forward of the reference                   states + gathered reference + its working set
     backward   end of the policy's forward                states + gathered policy + buckets + activations + head
@@ -25,6 +25,8 @@ from minimind.plan.sizes import ModelSizes
 _STAGE_0_BUCKET = 500_000_000
 # Bytes per element: both moments of Adam, float32 master weights of 16-bit weights, any float32 value.
 _MOMENTS, _MASTER, _FLOAT32 = 8, 4, 4
+# 8-bit moments: two bytes per element, and two float32 scales for each block of 256 elements.
+_MOMENTS_8BIT, _BLOCK_8BIT = 2, 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,12 +171,12 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
     first_step = 0
     if choice.stage == 0:
         masters = 0 if width == _FLOAT32 else _MASTER
-        gradients, optimizer = width * total, (masters + _MOMENTS) * total
+        gradients, optimizer = width * total, masters * total + _state_bytes(sizes, choice, load)
         update, buckets, host = masters * total, width * min(_STAGE_0_BUCKET, total), 0
     else:
         # Stage 1 accumulates the gradients of all parameters and shards them at the last micro-batch only.
         gradients = width * (total if choice.stage == 1 and load.micro_batches > 1 else owned)
-        optimizer = (_MASTER + _MOMENTS) * owned
+        optimizer = _MASTER * owned + _share(_state_bytes(sizes, choice, load), owned, total)
         # The rank's flat gradient in float32 (engine/patches/optimizer.py); twice in the first step, from DeepSpeed and
         # from the patch.
         update = _FLOAT32 * owned
@@ -208,7 +210,8 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
     width, owned = load.width, sizes.shard(ranks)
     whole = width * sizes.small(choice.keep_below)
     group = min(owned, choice.sub_group)
-    parameters, gradients, optimizer = width * owned, width * owned, (_MASTER + _MOMENTS) * owned
+    parameters, gradients = width * owned, width * owned
+    optimizer = _MASTER * owned + _share(_state_bytes(sizes, choice, load), owned, sizes.parameters)
     update = (width + (0 if width == _FLOAT32 else _FLOAT32)) * group
     host = disk = 0
     if choice.optimizer_on != "device":
@@ -238,6 +241,27 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
         gathered=width * live,
         kept_buckets=True,
     )
+
+
+def _state_bytes(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad) -> int:
+    """Bytes of the optimizer's states of all elements, without master weights.
+
+    Muon has Adam's moments for what is no hidden matrix, and one momentum for the matrices, in the gradients' dtype;
+    ZeRO 1 and 2 keep a second one, to which a step is written until it is known to be finite.
+    """
+    total = sizes.parameters
+    if load.optimizer == "adamw_8bit":
+        return _MOMENTS_8BIT * total + 2 * _FLOAT32 * -(-total // _BLOCK_8BIT)
+    if load.optimizer != "muon":
+        return _MOMENTS * total
+    offloads = choice.optimizer_on != "device"
+    momentum = _FLOAT32 if offloads else load.width * (2 if choice.stage in (1, 2) else 1)
+    return _MOMENTS * (total - sizes.matrices) + momentum * sizes.matrices
+
+
+def _share(states: int, owned: int, total: int) -> int:
+    """What a rank that owns so many of all elements has of their states, rounded up."""
+    return -(-states * owned // total)
 
 
 def kept_for_backward(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad) -> int:

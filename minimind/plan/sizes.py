@@ -26,6 +26,7 @@ class ModelSizes:
         inner: width of the feed-forward part for one token: intermediate size x experts per token.
         routed: number of experts that a token is routed to; 0 without experts.
         normed_heads: queries and keys are normalised per head (MiniMind-3, Qwen3).
+        matrices: elements of the tensors that Muon updates: matrices whose names have neither "embed" nor "lm_head".
         float32_norms: norms save float32 copies of 16-bit activations, as in the models of transformers.
     """
 
@@ -39,6 +40,7 @@ class ModelSizes:
     routed: int
     normed_heads: bool
     float32_norms: bool
+    matrices: int = 0
 
     @classmethod
     def of(cls, config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> ModelSizes:
@@ -70,6 +72,7 @@ class ModelSizes:
             routed=routed,
             normed_heads=any(".q_norm." in name for name in shapes),
             float32_norms=family_of(config).keeps_float32_norm_inputs,
+            matrices=sum(math.prod(shape) for name, shape in shapes.items() if _is_hidden_matrix(name, shape)),
         )
 
     @property
@@ -89,6 +92,11 @@ class ModelSizes:
     def shard(self, ranks: int) -> int:
         """Elements of one ZeRO-3 shard: each tensor is padded to a multiple of the ranks."""
         return sum(-(-size // ranks) for size in self.tensors)
+
+
+def _is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """DeepSpeed's rule; models that it would be wrong for are refused (`muon_obstacle` in engine/ds_optimizer.py)."""
+    return len(shape) >= 2 and not any(word in name.lower() for word in ("embed", "lm_head"))
 
 
 def given_size(config: PretrainedConfig, name: str) -> int:

@@ -42,6 +42,8 @@ def flags(data, save_dir, *more, ranks=2):
         *(("zero2", 2, ()), ("zero3", 2, ()), ("zero2", 1, ("--use_compile", 1))),
         # Running means and a loss of the global batch.
         ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
+        # A momentum of whole matrices, which the ranks' partitions cut.
+        ("zero2", 2, ("--optimizer", "muon")),
         pytest.param("zero2", 2, ("--use_compile", 1), marks=pytest.mark.long),
     ],
 )

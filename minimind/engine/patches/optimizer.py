@@ -77,6 +77,9 @@ def fitting_patches(optimizer: Any, single_rank: bool, patches: PatchSelection) 
     """
     stage_1_and_2 = find(_CLASS)
     known = isinstance(stage_1_and_2, type) and isinstance(optimizer, stage_1_and_2)
+    # Muon makes its updates while DeepSpeed collects the gradients of a partition, which the patches would not see.
+    if known and any(group.get("use_muon") for group in optimizer.optimizer.param_groups):
+        return {}
     if not known or optimizer.dtype == torch.float32 or optimizer.gradient_accumulation_dtype != optimizer.dtype:
         return {}
     fitting: dict[Patch, Replacement] = {}

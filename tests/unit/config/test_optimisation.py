@@ -17,6 +17,7 @@ def test_defaults_are_minimind_s():
         "batch_size": 4,
         "accumulation_steps": 1,
         "micro_batch_tokens": None,
+        "optimizer": "adamw",
         "learning_rate": 4e-8,
         "lr_schedule": "minimind",
         "warmup_steps": 0,

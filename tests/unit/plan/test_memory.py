@@ -50,6 +50,23 @@ def states(choice: ZeroChoice, load: StepLoad = LOAD) -> list[int]:
     return [value / 8e6 for value in (memory.parameters, memory.gradients, memory.optimizer, memory.reference)]
 
 
+def test_states_of_other_optimizers():
+    """By hand: 6 of 8 M elements are hidden matrices. Masters 4 bytes; Adam's moments 8; Muon's momentum in bfloat16 2,
+    twice at stages 1 and 2, and 4 in main memory; 8-bit moments 2, and 8 bytes of scales for every 256 elements."""
+
+    def optimizer(choice, name):
+        load, sizes = dataclasses.replace(LOAD, optimizer=name), dataclasses.replace(ROUND, matrices=6_000_000)
+        memory = rank_memory(sizes, choice, REFERENCE, load, FOUR)
+        return memory.optimizer, memory.host
+
+    assert optimizer(ZeroChoice(stage=2), "adamw")[0] == (4 + 8) * 2e6
+    assert optimizer(ZeroChoice(stage=2), "muon")[0] == 4 * 2e6 + (8 * 2e6 + 4 * 6e6) / 4
+    assert optimizer(ZeroChoice(stage=3), "muon")[0] == 4 * 2e6 + (8 * 2e6 + 2 * 6e6) / 4
+    assert optimizer(ZeroChoice(stage=2), "adamw_8bit")[0] == 4 * 2e6 + (2 * 8e6 + 8 * 8e6 / 256) / 4
+    offloaded = [optimizer(ZeroChoice(stage=2, optimizer_on="cpu"), name)[1] for name in ("adamw", "muon")]
+    assert offloaded[0] - offloaded[1] == (8 - 4) * 6e6 / 4
+
+
 def test_states_per_stage():
     float32 = dataclasses.replace(LOAD, dtype="float32")
     assert states(ZeroChoice(stage=0), float32) == [4, 4, 8, 1]

@@ -5,6 +5,8 @@ tests/distributed/test_ds_configs.py compares real training with and without eac
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
@@ -39,6 +41,7 @@ class StandIn(DeepSpeedZeroOptimizer):
             "cpu_offload": False,
             "device": "cpu",
             "clip_grad": 1.0,
+            "optimizer": SimpleNamespace(param_groups=[{}]),
         }
         self.__dict__.update({**values, **changes})
         self.calls, self.normed = [], []
@@ -96,6 +99,12 @@ def test_each_patch_can_be_turned_off_by_itself(name):
 def test_patches_that_do_not_fit_are_left_out(changes, applied):
     _, replaced = patched(**changes)
     assert replaced == set().union(*(REPLACED[name] for name in applied))
+
+
+def test_muon_is_left_alone():
+    """It makes its updates while the partitions of gradients are collected."""
+    _, replaced = patched(optimizer=SimpleNamespace(param_groups=[{"use_muon": False}, {"use_muon": True}]))
+    assert replaced == set()
 
 
 def test_other_optimizers_are_left_alone():
