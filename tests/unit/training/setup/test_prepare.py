@@ -67,7 +67,7 @@ def test_defaults_follow_the_weights_and_a_resumed_run(tmp_path):
         return [settings.values[name] for name in names], {settings.origins[name] for name in names}
 
     assert values() == ([False, 0.15, 0.2], {"generation 3"})
-    identity = {"loss": "sigmoid", "beta": 0.1, "average_log_prob": True}
+    identity = {"loss": "sigmoid", "beta": 0.1, "average_log_prob": True, "dtype": "bfloat16"}
     batch = {"batch_size": 8, "accumulation_steps": 1}
     manifest = Manifest(step=1, stream={}, files={}, identity=identity, batch=batch, sharding={"ranks": 1})
     earlier = Checkpoint(path=tmp_path, manifest=manifest, damaged={})
