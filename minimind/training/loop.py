@@ -95,7 +95,14 @@ def _take_step(run: Run, step: int, batches: Sequence[Batch], logged: bool) -> N
     # Dropout draws from a seed of the step's own, so a resumed run needs no saved generator state.
     torch.manual_seed(hash((run.seed, step, run.world.rank)))
     try:
-        train_step(run.policy, run.job, batches, run.metrics.sums, run.watch, distributions=logged)
+        train_step(
+            run.policy,
+            run.job,
+            batches,
+            run.metrics.sums,
+            run.watch,
+            distributions=logged and bool(run.job.token_metrics),
+        )
     except TrainingError as error:
         raise run.nonfinite.error_at(step, batches, error) from error
     run.metrics.add_norm(run.policy.grad_norm)

@@ -73,7 +73,7 @@ def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], 
     """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each example that counts, else a 0."""
     batch = batch.to_device(policy.world.device)
     (target,) = job.targets([batch])
-    log_probs, aux_loss = policy.score(batch, distributions=True)
+    log_probs, aux_loss = policy.score(batch, distributions=bool(job.token_metrics))
     outcome = job.outcome(batch, log_probs, target)
     weight = to_device(np.array(weights), policy.world.device)
     sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))
@@ -99,7 +99,7 @@ def eval_together(
     for batch, weight in batches:
         batch = batch.to_device(device)
         (target,) = job.targets([batch])
-        log_probs, aux_loss = policy.score(batch, distributions=True)
+        log_probs, aux_loss = policy.score(batch, distributions=bool(job.token_metrics))
         # The tokens of all batches would fill a GPU.
         kept.append((batch.without_tokens(), log_probs, target, aux_loss))
         weights.append(weight)

@@ -53,7 +53,6 @@ class DPOJob(Job[PairBatch, PairTargets]):
 
     name = "dpo"
     item = "pairs"
-    token_metrics = TOKEN_METRICS
 
     def __init__(
         self,
@@ -68,11 +67,14 @@ class DPOJob(Job[PairBatch, PairTargets]):
         self.objective = objective
         self.reference = reference
         self._statistics = statistics
-        self.metrics = (*objective.metrics, *LENGTH_METRICS)
+        # The second row of an answer with a label is another prompt's answer, so pairs' metrics mean nothing there.
+        self._answers_pair = Need.LABELS not in objective.needs
+        self.metrics = (*objective.metrics, *(LENGTH_METRICS if self._answers_pair else ()))
+        self.token_metrics = TOKEN_METRICS if self._answers_pair else ()
         parts = (_part_column(metric) for metric in objective.part_metrics)
         self.columns = (*parts, *(column for column in _COLUMNS if column.metric in objective.metrics))
         self.metric_parts = objective.metric_parts
-        if Need.LABELS in objective.needs:
+        if not self._answers_pair:
             self.item = "answers"
         self._per_token = Need.PER_TOKEN in objective.needs
         self.whole_batch = Need.GLOBAL_BATCH in objective.needs
@@ -149,6 +151,8 @@ class DPOJob(Job[PairBatch, PairTargets]):
         # An evaluation uses the means of training and does not change them.
         if self._statistics is not None and torch.is_grad_enabled():
             self._statistics.add(result.statistics)
+        if not self._answers_pair:
+            return BatchOutcome(losses=result.losses, metrics=result.metrics)
         return BatchOutcome(
             losses=result.losses,
             metrics={**result.metrics, **answer_lengths(batch.target_counts)},
