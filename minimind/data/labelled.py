@@ -79,9 +79,8 @@ def encode_answer(
                 break
             messages, half, prompt_cut = shorter, encode(shorter), True
     chosen = _cut(half, limit)
-    if others is None:
-        rejected = TokenizedRow(chosen.tokens[:1], [0])
-    else:
+    rejected = TokenizedRow(chosen.tokens[:1], [0])
+    if others is not None:
         rejected = _cut(_mismatched(messages[:-1], others, encode), limit)
     return EncodedPair(
         chosen=chosen,
