@@ -90,13 +90,8 @@ def prepare(
     problems = Problems()
     is_demo = not settings.config.data.data_path
     # Each stage can change settings that the next one reads: demo, schedule, weights, objective, DeepSpeed files.
-    implied = with_implied(settings)
-    settings = problems.attempt(lambda: choose_schedule(implied)) or implied
     settings, source, model = _open_weights(settings, checkpoint, without_bfloat16, problems)
-    other_reference = problems.attempt(lambda: open_reference_weights(settings.config))
-    settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
-    if objective is not None:
-        settings = problems.attempt(lambda: with_labelled_turns(settings, objective)) or settings
+    settings, objective = _choose_objective(settings, model, problems)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
     if policy_config is not None:
@@ -108,13 +103,12 @@ def prepare(
         world=world,
         is_demo=is_demo,
         source=source,
-        other_reference=other_reference,
+        other_reference=problems.attempt(lambda: open_reference_weights(settings.config)),
         tokenizer=tokenizer,
         engine_resolved=policy_config is not None,
         objective=objective,
     )
-    problems.extend(error for check in CHECKS for error in check(draft))
-    problems.raise_if_any()
+    _check(draft, problems)
     # Each is None only if it raised a problem.
     assert objective is not None
     assert source is not None
@@ -130,14 +124,31 @@ def prepare(
         tokenizer=tokenizer,
         policy_config=policy_config,
         reference_config=reference_config,
-        other_reference=other_reference,
+        other_reference=draft.other_reference,
     )
+
+
+def _check(draft: Draft, problems: Problems) -> None:
+    """Raise all problems: those of the stages, and those that the checks find."""
+    problems.extend(error for check in CHECKS for error in check(draft))
+    problems.raise_if_any()
+
+
+def _choose_objective(
+    settings: Settings, model: ModelDefaults | None, problems: Problems
+) -> tuple[Settings, Objective | None]:
+    settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
+    if objective is not None:
+        settings = problems.attempt(lambda: with_labelled_turns(settings, objective)) or settings
+    return settings, objective
 
 
 def _open_weights(
     settings: Settings, checkpoint: Checkpoint | None, without_bfloat16: bool, problems: Problems
 ) -> tuple[Settings, WeightSource | None, ModelDefaults | None]:
-    """Settings with what the start weights fix, these weights, and the defaults that follow them or the resumed run."""
+    """Settings with all that is implied and all that the start weights fix; these weights; the defaults that follow."""
+    implied = with_implied(settings)
+    settings = problems.attempt(lambda: choose_schedule(implied)) or implied
     source = problems.attempt(lambda: open_start_weights(settings.config))
     if source is None:
         return settings, None, None
