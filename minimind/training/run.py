@@ -21,6 +21,7 @@ from minimind.training.console import Console
 from minimind.training.folder import drop_metrics_after
 from minimind.training.folder_lock import FolderLock
 from minimind.training.loop import Run, train
+from minimind.training.outlook import report_outlook
 from minimind.training.setup.assemble import assemble_run
 from minimind.training.setup.attention import choose_attention_backend
 from minimind.training.setup.engines import Engines, build_engines
@@ -76,6 +77,8 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     watch.enter("tokenising")
     data = load_data(prepared, world, TokenisingLine(console, watch.tick))
     report_data(console, data, prepared.settings.config, prepared.objective)
+    if world.is_main:
+        report_outlook(prepared, data, console)
     prepared = choose_attention_backend(prepared, world, watch, data, console)
     from_main(world, lambda: lock.acquire(create=True))
     opened = open_run(prepared, data, world, watch, console)

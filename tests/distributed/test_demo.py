@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.distributed.launching import metrics, train
@@ -17,6 +19,10 @@ def test_demo_learns_and_answers_better(tmp_path):
     assert held_out[0]["eval/rewards/accuracies"] == pytest.approx(0.5, abs=0.02)
     assert held_out[-1]["step"] == 60
     assert held_out[-1]["eval/rewards/accuracies"] > 0.9
+
+    # The estimate at the start is one of the order of magnitude.
+    (estimate,) = re.findall(r"the margin can reach about (\S+) in 60 steps", done.output)
+    assert 0.1 < float(estimate) / held_out[-1]["eval/rewards/margins"] < 10
 
     shown = done.output.partition("Answers to held-out prompts")[2].splitlines()
     before, after = (
