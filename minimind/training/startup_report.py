@@ -143,7 +143,9 @@ def report_data(console: Console, data: TrainingData, config: DPOConfig, objecti
                 f"  {table.source.name}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or "
                 "count a user's words, and the turns count here instead (--mask minimind: the rule)"
             )
-    console.say(f"  learning rate: {make_schedule(config.optimisation, total_steps).describe()}")
+    schedule = make_schedule(config.optimisation, total_steps)
+    if schedule.name != "minimind" or schedule.warmup_steps:
+        console.say(f"  learning rate: {schedule.describe()}")
     # With --max_steps the end of the stream is not reached, so nothing is left over.
     if stream.left_over and total_steps == stream.total_steps:
         console.say(f"  the last {stream.left_over} {items} do not fill a global batch and are not trained on")

@@ -94,8 +94,7 @@ def prepare(
     settings, objective = _choose_objective(settings, model, problems)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
-    if policy_config is not None:
-        settings = policy_config.settings
+    settings = settings if policy_config is None else policy_config.settings
     reference_config = problems.attempt(lambda: _reference_config(settings, world))
     # Checks come last, when all settings are final. They run even if a stage failed, to report everything at once.
     draft = Draft(
@@ -137,6 +136,7 @@ def _check(draft: Draft, problems: Problems) -> None:
 def _choose_objective(
     settings: Settings, model: ModelDefaults | None, problems: Problems
 ) -> tuple[Settings, Objective | None]:
+    """The objective, and settings with what it implies; None if the flags of the loss are wrong."""
     settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
     if objective is not None:
         settings = problems.attempt(lambda: with_labelled_turns(settings, objective)) or settings

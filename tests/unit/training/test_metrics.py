@@ -75,7 +75,8 @@ def test_weight_0_excludes_a_pair(one_rank):
 
 def test_a_metric_of_a_part_is_the_mean_over_that_part(one_rank):
     """Two of three items have a share; where none has, the metric does not exist."""
-    job = SimpleNamespace(name="dpo", item="answers", metrics=("reward", "good"), token_metrics=(), metric_parts={"reward": "good"})
+    job = SimpleNamespace(name="dpo", item="answers", metrics=("reward", "good"), metric_parts={"reward": "good"})
+    job.token_metrics = ()
     sums, zero = MetricSums(WORLD, job), torch.zeros(3)
     of_part = {"reward": torch.tensor([4.0, 0.0, 1.0]), "good": torch.tensor([1.0, 0.0, 1.0])}
     sums.add(BatchOutcome(losses=zero, metrics=of_part), zero[0], row_tokens=1)

@@ -257,3 +257,14 @@ def test_every_file_has_its_own_lines_about_rows():
         "  eval.jsonl: pairs longer than --max_seq_len 100: 1 of 1 (100.0 %); cut at the end: 1; --max_seq_len 300 "
         "would keep 99 % of the pairs whole (--on_long_row cut)",
     ]
+
+
+def test_a_schedule_other_than_minimind_s_is_described():
+    tables = PairTables(tables=(table_of((10, 10, 0), (10, 10, 0)),))
+    stream = PairSampler(
+        mix=tables.mix, epochs=2, micro_batch_size=1, accumulation_steps=1, world_size=1, shuffle=False, seed=0
+    )
+    data, lines = TrainingData(table=tables, eval_table=None, stream=stream, total_steps=4), []
+    config = parse_settings(["--lr_schedule", "wsd", "--decay_ratio", "0.5", "--warmup_steps", "1"]).config
+    report_data(SimpleNamespace(say=lines.append), data, config, build_objective("sigmoid"))
+    assert lines[-1] == "  learning rate: wsd over 4 steps, 1 of warm-up, 2 of decay"

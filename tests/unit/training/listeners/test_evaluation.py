@@ -44,13 +44,14 @@ def made():
             world=world,
             eval=lambda: calls.append("eval"),
             train=lambda: calls.append("train"),
-            score=lambda batch: (batch.values, torch.zeros(())),
+            score=lambda batch, distributions: (batch.values, torch.zeros(())),
         )
         job = SimpleNamespace(
             name="dpo",
             item="pairs",
             metrics=(),
             metric_parts={},
+            token_metrics=(),
             whole_batch=False,
             targets=lambda batches: [None],
             outcome=lambda batch, log_probs, target: BatchOutcome(losses=log_probs, metrics={}),
