@@ -56,7 +56,7 @@ def run(monkeypatch):
         world=World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
         watch=watch,
         policy=SimpleNamespace(train=lambda: None, learning_rate=0.1, grad_norm=torch.tensor(1.0)),
-        job=None,
+        job=SimpleNamespace(token_metrics=("entropy",)),
         batches=lambda start: iter([[]] * (5 - start)),
         total_steps=5,
         log_interval=2,
