@@ -66,11 +66,9 @@ def load_table(
         folder = cache_dir / f"pairs-{known}"
         if (table := read_table(folder, source, known, listener.on_work, checked=True)) is not None:
             return table
-    encoder = build_encoder(tokenizer, options)
-    limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
+    encoder, limit = build_encoder(tokenizer, options), LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
     key = _key(source, encoder, limit, shapes, listener.on_work)
     folder = cache_dir / f"pairs-{key}"
-
     read = functools.partial(read_table, folder, source, key, listener.on_work)
     if (table := read()) is None:
         chunks = functools.partial(

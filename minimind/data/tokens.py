@@ -178,10 +178,8 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
         for messages in row.conversations.values()
     )
     pairs: list[EncodedPair] = []
-    identities: list[int] = []
-    numbers: list[int] = []
+    identities, numbers, labels = (list[int]() for _ in range(3))
     scores: list[float] = []
-    labels: list[int] = []
     bad, counts, unused = read.bad, read.counts, dict[tuple[int, str], None]()
     for place, (number, row) in enumerate(zip(read.numbers, read.rows, strict=True)):
         try:
