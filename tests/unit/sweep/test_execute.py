@@ -22,6 +22,7 @@ from tests.unit.sweep.made import plans
 def plan(tmp_path):
     (found,) = plans(tmp_path, "--beta", "0.1")
     write_record(found, STARTED)
+    (found.folder / LOG).touch()  # the tests' threads read it while the launcher is started
     return found
 
 
