@@ -93,8 +93,10 @@ def test_settings_reach_the_loop(assemble, tmp_path):
 
 
 def test_unlogged_metrics_of_the_checkpoint_are_taken_over(assemble):
-    sums = [[float(rank)] * 11 for rank in (1, 2)]
-    run = assemble(unlogged={"sums": sums, "norms": [3.0, 1.0], "seconds": 4.0}, rank=1)
+    fresh = assemble().metrics.sums
+    names = [*fresh.names, *fresh.token_names]
+    sums = [[float(rank)] * len(fresh.sums) for rank in (1, 2)]
+    run = assemble(unlogged={"names": names, "sums": sums, "norms": [3.0, 1.0], "seconds": 4.0}, rank=1)
     assert run.metrics.sums.sums.tolist() == sums[1]
 
 
