@@ -62,7 +62,7 @@ def save_behind_obstacle(self, policy, step, *state, **options):
         return save(self, policy, step, *state, **options)
 
 
-def step_behind_obstacle(run, step, batches):
+def step_behind_obstacle(run, step, *more):
     if RANK == "0" and step in (STEPS[0], STEPS[-1] + 1):
         (listener,) = (one for one in run.events._listeners if isinstance(one, MetricsFile))
         folder, begins = listener._path.parent, step == STEPS[0]
@@ -73,7 +73,7 @@ def step_behind_obstacle(run, step, batches):
             fill(filler)
         else:
             filler.unlink()
-    take_step(run, step, batches)
+    take_step(run, step, *more)
 
 
 if __name__ == "__main__":
