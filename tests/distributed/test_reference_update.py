@@ -27,7 +27,7 @@ def run(folder, save_dir, *more, ranks=2, config="zero3"):
     flags = {
         "from_weight": folder / "start", "data_path": folder / "pairs.jsonl", "max_seq_len": LENGTH, "dtype": "float32",
         "batch_size": GLOBAL_BATCH // ranks, "learning_rate": 1e-3, "shuffle": 0, "log_interval": 1, "save_interval": 3,
-        "save_dtype": "float32", "save_dir": folder / save_dir,
+        "save_dtype": "float32", "save_dir": folder / save_dir, "average_log_prob": 1, "beta": 0.1,
     }  # fmt: skip
     arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
     return train(*arguments, *UPDATE, *more, config=config, ranks=ranks)

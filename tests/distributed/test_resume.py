@@ -81,7 +81,7 @@ def test_run_with_other_settings_is_not_resumed_and_no_file_is_lost(small_data, 
     other = train(*flags(small_data, tmp_path, "--max_steps", 2, "--from_resume", 1, "--beta", 0.5))
     assert other.status != 0
     assert "CheckpointError" in other.output
-    assert "beta was 0.1, is 0.5" in other.output
+    assert "beta was 0.15, is 0.5" in other.output
     assert "another --save_dir" in other.output
 
     # Died between its last checkpoint and its weights: they are written now.
