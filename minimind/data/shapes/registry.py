@@ -151,7 +151,10 @@ def _recognise(row: Row) -> str:
     if fitting or candidates:
         # Where only the values are wrong, the conversion says which.
         return (fitting or candidates)[0]
-    resembled = [shape for shape in SHAPES.values() if not given.isdisjoint(shape.needs[0])]
+    # By the first column, or the last one if that is the rejected answer; prompts alone say nothing.
+    telling = {name: {*shape.needs[0], *(shape.needs[-1] if "rejected" in shape.needs[-1] else ())}
+               for name, shape in SHAPES.items()}  # fmt: skip
+    resembled = [shape for name, shape in SHAPES.items() if not given.isdisjoint(telling[name])]
     if not resembled:
         raise RowError(f"unknown row shape: {_describe(row)}; see the shapes of rows in launch/README.md")
     # The shape of which fewest columns are missing, and of these the one of which most are there.
