@@ -30,7 +30,9 @@ _OFFLINE = {
 
 def tracker_name() -> str | None:
     """The package that --use_wandb uses; None if none is installed."""
-    return next((name for name in (SWANLAB, WANDB) if importlib.util.find_spec(name) is not None), None)
+    specs = ((name, importlib.util.find_spec(name)) for name in (SWANLAB, WANDB))
+    # A folder of runs in the current directory looks like a package, but has no file of its own.
+    return next((name for name, spec in specs if spec is not None and spec.origin is not None), None)
 
 
 def bind_wandb(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:

@@ -42,7 +42,7 @@ def test_a_loss_that_cannot_move_is_a_warning_with_recipes():
     (message,) = messages(beta=0.1, average_log_prob=True)
     assert message.startswith("WARNING: mean log-probs, beta 0.1, learning rate 1e-07, 90 steps: the margin can reach")
     assert "about 6e-06; the loss will read 0.6931 throughout" in message
-    recipes = re.findall(r"--average_log_prob (\d) --learning_rate (\S+)", message)
+    recipes = re.findall(r"--average_log_prob (\d) --learning_rate ([\d.e-]+)", message)
     assert [kind for kind, _ in recipes] == ["0", "1"]
     # Each recipe, taken, is no warning and aims at a margin of 0.5.
     for kind, rate in recipes:
