@@ -22,6 +22,7 @@ from torch import Tensor
 from minimind.data.table import PreferencePair
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
+AnyPairBatch = TypeVar("AnyPairBatch", bound="PairBatch")
 # How pairs become a batch: `pack` or `pad`.
 Layout = Callable[[Sequence[PreferencePair]], "PairBatch"]
 
@@ -76,11 +77,14 @@ class PairBatch(Batch):
         target_counts: (N, 3) int64, number of targets in the shared prefix, in chosen, in rejected.
         scores: (N, 2) float32, of the chosen and of the rejected answers in the data; None unless a loss needs them.
         labels: (N,) bool, whether the chosen row is desirable; None unless a loss needs them.
+        halves: the chosen rows alone and the rejected rows alone, each a batch of N pairs whose rejected row has no
+            target; None unless a loss computes the two apart.
     """
 
     target_counts: Tensor
     scores: Tensor | None = None
     labels: Tensor | None = None
+    halves: tuple[PairBatch, PairBatch] | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -93,7 +97,15 @@ class PairBatch(Batch):
             target_counts=self.target_counts,
             scores=self.scores,
             labels=self.labels,
+            halves=self.halves and (self.halves[0].without_tokens(), self.halves[1].without_tokens()),
         )
+
+    def _map_tensors(self: AnyPairBatch, change: Callable[[Tensor], Tensor]) -> AnyPairBatch:
+        changed = super()._map_tensors(change)
+        if self.halves is None:
+            return changed
+        chosen, rejected = self.halves
+        return dataclasses.replace(changed, halves=(chosen._map_tensors(change), rejected._map_tensors(change)))
 
 
 class Segment(NamedTuple):
@@ -249,8 +261,9 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     )
 
 
-def with_values(layout: Layout, *, scores: bool = False, labels: bool = False) -> Layout:
-    """A layout whose batches also have the scores, or the labels, of their pairs, for losses that need them."""
+def with_values(layout: Layout, *, scores: bool = False, labels: bool = False, halves: bool = False) -> Layout:
+    """A layout whose batches also have the scores, the labels or the single rows of their pairs, for losses that need
+    them."""
 
     def build(pairs: Sequence[PreferencePair]) -> PairBatch:
         batch = layout(pairs)
@@ -258,9 +271,20 @@ def with_values(layout: Layout, *, scores: bool = False, labels: bool = False) -
             batch = dataclasses.replace(batch, scores=torch.tensor([pair.scores for pair in pairs]))
         if labels:
             batch = dataclasses.replace(batch, labels=torch.tensor([pair.label for pair in pairs]))
+        if halves:
+            chosen = layout([_alone(pair, pair.chosen, pair.chosen_mask) for pair in pairs])
+            rejected = layout([_alone(pair, pair.rejected, pair.rejected_mask) for pair in pairs])
+            batch = dataclasses.replace(batch, halves=(chosen, rejected))
         return batch
 
     return build
+
+
+def _alone(pair: PreferencePair, tokens: NDArray[np.int32], mask: NDArray[np.uint8]) -> PreferencePair:
+    """One row of a pair as a pair whose other row is a token that nothing is computed of."""
+    return dataclasses.replace(
+        pair, chosen=tokens, chosen_mask=mask, rejected=tokens[:1], rejected_mask=np.zeros(1, np.uint8), prefix=1
+    )
 
 
 def _count_tensor(counts: Sequence[Sequence[int]], target_ids: Sequence[NDArray[Any]]) -> Tensor:

@@ -81,8 +81,8 @@ class MetricSums:
             else:
                 del metrics[name]
         pairs = zip(totals[len(self.names) :: 2], totals[len(self.names) + 1 :: 2], strict=True)
-        # Rows without tokens that count have no mean.
-        metrics |= {name: total / max(1, count) for name, (total, count) in zip(self.token_names, pairs, strict=True)}
+        # Without a token that counts there is no mean either.
+        metrics |= {name: total / count for name, (total, count) in zip(self.token_names, pairs, strict=True) if count}
         metrics["tokens_per_second"] = tokens / seconds
         metrics[f"{self._item}_per_second"] = items / seconds
         metrics["peak_memory_gib"] = peak_memory_gib(self.world)

@@ -42,16 +42,18 @@ def train_step(
     scored: tuple[Tensor, Tensor] | None = None
     if job.whole_batch:
         watch.enter("policy forward")
+        ahead = [job.ahead(batch) for batch in batches]
         # A single micro-batch is computed once: its log-probs are those of the whole batch on this rank.
-        scored = policy.score(batches[0], distributions) if len(batches) == 1 else None
-        seen = [scored[0].detach()] if scored is not None else policy.look_ahead(batches)
+        once = len(batches) == 1 and ahead[0] is job.trained(batches[0])
+        scored = policy.score(ahead[0], distributions) if once else None
+        seen = [scored[0].detach()] if scored is not None else policy.look_ahead(ahead)
         targets = job.share(batches, seen, targets)
     total = sum(job.size(batch) for batch in batches)
     # Collected on the device: the host reads them only if the step fails, so that it never waits for a GPU here.
     finite: list[Tensor] = []
     for number, (batch, target) in enumerate(zip(batches, targets, strict=True), start=1):
         watch.enter("policy forward")
-        log_probs, aux_loss = scored if scored is not None else policy.score(batch, distributions)
+        log_probs, aux_loss = scored if scored is not None else policy.score(job.trained(batch), distributions)
         outcome = job.outcome(batch, log_probs, target)
         loss = outcome.losses.mean() + aux_loss
         finite.append(log_probs.detach().isfinite().all() & loss.detach().isfinite())
@@ -73,7 +75,7 @@ def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], 
     """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each example that counts, else a 0."""
     batch = batch.to_device(policy.world.device)
     (target,) = job.targets([batch])
-    log_probs, aux_loss = policy.score(batch, distributions=bool(job.token_metrics))
+    log_probs, aux_loss = policy.score(job.trained(batch), distributions=bool(job.token_metrics))
     outcome = job.outcome(batch, log_probs, target)
     weight = to_device(np.array(weights), policy.world.device)
     sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))
@@ -94,19 +96,21 @@ def eval_together(
         on_progress: called after each batch.
     """
     device = policy.world.device
-    kept: list[tuple[Batch, Tensor, Any, Tensor]] = []
+    kept: list[tuple[Batch, Tensor, Tensor, Any, Tensor]] = []
     weights: list[Sequence[float]] = []
     for batch, weight in batches:
         batch = batch.to_device(device)
         (target,) = job.targets([batch])
-        log_probs, aux_loss = policy.score(batch, distributions=bool(job.token_metrics))
+        trained, ahead = job.trained(batch), job.ahead(batch)
+        log_probs, aux_loss = policy.score(trained, distributions=bool(job.token_metrics))
+        seen = log_probs if ahead is trained else policy.score(ahead)[0]
         # The tokens of all batches would fill a GPU.
-        kept.append((batch.without_tokens(), log_probs, target, aux_loss))
+        kept.append((batch.without_tokens(), log_probs, seen, target, aux_loss))
         weights.append(weight)
         on_progress()
-    light, seen, targets, aux_losses = zip(*kept, strict=True)
-    shared = job.share(light, seen, targets, weights)
-    for batch, log_probs, target, aux_loss, weight in zip(light, seen, shared, aux_losses, weights, strict=True):
+    light, scored, known, targets, aux_losses = zip(*kept, strict=True)
+    shared = job.share(light, known, targets, weights)
+    for batch, log_probs, target, aux_loss, weight in zip(light, scored, shared, aux_losses, weights, strict=True):
         outcome = job.outcome(batch, log_probs, target)
         counted = job.item_weights(batch, to_device(np.array(weight), device))
         sums.add(outcome, aux_loss, batch.row_tokens if any(weight) else 0, counted)

@@ -7,6 +7,7 @@ log-probs. Where a loss differs from TRL on purpose, the options or the expected
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -239,7 +240,8 @@ def test_losses_of_single_answers_equal_trl_s(spec, shift, weights):
         )
         for number in (0, 1)
     )
-    given = LossInputs(**dict(zip(("policy", "reference"), both, strict=True)), labels=torch.tensor(LABELS))
+    inputs = LossInputs(**dict(zip(("policy", "reference"), both, strict=True)), labels=torch.tensor(LABELS))
+    given = dataclasses.replace(inputs, mismatched=inputs.ratios(False)[:, 1].mean())
     options = dict(zip(("desirable_weight", "undesirable_weight"), weights, strict=True))
     named = ({"beta": 0.3}, json.dumps(options)) if spec == "kto" else (SUMS, None)
     result = build_objective(spec, *named)(given)

@@ -23,7 +23,7 @@ SAME = (
 ANSWERS = "kto:1,bco:0.5"
 SAME_ANSWERS = (
     *("loss", "grad_norm", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "desirable"),
-    *("loss/kto", "loss/bco"),
+    *("loss/kto", "loss/bco", "lengths/chosen", "lengths/rejected", "nll", "entropy", "token_accuracy"),
 )
 
 

@@ -19,7 +19,7 @@ _NEEDS = {
     Need.GLOBAL_BATCH: "the global batch",
     Need.COLLISIONS: "distributions of all tokens",
     Need.LABELS: "answers with labels",
-    Need.MISMATCHED: "answers to other prompts",
+    Need.MISMATCHED: "answers to other prompts, of the global batch",
     Need.SCORES: "scores in the data",
     Need.SCORE_GAPS: "chosen with the higher score",
 }

@@ -29,7 +29,7 @@ class Need(enum.Enum):
     SCORES = "scores of both answers in the data"
     SCORE_GAPS = "a score of chosen above that of rejected"
     LABELS = "answers with labels instead of pairs"
-    MISMATCHED = "answers to other prompts"
+    MISMATCHED = "log-ratios of answers to other prompts, of the global batch"
     COLLISIONS = "sums of squared probabilities of all tokens under the policy"
 
 
@@ -102,8 +102,9 @@ class LossInputs:
             `statistics`; empty in the first step.
         scores: (N, 2) scores of the answers in the data; None unless the loss declares `Need.SCORES`.
         labels: (N,) bool, whether an answer is desirable; None unless the loss declares `Need.LABELS`. The items are
-            answers then: they are in column 0 of the log-probs. Column 1 is that of mismatched rows, 0 unless the loss
-            declares `Need.MISMATCHED`.
+            answers then: they are in column 0 of the log-probs, and column 1 is not used.
+        mismatched: scalar without gradient, the mean log-ratio (summed log-probs) of answers to other prompts, over the
+            global batch; None unless the loss declares `Need.MISMATCHED`.
         shares: name of a loss over the global batch -> its share of these pairs; empty if these are the whole batch.
     """
 
@@ -112,6 +113,7 @@ class LossInputs:
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     scores: Tensor | None = None
     labels: Tensor | None = None
+    mismatched: Tensor | None = None
     shares: Mapping[str, BatchShare] = dataclasses.field(default_factory=dict)
 
     def ratios(self, average_log_prob: bool) -> Tensor:

@@ -84,7 +84,7 @@ class KTOLoss(LabelledLoss):
     """
 
     name: ClassVar[str] = "kto"
-    needs: ClassVar[frozenset[Need]] = LabelledLoss.needs | {Need.MISMATCHED, Need.GLOBAL_BATCH}
+    needs: ClassVar[frozenset[Need]] = LabelledLoss.needs | {Need.MISMATCHED}
     metrics: ClassVar[tuple[str, ...]] = (*_METRICS, "kl")
 
     average_log_prob: bool = fixed(False)
@@ -105,7 +105,8 @@ class KTOLoss(LabelledLoss):
 
     def _divergence(self, inputs: LossInputs) -> Tensor:
         """The estimate of the KL divergence, a scalar without gradient."""
-        return inputs.ratios(self.average_log_prob)[:, 1].detach().mean().clamp_min(0)
+        assert inputs.mismatched is not None
+        return inputs.mismatched.clamp_min(0)
 
 
 @register_loss

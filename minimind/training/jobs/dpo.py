@@ -16,7 +16,13 @@ from minimind.engine.reference import Reference
 from minimind.objective.losses import BatchShare, LossInputs, Need, Objective, PairScores
 from minimind.objective.rows import ReferenceScores, row_sums
 from minimind.ranks.world import World
-from minimind.training.jobs.answer_metrics import LENGTH_METRICS, TOKEN_METRICS, answer_lengths, token_metrics
+from minimind.training.jobs.answer_metrics import (
+    LENGTH_METRICS,
+    LENGTH_PARTS,
+    TOKEN_METRICS,
+    answer_lengths,
+    token_metrics,
+)
 from minimind.training.jobs.global_batch import gather_pairs
 from minimind.training.jobs.job import BatchOutcome, Column, Job
 from minimind.training.listeners.batch_statistics import BatchStatistics
@@ -35,9 +41,11 @@ class PairTargets:
     Attributes:
         reference: the reference's log-probs; None without a reference.
         shares: loss over the global batch -> what the whole batch gives to these pairs.
+        mismatched: as in `LossInputs`.
     """
 
     reference: ReferenceScores | None = None
+    mismatched: Tensor | None = None
     shares: Mapping[str, BatchShare] = dataclasses.field(default_factory=dict)
 
 
@@ -67,17 +75,17 @@ class DPOJob(Job[PairBatch, PairTargets]):
         self.objective = objective
         self.reference = reference
         self._statistics = statistics
-        # The second row of an answer with a label is another prompt's answer, so pairs' metrics mean nothing there.
-        self._answers_pair = Need.LABELS not in objective.needs
-        self.metrics = (*objective.metrics, *(LENGTH_METRICS if self._answers_pair else ()))
-        self.token_metrics = TOKEN_METRICS if self._answers_pair else ()
+        self.metrics = (*objective.metrics, *LENGTH_METRICS)
+        self.token_metrics = TOKEN_METRICS
         parts = (_part_column(metric) for metric in objective.part_metrics)
         self.columns = (*parts, *(column for column in _COLUMNS if column.metric in objective.metrics))
         self.metric_parts = objective.metric_parts
-        if not self._answers_pair:
+        if Need.LABELS in objective.needs:
             self.item = "answers"
+            self.metric_parts = {**self.metric_parts, **LENGTH_PARTS}
         self._per_token = Need.PER_TOKEN in objective.needs
-        self.whole_batch = Need.GLOBAL_BATCH in objective.needs
+        self._mismatched = Need.MISMATCHED in objective.needs
+        self.whole_batch = self._mismatched or Need.GLOBAL_BATCH in objective.needs
         self._world = world
 
     def targets(self, batches: Sequence[PairBatch]) -> Sequence[PairTargets]:
@@ -85,6 +93,14 @@ class DPOJob(Job[PairBatch, PairTargets]):
         if self.reference is None:
             return [PairTargets()] * len(batches)
         return [PairTargets(reference=one) for one in self.reference.score(batches, per_token=self._per_token)]
+
+    def trained(self, batch: PairBatch) -> PairBatch:
+        """The pairs; of answers with mismatched rows the answers alone: a loss has no gradient in the other rows."""
+        return batch if batch.halves is None else batch.halves[0]
+
+    def ahead(self, batch: PairBatch) -> PairBatch:
+        """The pairs; or the mismatched rows alone."""
+        return batch if batch.halves is None else batch.halves[1]
 
     def share(
         self,
@@ -94,26 +110,26 @@ class DPOJob(Job[PairBatch, PairTargets]):
         weights: Sequence[Sequence[float]] | None = None,
     ) -> Sequence[PairTargets]:
         """Targets with what the global batch gives to each pair: its losses are computed once, of all ranks' pairs."""
+        if self._mismatched:
+            mean = self._mean_mismatched(batches, log_probs, targets, weights)
+            return [dataclasses.replace(target, mismatched=mean) for target in targets]
         assert self._world is not None
         policy = torch.cat(
             [row_sums(self._split(one)[0], b.target_counts) for one, b in zip(log_probs, batches, strict=True)]
         )
         reference = [target.reference.sums for target in targets if target.reference is not None]
         # One table for one collective. float64 holds sums and counts exactly.
-        labels = [b.labels[:, None] for b in batches if b.labels is not None]
         columns = (
             policy,
             torch.cat([b.target_counts for b in batches]),
             *([torch.cat(reference)] if reference else []),
-            *([torch.cat(labels)] if labels else []),
         )
         gathered = gather_pairs(
             self._world,
             torch.cat([column.double() for column in columns], 1),
-            [index for batch in batches for index in batch.indices],
-            None if weights is None else [weight for of_batch in weights for weight in of_batch],
+            *_of_pairs(batches, weights),
         )
-        sums, counts, known, label = gathered.values.split((2, 3, 2 * bool(reference), bool(labels)), 1)
+        sums, counts, known = gathered.values.split((2, 3, 2 * bool(reference)), 1)
         both = [
             PairScores(sums=one.to(policy.dtype), target_counts=counts.long())
             for one in ((sums, known) if reference else (sums,))
@@ -123,7 +139,6 @@ class DPOJob(Job[PairBatch, PairTargets]):
                 policy=both[0],
                 reference=both[1] if reference else None,
                 statistics=self._means,
-                labels=label[:, 0].bool() if labels else None,
             )
         )
         own = gathered.places.split([batch.num_pairs for batch in batches])
@@ -132,8 +147,27 @@ class DPOJob(Job[PairBatch, PairTargets]):
             for target, places in zip(targets, own, strict=True)
         ]
 
+    def _mean_mismatched(
+        self,
+        batches: Sequence[PairBatch],
+        log_probs: Sequence[Tensor],
+        targets: Sequence[PairTargets],
+        weights: Sequence[Sequence[float]] | None,
+    ) -> Tensor:
+        """Mean log-ratio of the mismatched rows of the global batch, a float32 scalar; log_probs as of `ahead`."""
+        assert self._world is not None
+        ratios = []
+        for batch, seen, target in zip(batches, log_probs, targets, strict=True):
+            assert target.reference is not None
+            policy = row_sums(self._split(seen)[0], self.ahead(batch).target_counts)[:, 0]
+            ratios.append(policy - target.reference.sums[:, 1])
+        gathered = gather_pairs(self._world, torch.cat(ratios).double()[:, None], *_of_pairs(batches, weights))
+        return gathered.values.mean().float()
+
     def outcome(self, batch: PairBatch, log_probs: Tensor, target: PairTargets) -> BatchOutcome:
         """Losses and metrics of the batch's N pairs."""
+        # The reference's scores are those of the same first rows.
+        batch, labels = self.trained(batch), batch.labels
         known = target.reference
         log_probs, collisions, distributions = self._split(log_probs)
         policy = self._scores(batch, row_sums(log_probs, batch.target_counts), log_probs)
@@ -144,19 +178,18 @@ class DPOJob(Job[PairBatch, PairTargets]):
             reference=None if known is None else self._scores(batch, known.sums, known.per_token),
             statistics=self._means,
             scores=batch.scores,
-            labels=batch.labels,
+            labels=labels,
+            mismatched=target.mismatched,
             shares=target.shares,
         )
         result = self.objective(inputs)
         # An evaluation uses the means of training and does not change them.
         if self._statistics is not None and torch.is_grad_enabled():
             self._statistics.add(result.statistics)
-        if not self._answers_pair:
-            return BatchOutcome(losses=result.losses, metrics=result.metrics)
         return BatchOutcome(
             losses=result.losses,
-            metrics={**result.metrics, **answer_lengths(batch.target_counts)},
-            token_metrics=token_metrics(policy.sums, batch.target_counts, distributions),
+            metrics={**result.metrics, **answer_lengths(batch.target_counts, labels)},
+            token_metrics=token_metrics(policy.sums, batch.target_counts, distributions, labels),
         )
 
     def _split(self, columns: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -182,6 +215,14 @@ class DPOJob(Job[PairBatch, PairTargets]):
             target_counts=batch.target_counts,
             per_token=per_token if self._per_token else None,
         )
+
+
+def _of_pairs(
+    batches: Sequence[PairBatch], weights: Sequence[Sequence[float]] | None
+) -> tuple[list[int], list[float] | None]:
+    """Index and weight of each pair of several batches."""
+    indices = [index for batch in batches for index in batch.indices]
+    return indices, None if weights is None else [weight for of_batch in weights for weight in of_batch]
 
 
 def _part_column(metric: str) -> Column:

@@ -3,8 +3,8 @@
     global step's batches -> Job.targets -> one per batch (DPO: reference scores)
     batch, log-probs of its targets, its target -> Job.outcome -> BatchOutcome: losses with gradient, metrics by name
 
-If an item's loss depends on other items of the global batch (`Job.whole_batch`), the log-probs of all its items are
-computed first, and `Job.share` adds to each target what they give to the batch's losses.
+If an item's loss depends on other items of the global batch (`Job.whole_batch`), the log-probs of `Job.ahead` of all
+its micro-batches are computed first, and `Job.share` adds to each target what they give to the batch's losses.
 
 A job is a batch layout, a loss and its metrics. DPO is in dpo.py; SFT and pretraining will stand beside it.
 """
@@ -103,9 +103,18 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
         """Loss and metrics of a micro-batch.
 
         Args:
-            log_probs: (K,) float32, the policy's log-probs of the batch's targets, or more columns (`Policy.score`).
+            log_probs: (K,) float32, the policy's log-probs of the targets of `trained`, or more columns
+                (`Policy.score`).
             target: of this batch, from `targets`.
         """
+
+    def trained(self, batch: BatchKind) -> BatchKind:
+        """The part of a micro-batch whose log-probs `outcome` gets, with a gradient."""
+        return batch
+
+    def ahead(self, batch: BatchKind) -> BatchKind:
+        """The part of a micro-batch whose log-probs `share` gets, without a gradient."""
+        return batch
 
     def share(
         self,
@@ -120,7 +129,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
 
         Args:
             batches: all micro-batches of this rank; their tokens are not needed.
-            log_probs: of each micro-batch, (K,) float32, without gradient.
+            log_probs: of `ahead` of each micro-batch, (K,) float32, without gradient.
             weights: of each example, as in `item_weights`; None: all count, and all ranks have the same number of
                 items.
         """

@@ -81,7 +81,9 @@ def build_engines(
     references = open_references(prepared, policy, engine, data.tables, layout, described, console, watch, another)
     # The reference reads neither scores nor labels.
     needs = prepared.objective.needs
-    layout = with_values(layout, scores=Need.SCORES in needs, labels=Need.LABELS in needs)
+    layout = with_values(
+        layout, scores=Need.SCORES in needs, labels=Need.LABELS in needs, halves=Need.MISMATCHED in needs
+    )
     return Engines(
         policy=policy, layout=layout, references=references, moving=moving_reference(prepared, engine, console)
     )

@@ -199,6 +199,26 @@ def test_a_batch_without_tokens_keeps_what_a_loss_needs(layout):
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
+def test_rows_apart_are_those_of_the_pairs(layout):
+    """Each row with all its tokens and targets, the other row without any."""
+    assert layout([A, B]).halves is None
+    batch = with_values(layout, halves=True)([A, B])
+    for half, of_half in zip(("chosen", "rejected"), batch.halves, strict=True):
+        rows = [getattr(one, half) for one in (A, B)]
+        masks = [getattr(one, f"{half}_mask") for one in (A, B)]
+        assert of_half.target_counts.tolist() == [[0, int(mask[1:].sum()), 0] for mask in masks]
+        targets = [token for row, mask in zip(rows, masks, strict=True) for token in row[1:][mask[1:] > 0]]
+        assert of_half.target_ids.tolist() == targets
+        inputs = [token for row in rows for token in row[:-1]]
+        found = of_half.token_ids if layout is pack else of_half.token_ids[of_half.attention_mask > 0]
+        assert found.tolist() == inputs
+    assert all(of_half.token_ids.is_meta for of_half in batch.to_device(torch.device("meta")).halves)
+    light = batch.without_tokens().halves
+    assert [of_half.token_ids.numel() for of_half in light] == [0, 0]
+    assert torch.equal(light[1].target_counts, batch.halves[1].target_counts)
+
+
+@pytest.mark.parametrize("layout", [pack, pad])
 def test_scores_are_in_batches_for_losses_that_need_them(layout):
     pairs = [dataclasses.replace(A, scores=(8.5, 2.0)), B]
     assert layout(pairs).scores is None

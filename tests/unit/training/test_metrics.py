@@ -64,7 +64,7 @@ def test_means_over_tokens_are_over_the_tokens_of_the_batches_that_know_them(one
     assert means["entropy"] == pytest.approx(8 / 4)
     sums.reset()
     sums.add(known(nll=([0.0, 0.0], [0.0, 0.0])), zero, row_tokens=8)
-    assert sums.reduce(seconds=1.0)["nll"] == 0  # rows without a token that counts
+    assert "nll" not in sums.reduce(seconds=1.0)  # rows without a token that counts
 
 
 def test_weight_0_excludes_a_pair(one_rank):

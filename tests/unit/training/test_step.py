@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimind.data.packs import pack
+from minimind.data.packs import pack, with_values
 from minimind.data.table import PreferencePair
 from minimind.errors import TrainingError
 from minimind.objective.losses import build_objective
@@ -165,6 +166,36 @@ def test_a_job_of_the_whole_batch_scores_a_single_micro_batch_once(lines, one_ra
     train_step(policy, whole_batch_job(), batches, sums, Watch())
     assert len(policy.calls) == (1 if len(lines) == 1 else 2 * len(lines))
     assert [last for _, last in policy.backwards] == [False] * (len(lines) - 1) + [True]
+
+
+@pytest.mark.parametrize("lines", [[[1, 2, 3, 4]], [[1, 2], [3, 4]]])
+def test_mismatched_rows_have_no_gradient(lines, one_rank, monkeypatch):
+    """KTO: the second rows are computed first, without a gradient; what is trained on are the first rows alone."""
+    job = DPOJob(objective=build_objective("kto"), reference=whole_batch_job().reference, world=WORLD)
+    layout = with_values(pack, labels=True, halves=True)
+    batches = [layout([dataclasses.replace(pair(line), label=line > 2) for line in of_batch]) for of_batch in lines]
+    seen = []
+
+    def score(self, batch, distributions=False):
+        seen.append((batch.target_ids.tolist(), torch.is_grad_enabled()))
+        return torch.full((len(batch.target_ids),), -1.0), torch.zeros(())
+
+    monkeypatch.setattr(Varied, "score", score)
+    sums = MetricSums(WORLD, job)
+    train_step(Varied(), job, batches, sums, Watch())
+    first, second = [6, 7, 8], [16, 17, 18]
+    halves = [(rows * len(of_batch), graded) for rows, graded in ((second, False), (first, True)) for of_batch in lines]
+    assert seen == halves
+    metrics = sums.reduce(seconds=1.0)
+    # Mismatched rows: -3 each, of the reference -2 - line. Answers: -3, of the reference -1.
+    assert metrics["kl"] == pytest.approx(sum(line - 1 for line in (1, 2, 3, 4)) / 4)
+    assert metrics["rewards/chosen"] == pytest.approx(0.1 * (-3 + 1))
+    assert (metrics["lengths/rejected"], metrics["nll"], metrics["desirable"]) == (3, 1, 0.5)
+    assert metrics["tokens_per_second"] == 4 * 12
+    seen.clear()
+    together = MetricSums(WORLD, job)
+    eval_together(Varied(), job, [(batch, [1.0] * batch.num_pairs) for batch in batches], together, lambda: None)
+    assert together.reduce(seconds=1.0)["loss"] == pytest.approx(metrics["loss"])
 
 
 def test_an_evaluation_of_the_whole_batch_is_one_batch(one_rank, monkeypatch):

@@ -18,7 +18,7 @@ from minimind.training.jobs.dpo import DPOJob
 COUNTS = torch.tensor([[1, 1, 1], [0, 2, 1]])
 LOG_PROBS = torch.tensor([-1.0, -3.0, -5.0, -2.0, -4.0, -7.0])
 SCORES = torch.tensor([[8.0, 2.0], [3.0, 4.0]])
-BATCH = SimpleNamespace(target_counts=COUNTS, num_pairs=2, scores=SCORES, labels=None)
+BATCH = SimpleNamespace(target_counts=COUNTS, num_pairs=2, scores=SCORES, labels=None, halves=None)
 # Sums by hand: -1 - 3, -1 - 5; -2 - 4, -7. Means: -2, -3; -3, -7.
 SUMS = [[-4.0, -6.0], [-6.0, -7.0]]
 MEANS = [[-2.0, -3.0], [-3.0, -7.0]]
@@ -134,25 +134,52 @@ def test_pairs_of_the_whole_batch_share_its_loss():
 
 @pytest.mark.usefixtures("one_rank")
 def test_answers_of_the_whole_batch_share_the_kl_term_of_kto():
-    """Column 1 has the mismatched rows: the policy's -6, -7, -3, -3.5 and the reference's -12, -14, twice. The mean of
-    the differences 6, 7, 9, 10.5 is 8.125."""
+    """The policy's mismatched rows are -6, -7, -3, -3.5, the reference's, in its second column, -12, -14, twice. The
+    mean of the differences 6, 7, 9, 10.5 is 8.125."""
     objective = build_objective("kto", {"beta": 0.1}, '{"undesirable_weight": 2}')
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     job = DPOJob(objective=objective, reference=Reference(), world=world)
     assert (job.item, job.metric_parts["rewards/chosen"]) == ("answers", "desirable")
     labels = (torch.tensor([True, False]), torch.tensor([False, True]))
+    # Log-probs of the answers, -4 and -6, and of the mismatched rows; each row has its targets for itself.
+    answers, others = torch.tensor([-1.0, -3.0, -2.0, -4.0]), torch.tensor([-1.0, -5.0, -7.0])
+    halves = tuple(
+        SimpleNamespace(**{**vars(BATCH), "target_counts": torch.tensor(counts)})
+        for counts in ([[0, 2, 0], [0, 2, 0]], [[0, 2, 0], [0, 1, 0]])
+    )
     batches = [
-        SimpleNamespace(**{**vars(BATCH), "labels": label}, indices=indices)
+        SimpleNamespace(**{**vars(BATCH), "labels": label, "halves": halves}, indices=indices)
         for label, indices in zip(labels, ((5, 2), (1, 4)), strict=True)
     ]
-    log_probs = [LOG_PROBS, LOG_PROBS * 0.5]
-    targets = job.share(batches, log_probs, job.targets(batches))
-    outcomes = [job.outcome(*one) for one in zip(batches, log_probs, targets, strict=True)]
+    assert all((job.trained(batch), job.ahead(batch)) == halves for batch in batches)
+    targets = job.share(batches, [others, others * 0.5], job.targets(batches))
+    scored = (answers, answers * 0.5)
+    outcomes = [job.outcome(*one) for one in zip(batches, scored, targets, strict=True)]
     assert torch.cat([outcome.metrics["kl"] for outcome in outcomes]).tolist() == pytest.approx([8.125] * 4)
     # Log-ratios 4, 6 and 6, 9.
     sigmoids = torch.sigmoid(0.1 * torch.tensor([8.125 - 4, 6 - 8.125, 6 - 8.125, 8.125 - 9])).tolist()
     expected = [weight * value for weight, value in zip((1, 2, 2, 1), sigmoids, strict=True)]
     assert torch.cat([outcome.losses for outcome in outcomes]).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_of_answers_with_labels_are_those_of_their_part():
+    """Answers of 2 and 3 tokens that count, the second undesirable."""
+    job = DPOJob(objective=build_objective("bco"), reference=Reference())
+    assert (job.metric_parts["lengths/chosen"], job.metric_parts["lengths/rejected"]) == ("desirable", "undesirable")
+    batch = SimpleNamespace(
+        **{**vars(BATCH), "target_counts": torch.tensor([[0, 2, 0], [0, 3, 0]]), "labels": torch.tensor([True, False])}
+    )
+    columns = torch.stack([LOG_PROBS[:5], torch.arange(5.0), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])], 1)
+    outcome = job.outcome(batch, columns, job.targets([batch])[0])
+    assert tuple(outcome.metrics) == job.metrics
+    assert outcome.metrics["lengths/chosen"].tolist() == [2, 0]
+    assert outcome.metrics["lengths/rejected"].tolist() == [0, 3]
+    found = {name: (one.sums.tolist(), one.counts.tolist()) for name, one in outcome.token_metrics.items()}
+    assert found == {
+        "nll": ([4, 0], [2, 0]),
+        "entropy": ([0 + 1, 2 + 3 + 4], [2, 3]),
+        "token_accuracy": ([1, 1], [2, 3]),
+    }
 
 
 def test_other_jobs_share_nothing():

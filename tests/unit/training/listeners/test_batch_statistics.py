@@ -76,7 +76,7 @@ def test_a_loss_gets_the_means_of_the_steps_before():
     one = statistics(**{"bco_pair.reward": 1.0})
     objective = build_objective("bco_pair", {"beta": 1.0, "average_log_prob": False})
     job = DPOJob(objective=objective, reference=SimpleNamespace(), statistics=one)
-    batch = SimpleNamespace(target_counts=torch.tensor([[0, 1, 1]]), num_pairs=1, scores=None, labels=None)
+    batch = SimpleNamespace(target_counts=torch.tensor([[0, 1, 1]]), num_pairs=1, scores=None, labels=None, halves=None)
     target = PairTargets(reference=ReferenceScores(sums=torch.zeros(1, 2)))
 
     def loss(reward):

@@ -53,6 +53,7 @@ def made():
             metric_parts={},
             token_metrics=(),
             whole_batch=False,
+            trained=lambda batch: batch,
             targets=lambda batches: [None],
             outcome=lambda batch, log_probs, target: BatchOutcome(losses=log_probs, metrics={}),
             item_weights=lambda batch, weights: weights,
