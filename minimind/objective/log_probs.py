@@ -90,8 +90,12 @@ def block_bytes(on_cpu: bool) -> int:
 
 def _blocks(targets: Tensor, weight: Tensor, wide: torch.dtype) -> list[tuple[int, int]]:
     """First token and end of each block. All blocks but the first have the largest width that fits `block_bytes`."""
-    bytes_per_logit = ops.log_sum_dtype(weight, wide).itemsize
-    width = max(1, block_bytes(weight.is_cpu) // (bytes_per_logit * max(1, len(targets))))
+    widest = ops.log_sum_dtype(weight, wide)
+    values = max(1, len(targets))  # of one token of a block
+    if widest != weight.dtype:
+        # A block and its gradient then exist in both dtypes, and the products may cast their part of the weight.
+        values += len(targets) + weight.shape[1]
+    width = max(1, block_bytes(weight.is_cpu) // (widest.itemsize * values))
     width -= width % _ALIGNED if width > _ALIGNED else 0
     # The first block takes the remainder: the last one, which backward reuses, is then as large as possible.
     return [(max(0, end - width), end) for end in range(len(weight), 0, -width)][::-1]

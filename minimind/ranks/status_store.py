@@ -68,7 +68,7 @@ class StatusExchange:
     def report_now(self, timeout: float) -> None:
         """Report this rank's status once more, and end the thread; waits for that up to `timeout` seconds.
 
-        The store may be gone, with rank 0.
+        It returns earlier if the store is gone, with rank 0; a store that is only slow may not answer in time.
         """
         self._hurry.set()
         self._reported.wait(timeout)
@@ -99,7 +99,6 @@ class StatusExchange:
                 heartbeat += 1
                 self._report(heartbeat)
                 if last:
-                    self._reported.set()
                     return
                 now = time.monotonic()
                 due = self._requested.is_set() and (self._urgent or now - read_at > self._read_interval)
@@ -110,6 +109,8 @@ class StatusExchange:
         except RuntimeError:
             # The connection is broken: rank 0 has died or its machine is not reachable.
             self.failed_at = time.monotonic()
+        finally:
+            self._reported.set()
 
     def _report(self, heartbeat: int) -> None:
         self._store.set(self._own_key, self._own_status(heartbeat).to_json())

@@ -102,6 +102,18 @@ def find_unresponsive_ranks(
     return lost
 
 
+def grace_is_over(lost: Mapping[int, LostRank], *, now: float, read_at: float, store_failed_at: float | None) -> bool:
+    """Whether to exit for lost ranks now: after GRACE_SECONDS, or twice as long if their last reports are not read yet.
+
+    Args:
+        lost: at least one rank.
+        now, read_at, store_failed_at: as of `find_unresponsive_ranks`.
+    """
+    since = min(loss.since for loss in lost.values())
+    has_read = read_at > since or store_failed_at is not None
+    return now - since >= (GRACE_SECONDS if has_read else 2 * GRACE_SECONDS)
+
+
 def is_stuck(history: StatusHistory, *, now: float, idle: float, timeout: float) -> bool:
     """Whether no rank has made progress for `timeout` seconds; `idle` is this rank's time without progress."""
     if history.statuses:

@@ -27,20 +27,20 @@ from minimind.ranks.signals import STOP_SIGNALS, DeepspeedCommand, Repeats, catc
 from minimind.ranks.status import Peer, RankStatus, StatusHistory, locate, name_ranks
 from minimind.ranks.status_store import StatusExchange
 from minimind.ranks.verdicts import (
-    GRACE_SECONDS,
     IDLE_SECONDS,
     LostRank,
     StuckRun,
     describe_lost_ranks,
     find_failed_ranks,
     find_unresponsive_ranks,
+    grace_is_over,
     is_stuck,
     read_interval,
     silence_limit,
 )
 
 _POLL_MS = 1000
-_TELL_SECONDS = 2.0
+_TELL_SECONDS = 5.0
 
 
 class Watch:
@@ -247,7 +247,7 @@ class Watch:
         )
         if 0 in self._lost:
             self._exchange.stop()
-        if self._lost and now - min(loss.since for loss in self._lost.values()) >= GRACE_SECONDS:
+        if self._lost and grace_is_over(self._lost, now=now, read_at=read_at, store_failed_at=self._exchange.failed_at):
             self._exit_for_lost_ranks()
         if is_stuck(self._history, now=now, idle=idle, timeout=self.timeout):
             self._exit_for_stuck_run()

@@ -13,6 +13,7 @@ from minimind.ranks.verdicts import (
     describe_lost_ranks,
     find_failed_ranks,
     find_unresponsive_ranks,
+    grace_is_over,
     is_stuck,
     notice_seconds,
     read_interval,
@@ -177,3 +178,20 @@ def test_lost_ranks_are_described_with_process_cause_and_last_status():
         "x.py:1. rank 2 (process 102 on b) is lost: killed by SIGKILL. The rank that reports this is in saving of step "
         "7, at x.py:1. Hint."
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "read_after", "store_failed", "over"),
+    [
+        (2.9, True, False, False),
+        (3.1, True, False, True),
+        (3.1, False, False, False),
+        (3.1, False, True, True),
+        (6.1, False, False, True),
+    ],
+)
+def test_grace_time_is_doubled_until_the_last_reports_are_read(seconds, read_after, store_failed, over):
+    lost = {1: LostRank(since=100.0, cause="killed"), 3: LostRank(since=101.0, cause="killed")}
+    read_at = 100.5 if read_after else 99.5
+    failed_at = 102.0 if store_failed else None
+    assert grace_is_over(lost, now=100.0 + seconds, read_at=read_at, store_failed_at=failed_at) is over
