@@ -1,6 +1,7 @@
 """Flags as fields of frozen dataclasses, and the flat view of a configuration that is made of such dataclasses.
 
     flag(default, help, ...)  ->  field of a section (DataConfig, ...)  ->  section of a job's configuration (DPOConfig)
+    absent(value)             ->  field of a section of another job, which has no such flag
     fields_of(DPOConfig)      ->  every flag with its section, type, default and bounds, in the order of declaration
 
 A flag's name is unique in a job's configuration, so code that handles flags by name needs no section.
@@ -85,6 +86,11 @@ def flag(
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 
 
+def absent(value: Any) -> Any:
+    """A dataclass field that overrides a flag of the base class: a job without the flag always has this value."""
+    return dataclasses.field(default=value)
+
+
 def fields_of(job: type[Any]) -> tuple[Flag, ...]:
     """Every flag of a job's configuration class, section by section, in the order of declaration.
 
@@ -96,7 +102,7 @@ def fields_of(job: type[Any]) -> tuple[Flag, ...]:
     sections = typing.get_type_hints(job)
     for section in (field.name for field in dataclasses.fields(job)):
         hints = typing.get_type_hints(sections[section])
-        for field in dataclasses.fields(sections[section]):
+        for field in (one for one in dataclasses.fields(sections[section]) if _KEY in one.metadata):
             # Origins, run.json and the command line know a flag by its name alone.
             if field.name in found:
                 raise TypeError(f"{job.__name__}: --{field.name} is in {found[field.name].section} and in {section}")

@@ -21,10 +21,12 @@ class JobConfig(Protocol):
     """What the configuration of every job has: its launch script, and the sections that all jobs share.
 
     Attributes:
+        name: short name, e.g. dpo.
         script: the launch script, relative to the repository.
         description: the first line of `--help`.
     """
 
+    name: ClassVar[str]
     script: ClassVar[str]
     description: ClassVar[str]
 
@@ -48,6 +50,7 @@ class JobConfig(Protocol):
 class DPOConfig:
     """Configuration of a DPO run."""
 
+    name: ClassVar[str] = "dpo"
     script: ClassVar[str] = "launch/train_dpo.py"
     description: ClassVar[str] = "Direct Preference Optimization on DeepSpeed."
 

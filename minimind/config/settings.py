@@ -14,12 +14,12 @@ from typing import Any, Generic
 from typing_extensions import TypeVar
 
 from minimind.config.fields import flat_values, replace_values
-from minimind.config.jobs import DPOConfig, JobConfig
+from minimind.config.jobs import JobConfig
 
 FLAG, DEFAULT, DEMO, DEEPSPEED_FILE, WEIGHTS = "flag", "default", "demo", "DeepSpeed file", "weights"
 CHECKPOINT, MEASURED, ENVIRONMENT, BAD_ROWS_KEPT = "checkpoint", "measured", "environment", "--on_bad_row keep"
 
-Job = TypeVar("Job", bound=JobConfig, default=DPOConfig, covariant=True)
+Job = TypeVar("Job", bound=JobConfig, default=JobConfig, covariant=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

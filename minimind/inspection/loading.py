@@ -15,8 +15,8 @@ from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
 from minimind.errors import ConfigError, DataError
 from minimind.inspection.opening import Inputs
-from minimind.objective.choice import choose_objective
-from minimind.objective.losses import Objective
+from minimind.objective.interface import AnyObjective
+from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.training_data import check_needs, narrowed, select_table, tokenized_table
 
 
@@ -74,12 +74,12 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     )
 
 
-def objective_of(inputs: Inputs) -> Objective | None:
+def objective_of(inputs: Inputs) -> AnyObjective | None:
     """The loss of the run, also if weights or other files are not there; None if its flags are wrong."""
     if inputs.prepared is not None:
         return inputs.prepared.objective
     try:
-        return choose_objective(inputs.settings)[1]
+        return kind_of(inputs.settings.config).choose(inputs.settings, None)[1]
     except ConfigError:
         return None  # the obstacle of the inputs says so
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minimind.config import DEFAULT, ModelDefaults, Settings
+from minimind.config import DEFAULT, DPOConfig, ModelDefaults, Settings
 from minimind.errors import ConfigError
 from minimind.objective.losses import Need, Objective, build_objective
 from minimind.objective.losses.build import options_of_model
@@ -23,7 +23,9 @@ _REFERENCE_FLAGS = ("reference", "reference_config", "reference_weight", "refere
 NO_REFERENCE = "none"
 
 
-def choose_objective(settings: Settings, model: ModelDefaults | None = None) -> tuple[Settings, Objective]:
+def choose_objective(
+    settings: Settings[DPOConfig], model: ModelDefaults | None = None
+) -> tuple[Settings[DPOConfig], Objective]:
     """The objective, and settings in which each of its options and the reference have the value that the run uses.
 
     Args:
@@ -61,7 +63,7 @@ def _common_value(objective: Objective, name: str) -> float | bool | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _check_reference(settings: Settings, objective: Objective) -> None:
+def _check_reference(settings: Settings[DPOConfig], objective: Objective) -> None:
     engine, shown = settings.config.engine, f"--loss {objective.name}"
     if engine.reference_update:
         parse_reference_update(engine.reference_update)

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from minimind.config import DEFAULT, Settings
 from minimind.config.optimisation import OptimisationConfig
+from minimind.config.settings import Job
 from minimind.errors import ConfigError
 
 # Share of the steps in which `wsd` decays: that of MiniCPM (Hu et al., 2024, arXiv 2404.06395, section 4.3).
@@ -82,7 +83,7 @@ class Schedule:
         return ", ".join(parts)
 
 
-def choose_schedule(settings: Settings) -> Settings:
+def choose_schedule(settings: Settings[Job]) -> Settings[Job]:
     """Settings in which the schedule's flags have the values that the run uses.
 
     Raises:

@@ -29,7 +29,7 @@ _READ_FROM_WEIGHTS = ("hidden_size", "num_hidden_layers", "use_moe", "generation
 def report(
     name: str,
     sizes: ModelSizes,
-    settings: Settings,
+    settings: Settings[DPOConfig],
     machine: Machine,
     found: Sequence[Option],
     other: ModelSizes | None = None,
@@ -58,7 +58,7 @@ def gib(size: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def command(option: Option, settings: Settings, machine: Machine) -> str:
+def command(option: Option, settings: Settings[DPOConfig], machine: Machine) -> str:
     """The shell command that runs an option, with the flags that the user gave to the plan."""
     given = settings.config
     flags = {
@@ -92,7 +92,7 @@ def launch_command(flags: Mapping[str, str], nodes: int, ranks_per_node: int) ->
 def _heading(
     name: str,
     sizes: ModelSizes,
-    settings: Settings,
+    settings: Settings[DPOConfig],
     machine: Machine,
     found: Sequence[Option],
     other: ModelSizes | None,
@@ -156,7 +156,7 @@ def _fits(same: Sequence[Option], machine: Machine) -> str:
     return "yes" if not fitting[0].checkpointing or len(same) == 1 else "checkpointed"
 
 
-def _nothing_fits(found: Sequence[Option], machine: Machine, settings: Settings) -> str:
+def _nothing_fits(found: Sequence[Option], machine: Machine, settings: Settings[DPOConfig]) -> str:
     """The end of a plan without a fitting option: the closest one, and ways to need less memory."""
     possible = [option for option in found if option.obstacle is None]
     if not possible:

@@ -32,7 +32,7 @@ class MetricSums:
 
     def __init__(self, world: World, job: Job) -> None:
         self.world = world
-        self._item, self._parts = job.item, job.metric_parts
+        self._item, self._parts, self._derived = job.item, job.metric_parts, job.derived
         self.names = ("loss", f"{job.name}_loss", "aux_loss", *job.metrics)
         self.token_names = job.token_metrics
         self.reset()
@@ -83,6 +83,7 @@ class MetricSums:
         pairs = zip(totals[len(self.names) :: 2], totals[len(self.names) + 1 :: 2], strict=True)
         # Without a token that counts there is no mean either.
         metrics |= {name: total / count for name, (total, count) in zip(self.token_names, pairs, strict=True) if count}
+        metrics |= self._derived(metrics)
         metrics["tokens_per_second"] = tokens / seconds
         metrics[f"{self._item}_per_second"] = items / seconds
         metrics["peak_memory_gib"] = peak_memory_gib(self.world)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import torch
 
-from minimind.config import DPOConfig
+from minimind.config import JobConfig
 from minimind.data.pair_tables import PairTables
 from minimind.objective.losses import Objective, RatioLoss
 from minimind.objective.schedule import make_schedule
@@ -57,17 +57,22 @@ class Outlook:
 
 
 def report_outlook(prepared: Prepared, data: TrainingData, console: Console) -> None:
-    """Print how far the margin can move. Other optimizers than Adam move weights by other amounts: nothing is said."""
-    if not str(prepared.policy_config.values["optimizer"]["type"]).lower().startswith("adam"):
+    """Print how far the margin of a loss over pairs can move.
+
+    Other optimizers than Adam move weights by other amounts: nothing is said.
+    """
+    objective = prepared.objective
+    is_adam = str(prepared.policy_config.values["optimizer"]["type"]).lower().startswith("adam")
+    if not (is_adam and isinstance(objective, Objective)):
         return
     config, steps = prepared.settings.config, data.total_steps
     parameters = sum(math.prod(shape) for shape in prepared.source.shapes().values())
     outlook = outlook_of(config, data.table, parameters, steps)
-    for message in outlook_messages(outlook, prepared.objective, config.optimisation.learning_rate, steps):
+    for message in outlook_messages(outlook, objective, config.optimisation.learning_rate, steps):
         console.say(f"  {message}")
 
 
-def outlook_of(config: DPOConfig, table: PairTables, parameters: int, total_steps: int) -> Outlook:
+def outlook_of(config: JobConfig, table: PairTables, parameters: int, total_steps: int) -> Outlook:
     """The outlook of a run under Adam."""
     optimisation = config.optimisation
     schedule = make_schedule(optimisation, total_steps)

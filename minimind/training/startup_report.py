@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from minimind.config import DPOConfig
+from minimind.config import JobConfig
 from minimind.data.narrowing import shared_prompts
 from minimind.data.pair_tables import PairTables
 from minimind.data.table import PairTable
@@ -22,6 +22,7 @@ from minimind.model.family import family_of
 from minimind.model.router_loss import router_coefficient
 from minimind.native import AUTO, processor
 from minimind.native.processor import Products
+from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need, Objective
 from minimind.objective.losses.labelled import KTOLoss
 from minimind.objective.schedule import make_schedule
@@ -122,7 +123,7 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  WARNING: {warning}")
 
 
-def report_data(console: Console, data: TrainingData, config: DPOConfig, objective: Objective) -> None:
+def report_data(console: Console, data: TrainingData, config: JobConfig, objective: AnyObjective) -> None:
     """Print the number of pairs and steps, and every row and pair that is not trained on."""
     items = data.table.items
     stream, total_steps, max_steps = data.stream, data.total_steps, config.optimisation.max_steps
@@ -165,9 +166,9 @@ def _narrowed(data: TrainingData, limit: int | None) -> Iterator[str]:
         yield f"{shared} of {len(data.table)} {items} have a prompt that held-out {items} have too"
 
 
-def _labels(tables: PairTables, objective: Objective) -> Iterator[str]:
+def _labels(tables: PairTables, objective: AnyObjective) -> Iterator[str]:
     """How many answers are desirable, and weights that would balance them."""
-    if Need.LABELS not in objective.needs:
+    if not isinstance(objective, Objective) or Need.LABELS not in objective.needs:
         return
     labels = np.concatenate([table.labels[table.selected] for table in tables.tables])
     good, bad = int((labels == 1).sum()), int((labels == 0).sum())

@@ -48,18 +48,17 @@ def train_step(
         scored = policy.score(ahead[0], distributions) if once else None
         seen = [scored[0].detach()] if scored is not None else policy.look_ahead(ahead)
         targets = job.share(batches, seen, targets)
-    total = sum(job.size(batch) for batch in batches)
+    weights = job.weights(batches)
     # Collected on the device: the host reads them only if the step fails, so that it never waits for a GPU here.
     finite: list[Tensor] = []
-    for number, (batch, target) in enumerate(zip(batches, targets, strict=True), start=1):
+    for number, (batch, target, weight) in enumerate(zip(batches, targets, weights, strict=True), start=1):
         watch.enter("policy forward")
         log_probs, aux_loss = scored if scored is not None else policy.score(job.trained(batch), distributions)
         outcome = job.outcome(batch, log_probs, target)
         loss = outcome.losses.mean() + aux_loss
         finite.append(log_probs.detach().isfinite().all() & loss.detach().isfinite())
         watch.enter("backward")
-        # Shares of the step's mean: micro-batches of a token budget differ in size.
-        policy.backward(loss * job.size(batch) / total, last=number == len(batches))
+        policy.backward(loss * weight, last=number == len(batches))
         watch.enter("optimizer step")
         try:
             # DeepSpeed changes weights only after the last micro-batch, which `backward` has announced.

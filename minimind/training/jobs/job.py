@@ -137,7 +137,21 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
 
     @abc.abstractmethod
     def size(self, batch: BatchKind) -> int:
-        """Number of items of a micro-batch: its weight in the mean loss of a global step."""
+        """Number of items of a micro-batch."""
+
+    def weights(self, batches: Sequence[BatchKind]) -> Sequence[Tensor | float]:
+        """Weight of each micro-batch's mean loss in the loss of a global step. All ranks must call.
+
+        The step's loss is the mean over ranks of the weighted sums. Here all ranks have the same number of items, so
+        that the weights are shares of this rank's; a job whose ranks differ in it must count the items of all.
+        """
+        # Micro-batches of a token budget differ in size.
+        total = sum(self.size(batch) for batch in batches)
+        return [self.size(batch) / total for batch in batches]
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Metrics that follow from the means of others, such as a perplexity."""
+        return {}
 
     def item_weights(self, batch: BatchKind, weights: Tensor) -> Tensor:
         """Weight of each item, given those of the batch's examples.

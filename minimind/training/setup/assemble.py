@@ -17,7 +17,8 @@ from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.events import Events, Listener
 from minimind.training.export import export_weights
-from minimind.training.jobs.dpo import DPOJob
+from minimind.training.jobs.job import Job
+from minimind.training.jobs.kinds import Parts, kind_of
 from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.listeners.evaluation import Evaluation
 from minimind.training.listeners.metrics_file import MetricsFile
@@ -53,7 +54,7 @@ def assemble_run(
     weights = prepared.objective.statistics
     statistics = BatchStatistics(weights_of_past=weights, world=world) if weights else None
     jobs = [
-        DPOJob(objective=prepared.objective, reference=reference, statistics=statistics, world=world)
+        kind_of(config).make(prepared.objective, Parts(world=world, reference=reference, statistics=statistics))
         for reference in engines.references
     ]
     unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}
@@ -104,7 +105,7 @@ def _listeners(
     opened: OpenedRun,
     engines: Engines,
     run: Run,
-    jobs: Sequence[DPOJob],
+    jobs: Sequence[Job],
     console: Console,
 ) -> Iterator[Listener]:
     """Metrics are written before they are shown; an evaluation comes before the save at the same step, and a move of

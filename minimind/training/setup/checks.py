@@ -24,7 +24,8 @@ from minimind.model.dropout import dropout_fields
 from minimind.model.family import family_of, model_identity
 from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
-from minimind.objective.losses import Need, Objective
+from minimind.objective.interface import AnyObjective
+from minimind.objective.losses import Need
 from minimind.ranks.world import World
 from minimind.training.setup.device import device_problem
 from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
@@ -51,7 +52,7 @@ class Draft:
     source: WeightSource | None
     tokenizer: PreTrainedTokenizerBase | None
     engine_resolved: bool
-    objective: Objective | None = None
+    objective: AnyObjective | None = None
     other_reference: WeightSource | None = None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from minimind.checkpoints.find import Checkpoint, find_checkpoint
 from minimind.checkpoints.store import Checkpoints
-from minimind.config import DPOConfig
+from minimind.config import JobConfig
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.engine.patches.registry import select_patches
 from minimind.ranks.collectives import from_main
@@ -44,7 +44,7 @@ class OpenedRun:
     checkpoints: Checkpoints | None
 
 
-def find_resumed(config: DPOConfig, world: World, watch: Watch) -> Checkpoint | None:
+def find_resumed(config: JobConfig, world: World, watch: Watch) -> Checkpoint | None:
     """The checkpoint that the run resumes; None without --from_resume, or if there is none yet.
 
     Raises:
@@ -93,5 +93,5 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
     )
 
 
-def _checkpoint_folder(config: DPOConfig) -> Path:
+def _checkpoint_folder(config: JobConfig) -> Path:
     return Path(config.run.save_dir) / "checkpoints"

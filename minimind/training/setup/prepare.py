@@ -15,17 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
-from minimind.config import BAD_ROWS_KEPT, DEMO, DPOConfig, ModelDefaults, Settings
+from minimind.config import BAD_ROWS_KEPT, DEMO, JobConfig, ModelDefaults, Settings
 from minimind.config.environment import with_switches
 from minimind.config.generations import defaults_of_run, with_model_defaults
 from minimind.data.selection import KEEP
 from minimind.data.sources import local_paths
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
-from minimind.objective.choice import choose_objective
-from minimind.objective.losses import Need, Objective
+from minimind.objective.interface import AnyObjective
 from minimind.objective.schedule import choose_schedule
 from minimind.ranks.world import World
+from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
 from minimind.training.setup.precision import with_precision
@@ -55,7 +55,7 @@ class Prepared:
         settings: every setting resolved, with its origin.
         is_demo: the bundled demo runs.
         checkpoint: the checkpoint that the run resumes; None for a fresh run.
-        objective: the loss, or the mix of losses.
+        objective: of the job: for pairs a loss, or a mix of losses.
         source: start weights.
         other_reference: weights of the reference; None: the start weights.
     """
@@ -63,7 +63,7 @@ class Prepared:
     settings: Settings
     is_demo: bool
     checkpoint: Checkpoint | None
-    objective: Objective
+    objective: AnyObjective
     source: WeightSource
     tokenizer: PreTrainedTokenizerBase
     policy_config: ResolvedConfig
@@ -88,10 +88,11 @@ def prepare(
         ConfigError: all problems at once; a single problem keeps its own class.
     """
     problems = Problems()
-    is_demo = not settings.config.data.data_path
+    is_demo = _is_demo(settings.config)
     # Each stage can change settings that the next one reads: demo, schedule, weights, objective, DeepSpeed files.
     settings, source, model = _open_weights(settings, checkpoint, without_bfloat16, problems)
-    settings, objective = _choose_objective(settings, model, problems)
+    choose = kind_of(settings.config).choose
+    settings, objective = problems.attempt(lambda: choose(settings, model)) or (settings, None)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
     settings = settings if policy_config is None else policy_config.settings
@@ -133,16 +134,6 @@ def _check(draft: Draft, problems: Problems) -> None:
     problems.raise_if_any()
 
 
-def _choose_objective(
-    settings: Settings, model: ModelDefaults | None, problems: Problems
-) -> tuple[Settings, Objective | None]:
-    """The objective, and settings with what it implies; None if the flags of the loss are wrong."""
-    settings, objective = problems.attempt(lambda: choose_objective(settings, model)) or (settings, None)
-    if objective is not None:
-        settings = problems.attempt(lambda: with_labelled_turns(settings, objective)) or settings
-    return settings, objective
-
-
 def _open_weights(
     settings: Settings, checkpoint: Checkpoint | None, without_bfloat16: bool, problems: Problems
 ) -> tuple[Settings, WeightSource | None, ModelDefaults | None]:
@@ -164,29 +155,18 @@ def with_implied(settings: Settings) -> Settings:
         ConfigError: a switch of the environment has a wrong value.
     """
     settings = with_switches(settings)
-    if not settings.config.data.data_path:
+    if _is_demo(settings.config):
         settings = settings.with_defaults(demo.SETTINGS, DEMO)
     if settings.config.data.on_bad_row == KEEP:
         settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
     return settings
 
 
-def with_labelled_turns(settings: Settings, objective: Objective) -> Settings:
-    """Settings under which only the answer counts that has the label, for losses of labelled answers.
-
-    Raises:
-        ConfigError: a flag says that other turns count too.
-    """
-    if Need.LABELS not in objective.needs:
-        return settings
-    if settings.explicit("last_turn_only") and not settings.config.data.last_turn_only:
-        raise ConfigError(
-            f"--last_turn_only 0: --loss {objective.name} counts the labelled answer alone, the last turn"
-        )
-    return settings.with_values({"last_turn_only": True}, f"--loss {objective.name}")
+def _is_demo(config: JobConfig) -> bool:
+    return kind_of(config).has_demo and not config.data.data_path
 
 
-def input_paths(config: DPOConfig) -> dict[str, Path]:
+def input_paths(config: JobConfig) -> dict[str, Path]:
     """The files and folders that a run will read, by the flag that names each; they need not exist."""
     named = {**vars(config.data), **vars(config.model), **vars(config.engine)}
     paths = {name: Path(named[name]) for name in PATH_FLAGS if name not in DATA_FLAGS and named[name]}
@@ -200,7 +180,7 @@ def input_paths(config: DPOConfig) -> dict[str, Path]:
     return {f"--{name}": path for name, path in paths.items()}
 
 
-def cache_dir(config: DPOConfig) -> Path:
+def cache_dir(config: JobConfig) -> Path:
     """Folder of tokenised data and cached reference log-probs.
 
     Raises:
@@ -214,7 +194,7 @@ def cache_dir(config: DPOConfig) -> Path:
         raise ConfigError("there is no home directory (HOME) to cache tokenised data in; give --cache_dir") from error
 
 
-def reference_path(config: DPOConfig) -> Path:
+def reference_path(config: JobConfig) -> Path:
     """The reference's DeepSpeed file."""
     given = config.engine.reference_config
     return Path(given) if given else _DS_CONFIGS / "reference.json"

@@ -21,7 +21,7 @@ from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
 from minimind.engine.reference import LiveReference, Reference
 from minimind.engine.reference_cache import CachedReference, ReferenceCache
-from minimind.objective.losses import Need
+from minimind.objective.losses import Need, Objective
 from minimind.objective.reference_update import parse_reference_update
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -93,6 +93,7 @@ def open_references(
     """
     if Need.REFERENCE not in prepared.objective.needs:
         return [None] * len(tables)
+    assert isinstance(prepared.objective, Objective)  # no other objective needs a reference
     config = prepared.settings.config
     references: list[Reference]
     if config.engine.reference == "live":

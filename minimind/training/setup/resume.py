@@ -20,7 +20,7 @@ from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
 from minimind.model.dropout import dropout_fields
 from minimind.model.family import model_identity
-from minimind.objective.losses import build_objective
+from minimind.training.jobs.kinds import KINDS
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.training_data import TrainingData
 
@@ -36,6 +36,7 @@ START_WEIGHTS = "the start weights"
 _IMPLEMENTATION_KEYS = ("torch_adam", "fused", "foreach")
 # Values that manifests of earlier versions do not contain, because these were the only ones.
 _BEFORE = {
+    "job": "dpo",
     "loss": "sigmoid",
     "dropout": True,
     "on_long_row": "cut",
@@ -71,6 +72,7 @@ def describe(
     described = {
         "identity": {
             **identity,
+            "job": settings.config.name,
             "loss": prepared.objective.name,
             **prepared.objective.options(),
             "optimizer": {**optimizer, "params": params},
@@ -127,7 +129,7 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
         )
     now = described["identity"]
     # An option that the loss did not have when the checkpoint was written has the value that keeps its numbers.
-    defaults = build_objective(now["loss"]).options()
+    defaults = dict(KINDS[now["job"]].default_options(now["loss"]))
     # A ratio that an earlier version did not write is compared by the key of the data, which contains it.
     defaults["empty_think_ratio"] = now["empty_think_ratio"]
     was = {**defaults, **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}

@@ -9,7 +9,7 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from minimind.config import DEFAULT, WEIGHTS, DPOConfig, ModelDefaults, Settings, model_defaults
+from minimind.config import DEFAULT, WEIGHTS, JobConfig, ModelDefaults, Settings, model_defaults
 from minimind.errors import ConfigError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.family import family_of, layer_values
@@ -21,7 +21,7 @@ NOT_IN_PTH = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "infer
 MODEL_SETTINGS = ("hidden_size", "num_hidden_layers", "use_moe", "generation", *NOT_IN_PTH)
 
 
-def open_start_weights(config: DPOConfig) -> WeightSource:
+def open_start_weights(config: JobConfig) -> WeightSource:
     """The start weights that --from_weight names.
 
     Raises:
@@ -51,7 +51,7 @@ def open_start_weights(config: DPOConfig) -> WeightSource:
     return open_weights(path, given)
 
 
-def open_reference_weights(config: DPOConfig) -> WeightSource | None:
+def open_reference_weights(config: JobConfig) -> WeightSource | None:
     """The weights that --reference_weight names; None: the reference has the start weights.
 
     Flags of sizes that a `.pth` does not contain are those of every `.pth` of the run.
@@ -69,7 +69,7 @@ def open_reference_weights(config: DPOConfig) -> WeightSource | None:
     return open_weights(Path(given), _sizes_not_in_pth(config))
 
 
-def _sizes_not_in_pth(config: DPOConfig) -> dict[str, Any]:
+def _sizes_not_in_pth(config: JobConfig) -> dict[str, Any]:
     # A value of 0 or None means "not given".
     return {name: value for name in NOT_IN_PTH if (value := getattr(config.model, name))}
 
@@ -80,18 +80,18 @@ def _others(path: Path, name: str) -> str:
     return f" ({', '.join(found)} does; see --hidden_size, --use_moe and --generation)" if found else ""
 
 
-def weights_path(config: DPOConfig) -> Path:
+def weights_path(config: JobConfig) -> Path:
     """Path that --from_weight means: itself if it exists, else MiniMind's short name of a file in save_dir."""
     path = Path(config.model.from_weight)
     return path if path.exists() else Path(config.run.save_dir) / f"{_file_name(config, config.model.from_weight)}.pth"
 
 
-def weights_name(config: DPOConfig) -> str:
+def weights_name(config: JobConfig) -> str:
     """Name of the weights that the run writes, in MiniMind's form: name, hidden size, _moe for a mixture."""
     return _file_name(config, config.run.save_weight)
 
 
-def _file_name(config: DPOConfig, name: str) -> str:
+def _file_name(config: JobConfig, name: str) -> str:
     return f"{name}_{config.model.hidden_size}{'_moe' if config.model.use_moe else ''}"
 
 

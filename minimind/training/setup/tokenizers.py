@@ -7,12 +7,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minimind import demo
-from minimind.config import DPOConfig
+from minimind.config import JobConfig
 from minimind.errors import ConfigError, DataError
 from minimind.weights.sources import WeightSource
 
 
-def load_tokenizer(config: DPOConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: JobConfig, source: WeightSource | None) -> PreTrainedTokenizerBase:
     """The tokenizer; `source` is None if the start weights cannot be opened.
 
     Raises:

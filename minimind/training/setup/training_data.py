@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minimind.config import DPOConfig, Settings
+from minimind.config import JobConfig, Settings
 from minimind.config.data import DataConfig
 from minimind.data.columns import NO_VARIABLES
 from minimind.data.encoding import EncodingOptions
@@ -31,10 +31,12 @@ from minimind.data.table_build import TokenisingListener
 from minimind.data.table_cache import load_table
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError, LaunchError
-from minimind.objective.losses import Need, Objective
+from minimind.objective.interface import AnyObjective
+from minimind.objective.losses import Need
 from minimind.objective.schedule import make_schedule
 from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.world import World
+from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.prepare import Prepared, cache_dir
 from minimind.training.setup.problems import Problems
 
@@ -91,8 +93,7 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
 def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener: TokenisingListener) -> PairTables:
     """The pairs of some sources that the run uses. One rank per machine hashes and tokenises, the others read."""
     config = prepared.settings.config
-
-    items = items_of(prepared.objective)
+    items = kind_of(config).items(prepared.objective)
 
     def load_one(source: Source, known: str | None) -> PairTable:
         table = tokenized_table(config, prepared.tokenizer, source, listener, items, known=known)
@@ -137,7 +138,7 @@ def _alike(world: World, words: Sequence[str], keys: list[str] | None) -> list[s
 
 
 def tokenized_table(
-    config: DPOConfig,
+    config: JobConfig,
     tokenizer: PreTrainedTokenizerBase,
     source: Source,
     listener: TokenisingListener,
@@ -193,7 +194,7 @@ def narrowed(
     return first_pairs(table, config.limit) if config.limit else table, eval_table
 
 
-def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSampler:
+def pair_sampler(config: JobConfig, table: PairTables, ranks: int) -> PairSampler:
     """The order of a run's pairs, and their distribution over ranks and micro-batches."""
     return PairSampler(
         mix=table.mix,
@@ -209,14 +210,7 @@ def pair_sampler(config: DPOConfig, table: PairTables, ranks: int) -> PairSample
     )
 
 
-def items_of(objective: Objective) -> Items:
-    """What rows become for these losses."""
-    if Need.LABELS not in objective.needs:
-        return Items.PAIRS
-    return Items.MISMATCHED if Need.MISMATCHED in objective.needs else Items.ANSWERS
-
-
-def check_needs(objective: Objective, tables: PairTables) -> None:
+def check_needs(objective: AnyObjective, tables: PairTables) -> None:
     """Check that the pairs have what the losses need of them besides their answers.
 
     Raises:
@@ -276,7 +270,7 @@ def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptio
     )
 
 
-def count_steps(stream: PairSampler, config: DPOConfig) -> int:
+def count_steps(stream: PairSampler, config: JobConfig) -> int:
     """Global steps of a run.
 
     Raises:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from minimind.config.fields import fields_of, flag, flat_values, replace_values
+from minimind.config.fields import absent, fields_of, flag, flat_values, replace_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,17 @@ class Cake:
 class Baking:
     oven: Oven = dataclasses.field(default_factory=Oven)
     cake: Cake = dataclasses.field(default_factory=Cake)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColdOven(Oven):
+    degrees: int = flag(4, "temperature of a fridge")
+    fan: bool = absent(True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cooling:
+    oven: ColdOven = dataclasses.field(default_factory=ColdOven)
 
 
 def test_fields_have_section_kind_default_and_bounds():
@@ -70,3 +81,12 @@ def test_a_type_that_no_command_line_can_give_is_refused(hint):
     job = dataclasses.make_dataclass("Job", [("section", section)], kw_only=True)
     with pytest.raises(TypeError, match=r"--rolls: .* is not bool, int, float or str"):
         fields_of(job)
+
+
+def test_a_section_of_another_job_overrides_defaults_and_has_no_absent_flag():
+    (degrees,) = fields_of(Cooling)
+    assert (degrees.name, degrees.default, degrees.metadata.help) == ("degrees", 4, "temperature of a fridge")
+    assert flat_values(Cooling()) == {"degrees": 4}
+    assert Cooling().oven.fan is True
+    with pytest.raises(KeyError):
+        replace_values(Cooling(), {"fan": False})

@@ -19,7 +19,14 @@ from minimind.training.metrics import MetricSums, StepMetrics
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
-JOB = SimpleNamespace(name="dpo", item="pairs", metrics=REWARD_METRICS, metric_parts={}, token_metrics=())
+JOB = SimpleNamespace(
+    name="dpo",
+    item="pairs",
+    metrics=REWARD_METRICS,
+    metric_parts={},
+    token_metrics=(),
+    derived=lambda means: {"margins doubled": 2 * means["rewards/margins"]},
+)
 
 
 def outcome(*margins: float) -> BatchOutcome:
@@ -75,7 +82,9 @@ def test_weight_0_excludes_a_pair(one_rank):
 
 def test_a_metric_of_a_part_is_the_mean_over_that_part(one_rank):
     """Two of three items have a share; where none has, the metric does not exist."""
-    job = SimpleNamespace(name="dpo", item="answers", metrics=("reward", "good"), metric_parts={"reward": "good"})
+    job = SimpleNamespace(
+        name="dpo", item="answers", metrics=("reward", "good"), metric_parts={"reward": "good"}, derived=dict
+    )
     job.token_metrics = ()
     sums, zero = MetricSums(WORLD, job), torch.zeros(3)
     of_part = {"reward": torch.tensor([4.0, 0.0, 1.0]), "good": torch.tensor([1.0, 0.0, 1.0])}

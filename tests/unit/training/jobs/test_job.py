@@ -1,4 +1,4 @@
-"""The job contract can be met by something that is not DPO: a loss per row, as SFT has it."""
+"""The job contract can be met by something that is not DPO: a loss per target, whose ranks have different numbers."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class Likelihood(Job[Batch, None]):
     def size(self, batch):
         return len(batch.target_ids)
 
+    def derived(self, means):
+        return {"twice": 2 * means["loss"]}
+
 
 def test_step_and_metrics_work_for_another_job(one_rank):
     losses = []
@@ -54,4 +57,24 @@ def test_step_and_metrics_work_for_another_job(one_rank):
     metrics = sums.reduce(seconds=2.0)
     assert metrics["sft_loss"] == metrics["loss"] == 3.0
     assert metrics["targets_per_second"] == 2.0
+    assert metrics["twice"] == 6.0
     assert abs(metrics["perplexity"] - float(torch.tensor([1.0, 2.0, 3.0, 6.0]).exp().mean())) < 1e-4
+
+
+def test_a_job_weights_the_micro_batches_of_its_step():
+    """A rank with 4 of 10 targets: its mean of ranks' sums is right if the weights add up to 4 / 5."""
+    job = Likelihood()
+    batches = [Batch(target_ids=[1.0]), Batch(target_ids=[2.0, 3.0, 6.0])]
+    assert job.weights(batches) == [0.25, 0.75]
+    job.weights = lambda batches: [0.2, 0.6]
+    losses = []
+    policy = SimpleNamespace(
+        world=WORLD,
+        score=lambda batch, distributions: (-torch.tensor(batch.target_ids), torch.zeros(())),
+        backward=lambda loss, last: losses.append(round(float(loss), 6)),
+        step=lambda: None,
+    )
+    for batch in batches:
+        batch.row_tokens = 10
+    train_step(policy, job, batches, MetricSums(WORLD, job), Watch())
+    assert losses == [0.2, 2.2]

@@ -51,6 +51,7 @@ def made():
             item="pairs",
             metrics=(),
             metric_parts={},
+            derived=lambda means: {},
             token_metrics=(),
             whole_batch=False,
             trained=lambda batch: batch,

@@ -17,9 +17,9 @@ from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
 from minimind.objective.choice import choose_objective
 from minimind.ranks.world import World
+from minimind.training.jobs.kinds import with_labelled_turns
 from minimind.training.row_report import row_messages
 from minimind.training.setup import training_data
-from minimind.training.setup.prepare import with_labelled_turns
 from minimind.training.setup.training_data import load_data
 from tests.conftest import conversation, pair
 from tests.unit.data.tables import lines
