@@ -96,7 +96,12 @@ class Checkpoints:
             from_main(self.world, lambda: _make_empty(path))
             with collect_write_failures(policy.engine, self._on_progress, self.patches) as failures:
                 policy.engine.save_checkpoint(
-                    str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False
+                    str(self.folder),
+                    tag=path.name,
+                    client_state={"step": step},
+                    save_latest=False,
+                    # Weights under adapters do not change; the manifest has their hash.
+                    exclude_frozen_parameters=policy.has_adapters,
                 )
             # Each rank hashes its own files, which are still in its page cache; rank 0 needs all the hashes.
             parts = gather(self.world, agree(self.world, lambda: self._finish_own(path, moving, failures)))
@@ -121,7 +126,7 @@ class Checkpoints:
         """
         from_main(self.world, lambda: self._set_damaged_aside(checkpoint))
         with defer_load_epilogue(policy.engine, self.patches) as epilogue:
-            agree(self.world, lambda: self._read(policy.engine, checkpoint))
+            agree(self.world, lambda: self._read(policy, checkpoint))
         epilogue()
         if moving is not None:
             agree(self.world, lambda: moving.read(checkpoint.path))
@@ -130,13 +135,15 @@ class Checkpoints:
         """Name of the newest complete checkpoint, None if there is none; to be called on rank 0."""
         return next(iter(resume_candidates(self.folder)), None)
 
-    def _read(self, engine: Any, checkpoint: Checkpoint) -> None:
-        path = checkpoint.path
+    def _read(self, policy: Policy, checkpoint: Checkpoint) -> None:
+        engine, path = policy.engine, checkpoint.path
+        # Strict, but for frozen weights that are not in the file: the manifest's hashes prove that the file is whole.
+        strict = not policy.has_adapters
         try:
             if checkpoint.manifest.sharding != self.described["sharding"]:
                 self._check_resharding(path)
                 load_resharded(engine, path, self.world, self._on_progress)
-            elif engine.load_checkpoint(str(self.folder), tag=path.name)[0] is None:
+            elif engine.load_checkpoint(str(self.folder), tag=path.name, load_module_strict=strict)[0] is None:
                 raise CheckpointError(f"{path}: contains nothing that DeepSpeed can load")
         except CheckpointError:
             raise

@@ -9,6 +9,7 @@ MiniMind's flags keep MiniMind's names, meanings and defaults.
 
 from __future__ import annotations
 
+from minimind.config.adapters import AdapterConfig
 from minimind.config.command_line import build_parser, parse_settings
 from minimind.config.data import DataConfig
 from minimind.config.engine import EngineConfig
@@ -40,6 +41,7 @@ __all__ = [
     "FLAG",
     "MEASURED",
     "WEIGHTS",
+    "AdapterConfig",
     "DPOConfig",
     "DataConfig",
     "EngineConfig",

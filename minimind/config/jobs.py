@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Protocol
 
+from minimind.config.adapters import AdapterConfig
 from minimind.config.data import DataConfig
 from minimind.config.engine import EngineConfig
 from minimind.config.model import ModelConfig
@@ -37,6 +38,9 @@ class JobConfig(Protocol):
     def model(self) -> ModelConfig: ...
 
     @property
+    def adapters(self) -> AdapterConfig: ...
+
+    @property
     def optimisation(self) -> OptimisationConfig: ...
 
     @property
@@ -56,6 +60,7 @@ class DPOConfig:
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    adapters: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optimisation: OptimisationConfig = dataclasses.field(default_factory=OptimisationConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)

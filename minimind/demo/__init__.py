@@ -40,3 +40,5 @@ SETTINGS = {
     "log_interval": 5,
     "eval_interval": 10,
 }
+# The same for a run with adapters.
+ADAPTER_SETTINGS = {"learning_rate": 3e-3, "merge": True}

@@ -14,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,8 +22,11 @@ from minimind.engine.ds_zero import has_plain_shards
 from minimind.engine.patches.partitions import FILL_OWN_SHARDS, shard_of
 from minimind.engine.patches.registry import PatchSelection
 from minimind.engine.scorer import PairScorer
+from minimind.model.adapters import adapter_of, add_adapters, trained_name
 from minimind.model.packed_attention import NATIVE
+from minimind.model.text_half import freeze_other_parts
 from minimind.ranks.world import World
+from minimind.weights.adapters import AdapterSource
 from minimind.weights.construction import model_from_tensors, uninitialized_model
 from minimind.weights.sources import WeightSource, tensors
 
@@ -70,6 +74,67 @@ def build_scorer(
     for weight in model.get_output_embeddings().parameters():
         deepspeed.zero.register_external_parameter(scorer, weight)
     return scorer
+
+
+def choose_trained(
+    model: PreTrainedModel, stage: int, adapters: AdapterSource | None, keep_start: bool
+) -> dict[str, int]:
+    """Freeze what does not train: parts that a text does not reach, and under adapters all weights.
+
+    Returns: see `freeze_other_parts`.
+    """
+    frozen = freeze_other_parts(model)
+    if adapters is not None:
+        fill_adapters(model, adapters, keep_start)
+        _keep_aliases_out_of_checkpoints(model)
+        if stage == 3:
+            gather_blocks_whole(model)
+    return frozen
+
+
+def _keep_aliases_out_of_checkpoints(model: PreTrainedModel) -> None:
+    """Drop the second names of frozen tensors from state dicts: DeepSpeed drops the first ones, but not a tied head."""
+    first = {name for name, _ in model.named_parameters()}
+    both = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in both - first:
+            state.pop(prefix + name, None)
+
+    model.register_state_dict_post_hook(drop)
+
+
+@torch.no_grad()
+def fill_adapters(model: PreTrainedModel, adapters: AdapterSource, keep_start: bool = False) -> None:
+    """Add adapters with their start values to a model; they train, and everything else is frozen.
+
+    Under ZeRO-3 the adapters are whole tensors on every rank until DeepSpeed partitions them with its engine.
+
+    Args:
+        keep_start: add the start values a second time, frozen, for the reference.
+    """
+    add_adapters(model, adapters.spec, keep_start)
+    for name, parameter in model.named_parameters():
+        if adapter_of(name) is not None:
+            parameter.copy_(adapters.read(trained_name(name)))
+
+
+def gather_blocks_whole(model: PreTrainedModel) -> None:
+    """Let ZeRO-3 gather each block of a model with adapters as one unit, for its engine's training.
+
+    A block has the same parameters whether its adapters are on or off, so the order of what is gathered never changes.
+    DoRA and stacked experts also read weights outside of the layer that owns them.
+    """
+    for block in transformer_blocks(model):
+        set_z3_leaf_module(block, True)
+
+    def require_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        # DeepSpeed reduces a unit's gradients when the gradient of its input is there; without such a gradient, as in
+        # the first block over frozen embeddings, too early.
+        if torch.is_grad_enabled():
+            output.requires_grad_(True)
+
+    model.get_input_embeddings().register_forward_hook(require_gradient)
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from minimind.data.packs import Batch
-from minimind.engine.build import build_scorer, own_range, own_share, transformer_blocks
+from minimind.engine.build import build_scorer, choose_trained, own_range, own_share, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
 from minimind.engine.ds_optimizer import ADAMW_8BIT, MUON, kind_of, make_8bit, muon_obstacle
 from minimind.engine.ds_zero import fit_bucket
@@ -35,8 +35,8 @@ from minimind.engine.patches.registry import select_patches
 from minimind.errors import ConfigError, TrainingError
 from minimind.model.dropout import turn_off_dropout
 from minimind.model.packed_attention import NATIVE
-from minimind.model.text_half import freeze_other_parts
 from minimind.ranks.world import World
+from minimind.weights.adapters import AdapterSource
 from minimind.weights.construction import restore_computed_buffers
 from minimind.weights.sources import WeightSource
 
@@ -51,6 +51,12 @@ class Policy:
         world: the ranks.
         attention: attention backend over packs, a name of `packed_attention.BACKENDS`.
         on_progress: called after each tensor while weights are read, set or gathered.
+        adapters: adapters that train instead of the weights; None: the weights train.
+        keep_start: keep the start adapter too, frozen, for the reference.
+
+    Attributes:
+        has_adapters: adapters train instead of the weights.
+        frozen: name of each part that a text does not reach -> its number of tensors.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class Policy:
         world: World,
         attention: str = NATIVE,
         on_progress: Callable[[], object] = lambda: None,
+        adapters: AdapterSource | None = None,
+        keep_start: bool = False,
     ) -> None:
         config = resolved.settings.config
         dtype = getattr(torch, config.optimisation.dtype)
@@ -69,7 +77,7 @@ class Policy:
         scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress, coefficient)
         if not config.model.dropout:
             turn_off_dropout(scorer.model)
-        self.frozen = freeze_other_parts(scorer.model)
+        self.frozen = choose_trained(scorer.model, resolved.stage, adapters, keep_start)
         if config.engine.gradient_checkpointing:
             # Newer transformers have renamed the method. Reentrant checkpointing loses the auxiliary loss's gradient.
             old = scorer.model.gradient_checkpointing_enable
@@ -90,21 +98,19 @@ class Policy:
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
         self.engine.monitor = RunMonitor(self.engine.monitor)
-        self.stage = resolved.stage
-        self.world = world
-        self._on_progress = on_progress
-        self.dtype = config.optimisation.dtype
-        self._source = source
+        self.stage, self.dtype, self.world = resolved.stage, config.optimisation.dtype, world
+        self._source, self._adapters, self._on_progress = source, adapters, on_progress
+        self.has_adapters = adapters is not None
         restore_computed_buffers(self.engine.module.model)
         if self.dtype != "float32":
-            self._set_master_weights(source)
+            self._set_master_weights()
         patch_optimizer(self.engine.optimizer, world, patches)
         self.grad_norm = torch.zeros((), device=world.device)
         if config.engine.use_compile:
             self._compile_blocks()
 
-    def _set_master_weights(self, source: WeightSource) -> None:
-        """Set the optimizer's float32 weights to the source's values. DeepSpeed made them from rounded 16-bit weights.
+    def _set_master_weights(self) -> None:
+        """Set the optimizer's float32 weights to the start values. DeepSpeed made them from rounded 16-bit weights.
 
         At a small learning rate an update is smaller than that rounding error.
         """
@@ -113,7 +119,7 @@ class Policy:
             if not parameter.requires_grad:
                 continue  # the optimizer does not have it
             # A memory-mapped tensor in the file's dtype. DeepSpeed copies only this rank's part of it.
-            value = source.read(name)
+            value = (self._source if self._adapters is None else self._adapters).read(name)
             if self.stage < 3:
                 safe_set_full_fp32_param(parameter, value)
                 continue
@@ -230,13 +236,14 @@ class Policy:
     def full_state(self) -> dict[str, Tensor]:
         """The float32 weights on rank 0's CPU, by the model's own names; empty on other ranks. All ranks must call.
 
-        They are the optimizer's float32 weights, because bf16 weights do not contain small updates.
+        They are the optimizer's float32 weights, because bf16 weights do not contain small updates. Of a policy with
+        adapters they are the adapters' (`AdapterSource`'s names), and the weights have not changed.
         """
         model = self.engine.module.model
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         buffers = dict(model.named_buffers())
         state = {}
-        for name in self._source.shapes():
+        for name in self._source.shapes() if self._adapters is None else trained:
             self._on_progress()
             if name in trained:
                 full = safe_get_full_fp32_param(trained[name])

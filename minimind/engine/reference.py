@@ -2,8 +2,9 @@
 
     micro-batches of a global step -> score -> ReferenceScores of each, without gradient
 
-`LiveReference` computes the scores with a ZeRO-3 inference shard, in eval mode and without an optimizer.
-`CachedReference` (reference_cache.py) reads them from disk. A loss that needs no reference builds neither.
+`LiveReference` computes the scores with a ZeRO-3 inference shard, in eval mode and without an optimizer. A policy with
+adapters contains its reference (adapted_reference.py). `CachedReference` (reference_cache.py) reads scores from disk. A
+loss that needs no reference builds none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 
+from minimind.config import JobConfig
 from minimind.data.packs import Batch, PackedPairs, PairBatch, join
 from minimind.engine.build import build_scorer, transformer_blocks
 from minimind.engine.ds_config import ResolvedConfig
@@ -53,38 +55,18 @@ class Reference(abc.ABC):
         """
 
 
-class LiveReference(Reference):
-    """The frozen model in a DeepSpeed engine of its own.
+class ModelReference(Reference):
+    """A model that computes the log-probs.
 
     Args:
-        source: its weights.
-        resolved: the reference's DeepSpeed configuration.
-        world: the ranks.
-        attention: attention backend, a name of `packed_attention.BACKENDS`; the same as the policy's.
-        on_progress: called after each tensor while weights are read.
+        config: the run's settings.
+
+    Attributes:
+        pairs_per_forward, batches_per_forward: how many pairs, or micro-batches of the policy, one forward takes.
     """
 
-    def __init__(
-        self,
-        source: WeightSource,
-        resolved: ResolvedConfig,
-        world: World,
-        attention: str = NATIVE,
-        on_progress: Callable[[], object] = lambda: None,
-    ) -> None:
-        config = resolved.settings.config
+    def __init__(self, config: JobConfig) -> None:
         optimisation = config.optimisation
-        dtype = getattr(torch, optimisation.dtype)
-        patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
-        scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
-        scorer.requires_grad_(False)
-        for module in _gather_units(scorer, resolved, world):
-            set_z3_leaf_module(module, True)
-        self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
-        self.engine.eval()
-        restore_computed_buffers(scorer.model)
-        self.world = world
-        self.dtype = optimisation.dtype
         pair = 2 * config.data.max_seq_len
         self.pairs_per_forward = max(1, _FORWARD_TOKENS // pair)
         batch = optimisation.batch_size * pair
@@ -92,22 +74,9 @@ class LiveReference(Reference):
             batch = max(optimisation.micro_batch_tokens, pair)
         self.batches_per_forward = max(1, _FORWARD_TOKENS // batch)
 
-    @torch.no_grad()
-    def probe(self, batch: Batch, training: bool = False) -> Tensor:
-        """Log-probs of a batch's targets, (K,) float32, of a model that may fail; the engine is usable afterwards."""
-        assert not training, "the reference computes in eval mode"
-        try:
-            return self.engine(batch.to_device(self.world.device))[0]
-        except Exception:
-            # The hooks that release a module's weights have not run for the modules that failed.
-            self.engine.empty_partition_cache()
-            raise
-
-    @torch.no_grad()
+    @abc.abstractmethod
     def log_probs(self, batch: PairBatch) -> Tensor:
-        """Log-probs of a batch's targets, (K,) float32."""
-        log_probs, _ = self.engine(batch)
-        return log_probs
+        """Log-probs of a batch's targets, (K,) float32, without gradient and in eval mode."""
 
     def score(self, batches: Sequence[PairBatch], per_token: bool = False) -> list[ReferenceScores]:
         """Scores of a global step's micro-batches, in as few forwards as memory allows.
@@ -136,12 +105,64 @@ class LiveReference(Reference):
             f"({place}){start}. They are not the same model, or its log-probs are not finite. Check the weights."
         )
 
+    def close(self) -> None:
+        """Free memory that only the reference needs. It cannot score after this."""
+
+
+class LiveReference(ModelReference):
+    """The frozen model in a DeepSpeed engine of its own.
+
+    Args:
+        source: its weights.
+        resolved: the reference's DeepSpeed configuration.
+        world: the ranks.
+        attention: attention backend, a name of `packed_attention.BACKENDS`; the same as the policy's.
+        on_progress: called after each tensor while weights are read.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        resolved: ResolvedConfig,
+        world: World,
+        attention: str = NATIVE,
+        on_progress: Callable[[], object] = lambda: None,
+    ) -> None:
+        config = resolved.settings.config
+        super().__init__(config)
+        dtype = getattr(torch, config.optimisation.dtype)
+        patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
+        scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
+        scorer.requires_grad_(False)
+        for module in _gather_units(scorer, resolved, world):
+            set_z3_leaf_module(module, True)
+        self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
+        self.engine.eval()
+        restore_computed_buffers(scorer.model)
+        self.world = world
+        self.dtype = config.optimisation.dtype
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, training: bool = False) -> Tensor:
+        """Log-probs of a batch's targets, (K,) float32, of a model that may fail; the engine is usable afterwards."""
+        assert not training, "the reference computes in eval mode"
+        try:
+            return self.engine(batch.to_device(self.world.device))[0]
+        except Exception:
+            # The hooks that release a module's weights have not run for the modules that failed.
+            self.engine.empty_partition_cache()
+            raise
+
+    @torch.no_grad()
+    def log_probs(self, batch: PairBatch) -> Tensor:
+        log_probs, _ = self.engine(batch)
+        return log_probs
+
     def release_gathered(self) -> None:
         """Drop gathered weights, after the shard has changed; small ones otherwise stay gathered between forwards."""
         self.engine.optimizer.empty_partition_cache()
 
     def close(self) -> None:
-        """Free the engine's memory. The reference cannot score after this."""
         self.engine.destroy()
         del self.engine
         gc.collect()

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from minimind.data.loader import ahead
 from minimind.data.packs import Layout, PairBatch
 from minimind.data.table import PairTable
-from minimind.engine.reference import LiveReference, Reference
+from minimind.engine.reference import ModelReference, Reference
 from minimind.engine.reference_records import Records, read_records, seal_records
 from minimind.errors import DataError, TrainingError
 from minimind.model.device_transfer import HostCopy, to_device
@@ -119,7 +119,7 @@ class ReferenceCache:
         return int(self.known[self.table.selected].sum())
 
     def fill(
-        self, reference: LiveReference, layout: Layout, on_progress: Callable[[], object] = lambda: None
+        self, reference: ModelReference, layout: Layout, on_progress: Callable[[], object] = lambda: None
     ) -> Iterator[int]:
         """Score the missing pairs on all ranks, and write them as they come; yields the growing number of known pairs.
 
@@ -143,7 +143,7 @@ class ReferenceCache:
         if self.num_known < len(self):
             raise DataError(f"{self.folder}: the written file cannot be read back; see --cache_dir", agreed=True)
 
-    def _scored(self, reference: LiveReference, layout: Layout) -> Iterator[tuple[Shares, HostCopy]]:
+    def _scored(self, reference: ModelReference, layout: Layout) -> Iterator[tuple[Shares, HostCopy]]:
         """Run the forwards; yields the pairs of each round, and the sums of this rank's pairs (n, 2).
 
         A forward is enqueued before the one before it is read, so that a GPU need not wait for files and other ranks.

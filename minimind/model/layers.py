@@ -40,8 +40,8 @@ class RMSNorm(nn.Module):
 def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
     """Whether one kernel may compute these layers of x from their weights, without calling the layers.
 
-    Not if a layer has been replaced (LoRA does so), or has a hook: ZeRO-3 gathers the weight of a layer in a hook that
-    runs when the layer is called.
+    Not if a layer has an adapter that is on, or a hook: ZeRO-3 gathers the weight of a layer in a hook that runs when
+    the layer is called.
     """
     return ops.kernels_take(x) and not _has_any_global_hook() and all(map(_is_unmodified, layers))
 
@@ -54,6 +54,9 @@ def norm_with_residual(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_unmodified(module: nn.Module) -> bool:
+    if getattr(module, "disable_adapters", False) and not _has_hooks(module):
+        # An adapter that is off: peft's layer has the weight of the layer that it holds.
+        module = module.get_submodule("base_layer")
     return (
         (type(module) is Linear or type(module) is RMSNorm)
         and ops.kernels_take(module.weight)

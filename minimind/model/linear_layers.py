@@ -8,7 +8,6 @@ What the kernels do not take (another dtype, a GPU, `--kernels torch`) is comput
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from minimind.native import ops
@@ -38,7 +37,7 @@ def _plus(out: Tensor, bias: Tensor | None) -> Tensor:
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, Conv1D: _Conv1D}
 
 
-def use_kernels(model: PreTrainedModel) -> None:
+def use_kernels(model: nn.Module) -> None:
     """Replace the class of every linear layer; layers of derived classes, which may compute something else, stay."""
     for module in model.modules():
         if own := _CLASSES.get(type(module)):

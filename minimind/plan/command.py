@@ -29,6 +29,7 @@ from minimind.plan.choice import Machine
 from minimind.plan.options import options
 from minimind.plan.report import report
 from minimind.plan.sizes import ModelSizes
+from minimind.weights.adapters import adapter_shapes, fresh_spec
 from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.sources import open_weights
 
@@ -71,7 +72,11 @@ def plan(argv: Sequence[str]) -> str:
     )
     name, config, shapes = _model(settings, own.vocab_size)
     settings, _ = choose_objective(settings, model_defaults(family_of(config).generation(config)))
-    sizes = ModelSizes.of(config, shapes)
+    flags = settings.config.adapters
+    if flags.from_adapter:
+        raise ConfigError("--from_adapter: a plan needs the adapter's --lora_rank and --lora_targets instead")
+    adapters = adapter_shapes(config, fresh_spec(flags, config)) if flags.lora_rank else None
+    sizes = ModelSizes.of(config, shapes, adapters)
     other = _other_reference(settings)
     # The printed command names the weights by their hidden size, so it must be that of the model.
     settings = settings.with_defaults({"hidden_size": sizes.hidden}, "weights")

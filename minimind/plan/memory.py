@@ -99,20 +99,19 @@ def rank_memory(
         reference: how the reference is sharded, always stage 3.
         other: sizes of a reference that is another model; None: it is the policy's.
     """
-    policy = (
-        _stage_3(sizes, choice, load, machine.ranks)
-        if choice.stage == 3
-        else _stage_0_to_2(sizes, choice, load, machine)
-    )
+    stage_3 = choice.stage == 3
+    policy = _stage_3(sizes, choice, load, machine.ranks) if stage_3 else _stage_0_to_2(sizes, choice, load, machine)
     scorer = other or sizes
-    shard, gathered, in_host = _reference(scorer, reference, load, machine.ranks)
+    # The reference of a policy with adapters is its own model without them.
+    own = bool(sizes.adapters) and other is None
+    shard, gathered, in_host = (0, policy.gathered, 0) if own else _reference(scorer, reference, load, machine.ranks)
     scored = load.tokens * load.reference_batches
     working = load.width * scored * (3 * scorer.hidden + 3 * scorer.inner + 2 * scorer.query)
     logits = _logits(scorer, scored, machine.on_cpu)
     if machine.on_cpu:
         # Offloaded states take the same memory here. The operating system gives no memory to the part of a bucket that
         # is never written to.
-        bucket = min(policy.buckets, load.width * sizes.parameters)
+        bucket = min(policy.buckets, load.width * sizes.trained)
         policy = dataclasses.replace(policy, buckets=bucket, optimizer=policy.optimizer + policy.host, host=0)
         if choice.stage in (1, 2) and load.width < _FLOAT32:
             # The buffer of float32 gradients is reused in every step (engine/patches/optimizer.py).
@@ -120,7 +119,7 @@ def rank_memory(
             policy = dataclasses.replace(policy, gradients=states, update=0, buckets_at_update=False)
             if machine.ranks == 1:
                 # In the first step a copy of each gradient is compared with the reduced one.
-                policy = dataclasses.replace(policy, buckets=policy.buckets + load.width * sizes.parameters)
+                policy = dataclasses.replace(policy, buckets=policy.buckets + load.width * sizes.trained)
         shard, in_host = shard + in_host, 0
     return dataclasses.replace(
         policy,
@@ -156,7 +155,9 @@ def _head(sizes: ModelSizes, load: StepLoad, on_cpu: bool) -> int:
     """Bytes of the output head: hidden states of the targets and their gradient, one block of logits, the gradient of
     the head's weight."""
     hidden = load.tokens * sizes.hidden * (load.width + _FLOAT32)
-    return hidden + _logits(sizes, load.tokens, on_cpu) + load.width * sizes.vocab * sizes.hidden
+    # Under adapters the head is frozen.
+    gradient = 0 if sizes.adapters else load.width * sizes.vocab * sizes.hidden
+    return hidden + _logits(sizes, load.tokens, on_cpu) + gradient
 
 
 def _logits(sizes: ModelSizes, targets: int, on_cpu: bool) -> int:
@@ -166,7 +167,7 @@ def _logits(sizes: ModelSizes, targets: int, on_cpu: bool) -> int:
 
 def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine: Machine) -> RankMemory:
     """Stages 0 to 2: every rank holds all parameters."""
-    total, width = sizes.parameters, load.width
+    total, width = sizes.trained, load.width
     owned = -(-total // machine.ranks)
     first_step = 0
     if choice.stage == 0:
@@ -193,7 +194,7 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
         gradients = gradients if choice.stage == 1 and load.micro_batches > 1 else 0
         optimizer, update, first_step, buckets = 0, 0, 0, buckets + width * sizes.largest
     return RankMemory(
-        parameters=width * total,
+        parameters=width * sizes.parameters,
         gradients=gradients,
         optimizer=optimizer,
         update=update,
@@ -210,8 +211,9 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
     width, owned = load.width, sizes.shard(ranks)
     whole = width * sizes.small(choice.keep_below)
     group = min(owned, choice.sub_group)
-    parameters, gradients = width * owned, width * owned
-    optimizer = _MASTER * owned + _share(_state_bytes(sizes, choice, load), owned, sizes.parameters)
+    parameters, owned = width * owned, sizes.trained_shard(ranks)
+    gradients = width * owned
+    optimizer = _MASTER * owned + _share(_state_bytes(sizes, choice, load), owned, sizes.trained)
     update = (width + (0 if width == _FLOAT32 else _FLOAT32)) * group
     host = disk = 0
     if choice.optimizer_on != "device":
@@ -224,7 +226,7 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
         host, parameters = host + parameters, 0
     elif choice.parameters_on == "nvme":
         disk += parameters
-        host += width * (min(choice.max_in_cpu, owned) + choice.swap_buffers * choice.swap_buffer)
+        host += width * (min(choice.max_in_cpu, sizes.shard(ranks)) + choice.swap_buffers * choice.swap_buffer)
         parameters = 0
     if choice.secondary_ranks > 1:
         parameters += width * -(-sizes.parameters // min(choice.secondary_ranks, ranks))
@@ -235,7 +237,7 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
         optimizer=optimizer,
         update=update,
         # Twice, because the reduce-scatter needs the gradients of a bucket in another order, in a second buffer.
-        buckets=width * 2 * min(choice.bucket, sizes.parameters),
+        buckets=width * 2 * min(choice.bucket, sizes.trained),
         host=host,
         disk=disk,
         gathered=width * live,
@@ -249,7 +251,7 @@ def _state_bytes(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad) -> int:
     Muon has Adam's moments for what is no hidden matrix, and one momentum for the matrices, in the gradients' dtype;
     ZeRO 1 and 2 keep a second one, to which a step is written until it is known to be finite.
     """
-    total = sizes.parameters
+    total = sizes.trained
     if load.optimizer == "adamw_8bit":
         return _MOMENTS_8BIT * total + 2 * _FLOAT32 * -(-total // _BLOCK_8BIT)
     if load.optimizer != "muon":

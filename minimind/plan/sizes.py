@@ -21,6 +21,7 @@ class ModelSizes:
 
     Attributes:
         tensors: elements of each tensor; tied tensors count once.
+        adapters: elements of each tensor of the adapters that train, which `tensors` has too; empty: all tensors train.
         vocab, hidden, layers: V, H, L.
         query, key: channels of all query heads, of all key heads.
         inner: width of the feed-forward part for one token: intermediate size x experts per token.
@@ -41,10 +42,19 @@ class ModelSizes:
     normed_heads: bool
     float32_norms: bool
     matrices: int = 0
+    adapters: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> ModelSizes:
+    def of(
+        cls,
+        config: PretrainedConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+        adapters: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> ModelSizes:
         """Sizes of a model with this configuration and these tensors (`WeightSource.shapes`, `tensor_shapes`).
+
+        Args:
+            adapters: shapes of the adapters that train; None: the weights train.
 
         Raises:
             WeightsError: the configuration lacks a required size, for example the number of heads (Mamba).
@@ -61,8 +71,10 @@ class ModelSizes:
             routed = given_size(text, "num_experts_per_tok") or 1
             shared = given_size(text, "n_shared_experts")
             inner = (routed + shared) * (given_size(text, "moe_intermediate_size") or inner)
+        added = tuple(math.prod(shape) for shape in (adapters or {}).values())
         return cls(
-            tensors=tuple(math.prod(shape) for shape in shapes.values()),
+            tensors=(*(math.prod(shape) for shape in shapes.values()), *added),
+            adapters=added,
             vocab=_required_size(text, "vocab_size"),
             hidden=hidden,
             layers=_required_size(text, "num_hidden_layers"),
@@ -81,6 +93,11 @@ class ModelSizes:
         return sum(self.tensors)
 
     @property
+    def trained(self) -> int:
+        """Elements of all tensors that train."""
+        return sum(self.adapters) or self.parameters
+
+    @property
     def largest(self) -> int:
         """Elements of the largest tensor."""
         return max(self.tensors)
@@ -92,6 +109,10 @@ class ModelSizes:
     def shard(self, ranks: int) -> int:
         """Elements of one ZeRO-3 shard: each tensor is padded to a multiple of the ranks."""
         return sum(-(-size // ranks) for size in self.tensors)
+
+    def trained_shard(self, ranks: int) -> int:
+        """Elements of the part of a ZeRO-3 shard that trains."""
+        return sum(-(-size // ranks) for size in self.adapters or self.tensors)
 
 
 def _is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:

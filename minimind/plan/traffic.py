@@ -54,13 +54,14 @@ def step_traffic(
 ) -> StepTraffic:
     """Traffic of a rank in one global step; `other` are the sizes of a reference that is another model."""
     total, batches = sizes.parameters, load.micro_batches
+    trained = sizes.trained
     weights = gradients = 0.0
     if choice.stage == 0:
-        gradients = 2.0 * total * load.width
+        gradients = 2.0 * trained * load.width
     elif choice.stage < 3:
         times = batches if choice.stage == 2 else 1
-        gradients = float(times * (1 if choice.reduces_to_owner else 2) * total * load.width)
-        weights = float(total * load.width)
+        gradients = float(times * (1 if choice.reduces_to_owner else 2) * trained * load.width)
+        weights = float(trained * load.width)
     else:
         small = sizes.small(choice.keep_below)
         width = 1 if choice.int8_weights else load.width
@@ -71,10 +72,11 @@ def step_traffic(
             backward = 0
         # ZeRO++ uses 4-bit gradients between nodes only.
         quantised = choice.int4_gradients and machine.nodes > 1
-        gradients = batches * total * (0.5 if quantised else load.width)
+        gradients = batches * trained * (0.5 if quantised else load.width)
         weights = float(batches * (forward + backward) + small * load.width)
     scored = 0
-    if load.reference:
+    # The reference of a policy with adapters is in its own engine.
+    if load.reference and (not sizes.adapters or choice.stage == 3):
         forwards = -(-batches // load.reference_batches)
         scorer = other or sizes
         scored = forwards * (scorer.parameters - scorer.small(reference.keep_below)) * load.width

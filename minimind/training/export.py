@@ -1,4 +1,8 @@
-"""Exported weights: MiniMind's `.pth` for its models, and a Hugging Face folder for every model."""
+"""Exported weights: MiniMind's `.pth` for its models, and a Hugging Face folder for every model.
+
+Of a run with adapters: a folder in peft's format, MiniMind's `lora_*.pth` where MiniMind can load it, and with
+--merge 1 the weights too.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,13 @@ import torch
 from torch import Tensor
 
 from minimind.engine.policy import Policy
+from minimind.model.adapters import SQUARE, AdapterSpec, find_targets
 from minimind.model.family import family_of
 from minimind.ranks.collectives import from_main
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.start_weights import weights_name
+from minimind.training.setup.start_weights import adapter_name, weights_name
+from minimind.weights.adapter_files import merged_state, save_adapter, save_minimind_adapter
+from minimind.weights.construction import empty_model
 from minimind.weights.io import save_huggingface, save_minimind
 
 
@@ -30,9 +37,27 @@ def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[],
 def _write(prepared: Prepared, state: dict[str, Tensor], on_progress: Callable[[], object]) -> None:
     config = prepared.settings.config
     folder, name = Path(config.run.save_dir), weights_name(config)
+    if prepared.adapters is not None:
+        _write_adapter(prepared, prepared.adapters.spec, state)
+        on_progress()
+        if not config.adapters.merge:
+            return
+        state = merged_state(prepared.source, prepared.adapters.spec, state)
     if family_of(prepared.source.config).exports_pth:
         save_minimind(state, folder / f"{name}.pth", getattr(torch, config.run.save_dtype))
         on_progress()
     # The folder keeps the run's dtype, so that training can start from it without another rounding.
     dtype = getattr(torch, config.optimisation.dtype)
     save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, dtype)
+
+
+def _write_adapter(prepared: Prepared, spec: AdapterSpec, state: dict[str, Tensor]) -> None:
+    config, source = prepared.settings.config, prepared.source
+    path = Path(config.run.save_dir) / adapter_name(config)
+    init = True if config.adapters.lora_init == "default" else config.adapters.lora_init
+    save_adapter(state, spec, source, path, init)
+    # MiniMind adds adapters to all square layers, and to no others.
+    square = find_targets(empty_model(source.config), SQUARE)
+    if family_of(source.config).exports_pth and not spec.dora and (spec.layers, spec.stacks) == square:
+        dtype = getattr(torch, config.run.save_dtype)
+        save_minimind_adapter(state, spec, path.with_name(f"{path.name}.pth"), dtype)

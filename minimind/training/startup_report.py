@@ -31,8 +31,9 @@ from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.row_report import row_messages
-from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.prepare import Prepared, trained_shapes
 from minimind.training.setup.training_data import TrainingData
+from minimind.weights.adapters import AdapterSource
 
 
 def report_settings(prepared: Prepared, console: Console, world: World) -> None:
@@ -63,14 +64,27 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  dropout of the model {kept}: {listed}")
     if coefficient := router_coefficient(model, config.model.router_aux_loss_coef):
         console.say(f"  auxiliary loss of the experts: coefficient {coefficient:g} (--router_aux_loss_coef)")
+    if prepared.adapters is not None:
+        console.say(f"  adapters: {_adapters(prepared.adapters)}")
     console.say(f"  loss: {prepared.objective.describe()}")
     _report_values(prepared, console)
     if world.is_main:
         _report_memory(prepared, console, world)
 
 
+def _adapters(adapters: AdapterSource) -> str:
+    spec = adapters.spec
+    kind = "DoRA" if spec.dora else "LoRA"
+    stacks = f" and {len(spec.stacks)} stacks of experts" if spec.stacks else ""
+    scaling = f"scaling {spec.scaling:g}"
+    return f"{kind} of rank {spec.rank}, {scaling}, in {len(spec.layers)} layers{stacks}; {adapters.origin}"
+
+
 def _reference(prepared: Prepared) -> str:
-    kinds = {"live": "ZeRO-3 reference", "cached": "cached reference"}
+    live = "ZeRO-3 reference" if prepared.adapters is None else "its weights without adapters as reference"
+    if prepared.settings.config.adapters.lora_reference == "start":
+        live = "its start adapter as reference"
+    kinds = {"live": live, "cached": "cached reference"}
     none = f"no reference, because {prepared.objective.name} needs none"
     return kinds.get(prepared.settings.config.engine.reference, none)
 
@@ -110,7 +124,7 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
     """Warn if the plan's memory exceeds the free memory. A model that cannot be planned is trained all the same."""
     other = None
     try:
-        sizes = ModelSizes.of(prepared.source.config, prepared.source.shapes())
+        sizes = ModelSizes.of(prepared.source.config, prepared.source.shapes(), trained_shapes(prepared))
         if prepared.other_reference is not None:
             other = ModelSizes.of(prepared.other_reference.config, prepared.other_reference.shapes())
     except WeightsError as error:

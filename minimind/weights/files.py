@@ -142,9 +142,9 @@ def open_folder(folder: Path) -> TensorFile:
     if (folder / _SAFETENSORS_INDEX).is_file():
         # Opening a safetensors file reads only its header, so all shards can be open at once.
         shards = _shards(folder / _SAFETENSORS_INDEX)
-        return TensorFile(folder, {k: v for shard in shards for k, v in _open_safetensors(shard).items()})
+        return TensorFile(folder, {k: v for shard in shards for k, v in open_safetensors(shard).items()})
     if single.is_file():
-        return TensorFile(folder, _open_safetensors(single))
+        return TensorFile(folder, open_safetensors(single))
     if (folder / _PICKLED_INDEX).is_file():
         shards = _shards(folder / _PICKLED_INDEX)
         return TensorFile(folder, {k: v for shard in shards for k, v in open_pickled(shard).items()})
@@ -153,7 +153,12 @@ def open_folder(folder: Path) -> TensorFile:
     raise WeightsError(f"{folder}: has no model.safetensors, no {_SAFETENSORS_INDEX} and no pytorch_model.bin")
 
 
-def _open_safetensors(path: Path) -> dict[str, Any]:
+def open_safetensors(path: Path) -> dict[str, Any]:
+    """Names in a safetensors file -> the open file, and the name in it.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
     try:
         file = safe_open(path, framework="pt")
         return {name: (file, name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

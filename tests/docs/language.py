@@ -37,6 +37,7 @@ _WORDS = {
     "read from the weights": "从权重中读出",
     "Data": "数据",
     "Model": "模型",
+    "Adapters": "适配器",
     "Objective": "目标函数",
     "Optimisation": "优化",
     "Engine": "引擎",

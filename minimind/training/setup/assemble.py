@@ -129,7 +129,8 @@ def _listeners(
             emit=run.events.emit,
         )
     yield _saving(prepared, data, opened, engines, run, console)
-    if prepared.is_demo and world.is_main:
+    writes_weights = prepared.adapters is None or config.adapters.merge
+    if prepared.is_demo and world.is_main and writes_weights:
         yield Samples(
             prompts=demo.SAMPLE_PROMPTS,
             source=prepared.source,

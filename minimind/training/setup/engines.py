@@ -66,11 +66,11 @@ def build_engines(
         listed = ", ".join(f"{part} ({tensors} tensors)" for part, tensors in policy.frozen.items())
         console.say(f"  frozen, because a text does not reach it: {listed}")
     # The layout is chosen before the references, because cached log-probs depend on it.
-    engine = ReferenceEngine(prepared, world, watch.tick)
+    engine = ReferenceEngine(prepared, policy, watch.tick)
     shown = prepared.reference_source
     # A reference of the same configuration computes what the policy does.
     differs = model_identity(shown.config) != model_identity(prepared.source.config)
-    layout = choose_layout(prepared, policy, data.table, console, engine.get if differs else None)
+    layout = choose_layout(prepared, policy, data.table, console, engine.live if differs else None)
     described = {"weights": opened.reference_fingerprint, **model_identity(shown.config)}
     another = opened.reference != START_WEIGHTS
     if another:
@@ -98,4 +98,6 @@ def _build_policy(prepared: Prepared, total_steps: int, world: World, watch: Wat
         world,
         config.engine.attention,
         watch.tick,
+        prepared.adapters,
+        keep_start=config.adapters.lora_reference == "start",
     )

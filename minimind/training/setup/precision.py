@@ -30,7 +30,8 @@ def with_precision(
     linear layers and the attention have.
     """
     if checkpoint is not None:
-        return settings.with_defaults({"dtype": checkpoint.manifest.identity["dtype"]}, CHECKPOINT)
+        was = checkpoint.manifest.identity.get("dtype", settings.values["dtype"])
+        return settings.with_defaults({"dtype": was}, CHECKPOINT)
     if without_bfloat16 and not family_of(source.config).has_own_linear_layers:
         return settings.with_defaults({"dtype": "float32"}, NO_BFLOAT16)
     return settings

@@ -26,6 +26,7 @@ from minimind.objective.interface import AnyObjective
 from minimind.objective.schedule import choose_schedule
 from minimind.ranks.world import World
 from minimind.training.jobs.kinds import kind_of
+from minimind.training.setup.adapters import open_adapters
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
 from minimind.training.setup.precision import with_precision
@@ -38,12 +39,15 @@ from minimind.training.setup.start_weights import (
     with_model_sizes,
 )
 from minimind.training.setup.tokenizers import load_tokenizer
+from minimind.weights.adapters import AdapterSource, adapter_shapes
 from minimind.weights.sources import WeightSource
 
 # Flags that name sources of pairs, and all flags that name files or folders to read.
 DATA_FLAGS = ("data_path", "eval_data_path")
-_WEIGHT_FLAGS = ("from_weight", "reference_weight")
+_WEIGHT_FLAGS = ("from_weight", "from_adapter", "reference_weight")
 PATH_FLAGS = (*DATA_FLAGS, "dataset_info", "tokenizer_path", *_WEIGHT_FLAGS, "deepspeed", "reference_config")
+# Adapters start at 0 and are small, so they need far larger steps than MiniMind's default, which is for all weights.
+ADAPTERS_RATE = 5e-6
 _DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
 
@@ -58,6 +62,7 @@ class Prepared:
         objective: of the job: for pairs a loss, or a mix of losses.
         source: start weights.
         other_reference: weights of the reference; None: the start weights.
+        adapters: what trains instead of the weights; None: the weights train.
     """
 
     settings: Settings
@@ -65,6 +70,7 @@ class Prepared:
     checkpoint: Checkpoint | None
     objective: AnyObjective
     source: WeightSource
+    adapters: AdapterSource | None = None
     tokenizer: PreTrainedTokenizerBase
     policy_config: ResolvedConfig
     reference_config: ResolvedConfig
@@ -94,9 +100,9 @@ def prepare(
     choose = kind_of(settings.config).choose
     settings, objective = problems.attempt(lambda: choose(settings, model)) or (settings, None)
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
-    policy_config = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
-    settings = settings if policy_config is None else policy_config.settings
-    reference_config = problems.attempt(lambda: _reference_config(settings, world))
+    settings, policy_config, reference_config = _resolve_engines(settings, world, checkpoint, problems)
+    # After the DeepSpeed file, which may set the precision: DoRA starts from rounded weights.
+    settings, adapters = _open_adapters(settings, source, problems)
     # Checks come last, when all settings are final. They run even if a stage failed, to report everything at once.
     draft = Draft(
         settings=settings,
@@ -110,17 +116,15 @@ def prepare(
     )
     _check(draft, problems)
     # Each is None only if it raised a problem.
-    assert objective is not None
-    assert source is not None
-    assert tokenizer is not None
-    assert policy_config is not None
-    assert reference_config is not None
+    assert objective is not None and source is not None and tokenizer is not None  # noqa: PT018
+    assert policy_config is not None and reference_config is not None  # noqa: PT018
     return Prepared(
         settings=_with_default_paths(settings, tokenizer),
         is_demo=is_demo,
         checkpoint=checkpoint,
         objective=objective,
         source=source,
+        adapters=adapters,
         tokenizer=tokenizer,
         policy_config=policy_config,
         reference_config=reference_config,
@@ -148,6 +152,31 @@ def _open_weights(
     return with_precision(settings, source, without_bfloat16, checkpoint), source, model
 
 
+def _resolve_engines(
+    settings: Settings, world: World, checkpoint: Checkpoint | None, problems: Problems
+) -> tuple[Settings, ResolvedConfig | None, ResolvedConfig | None]:
+    """Settings with what the DeepSpeed files fix, and the configurations of policy and reference."""
+    policy = problems.attempt(lambda: _policy_config(settings, world, checkpoint))
+    if policy is not None:
+        settings = policy.settings
+    return settings, policy, problems.attempt(lambda: _reference_config(settings, world))
+
+
+def _open_adapters(
+    settings: Settings, source: WeightSource | None, problems: Problems
+) -> tuple[Settings, AdapterSource | None]:
+    if source is None:
+        return settings, None
+    return problems.attempt(lambda: open_adapters(settings, source)) or (settings, None)
+
+
+def trained_shapes(prepared: Prepared) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the adapters that train; None: the weights train."""
+    if prepared.adapters is None:
+        return None
+    return adapter_shapes(prepared.source.config, prepared.adapters.spec)
+
+
 def with_implied(settings: Settings) -> Settings:
     """Settings with the values that the environment, the demo and other settings imply.
 
@@ -155,8 +184,11 @@ def with_implied(settings: Settings) -> Settings:
         ConfigError: a switch of the environment has a wrong value.
     """
     settings = with_switches(settings)
+    adapted = settings.config.adapters.lora_rank is not None or settings.config.adapters.from_adapter is not None
+    if adapted and settings.config.optimisation.learning_rate < ADAPTERS_RATE:
+        settings = settings.with_defaults({"learning_rate": ADAPTERS_RATE}, "adapters")
     if _is_demo(settings.config):
-        settings = settings.with_defaults(demo.SETTINGS, DEMO)
+        settings = settings.with_defaults(demo.SETTINGS | (demo.ADAPTER_SETTINGS if adapted else {}), DEMO)
     if settings.config.data.on_bad_row == KEEP:
         settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
     return settings
@@ -168,7 +200,7 @@ def _is_demo(config: JobConfig) -> bool:
 
 def input_paths(config: JobConfig) -> dict[str, Path]:
     """The files and folders that a run will read, by the flag that names each; they need not exist."""
-    named = {**vars(config.data), **vars(config.model), **vars(config.engine)}
+    named = {**vars(config.data), **vars(config.model), **vars(config.adapters), **vars(config.engine)}
     paths = {name: Path(named[name]) for name in PATH_FLAGS if name not in DATA_FLAGS and named[name]}
     for name in DATA_FLAGS:
         for number, path in enumerate(local_paths(named[name]), start=1):

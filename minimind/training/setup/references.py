@@ -17,9 +17,10 @@ import numpy as np
 
 from minimind.data.packs import Layout, PackedPairs, PairBatch
 from minimind.data.pair_tables import PairTables
+from minimind.engine.adapted_reference import AdaptedReference
 from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
-from minimind.engine.reference import LiveReference, Reference
+from minimind.engine.reference import LiveReference, ModelReference, Reference
 from minimind.engine.reference_cache import CachedReference, ReferenceCache
 from minimind.objective.losses import Need, Objective
 from minimind.objective.reference_update import parse_reference_update
@@ -36,13 +37,19 @@ _PROGRESS = 10.0
 
 
 class ReferenceEngine:
-    """The live reference, built when it is needed for the first time."""
+    """What computes the reference: an engine, built when it is needed for the first time, or the policy's own model."""
 
-    def __init__(self, prepared: Prepared, world: World, on_progress: Callable[[], object]) -> None:
-        self._prepared, self._world, self._on_progress = prepared, world, on_progress
+    def __init__(self, prepared: Prepared, policy: Policy, on_progress: Callable[[], object]) -> None:
+        self._prepared, self._policy, self._world, self._on_progress = prepared, policy, policy.world, on_progress
         self._engine: LiveReference | None = None
 
-    def get(self) -> LiveReference:
+    def get(self) -> ModelReference:
+        """The policy without its adapters if it has any and no other reference was given, else the engine."""
+        if self._prepared.adapters is not None and self._prepared.other_reference is None:
+            return AdaptedReference(self._policy, self._prepared.settings.config)
+        return self.live()
+
+    def live(self) -> LiveReference:
         """The engine. All ranks must call."""
         if self._engine is None:
             run = self._prepared
@@ -66,7 +73,7 @@ def moving_reference(prepared: Prepared, engine: ReferenceEngine, console: Conso
         return None
     update = parse_reference_update(given)
     console.say(f"  the reference moves: {update}")
-    return MovingReference(engine.get(), prepared.reference_source, update)
+    return MovingReference(engine.live(), prepared.reference_source, update)
 
 
 def open_references(
@@ -102,6 +109,8 @@ def open_references(
     else:
         # Version 0.1 computed padded rows with SDPA in every model; its caches must not be read.
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded, the model's own attention"
+        if prepared.adapters is not None and config.adapters.lora_reference == "start":
+            described = {**described, "adapter": prepared.adapters.fingerprint()}
         about = {**described, "dtype": config.optimisation.dtype, "layout": kind}
         assert config.data.cache_dir is not None
         folder = Path(config.data.cache_dir)
@@ -113,7 +122,7 @@ def open_references(
         references = [CachedReference(parts, policy.world.device) for parts in caches]
     for table, reference in zip(tables, references, strict=True):
         batch = _checked_pairs(table, layout, policy.world)
-        if another:
+        if another or _starts_from_another_adapter(prepared):
             check_finite(policy, reference, batch, table.place)
         else:
             check_start(policy, reference, batch, config.optimisation.dtype, prepared.objective, table.place)
@@ -124,6 +133,12 @@ def _checked_pairs(table: PairTables, layout: Layout, world: World) -> PairBatch
     """Pairs from all over the sources, different ones on each rank."""
     spread = np.linspace(0, len(table) - 1, _CHECKED * world.size).astype(int)[world.rank :: world.size]
     return layout([table[int(index)] for index in spread])
+
+
+def _starts_from_another_adapter(prepared: Prepared) -> bool:
+    """Whether the policy starts with an adapter that its reference does not have."""
+    config = prepared.settings.config.adapters
+    return config.from_adapter is not None and config.lora_reference == "base"
 
 
 def _fill(

@@ -8,6 +8,7 @@ may not.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ _BEFORE = {
     "mix": ["1"],
     "filter_score_gap": None,
     "dedup": False,
+    "adapters": None,
     "limit": None,
     "reference weights": START_WEIGHTS,
     "reference_update": None,
@@ -83,6 +85,7 @@ def describe(
             "pairs a step": data.stream.global_batch_size,
             "start weights": fingerprint,
             "reference weights": reference,
+            "adapters": _adapters(prepared),
             "total_steps": data.total_steps,
         },
         "batch": {name: values[name] for name in ("batch_size", "accumulation_steps")},
@@ -109,6 +112,20 @@ def reference_identity(prepared: Prepared, fingerprint: str, own: str) -> str:
     if (own, reference) == (fingerprint, policy):
         return START_WEIGHTS
     return hashlib.sha256(json.dumps([own, reference], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _adapters(prepared: Prepared) -> dict[str, object] | None:
+    """What adapters train, and from which values; None: the weights train."""
+    if prepared.adapters is None:
+        return None
+    spec = dataclasses.asdict(prepared.adapters.spec)
+    targets = (*spec.pop("layers"), *spec.pop("stacks"))
+    return {
+        **spec,
+        "targets": f"{len(targets)} ({hashlib.sha256(','.join(targets).encode()).hexdigest()[:8]})",
+        "start": prepared.adapters.fingerprint(),
+        "reference": prepared.settings.config.adapters.lora_reference,
+    }
 
 
 def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: PairSampler) -> None:

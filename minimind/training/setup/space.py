@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from minimind.checkpoints.find import complete_checkpoints
@@ -14,7 +15,7 @@ from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
 from minimind.model.family import family_of
 from minimind.objective.reference_update import parse_reference_update
-from minimind.training.setup.prepare import Prepared
+from minimind.training.setup.prepare import Prepared, trained_shapes
 from minimind.training.setup.start_weights import weights_name
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -83,7 +84,8 @@ def checkpoint_bytes(prepared: Prepared) -> int:
     two = prepared.policy_config.values["optimizer"]["type"].lower() in _TWO_MOMENTS
     masters = 0 if stage == 0 and dtype == "float32" else 4
     trained = 0 if stage == 3 else _BYTES[dtype]
-    return _parameters(prepared) * (masters + trained + (8 if two else 4) + _moving_bytes(prepared))
+    shapes = trained_shapes(prepared) or prepared.source.shapes()
+    return _elements(shapes) * (masters + trained + (8 if two else 4) + _moving_bytes(prepared))
 
 
 def _moving_bytes(prepared: Prepared) -> int:
@@ -98,11 +100,15 @@ def weight_bytes(prepared: Prepared) -> int:
     """Size of the exported weights, which are written with every checkpoint."""
     config = prepared.settings.config
     pickled = _BYTES[config.run.save_dtype] if family_of(prepared.source.config).exports_pth else 0
-    return _parameters(prepared) * (pickled + _BYTES[config.optimisation.dtype])
+    whole = _elements(prepared.source.shapes()) * (pickled + _BYTES[config.optimisation.dtype])
+    adapters = trained_shapes(prepared)
+    if adapters is None:
+        return whole
+    return _elements(adapters) * (_BYTES["float32"] + pickled) + (whole if config.adapters.merge else 0)
 
 
-def _parameters(prepared: Prepared) -> int:
-    return sum(math.prod(shape) for shape in prepared.source.shapes().values())
+def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _shown(size: int) -> str:

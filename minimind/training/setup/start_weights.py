@@ -91,6 +91,11 @@ def weights_name(config: JobConfig) -> str:
     return _file_name(config, config.run.save_weight)
 
 
+def adapter_name(config: JobConfig) -> str:
+    """Name of the adapter that the run writes, in MiniMind's form: lora_, name, hidden size, _moe for a mixture."""
+    return _file_name(config, f"lora_{config.run.save_weight}")
+
+
 def _file_name(config: JobConfig, name: str) -> str:
     return f"{name}_{config.model.hidden_size}{'_moe' if config.model.use_moe else ''}"
 

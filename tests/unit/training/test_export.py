@@ -24,6 +24,7 @@ def exported(tmp_path, tokenizer):
         prepared = SimpleNamespace(
             settings=parse_settings(["--save_dir", str(tmp_path / "run"), "--hidden_size", "32", "--dtype", "float32"]),
             source=SimpleNamespace(config=model.config),
+            adapters=None,
             tokenizer=tokenizer,
         )
         policy = SimpleNamespace(

@@ -39,6 +39,7 @@ def prepared():
         settings=parse_settings(["--deepspeed", "ds_configs/zero2.json"]),
         is_demo=False,
         objective=build_objective("sigmoid"),
+        adapters=None,
         source=SimpleNamespace(config=config, origin="full_sft_2048.pth", shapes=lambda: shapes),
         other_reference=None,
         policy_config=SimpleNamespace(stage=2, values=read_zero(DS_CONFIGS / "zero2.json"), overridden={}),

@@ -27,6 +27,7 @@ def assemble(tmp_path):
             is_demo=is_demo,
             objective=build_objective(loss),
             checkpoint=SimpleNamespace(manifest=manifest) if unlogged else None,
+            adapters=None,
             source=None,
             tokenizer=None,
         )

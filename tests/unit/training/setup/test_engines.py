@@ -24,15 +24,16 @@ def native_calls(monkeypatch, *flags: str, device: str = "cpu") -> list[object]:
     def stop(*_):
         raise EndOfTestError
 
+    world = World(rank=0, local_rank=0, size=1, device=torch.device(device))
+    policy = SimpleNamespace(frozen={}, world=world)
     monkeypatch.setattr(engines.native, "prepare", lambda **wanted: calls.append(wanted))
     monkeypatch.setattr(engines.native, "keep_memory", lambda: calls.append("heap"))
-    monkeypatch.setattr(engines, "Policy", lambda *_: calls.append("policy") or SimpleNamespace(frozen={}))
+    monkeypatch.setattr(engines, "Policy", lambda *_, **__: calls.append("policy") or policy)
     monkeypatch.setattr(engines, "choose_layout", stop)
     source = SimpleNamespace(config=MiniMindConfig())
     sources = {"source": source, "reference_source": source}
-    prepared = SimpleNamespace(settings=parse_settings(flags), policy_config=None, **sources)
+    prepared = SimpleNamespace(settings=parse_settings(flags), adapters=None, policy_config=None, **sources)
     nothing = SimpleNamespace(total_steps=1, table=None, tables=[], enter=lambda _: None, tick=None)
-    world = World(rank=0, local_rank=0, size=1, device=torch.device(device))
     with pytest.raises(EndOfTestError):
         engines.build_engines(prepared, nothing, nothing, world, nothing, nothing)
     return calls

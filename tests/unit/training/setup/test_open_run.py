@@ -46,6 +46,7 @@ def opened(tmp_path):
             other_reference=other,
             reference_source=other or source,
             checkpoint=manifest and Checkpoint(path=tmp_path / "step00000003", manifest=manifest, damaged={}),
+            adapters=None,
             source=source,
             policy_config=SimpleNamespace(stage=2, values=values, overridden={}),
             reference_config=SimpleNamespace(values={}),

@@ -46,11 +46,13 @@ class Engine(StandIn):
 
 def test_an_engine_is_built_only_for_pairs_that_no_cache_contains(one_rank, tables, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(references, "LiveReference", Engine)
-    prepared = SimpleNamespace(reference_source=None, reference_config=None, settings=parse_settings([]))
+    prepared = SimpleNamespace(
+        reference_source=None, other_reference=None, adapters=None, reference_config=None, settings=parse_settings([])
+    )
 
     def fill() -> str:
         caches = [ReferenceCache(tmp_path / "cache", table, ABOUT, WORLD) for table in tables]
-        engine = references.ReferenceEngine(prepared, WORLD, Watch().tick)
+        engine = references.ReferenceEngine(prepared, SimpleNamespace(world=WORLD), Watch().tick)
         references._fill(caches, engine, pack, Console(enabled=True), Watch())
         engine.close()
         assert all(cache.num_known == len(cache) for cache in caches)

@@ -53,6 +53,7 @@ def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None, order=N
         objective=objective,
         policy_config=SimpleNamespace(values={"optimizer": optimizer, "zero_optimization": {"stage": stage}}),
         source=SimpleNamespace(config=model or MiniMindConfig()),
+        adapters=None,
     )
     table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
     data = SimpleNamespace(table=table, stream=order or stream(ranks), total_steps=6)

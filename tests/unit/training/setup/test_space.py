@@ -16,6 +16,7 @@ def prepared(folder, flags="", stage=2, parameters=1000, optimizer="AdamW", devi
     settings = parse_settings(["--save_dir", str(folder / "not yet" / "there"), *flags.split()])
     return SimpleNamespace(
         settings=settings,
+        adapters=None,
         source=SimpleNamespace(shapes=lambda: {"w": (parameters // 10, 10)}, config=MiniMindConfig()),
         policy_config=SimpleNamespace(
             stage=stage,

@@ -1,0 +1,78 @@
+"""The adapters of a run: what the flags ask for, or an adapter's files.
+
+--lora_rank, --from_adapter + start weights -> open_adapters -> settings as they are used, AdapterSource or None
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from minimind.config import Settings
+from minimind.errors import ConfigError
+from minimind.weights.adapter_files import open_adapter
+from minimind.weights.adapters import AdapterSource, FreshAdapter, fresh_spec
+from minimind.weights.sources import WeightSource
+
+ADAPTER_FILES = "adapter"
+# Flags that an adapter's files answer.
+_IN_FILES = ("lora_rank", "lora_alpha", "use_dora", "use_rslora")
+# Flags that mean something for new adapters only, and for any.
+_FRESH = ("lora_targets", "lora_init")
+_ANY = ("lora_alpha", "lora_dropout", "lora_targets", "use_dora", "use_rslora", "lora_init", "lora_reference", "merge")
+
+
+def open_adapters(settings: Settings, base: WeightSource) -> tuple[Settings, AdapterSource | None]:
+    """The adapters that train, and the settings with what their files say; None if the weights train.
+
+    Raises:
+        ConfigError: flags that contradict each other, the files or the model.
+        WeightsError: the files cannot be read, or do not fit the weights.
+    """
+    config = settings.config.adapters
+    if config.lora_dropout >= 1:
+        raise ConfigError(f"--lora_dropout {config.lora_dropout:g} is not below 1: adapters would get no input")
+    if config.from_adapter or config.lora_rank:
+        _check_run(settings)
+    if config.from_adapter:
+        return _from_files(settings, base, Path(config.from_adapter))
+    if settings.explicit("lora_reference") and config.lora_reference == "start":
+        raise ConfigError("--lora_reference start needs --from_adapter, the adapter that the run starts from")
+    if config.lora_rank is None:
+        for name in _ANY:
+            if settings.explicit(name):
+                raise ConfigError(f"--{name} is for adapters; give --lora_rank or --from_adapter")
+        return settings, None
+    spec = fresh_spec(config, base.config)
+    dtype = getattr(torch, settings.config.optimisation.dtype)
+    source = FreshAdapter(spec, base, settings.config.data.seed, dtype, config.lora_init)
+    return settings.with_defaults({"lora_alpha": spec.alpha}, "2 x lora_rank"), source
+
+
+def _check_run(settings: Settings) -> None:
+    """Refuse what a run with adapters cannot do."""
+    config = settings.config
+    if config.engine.reference_update:
+        raise ConfigError(
+            "--reference_update moves all weights of a reference, and adapters train none of them; drop it, or train "
+            "without adapters"
+        )
+    # It makes the update of a hidden matrix orthogonal; an adapter is a product of two factors.
+    if config.optimisation.optimizer == "muon":
+        raise ConfigError("--optimizer muon is for whole matrices, and adapters are products of two; give adamw")
+
+
+def _from_files(settings: Settings, base: WeightSource, path: Path) -> tuple[Settings, AdapterSource]:
+    for name in _FRESH:
+        if settings.explicit(name):
+            raise ConfigError(f"--{name} is for new adapters; --from_adapter {path} has its own: drop one of the two")
+    source = open_adapter(path, base, settings.config.adapters.lora_dropout)
+    spec = source.spec
+    if spec.stacks and spec.dropout:
+        raise ConfigError(f"--lora_dropout: {path} has adapters of stacked experts, which have no dropout; drop it")
+    found = dict(zip(_IN_FILES, (spec.rank, spec.alpha, spec.dora, spec.rslora), strict=True))
+    for name, value in found.items():
+        if settings.explicit(name) and settings.values[name] != value:
+            raise ConfigError(f"--{name} is {settings.values[name]}, but {path} has {value}; omit the flag")
+    return settings.with_values(found, ADAPTER_FILES), source

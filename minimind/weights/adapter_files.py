@@ -1,0 +1,238 @@
+"""Files of adapters: peft's format, and MiniMind's.
+
+folder in peft's format | MiniMind's lora_*.pth -> open_adapter -> SavedAdapter
+trained values -> save_adapter, save_minimind_adapter -> the same forms
+base, trained values -> merged_state -> weights without adapters
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minimind.durable import sync_file, sync_folder, sync_tree
+from minimind.errors import WeightsError
+from minimind.model.adapters import (
+    AdapterSpec,
+    adapted_layer,
+    adapted_layers,
+    adapter_of,
+    add_adapters,
+    base_name,
+    peft_config,
+    saved_name,
+)
+from minimind.model.text_half import freeze_other_parts
+from minimind.weights.adapters import SavedAdapter, adapter_shapes
+from minimind.weights.construction import empty_model, model_from_tensors
+from minimind.weights.files import TensorFile, open_pickled, open_safetensors
+from minimind.weights.sources import WeightSource
+
+_CONFIG, _TENSORS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+# Fields of peft's configuration that change what an adapter computes, with the values that are read here.
+_READ: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layer_replication": (None,),
+    "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None,),
+    "exclude_modules": (None, []),
+}
+
+
+def open_adapter(path: Path, base: WeightSource, dropout: float) -> SavedAdapter:
+    """Open an adapter in peft's format, or MiniMind's `lora_*.pth`.
+
+    Args:
+        path: the folder, or the file.
+        base: the weights that it is for.
+        dropout: see `AdapterSpec`; an adapter's file does not bind it.
+
+    Raises:
+        WeightsError: it is missing, damaged, of another kind, or does not fit the weights.
+    """
+    if path.is_file():
+        return _open_minimind(path, base, dropout)
+    if not (path / _CONFIG).is_file():
+        raise WeightsError(f"{path}: neither a folder with an {_CONFIG} nor a MiniMind lora_*.pth")
+    config = _read_config(path / _CONFIG)
+    if (path / _TENSORS).is_file():
+        file = TensorFile(path / _TENSORS, open_safetensors(path / _TENSORS))
+    else:
+        file = open_pickled(path / _PICKLED)
+    stacks = tuple(config.get("target_parameters") or ())
+    layers = dict.fromkeys(
+        name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file if ".lora_" in name
+    )
+    parameters = {name for name, _ in empty_model(base.config).named_parameters()}
+    stacks = tuple(full for full in parameters if any(full == s or full.endswith(f".{s}") for s in stacks))
+    modules = tuple(sorted(name for name in layers if f"{name}.weight" in parameters))
+    try:
+        spec = AdapterSpec(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=dropout,
+            dora=bool(config.get("use_dora")),
+            rslora=bool(config.get("use_rslora")),
+            layers=modules,
+            stacks=tuple(sorted(stacks)),
+        )
+        if spec.rank < 1:
+            raise ValueError("r is below 1")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path / _CONFIG}: r or lora_alpha is missing or no number ({error})") from error
+    return _fitted(spec, path, base, file)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: config.get(name, values[0]) for name, values in _READ.items()}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a readable configuration of an adapter ({error})") from error
+    for name, values in _READ.items():
+        if found[name] not in values:
+            raise WeightsError(f"{path}: {name} is {found[name]!r}, which is not supported; only {values[0]!r} is")
+    return config
+
+
+def _fitted(spec: AdapterSpec, path: Path, base: WeightSource, file: Mapping[str, Tensor]) -> SavedAdapter:
+    """The adapter under the names of the model; every tensor must fit.
+
+    Raises:
+        WeightsError: names or shapes differ from the model's.
+    """
+    if not spec.layers and not spec.stacks:
+        raise WeightsError(f"{path}: none of its tensors belongs to a layer of {base.origin}")
+    shapes = adapter_shapes(base.config, spec)
+    names = {saved_name(name): name for name in shapes}
+    problems = [f"missing: {name}" for name in names if name not in file]
+    problems += [f"unexpected: {name}" for name in file if name not in names]
+    for saved, name in names.items():
+        if saved in file and tuple(file[saved].shape) != shapes[name]:
+            problems.append(f"wrong shape: {saved} is {tuple(file[saved].shape)}, the model has {shapes[name]}")
+    if problems:
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        listed = "\n".join(f"  {problem}" for problem in problems[:20])
+        raise WeightsError(f"{path}: does not fit {base.origin}:\n{listed}{more}")
+    return SavedAdapter(spec, str(path), {name: file[saved] for saved, name in names.items()})
+
+
+def _open_minimind(path: Path, base: WeightSource, dropout: float) -> SavedAdapter:
+    """MiniMind's own form: `layer.lora.A.weight` and `layer.lora.B.weight`, whose product is not scaled."""
+    file = open_pickled(path)
+    parts = {".lora.A.weight": ".lora_A.weight", ".lora.B.weight": ".lora_B.weight"}
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in file.items():
+        ending = next((end for end in parts if name.endswith(end)), None)
+        if ending is None or tensor.dim() != 2:
+            raise WeightsError(f"{path}: {name!r} is no matrix A or B of MiniMind's LoRA")
+        renamed[f"base_model.model.{name.removesuffix(ending)}{parts[ending]}"] = tensor
+    ranks = {len(tensor) for name, tensor in renamed.items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise WeightsError(f"{path}: its matrices A have {len(ranks)} different ranks; MiniMind's have one")
+    (rank,) = ranks
+    parameters = {name for name, _ in empty_model(base.config).named_parameters()}
+    layers = [name.removeprefix("base_model.model.").partition(".lora_")[0] for name in renamed if ".lora_A." in name]
+    spec = AdapterSpec(
+        rank=rank,
+        alpha=rank,
+        dropout=dropout,
+        layers=tuple(sorted(name for name in layers if f"{name}.weight" in parameters)),
+    )
+    return _fitted(spec, path, base, renamed)
+
+
+def save_adapter(
+    state: Mapping[str, Tensor], spec: AdapterSpec, base: WeightSource, folder: Path, init: bool | str
+) -> None:
+    """Write a folder that `peft.PeftModel.from_pretrained` loads.
+
+    Args:
+        state: the trained parameters, float32, by their names in the model with adapters.
+        init: start values, for the record.
+
+    Raises:
+        WeightsError: it cannot be written; an old folder stays as it was.
+    """
+    config = peft_config(empty_model(base.config), spec, init)
+    config.base_model_name_or_path = base.origin
+    config.inference_mode = True
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    try:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        config.save_pretrained(str(partial))
+        tensors = {saved_name(name): tensor.contiguous() for name, tensor in state.items()}
+        save_file(tensors, partial / _TENSORS, metadata={"format": "pt"})
+        sync_tree(partial)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise WeightsError(f"{folder}: cannot be written ({error})") from error
+
+
+def save_minimind_adapter(state: Mapping[str, Tensor], spec: AdapterSpec, path: Path, dtype: torch.dtype) -> None:
+    """Write MiniMind's `lora_*.pth`; the scaling becomes a part of B.
+
+    Raises:
+        WeightsError: the file cannot be written; an old file stays as it was.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        layer, part = adapted_layer(name)
+        value = tensor * spec.scaling if part == "lora_B" else tensor
+        out[f"{layer}.lora.{part[-1]}.weight"] = value.to(dtype)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(out, partial)
+        sync_file(partial)
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+@torch.no_grad()
+def merged_state(base: WeightSource, spec: AdapterSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's weights with adapters merged into them, by peft, in float32.
+
+    Args:
+        state: the adapters' parameters, by their names in the model with adapters.
+    """
+    copies = {name: base.read(name).to(torch.float32, copy=True) for name in base.shapes()}
+    model = model_from_tensors(base.config, copies)
+    freeze_other_parts(model)
+    add_adapters(model, spec)
+    for name, parameter in model.named_parameters():
+        if adapter_of(name) is not None:
+            parameter.copy_(state[name])
+    # The outer layer of stacked experts has the inner ones as its base.
+    for layer in reversed(adapted_layers(model)):
+        layer.merge()
+    parameters = {base_name(name): p.data for name, p in model.named_parameters() if adapter_of(name) is None}
+    buffers = dict(model.named_buffers())
+    return {name: parameters[name] if name in parameters else buffers[name] for name in copies}

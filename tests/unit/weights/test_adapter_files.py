@@ -1,0 +1,142 @@
+"""Files of adapters: what is written gives the same logits in plain peft; damaged and foreign files are refused."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from minimind.errors import WeightsError
+from minimind.model.adapters import AdapterSpec, adapter_of, add_adapters, peft_config, saved_name
+from minimind.model.configuration import MiniMindConfig
+from minimind.weights.adapter_files import merged_state, open_adapter, save_adapter, save_minimind_adapter
+from minimind.weights.adapters import adapter_shapes
+from minimind.weights.construction import model_from_tensors
+from minimind.weights.sources import RandomSource
+from tests.faults.fuzzing import damaged, fuzzed, only_our_errors
+from tests.unit.weights.adapted import SIZES, TOKENS, dense, plain, spec_of, trained
+
+
+@torch.no_grad()
+def test_merged_weights_give_the_logits_of_the_adapters(adapted):
+    base, spec = adapted
+    model, state = trained(base, spec)
+    merged = merged_state(base, spec, state)
+    assert {name: tuple(t.shape) for name, t in merged.items()} == dict(base.shapes())
+    torch.testing.assert_close(model_from_tensors(base.config, merged)(TOKENS).logits, model(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_a_written_adapter_loads_in_plain_peft_and_here(adapted, tmp_path):
+    base, spec = adapted
+    model, state = trained(base, spec)
+    save_adapter(state, spec, base, tmp_path / "adapter", True)
+    theirs = peft.PeftModel.from_pretrained(plain(base), tmp_path / "adapter")
+    torch.testing.assert_close(theirs(TOKENS).logits, model(TOKENS).logits, rtol=0, atol=1e-6)
+    again = open_adapter(tmp_path / "adapter", base, dropout=0.0)
+    assert again.spec == spec
+    assert all(torch.equal(again.read(name), tensor) for name, tensor in state.items())
+
+
+def test_an_adapter_that_plain_peft_wrote_is_read(tmp_path):
+    base = dense()
+    spec = spec_of(base)
+    theirs = peft.get_peft_model(plain(base), peft_config(plain(base), spec, "gaussian"))
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = open_adapter(tmp_path / "adapter", base, dropout=0.1)
+    assert ours.spec == AdapterSpec(rank=4, alpha=8.0, dropout=0.1, layers=spec.layers)
+    for name, parameter in theirs.named_parameters():
+        if adapter_of(name):
+            assert torch.equal(ours.read(name.removeprefix("base_model.model.")), parameter)
+
+
+@torch.no_grad()
+def test_minimind_form_is_an_unscaled_product_and_comes_back(tmp_path):
+    base = dense()
+    spec = spec_of(base, "square")
+    model, state = trained(base, spec)
+    save_minimind_adapter(state, spec, tmp_path / "lora.pth", torch.float32)
+    file = torch.load(tmp_path / "lora.pth", weights_only=True)
+    assert set(file) == {f"{layer}.lora.{part}.weight" for layer in spec.layers for part in "AB"}
+    # MiniMind adds lora(x) = B(A(x)) to the output of each square layer.
+    theirs = plain(base)
+    for layer in spec.layers:
+        theirs.get_submodule(layer).weight += file[f"{layer}.lora.B.weight"] @ file[f"{layer}.lora.A.weight"]
+    torch.testing.assert_close(theirs(TOKENS).logits, model(TOKENS).logits)
+    again = open_adapter(tmp_path / "lora.pth", base, dropout=0.0)
+    assert (again.spec.rank, again.spec.scaling, again.spec.layers) == (4, 1.0, spec.layers)
+    other = plain(base)
+    add_adapters(other, again.spec)
+    for name, parameter in other.named_parameters():
+        if adapter_of(name):
+            parameter.copy_(again.read(name))
+    torch.testing.assert_close(other(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.fixture
+def written(tmp_path):
+    base = dense()
+    spec = spec_of(base)
+    _, state = trained(base, spec)
+    save_adapter(state, spec, base, tmp_path / "adapter", True)
+    return base, tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("r", 5, "wrong shape"),
+        ("r", None, "no number"),
+        ("r", 0, "below 1"),
+        ("peft_type", "IA3", "peft_type is 'IA3'"),
+        ("modules_to_save", ["lm_head"], "modules_to_save"),
+        ("rank_pattern", {"q_proj": 2}, "rank_pattern"),
+        ("bias", "all", "bias is 'all'"),
+        ("use_dora", True, "lora_magnitude_vector"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_name(written, field, value, words):
+    base, folder = written
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(WeightsError, match=words):
+        open_adapter(folder, base, dropout=0.0)
+
+
+def test_missing_and_foreign_tensors_are_listed(written):
+    base, folder = written
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = saved_name(next(iter(adapter_shapes(base.config, spec_of(base)))))
+    tensors["base_model.model.elsewhere.lora_A.weight"] = tensors.pop(name)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(WeightsError, match=rf"missing: {name}\n.*unexpected: base_model\.model\.elsewhere"):
+        open_adapter(folder, base, dropout=0.0)
+
+
+def test_an_adapter_of_another_model_is_refused(written):
+    _, folder = written
+    other = RandomSource(MiniMindConfig(generation=3, **{**SIZES, "hidden_size": 64}), seed=5)
+    with pytest.raises(WeightsError, match="wrong shape"):
+        open_adapter(folder, other, dropout=0.0)
+
+
+@fuzzed(15)
+@given(data=st.data())
+def test_damaged_files_give_our_errors(data, tmp_path_factory):
+    base, folder = dense(), tmp_path_factory.mktemp("fuzz")
+    spec = spec_of(base, "square")
+    _, state = trained(base, spec)
+    save_adapter(state, spec, base, folder / "adapter", True)
+    save_minimind_adapter(state, spec, folder / "lora.pth", torch.float16)
+    paths = [folder / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    path = data.draw(st.sampled_from([*paths, folder / "lora.pth"]))
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    with only_our_errors():
+        adapter = open_adapter(path if path.suffix == ".pth" else folder / "adapter", base, dropout=0.0)
+        for name in adapter_shapes(base.config, adapter.spec):
+            adapter.read(name)
