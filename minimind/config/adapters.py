@@ -28,8 +28,8 @@ class AdapterConfig:
     use_rslora: bool = flag(False, "1: adapters are multiplied by lora_alpha / sqrt(lora_rank) (rsLoRA)")
     lora_init: str = flag(
         "default",
-        "start values of adapters, as peft makes them: default: A as of a linear layer, B 0; gaussian: A normal, B 0",
-        choices=("default", "gaussian"),
+        "start values of adapters, as peft makes them: default: A as of a linear layer, B 0; gaussian: A normal, B 0; "
+        "orthogonal: A and B random, and their product 0",
     )
     from_adapter: str | None = flag(None, "folder of an adapter in peft's format, from which training goes on")
     lora_reference: str = flag(

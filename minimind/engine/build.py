@@ -22,6 +22,7 @@ from minimind.engine.ds_zero import has_plain_shards
 from minimind.engine.patches.partitions import FILL_OWN_SHARDS, shard_of
 from minimind.engine.patches.registry import PatchSelection
 from minimind.engine.scorer import PairScorer
+from minimind.errors import ConfigError
 from minimind.model.adapters import adapter_of, add_adapters, trained_name
 from minimind.model.packed_attention import NATIVE
 from minimind.model.text_half import freeze_other_parts
@@ -124,8 +125,15 @@ def gather_blocks_whole(model: PreTrainedModel) -> None:
 
     A block has the same parameters whether its adapters are on or off, so the order of what is gathered never changes.
     DoRA and stacked experts also read weights outside of the layer that owns them.
+
+    Raises:
+        ConfigError: the model's class does not name its blocks.
     """
-    for block in transformer_blocks(model):
+    blocks = transformer_blocks(model)
+    if not blocks:
+        name = type(model).__name__
+        raise ConfigError(f"adapters at ZeRO stage 3: {name} does not name its blocks (_no_split_modules); use stage 2")
+    for block in blocks:
         set_z3_leaf_module(block, True)
 
     def require_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -110,11 +110,14 @@ def add_adapters(model: PreTrainedModel, spec: AdapterSpec, start: bool = False)
     with _full_shapes(model):
         for name in (TRAINED, START) if start else (TRAINED,):
             peft.inject_adapter_in_model(copy.deepcopy(config), model, adapter_name=name)
-    _activate(adapted_layers(model), TRAINED)
+    layers = adapted_layers(model)
+    # peft compares endings of names, so it could find more layers than were named.
+    assert len(layers) == len(spec.layers) + len(spec.stacks), "peft has adapted other layers than it was given"
+    _activate(layers, TRAINED)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(adapter_of(name) == TRAINED)
     # The adapters' own matrices are torch's linear layers.
-    for layer in adapted_layers(model):
+    for layer in layers:
         for matrices in (layer.lora_A, layer.lora_B):
             use_kernels(matrices)
 
@@ -150,16 +153,22 @@ def find_targets(model: PreTrainedModel, targets: str) -> tuple[tuple[str, ...],
     if targets == ALL_LINEAR:
         return tuple(sorted(linear)), ()
     if targets == EXPERTS:
-        stacks = [name for name, _ in model.named_parameters() if re.search(r"\.experts\.\w+$", name)]
+        stacks = find_stacks(model)
         if not stacks:
             raise ConfigError(f"--lora_targets {EXPERTS}: the model has no stacked experts; give {ALL_LINEAR}")
-        return tuple(sorted(linear)), tuple(sorted(stacks))
+        return tuple(sorted(linear)), stacks
     if targets == SQUARE:
         return _some([name for name, module in linear.items() if _is_square(module)], SQUARE, linear), ()
     chosen: list[str] = []
     for word in filter(None, map(str.strip, targets.split(","))):
         chosen += _some([name for name in linear if name == word or name.endswith(f".{word}")], word, linear)
     return _some(list(dict.fromkeys(chosen)), targets, linear), ()
+
+
+def find_stacks(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the stacked experts, parameters (E, out, in), of a model that is not partitioned, sorted."""
+    found = [name for name, p in model.named_parameters() if p.dim() == 3 and re.search(r"\.experts\.\w+$", name)]
+    return tuple(sorted(found))
 
 
 def _is_square(module: nn.Module) -> bool:
@@ -230,6 +239,8 @@ def _activate(layers: Sequence[Any], name: str | None) -> None:
     for layer in layers:
         layer._disable_adapters = name is None
         layer._active_adapter = [name or TRAINED]
+        # A version of peft that reads other attributes would train against the policy itself.
+        assert (layer.disable_adapters, layer.active_adapters) == (name is None, [name or TRAINED])
 
 
 def adapted_layers(model: nn.Module) -> Sequence[Any]:

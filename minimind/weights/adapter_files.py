@@ -23,12 +23,15 @@ from torch import Tensor
 from minimind.durable import sync_file, sync_folder, sync_tree
 from minimind.errors import WeightsError
 from minimind.model.adapters import (
+    ALL_LINEAR,
     AdapterSpec,
     adapted_layer,
     adapted_layers,
     adapter_of,
     add_adapters,
     base_name,
+    find_stacks,
+    find_targets,
     peft_config,
     saved_name,
 )
@@ -39,18 +42,20 @@ from minimind.weights.files import TensorFile, open_pickled, open_safetensors
 from minimind.weights.sources import WeightSource
 
 _CONFIG, _TENSORS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# Fields of peft's configuration that change what an adapter computes, with the values that are read here.
-_READ: Mapping[str, tuple[Any, ...]] = {
+# Fields of peft's configuration that are read here, or change nothing that an adapter computes. Every other field must
+# have no value, because it may change what an adapter means: another kind of layer, more parameters, another base.
+_READ = {"r", "lora_alpha", "use_dora", "use_rslora", "target_parameters", "peft_type", "bias", "init_lora_weights"}
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "lora_dropout", "peft_version"),
+    *("layers_pattern", "layers_to_transform", "megatron_core", "revision", "runtime_config", "target_modules"),
+    *("task_type", "exclude_modules", "ensure_weight_tying", "eva_config", "corda_config", "lora_ga_config"),
+    *("loftq_config", "qalora_group_size"),
+}
+_VALUES: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layer_replication": (None,),
-    "trainable_token_indices": (None,),
-    "alora_invocation_tokens": (None,),
-    "exclude_modules": (None, []),
+    # With other start values peft changes the base when it loads an adapter (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA).
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
 }
 
 
@@ -74,13 +79,13 @@ def open_adapter(path: Path, base: WeightSource, dropout: float) -> SavedAdapter
         file = TensorFile(path / _TENSORS, open_safetensors(path / _TENSORS))
     else:
         file = open_pickled(path / _PICKLED)
-    stacks = tuple(config.get("target_parameters") or ())
-    layers = dict.fromkeys(
-        name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file if ".lora_" in name
-    )
-    parameters = {name for name, _ in empty_model(base.config).named_parameters()}
-    stacks = tuple(full for full in parameters if any(full == s or full.endswith(f".{s}") for s in stacks))
-    modules = tuple(sorted(name for name in layers if f"{name}.weight" in parameters))
+    layers = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file if ".lora_" in name}
+    linear, experts = _adaptable(base)
+    wanted = tuple(config.get("target_parameters") or ())
+    stacks = [full for full in experts if any(full == name or full.endswith(f".{name}") for name in wanted)]
+    for name in wanted:
+        if not any(full == name or full.endswith(f".{name}") for full in stacks):
+            raise WeightsError(f"{path / _CONFIG}: target_parameters has {name!r}, which is no stack of experts here")
     try:
         spec = AdapterSpec(
             rank=int(config["r"]),
@@ -88,7 +93,7 @@ def open_adapter(path: Path, base: WeightSource, dropout: float) -> SavedAdapter
             dropout=dropout,
             dora=bool(config.get("use_dora")),
             rslora=bool(config.get("use_rslora")),
-            layers=modules,
+            layers=tuple(sorted(layers & linear)),
             stacks=tuple(sorted(stacks)),
         )
         if spec.rank < 1:
@@ -98,16 +103,28 @@ def open_adapter(path: Path, base: WeightSource, dropout: float) -> SavedAdapter
     return _fitted(spec, path, base, file)
 
 
+def _adaptable(base: WeightSource) -> tuple[set[str], tuple[str, ...]]:
+    """Names of the linear layers, and of the stacks of experts, that may have adapters; not the head's."""
+    model = empty_model(base.config)
+    freeze_other_parts(model)
+    return set(find_targets(model, ALL_LINEAR)[0]), find_stacks(model)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: config.get(name, values[0]) for name, values in _READ.items()}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        fields = dict(config)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: not a readable configuration of an adapter ({error})") from error
-    for name, values in _READ.items():
-        if found[name] not in values:
-            raise WeightsError(f"{path}: {name} is {found[name]!r}, which is not supported; only {values[0]!r} is")
-    return config
+    for name, values in _VALUES.items():
+        if fields.get(name, values[0]) not in values:
+            raise WeightsError(f"{path}: {name} is {fields[name]!r}, which is not supported; {values[0]!r} is")
+    for name in fields.keys() - _READ - _HARMLESS:
+        if fields[name]:
+            raise WeightsError(
+                f"{path}: {name} is {fields[name]!r}, which is not supported; only adapters without it are"
+            )
+    return fields
 
 
 def _fitted(spec: AdapterSpec, path: Path, base: WeightSource, file: Mapping[str, Tensor]) -> SavedAdapter:
@@ -146,13 +163,12 @@ def _open_minimind(path: Path, base: WeightSource, dropout: float) -> SavedAdapt
     if len(ranks) != 1:
         raise WeightsError(f"{path}: its matrices A have {len(ranks)} different ranks; MiniMind's have one")
     (rank,) = ranks
-    parameters = {name for name, _ in empty_model(base.config).named_parameters()}
-    layers = [name.removeprefix("base_model.model.").partition(".lora_")[0] for name in renamed if ".lora_A." in name]
+    layers = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in renamed if ".lora_A." in name}
     spec = AdapterSpec(
         rank=rank,
         alpha=rank,
         dropout=dropout,
-        layers=tuple(sorted(name for name in layers if f"{name}.weight" in parameters)),
+        layers=tuple(sorted(layers & _adaptable(base)[0])),
     )
     return _fitted(spec, path, base, renamed)
 

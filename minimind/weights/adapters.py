@@ -23,6 +23,17 @@ from minimind.model.text_half import freeze_other_parts
 from minimind.weights.construction import empty_model
 from minimind.weights.sources import WeightSource
 
+# Values of --lora_init; and peft's others, with the reason why they are refused.
+INITS = ("default", "gaussian", "orthogonal")
+_MOVES = "it moves a part of the weights into the adapters, so that without them the model would not be the reference"
+_READS = "it reads data before training; make the adapter with peft, and give it as --from_adapter"
+OTHER_INITS: Mapping[str, str] = {
+    **dict.fromkeys(("pissa", "olora", "corda", "loftq"), _MOVES),
+    "lora_ga": f"{_MOVES}, and {_READS.partition(';')[0]}",
+    "eva": _READS,
+    "mica": "it trains one of the two matrices",
+}
+
 
 class AdapterSource(abc.ABC):
     """Start values of adapters.
@@ -70,15 +81,25 @@ class FreshAdapter(AdapterSource):
             weight = self._base.read(f"{layer}.weight").to(self._dtype)
             return torch.linalg.norm(weight, dim=0 if layer in self._transposed else 1).float()
         out = torch.zeros(self._shapes[name])
+        generator = self._generator(name)
+        if self._init == "orthogonal":
+            # Half of an orthogonal matrix each, so that their product is 0.
+            halves = torch.linalg.qr(torch.randn(self.spec.rank, self.spec.rank, generator=self._generator(layer)))[0]
+            half = halves[0::2] if part == "lora_A" else halves[1::2]
+            width = out.numel() // self.spec.rank
+            spread = torch.randn(width, self.spec.rank // 2, generator=generator) @ half / 10
+            return spread.T.contiguous() if part == "lora_A" else spread
         if part == "lora_A":
-            digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             if self._init == "gaussian":
                 out.normal_(0.0, 1 / self.spec.rank, generator=generator)
             else:
                 # As a linear layer of torch starts: uniform within 1 / sqrt(inputs).
                 nn.init.kaiming_uniform_(out, a=5**0.5, generator=generator)
         return out
+
+    def _generator(self, name: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.spec}{self._seed}{self._init}".encode()).hexdigest()[:16]
@@ -120,11 +141,13 @@ def fresh_spec(flags: AdapterConfig, config: PretrainedConfig) -> AdapterSpec:
         ConfigError: the targets mean nothing, or cannot have such adapters.
     """
     assert flags.lora_rank is not None
+    _check_init(flags.lora_init, flags.lora_rank)
     model = empty_model(config)
     freeze_other_parts(model)
     layers, stacks = find_targets(model, flags.lora_targets)
-    if stacks and (flags.lora_dropout or flags.use_dora):
-        flag = "--use_dora 1" if flags.use_dora else "--lora_dropout"
+    orthogonal = flags.lora_init == "orthogonal"
+    if stacks and (flags.lora_dropout or flags.use_dora or orthogonal):
+        flag = "--use_dora 1" if flags.use_dora else "--lora_init orthogonal" if orthogonal else "--lora_dropout"
         raise ConfigError(
             f"{flag}: the adapters of stacked experts ({stacks[0]}) do not have it; drop it, or give --lora_targets "
             "all-linear, which leaves the experts out"
@@ -138,3 +161,12 @@ def fresh_spec(flags: AdapterConfig, config: PretrainedConfig) -> AdapterSpec:
         layers=layers,
         stacks=stacks,
     )
+
+
+def _check_init(name: str, rank: int) -> None:
+    if name not in INITS:
+        # peft's `pissa_niter_4` is PiSSA too.
+        reason = OTHER_INITS.get(name.partition("_niter_")[0], "peft has no such start values")
+        raise ConfigError(f"--lora_init {name}: {reason}; give {', '.join(INITS)}")
+    if name == "orthogonal" and rank % 2:
+        raise ConfigError(f"--lora_init orthogonal needs an even --lora_rank, not {rank}")

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minimind.config import Settings
+from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
 from minimind.weights.adapter_files import open_adapter
 from minimind.weights.adapters import AdapterSource, FreshAdapter, fresh_spec
@@ -23,8 +26,14 @@ _FRESH = ("lora_targets", "lora_init")
 _ANY = ("lora_alpha", "lora_dropout", "lora_targets", "use_dora", "use_rslora", "lora_init", "lora_reference", "merge")
 
 
-def open_adapters(settings: Settings, base: WeightSource) -> tuple[Settings, AdapterSource | None]:
+def open_adapters(
+    settings: Settings, base: WeightSource, ds_config: Mapping[str, Any]
+) -> tuple[Settings, AdapterSource | None]:
     """The adapters that train, and the settings with what their files say; None if the weights train.
+
+    Args:
+        base: the weights that get adapters.
+        ds_config: the policy's resolved DeepSpeed configuration.
 
     Raises:
         ConfigError: flags that contradict each other, the files or the model.
@@ -34,7 +43,7 @@ def open_adapters(settings: Settings, base: WeightSource) -> tuple[Settings, Ada
     if config.lora_dropout >= 1:
         raise ConfigError(f"--lora_dropout {config.lora_dropout:g} is not below 1: adapters would get no input")
     if config.from_adapter or config.lora_rank:
-        _check_run(settings)
+        _check_run(settings, ds_config)
     if config.from_adapter:
         return _from_files(settings, base, Path(config.from_adapter))
     if settings.explicit("lora_reference") and config.lora_reference == "start":
@@ -50,9 +59,12 @@ def open_adapters(settings: Settings, base: WeightSource) -> tuple[Settings, Ada
     return settings.with_defaults({"lora_alpha": spec.alpha}, "2 x lora_rank"), source
 
 
-def _check_run(settings: Settings) -> None:
+def _check_run(settings: Settings, ds_config: Mapping[str, Any]) -> None:
     """Refuse what a run with adapters cannot do."""
     config = settings.config
+    # From NVMe DeepSpeed reads a few tensors at a time, and adapters need each block as one unit.
+    if swaps_to_nvme(ds_config):
+        raise ConfigError("adapters do not train with states or weights on NVMe; use ds_configs/zero3_offload.json")
     if config.engine.reference_update:
         raise ConfigError(
             "--reference_update moves all weights of a reference, and adapters train none of them; drop it, or train "

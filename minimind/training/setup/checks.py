@@ -28,7 +28,7 @@ from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need
 from minimind.ranks.world import World
 from minimind.training.setup.device import device_problem
-from minimind.training.setup.start_weights import MODEL_SETTINGS, model_setting, weights_name
+from minimind.training.setup.start_weights import MODEL_SETTINGS, adapter_name, model_setting, weights_name
 from minimind.training.setup.tokenizers import read_vocabulary
 from minimind.weights.sources import WeightSource
 
@@ -248,10 +248,15 @@ def dropout_allows_a_look_ahead(draft: Draft) -> Iterator[MiniMindError]:
 
 
 def start_weights_are_not_overwritten(draft: Draft) -> Iterator[MiniMindError]:
-    """The run does not write its weights over those that it starts from, or over its reference's."""
+    """The run does not write over the weights or the adapter that it starts from, or over its reference."""
     if draft.source is None:
         return
     config = draft.settings.config
+    start, written = config.adapters.from_adapter, (Path(config.run.save_dir) / adapter_name(config)).absolute()
+    if start and Path(start).absolute() in (written, written.with_name(f"{written.name}.pth")):
+        yield ConfigError(
+            f"--from_adapter {start} would be overwritten by this run; give another --save_weight or --save_dir"
+        )
     target = (Path(config.run.save_dir) / weights_name(config)).absolute()
     for flag, read in (("from_weight", draft.source), ("reference_weight", draft.other_reference)):
         if read is None or Path(read.origin).absolute() not in (target, target.with_name(f"{target.name}.pth")):

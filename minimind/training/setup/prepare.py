@@ -102,7 +102,7 @@ def prepare(
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     settings, policy_config, reference_config = _resolve_engines(settings, world, checkpoint, problems)
     # After the DeepSpeed file, which may set the precision: DoRA starts from rounded weights.
-    settings, adapters = _open_adapters(settings, source, problems)
+    settings, adapters = _open_adapters(settings, source, policy_config, problems)
     # Checks come last, when all settings are final. They run even if a stage failed, to report everything at once.
     draft = Draft(
         settings=settings,
@@ -163,11 +163,11 @@ def _resolve_engines(
 
 
 def _open_adapters(
-    settings: Settings, source: WeightSource | None, problems: Problems
+    settings: Settings, source: WeightSource | None, policy: ResolvedConfig | None, problems: Problems
 ) -> tuple[Settings, AdapterSource | None]:
-    if source is None:
+    if source is None or policy is None:
         return settings, None
-    return problems.attempt(lambda: open_adapters(settings, source)) or (settings, None)
+    return problems.attempt(lambda: open_adapters(settings, source, policy.values)) or (settings, None)
 
 
 def trained_shapes(prepared: Prepared) -> dict[str, tuple[int, ...]] | None:

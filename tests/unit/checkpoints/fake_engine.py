@@ -30,18 +30,24 @@ class FakeEngine:
     def _copy_recovery_script(self, folder):
         raise AssertionError("would fail on one rank alone")
 
-    def save_checkpoint(self, folder, tag, client_state, save_latest):
+    def save_checkpoint(self, folder, tag, client_state, save_latest, exclude_frozen_parameters):
         assert not save_latest
+        self.saved_whole = not exclude_frozen_parameters
         for name in FILES:
             self.checkpoint_engine.save(f"{name} of {client_state['step']}".encode(), str(Path(folder, tag, name)))
         self._copy_recovery_script(folder)
 
-    def load_checkpoint(self, folder, tag):
-        self.loaded = tag
+    def load_checkpoint(self, folder, tag, load_module_strict):
+        self.loaded, self.strict = tag, load_module_strict
         return folder, {}
+
+
+def policy_of(engine: FakeEngine, has_adapters: bool = False) -> SimpleNamespace:
+    """A policy with this engine."""
+    return SimpleNamespace(engine=engine, has_adapters=has_adapters)
 
 
 def save(checkpoints: Checkpoints, *steps: int, fails: Exception | None = None, **options) -> None:
     for step in steps:
-        policy = SimpleNamespace(engine=FakeEngine(fails))
+        policy = policy_of(FakeEngine(fails))
         checkpoints.save(policy, step, {"pairs": step}, {"seconds": 2.5}, **options)

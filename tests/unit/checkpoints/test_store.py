@@ -13,7 +13,7 @@ from minimind.checkpoints.find import find_checkpoint
 from minimind.checkpoints.store import Checkpoints
 from minimind.engine.patches.registry import PatchSelection
 from minimind.errors import CheckpointError
-from tests.unit.checkpoints.fake_engine import DESCRIBED, FILES, FakeEngine, save
+from tests.unit.checkpoints.fake_engine import DESCRIBED, FILES, FakeEngine, policy_of, save
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -26,7 +26,7 @@ def test_saved_checkpoint_is_found_and_loaded(checkpoints, world):
     save(checkpoints, 1, 2)
     found = find_checkpoint(checkpoints.folder, world, "error")
     engine = FakeEngine()
-    checkpoints.load(SimpleNamespace(engine=engine), found)
+    checkpoints.load(policy_of(engine), found)
     assert engine.loaded == "step00000002"
 
 
@@ -98,6 +98,15 @@ def test_the_newest_checkpoints_are_kept(tmp_path, world):
     assert (tmp_path / "step00000003/manifest.json").is_file()
 
 
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_weights_under_adapters_are_not_in_checkpoints(checkpoints, world, has_adapters):
+    policy = policy_of(FakeEngine(), has_adapters)
+    checkpoints.save(policy, 1, {"pairs": 1}, {})
+    assert policy.engine.saved_whole is not has_adapters
+    checkpoints.load(policy, find_checkpoint(checkpoints.folder, world, "error"))
+    assert policy.engine.strict is not has_adapters
+
+
 def test_newest_is_none_before_the_first_save(checkpoints):
     assert checkpoints.newest() is None
 
@@ -107,7 +116,7 @@ def test_loading_sets_damaged_checkpoints_aside(checkpoints, world):
     (checkpoints.folder / "step00000003" / FILES[1]).write_bytes(b"torn")
     (checkpoints.folder / "step00000002/manifest.json").write_text("{")
     found = find_checkpoint(checkpoints.folder, world, "previous")
-    checkpoints.load(SimpleNamespace(engine=FakeEngine()), found)
+    checkpoints.load(policy_of(FakeEngine()), found)
     assert (checkpoints.folder / "latest").read_text() == "step00000001"
     aside = ["step00000002.damaged", "step00000003.damaged"]
     assert present(checkpoints) == ["latest", "step00000001", *aside]
@@ -119,13 +128,13 @@ def test_files_that_deepspeed_cannot_load_are_a_checkpoint_error(checkpoints, wo
     save(checkpoints, 1)
     found = find_checkpoint(checkpoints.folder, world, "error")
     engine = FakeEngine()
-    engine.load_checkpoint = lambda folder, tag: (None, None)
+    engine.load_checkpoint = lambda folder, tag, load_module_strict: (None, None)
     with pytest.raises(CheckpointError, match="contains nothing that DeepSpeed can load") as caught:
-        checkpoints.load(SimpleNamespace(engine=engine), found)
+        checkpoints.load(policy_of(engine), found)
     assert caught.value.agreed
     engine.load_checkpoint = None
     with pytest.raises(CheckpointError, match=r"cannot be loaded .TypeError"):
-        checkpoints.load(SimpleNamespace(engine=engine), found)
+        checkpoints.load(policy_of(engine), found)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -135,7 +144,7 @@ def test_ranks_agree_that_all_have_loaded_before_deepspeeds_collective(damaged, 
     engine, events = FakeEngine(), []
     engine.optimizer = SimpleNamespace(checkpoint_event_epilogue=lambda: events.append("collective"))
 
-    def load_checkpoint(folder, tag):
+    def load_checkpoint(folder, tag, load_module_strict):
         engine.optimizer.checkpoint_event_epilogue()
         events.append("read")
         return None if damaged else (folder, {})
@@ -148,7 +157,7 @@ def test_ranks_agree_that_all_have_loaded_before_deepspeeds_collective(damaged, 
     agree = module.agree
     monkeypatch.setattr(module, "agree", agreed)
     with pytest.raises(CheckpointError) if damaged else contextlib.nullcontext():
-        checkpoints.load(SimpleNamespace(engine=engine), found)
+        checkpoints.load(policy_of(engine), found)
     assert events == (["read"] if damaged else ["read", "agreed", "collective"])
     engine.optimizer.checkpoint_event_epilogue()
     assert events[-1] == "collective"
@@ -161,7 +170,7 @@ def test_resharding_is_refused_if_its_patch_is_off(tmp_path, world):
     other = {**DESCRIBED, "sharding": {**DESCRIBED["sharding"], "ranks": 2}}
     engine = FakeEngine()
     with pytest.raises(CheckpointError, match=r"'reshard_checkpoints' is off: --disable_patches .*; resume with those"):
-        Checkpoints(tmp_path, world, other, keep=None, patches=patches).load(SimpleNamespace(engine=engine), found)
+        Checkpoints(tmp_path, world, other, keep=None, patches=patches).load(policy_of(engine), found)
     # The sharding of the checkpoint is unchanged.
-    Checkpoints(tmp_path, world, DESCRIBED, keep=None, patches=patches).load(SimpleNamespace(engine=engine), found)
+    Checkpoints(tmp_path, world, DESCRIBED, keep=None, patches=patches).load(policy_of(engine), found)
     assert engine.loaded == "step00000001"

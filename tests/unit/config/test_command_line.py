@@ -36,6 +36,8 @@ NOT_GIVEN = {
     "micro_batch_tokens": "0",
     "keep_checkpoints": "0",
     "loss_options": "",
+    "lora_rank": "0",
+    "from_adapter": "",
 }
 
 
@@ -53,7 +55,7 @@ ZERO_IS_A_VALUE = ["router_aux_loss_coef", "filter_score_gap", "average_log_prob
 
 def test_no_other_flag_may_be_none():
     # These have no 0: they must be above.
-    above = {"beta", "decay_ratio"}
+    above = {"beta", "decay_ratio", "lora_alpha"}
     assert {item.name for item in fields_of(DPOConfig) if item.optional} == {*NOT_GIVEN, *ZERO_IS_A_VALUE, *above}
 
 

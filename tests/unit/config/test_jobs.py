@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from minimind.config import (
+    AdapterConfig,
     DataConfig,
     DPOConfig,
     EngineConfig,
@@ -21,6 +22,7 @@ from minimind.config import (
 SECTIONS = {
     "data": DataConfig,
     "model": ModelConfig,
+    "adapters": AdapterConfig,
     "objective": ObjectiveConfig,
     "optimisation": OptimisationConfig,
     "engine": EngineConfig,
@@ -28,7 +30,7 @@ SECTIONS = {
 }
 
 
-def test_a_dpo_job_has_six_sections_in_order():
+def test_a_dpo_job_has_seven_sections_in_order():
     config = DPOConfig()
     assert {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)} == SECTIONS
     assert list(SECTIONS) == list(dict.fromkeys(item.section for item in fields_of(DPOConfig)))

@@ -57,8 +57,9 @@ def test_a_shard_is_made_from_the_share_of_its_rank(rank, monkeypatch):
     named = [*((name, Parameter(name)) for name in VALUES), ("tower", Frozen("tower"))]
     model = SimpleNamespace(named_parameters=lambda: named)
     one.engine = SimpleNamespace(module=SimpleNamespace(model=model))
+    one._source, one._adapters = SimpleNamespace(read=VALUES.__getitem__), None
     with LargestMade(VALUES.values()) as mode:
-        one._set_master_weights(SimpleNamespace(read=VALUES.__getitem__))
+        one._set_master_weights()
     assert got == SHARES[rank]
     assert mode.largest <= 4
 
@@ -98,6 +99,7 @@ def test_frozen_weights_are_written_as_they_were_read(monkeypatch):
     one._on_progress = lambda: None
     one.world = World(rank=0, local_rank=0, size=2, device=torch.device("cpu"))
     one.engine = SimpleNamespace(module=SimpleNamespace(model=model))
+    one._adapters = None
     one._source = SimpleNamespace(
         shapes=lambda: dict.fromkeys(("trained", "buffer", "frozen")), read={"frozen": torch.tensor([3.5])}.__getitem__
     )

@@ -98,6 +98,10 @@ def written(tmp_path):
         ("rank_pattern", {"q_proj": 2}, "rank_pattern"),
         ("bias", "all", "bias is 'all'"),
         ("use_dora", True, "lora_magnitude_vector"),
+        ("init_lora_weights", "pissa", "init_lora_weights is 'pissa'"),
+        ("use_qalora", True, "use_qalora is True"),
+        ("invented", 1, "invented is 1"),
+        ("target_parameters", ["q_proj.weight"], "no stack of experts"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused_by_name(written, field, value, words):
@@ -116,6 +120,16 @@ def test_missing_and_foreign_tensors_are_listed(written):
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(WeightsError, match=rf"missing: {name}\n.*unexpected: base_model\.model\.elsewhere"):
         open_adapter(folder, base, dropout=0.0)
+
+
+def test_an_adapter_of_the_head_is_refused(tmp_path):
+    # Packs multiply by the head's weight alone, so its adapter would be left out.
+    base = RandomSource(MiniMindConfig(generation=3, tie_word_embeddings=False, **SIZES), seed=5)
+    spec = AdapterSpec(rank=4, alpha=8.0, layers=("lm_head", *spec_of(base).layers))
+    _, state = trained(base, spec)
+    save_adapter(state, spec, base, tmp_path / "adapter", True)
+    with pytest.raises(WeightsError, match=r"unexpected: base_model\.model\.lm_head\.lora_A"):
+        open_adapter(tmp_path / "adapter", base, dropout=0.0)
 
 
 def test_an_adapter_of_another_model_is_refused(written):

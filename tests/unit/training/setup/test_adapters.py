@@ -21,8 +21,8 @@ BASE = RandomSource(MiniMindConfig(**SIZES), seed=1)
 MIXTURE = RandomSource(MiniMindConfig(**SIZES, use_moe=True), seed=1)
 
 
-def opened(*flags, base=BASE):
-    return open_adapters(parse_settings(list(map(str, flags))), base)
+def opened(*flags, base=BASE, ds_config=None):
+    return open_adapters(parse_settings(list(map(str, flags))), base, ds_config or {"zero_optimization": {}})
 
 
 @pytest.fixture
@@ -68,6 +68,12 @@ def test_the_files_of_an_adapter_answer_what_is_not_given(adapter):
 def test_flags_that_mean_nothing_are_refused(flags, words):
     with pytest.raises(ConfigError, match=words):
         opened(*flags)
+
+
+def test_states_on_nvme_are_refused():
+    ds_config = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
+    with pytest.raises(ConfigError, match="NVMe"):
+        opened("--lora_rank", 4, ds_config=ds_config)
 
 
 @pytest.mark.parametrize("flags", [("--use_dora", 1), ("--lora_dropout", 0.1)])

@@ -239,6 +239,13 @@ def test_start_weights_are_not_overwritten(tmp_path):
         assert "would be overwritten by this run" in str(error)
 
 
+@pytest.mark.parametrize("name", ["lora_mine_64", "lora_mine_64.pth"])
+def test_a_start_adapter_is_not_overwritten(tmp_path, name):
+    given = ("--save_dir", str(tmp_path), "--save_weight", "mine", "--hidden_size", "64")
+    (error,) = checks.start_weights_are_not_overwritten(draft(*given, "--from_adapter", str(tmp_path / name)))
+    assert str(error).startswith(f"--from_adapter {tmp_path / name} would be overwritten by this run")
+
+
 def source_of(config) -> SimpleNamespace:
     return SimpleNamespace(config=config, origin="start", check_fit=lambda: None)
 
