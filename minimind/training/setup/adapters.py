@@ -65,6 +65,8 @@ def _check_run(settings: Settings, ds_config: Mapping[str, Any]) -> None:
     # From NVMe DeepSpeed reads a few tensors at a time, and adapters need each block as one unit.
     if swaps_to_nvme(ds_config):
         raise ConfigError("adapters do not train with states or weights on NVMe; use ds_configs/zero3_offload.json")
+    if config.adapters.lora_reference == "start" and config.model.reference_weight:
+        raise ConfigError("--lora_reference start and --reference_weight both name the reference; drop one of the two")
     if config.engine.reference_update:
         raise ConfigError(
             "--reference_update moves all weights of a reference, and adapters train none of them; drop it, or train "

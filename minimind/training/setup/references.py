@@ -109,9 +109,7 @@ def open_references(
     else:
         # Version 0.1 computed padded rows with SDPA in every model; its caches must not be read.
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded, the model's own attention"
-        if prepared.adapters is not None and config.adapters.lora_reference == "start":
-            described = {**described, "adapter": prepared.adapters.fingerprint()}
-        about = {**described, "dtype": config.optimisation.dtype, "layout": kind}
+        about = {**described, **_start_adapter(prepared), "dtype": config.optimisation.dtype, "layout": kind}
         assert config.data.cache_dir is not None
         folder = Path(config.data.cache_dir)
         # One cache for each source, so that another mix of the same sources finds them.
@@ -133,6 +131,13 @@ def _checked_pairs(table: PairTables, layout: Layout, world: World) -> PairBatch
     """Pairs from all over the sources, different ones on each rank."""
     spread = np.linspace(0, len(table) - 1, _CHECKED * world.size).astype(int)[world.rank :: world.size]
     return layout([table[int(index)] for index in spread])
+
+
+def _start_adapter(prepared: Prepared) -> dict[str, str]:
+    """The adapter that the reference has. The base has none, so that its cache serves training of all weights too."""
+    if prepared.adapters is None or prepared.settings.config.adapters.lora_reference == "base":
+        return {}
+    return {"adapter": prepared.adapters.fingerprint()}
 
 
 def _starts_from_another_adapter(prepared: Prepared) -> bool:

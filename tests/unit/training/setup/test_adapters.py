@@ -95,6 +95,12 @@ def test_flags_that_contradict_the_files_are_refused(adapter, flags, words):
         opened("--from_adapter", adapter, *flags)
 
 
+def test_two_references_are_refused(adapter):
+    flags = ("--from_adapter", adapter, "--lora_reference", "start", "--reference_weight", "other.pth")
+    with pytest.raises(ConfigError, match="both name the reference"):
+        opened(*flags)
+
+
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
     with pytest.raises(MiniMindError, match="neither a folder with an adapter_config"):
         opened("--from_adapter", tmp_path)
