@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _BLOCK = 1 << 20
@@ -48,6 +49,35 @@ def sync_tree(folder: Path) -> None:
         else:
             sync_file(path)
     sync_folder(folder)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Replace a folder, which need not exist, by a new one: within it, an empty folder to write the new contents into.
+
+    The new folder takes the name when it is complete and on the disk. If anything is raised, the old one stays.
+
+    Raises:
+        OSError: a folder or a file cannot be written.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    try:
+        # A process that was killed may have left these.
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        sync_tree(partial)
+        # A folder that is not empty cannot be replaced in one step: move the old one aside first.
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
 
 
 def append_whole(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, overload
 
 from minimind.config.fields import Flag, fields_of, replace_values
@@ -19,8 +19,11 @@ from minimind.config.jobs import DPOConfig
 from minimind.config.settings import DEFAULT, FLAG, Job, Settings
 from minimind.errors import ConfigError
 
+# The DeepSpeed launcher adds this flag. Ranks read LOCAL_RANK from the environment instead.
+_LOCAL_RANK = "local_rank"
 
-class _Parser(argparse.ArgumentParser):
+
+class Parser(argparse.ArgumentParser):
     """argparse whose errors are ConfigErrors.
 
     Attributes:
@@ -53,8 +56,24 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
             the wrong type is reported alone, because argparse stops there.
     """
     flags = {flag.name: flag for flag in fields_of(job)}
+    values = read_values(build_parser(job, agreed=agreed), flags, argv)
+    origins = {name: FLAG if name in values else DEFAULT for name in flags}
+    return with_generation_sizes(Settings(config=replace_values(job(), values), origins=origins))
+
+
+def read_values(parser: Parser, flags: Mapping[str, Flag], argv: Sequence[str]) -> dict[str, Any]:
+    """The values that a command line gives, checked; names of positional arguments are among them.
+
+    Args:
+        parser: knows these flags, see `add_flag`.
+        flags: name -> flag.
+
+    Raises:
+        ConfigError: see `parse_settings`.
+    """
     # parse_args would stop at unknown flags, with a message that has no hint.
-    given, unknown = build_parser(job, agreed=agreed).parse_known_args(list(argv))
+    given, unknown = parser.parse_known_args(list(argv))
+    positional = {name: value for name, value in vars(given).items() if name not in flags and name != _LOCAL_RANK}
     values = {name: value for name, value in vars(given).items() if name in flags}
     # A value without a flag is most often the value of an unknown flag, so it is reported only if there is none.
     problems = [_unrecognized(argument, flags) for argument in unknown if argument.startswith("-")]
@@ -62,41 +81,44 @@ def parse_settings(argv: Sequence[str], job: type[Any] = DPOConfig, *, agreed: b
         problems = [f"unrecognized argument: {argument}" for argument in unknown]
     problems += [problem for name, value in values.items() if (problem := _out_of_range(flags[name], value))]
     if problems:
-        raise ConfigError.from_problems(problems, agreed=agreed)
+        raise ConfigError.from_problems(problems, agreed=parser.agreed)
     # A command line cannot give None; 0 and "" stand for it.
     emptied = {name for name in values if flags[name].optional and not flags[name].metadata.zero_is_a_value}
     values = {name: value or None if name in emptied else value for name, value in values.items()}
     values |= {name: tuple(filter(None, value)) for name, value in values.items() if flags[name].many}
-    origins = {name: FLAG if name in values else DEFAULT for name in flags}
-    return with_generation_sizes(Settings(config=replace_values(job(), values), origins=origins))
+    return values | positional
 
 
-def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> argparse.ArgumentParser:
+def build_parser(job: type[Any] = DPOConfig, *, agreed: bool = False) -> Parser:
     """The parser of a job's flags; its result has no entry for a flag that was not given."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"deepspeed {job.script}",
         description=job.description,
         allow_abbrev=False,  # otherwise an old command changes its meaning when a longer flag is added
         argument_default=argparse.SUPPRESS,
     )
     parser.agreed = agreed
-    # The DeepSpeed launcher adds this flag. Ranks read LOCAL_RANK from the environment instead.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(f"--{_LOCAL_RANK}", type=int, help=argparse.SUPPRESS)
     groups: dict[str, Any] = {}
     for flag in fields_of(job):
         if flag.section not in groups:
             groups[flag.section] = parser.add_argument_group(flag.section)
-        options: dict[str, Any] = {"help": _help_of(flag), "type": flag.kind, "choices": flag.metadata.choices}
-        if flag.kind is bool:
-            # bool("False") is True, so argparse must not convert with bool.
-            options = {"help": _help_of(flag), "type": _zero_or_one, "metavar": "{0,1}"}
-            if flag.metadata.alone:
-                options |= {"nargs": "?", "const": True}
-        if flag.many:
-            # A flag that is given again adds to what it has; argparse's own rule is that the last one wins.
-            options |= {"nargs": "+", "action": "extend"}
-        groups[flag.section].add_argument(f"--{flag.name}", **options)
+        add_flag(groups[flag.section], flag)
     return parser
+
+
+def add_flag(group: Any, flag: Flag) -> None:
+    """Add a flag to a parser or a group of one."""
+    options: dict[str, Any] = {"help": _help_of(flag), "type": flag.kind, "choices": flag.metadata.choices}
+    if flag.kind is bool:
+        # bool("False") is True, so argparse must not convert with bool.
+        options = {"help": _help_of(flag), "type": _zero_or_one, "metavar": "{0,1}"}
+        if flag.metadata.alone:
+            options |= {"nargs": "?", "const": True}
+    if flag.many:
+        # A flag that is given again adds to what it has; argparse's own rule is that the last one wins.
+        options |= {"nargs": "+", "action": "extend"}
+    group.add_argument(f"--{flag.name}", **options)
 
 
 def check_misspelt(arguments: Iterable[str], own: Iterable[str], job: type[Any] = DPOConfig) -> None:

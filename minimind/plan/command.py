@@ -31,11 +31,10 @@ from minimind.plan.report import report
 from minimind.plan.sizes import ModelSizes
 from minimind.weights.adapters import adapter_shapes, fresh_spec
 from minimind.weights.construction import empty_model, tensor_shapes
+from minimind.weights.inferred_config import NOT_IN_PTH
 from minimind.weights.sources import open_weights
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-# Sizes that a MiniMind .pth file does not contain, so flags must give them.
-_NOT_IN_PTH = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,14 +127,14 @@ def _other_reference(settings: Settings) -> ModelSizes | None:
         return None
     if not Path(given).exists():
         raise WeightsError(f"--reference_weight {given}: no such .pth file or folder")
-    source = open_weights(Path(given), {name: values[name] for name in _NOT_IN_PTH if values[name]})
+    source = open_weights(Path(given), {name: values[name] for name in NOT_IN_PTH if values[name]})
     return ModelSizes.of(source.config, source.shapes())
 
 
 def _model(settings: Settings, vocab_size: int | None) -> tuple[str, PretrainedConfig, dict[str, tuple[int, ...]]]:
     """Name, configuration and tensor shapes of the model: from the weights if given, otherwise from the size flags."""
     given, values = settings.config, settings.values
-    sizes = {name: values[name] for name in _NOT_IN_PTH if values[name]}
+    sizes = {name: values[name] for name in NOT_IN_PTH if values[name]}
     if settings.explicit("from_weight") and given.model.from_weight != "none":
         path = Path(given.model.from_weight)
         if not path.exists():

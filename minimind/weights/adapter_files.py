@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minimind.durable import sync_file, sync_folder, sync_tree
+from minimind.durable import sync_file, sync_folder, whole_folder
 from minimind.errors import WeightsError
 from minimind.model.adapters import (
     ALL_LINEAR,
@@ -188,23 +187,12 @@ def save_adapter(
     config = peft_config(empty_model(base.config), spec, init)
     config.base_model_name_or_path = base.origin
     config.inference_mode = True
-    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    tensors = {saved_name(name): tensor.contiguous() for name, tensor in state.items()}
     try:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        config.save_pretrained(str(partial))
-        tensors = {saved_name(name): tensor.contiguous() for name, tensor in state.items()}
-        save_file(tensors, partial / _TENSORS, metadata={"format": "pt"})
-        sync_tree(partial)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(folder) as partial:
+            config.save_pretrained(str(partial))
+            save_file(tensors, partial / _TENSORS, metadata={"format": "pt"})
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
         raise WeightsError(f"{folder}: cannot be written ({error})") from error
 
 

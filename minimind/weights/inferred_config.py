@@ -17,6 +17,8 @@ from minimind.model.configuration import MiniMindConfig
 from minimind.weights.files import TensorFile
 from minimind.weights.names import EMBEDDING, HEAD
 
+# Fields of a model's configuration that a .pth does not tell; flags of these names give them.
+NOT_IN_PTH = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
 # All layers have the same shapes, so the first one represents all of them.
 _LAYER = "model.layers.0."
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind.durable import sync_file, sync_folder, sync_tree
+from minimind.durable import sync_file, sync_folder, whole_folder
 from minimind.errors import WeightsError
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.weights.construction import model_from_tensors, tensor_shapes
@@ -101,24 +100,10 @@ def save_huggingface(
     """
     model = model_from_tensors(config, {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()})
     model.config.dtype = dtype
-    partial = folder.with_name(folder.name + ".partial")
-    old = folder.with_name(folder.name + ".old")
     try:
-        # A run that was killed may have left these.
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        sync_tree(partial)
-        # A folder that is not empty cannot be replaced in one step: move the old one aside first.
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(folder) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     # safetensors raises its own type when the disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
         raise WeightsError(f"{folder}: cannot be written ({error})") from error

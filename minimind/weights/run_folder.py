@@ -18,7 +18,8 @@ def exported_folder(path: Path) -> Path:
     """
     if not (path / "run.json").is_file() or (path / "config.json").is_file():
         return path
-    found = sorted(file.parent for file in path.glob("*/config.json"))
+    # A hidden one is the unfinished folder of a process that was killed.
+    found = sorted(file.parent for file in path.glob("[!.]*/config.json"))
     if len(found) != 1:
         listed = ", ".join(folder.name for folder in found) or "none"
         raise WeightsError(f"{path}: a run's folder with one folder of weights is expected, found: {listed}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minimind import demo
+from minimind.conversion.trained import open_trained
 from tests.distributed.launching import launch, metrics, train
 
 # A test starts several launches, which a busy machine slows down.
@@ -89,6 +90,11 @@ def test_metrics_after_resharding_are_those_of_the_uninterrupted_run(step, data,
     end, other = (torch.load(run / "dpo_40.pth", weights_only=True) for run in (whole, moved))
     for name in end:
         torch.testing.assert_close(other[name], end[name], rtol=0, atol=1e-4)
+    # An export reads the checkpoint of every stage on one process: the weights are those that the ranks wrote.
+    trained = open_trained(moved, {})
+    assert (trained.kind, trained.step) == ("checkpoint", 8)
+    assert set(trained.weights.shapes()) == set(other) - {"lm_head.weight"}
+    assert all(torch.equal(trained.weights.read(name), other[name]) for name in trained.weights.shapes())
 
 
 def test_resharding_in_bf16_keeps_the_float32_masters(data, tmp_path):

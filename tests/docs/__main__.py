@@ -6,7 +6,7 @@ from tests.docs.language import chinese
 from tests.docs.losses import texts as loss_texts
 from tests.docs.models import reasons
 from tests.docs.pages import REPO, pages, regenerate
-from tests.docs.tables import dpo_flags, plan_flags, prepare_flags
+from tests.docs.tables import every_flag
 from tests.docs.tree import descriptions
 
 
@@ -18,7 +18,7 @@ def main() -> None:
         if new != old:
             page.write_text(new, encoding="utf-8")
             print(f"written: {page.relative_to(REPO)}")
-    flags = (flag.help for flag in (*dpo_flags(), *plan_flags(), *prepare_flags()))
+    flags = (flag.help for flag in every_flag())
     texts = [*flags, *descriptions().values(), *reasons(), *loss_texts()]
     for text in chinese().missing(texts):
         print(f"chinese.json lacks: {text}")

@@ -12,7 +12,7 @@ from tests.docs.defaults import default_table
 from tests.docs.language import ENGLISH, Language, chinese
 from tests.docs.losses import loss_table, option_table
 from tests.docs.models import model_table
-from tests.docs.tables import dpo_flags, flag_tables, plan_flags, prepare_flags
+from tests.docs.tables import TABLES, flag_tables
 from tests.docs.tree import tree_lines
 
 REPO = Path(__file__).resolve().parents[2]
@@ -52,4 +52,4 @@ def _generate(name: str, language: Language) -> list[str]:
     tables = {"models": model_table, "losses": loss_table, "loss options": option_table, "defaults": default_table}
     if name in tables:
         return tables[name](language)
-    return flag_tables({"flags": dpo_flags, "plan flags": plan_flags, "prepare flags": prepare_flags}[name](), language)
+    return flag_tables(TABLES[name](), language)

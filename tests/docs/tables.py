@@ -2,16 +2,18 @@
 
 DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
 argument parsers of plan.py and prepare_data.py -> plan_flags, prepare_flags -> FlagRow
+ExportConfig            -> export_flags -> FlagRow
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minimind.config import DPOConfig, fields_of
+from minimind.conversion.command import ExportConfig
 from minimind.inspection.flags import build_parser as prepare_parser
 from minimind.plan.command import _parser as plan_parser
 from tests.docs.language import Language
@@ -36,16 +38,7 @@ class FlagRow:
 
 def dpo_flags() -> list[FlagRow]:
     """The flags of `launch/train_dpo.py`, in the order of `--help`."""
-    return [
-        FlagRow(
-            name=one.name,
-            section=one.section.capitalize(),
-            default=int(one.default) if isinstance(one.default, bool) else None if one.default == () else one.default,
-            choices=one.metadata.choices or (),
-            help=one.metadata.help,
-        )
-        for one in fields_of(DPOConfig)
-    ]
+    return _rows_of_config(DPOConfig)
 
 
 def plan_flags() -> list[FlagRow]:
@@ -56,6 +49,29 @@ def plan_flags() -> list[FlagRow]:
 def prepare_flags() -> list[FlagRow]:
     """The flags that `launch/prepare_data.py` has besides those of training."""
     return _rows_of(prepare_parser())
+
+
+def export_flags() -> list[FlagRow]:
+    """The flags that `launch/export.py` has besides those that describe a model."""
+    return [dataclasses.replace(row, section="") for row in _rows_of_config(ExportConfig)]
+
+
+def every_flag() -> list[FlagRow]:
+    """The flags of all scripts."""
+    return [row for rows in TABLES.values() for row in rows()]
+
+
+def _rows_of_config(job: type[Any]) -> list[FlagRow]:
+    return [
+        FlagRow(
+            name=one.name,
+            section=one.section.capitalize(),
+            default=int(one.default) if isinstance(one.default, bool) else None if one.default == () else one.default,
+            choices=one.metadata.choices or (),
+            help=one.metadata.help,
+        )
+        for one in fields_of(job)
+    ]
 
 
 def _rows_of(parser: argparse.ArgumentParser) -> list[FlagRow]:
@@ -97,3 +113,12 @@ def _line(row: FlagRow, language: Language) -> str:
     # Markdown takes an angle bracket for an HTML tag, and a bar for the end of the cell.
     text = text.replace("<", "&lt;").replace("|", "\\|")
     return f"| `--{row.name}` | {default} | {text} |"
+
+
+# Name of the generated part -> its rows.
+TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
+    "flags": dpo_flags,
+    "plan flags": plan_flags,
+    "prepare flags": prepare_flags,
+    "export flags": export_flags,
+}

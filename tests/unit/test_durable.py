@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from minimind.durable import append_whole, checksum, sync_file, sync_folder, sync_tree
+from minimind.durable import append_whole, checksum, sync_file, sync_folder, sync_tree, whole_folder
 
 
 @pytest.fixture
@@ -41,6 +41,34 @@ def test_a_file_and_a_folder(tmp_path, flushed):
     sync_file(path)
     sync_folder(tmp_path)
     assert flushed == ["a", tmp_path.name]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path, flushed):
+    folder = tmp_path / "out/weights"
+    for contents in ("old", "new"):
+        with whole_folder(folder) as partial:
+            (partial / contents).write_text(contents)
+            assert not (folder / contents).exists()
+        assert [path.name for path in folder.iterdir()] == [contents]
+        assert flushed[-1] == "out"
+    assert [path.name for path in folder.parent.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_could_not_be_written_leaves_the_old_one(there, tmp_path):
+    folder = tmp_path / "weights"
+    if there:
+        folder.mkdir()
+        (folder / "old").touch()
+
+    def write():
+        with whole_folder(folder) as partial:
+            (partial / "new").touch()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == (["weights", "old"] if there else [])
 
 
 def test_a_missing_file_is_an_error(tmp_path):

@@ -1,7 +1,7 @@
 """Imports point one way.
 
-launch -> {sweep, inspection} -> training -> checkpoints -> engine -> {ranks, data, objective} -> {weights, model} ->
-{native, config, errors}
+launch -> {sweep, inspection, conversion} -> training -> checkpoints -> engine -> {ranks, data, objective} ->
+{weights, model} -> {native, config, errors}
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ ARROWS: dict[str, set[str]] = {
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
     "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees
+    "conversion": MIDDLE | {"checkpoints"},  # reads what training wrote; needs no engine
     "sweep": BELOW_TRAINING | {"training", "inspection"},  # starts runs as other processes, and reads their files
-    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "sweep", "the public face"},
+    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "sweep", "conversion", "the public face"},
 }
 FREE = {"version"}
 

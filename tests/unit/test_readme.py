@@ -21,7 +21,7 @@ from tests.docs.language import ENGLISH, Language, chinese
 from tests.docs.losses import texts as loss_texts
 from tests.docs.models import reasons
 from tests.docs.pages import FOLDERS, REPO, pages, parts, regenerate
-from tests.docs.tables import FlagRow, dpo_flags, flag_tables, plan_flags, prepare_flags
+from tests.docs.tables import FlagRow, every_flag, flag_tables
 from tests.docs.tree import descriptions, first_sentence
 
 PAGES = pages()
@@ -82,12 +82,13 @@ def test_flags_and_tree_are_generated(suffix):
         "losses",
         "loss options",
         "plan flags",
+        "export flags",
     ]
     assert parts(read(REPO / f"minimind/README{suffix}.md")) == ["models", "tree"]
 
 
 def test_every_flag_has_a_chinese_text():
-    assert chinese().missing(flag.help for flag in (*dpo_flags(), *plan_flags(), *prepare_flags())) == []
+    assert chinese().missing(flag.help for flag in every_flag()) == []
 
 
 def test_every_reason_of_the_table_of_models_has_a_chinese_text():
@@ -99,7 +100,7 @@ def test_every_text_of_the_tables_of_losses_has_a_chinese_text():
 
 
 def test_no_chinese_text_is_left_over():
-    flags = (flag.help for flag in (*dpo_flags(), *plan_flags(), *prepare_flags()))
+    flags = (flag.help for flag in every_flag())
     texts = [*flags, *descriptions().values(), *reasons(), *loss_texts()]
     assert chinese().unused(texts) == []
 
@@ -199,7 +200,7 @@ def test_chinese_pages_link_to_chinese_pages(path, language):
 
 @every_page
 def test_flags_that_are_mentioned_exist(path, language):
-    known = {flag.name for flag in (*dpo_flags(), *plan_flags(), *prepare_flags())} | OTHER_FLAGS
+    known = {flag.name for flag in every_flag()} | OTHER_FLAGS
     assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", read(path))) - known == set()
 
 

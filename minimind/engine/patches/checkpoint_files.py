@@ -54,6 +54,12 @@ class ModelFile:
         return self._values["param_shapes"]
 
     @property
+    def frozen(self) -> Mapping[str, tuple[torch.Size, Tensor]]:
+        """At ZeRO-3: shape, and this rank's flat share, of each parameter that the optimizer does not have."""
+        shapes = self._values.get("frozen_param_shapes") or {}
+        return {name: (shape, self._values["frozen_param_fragments"][name]) for name, shape in shapes.items()}
+
+    @property
     def scheduler(self) -> Mapping[str, Any]:
         """The learning-rate scheduler's state_dict."""
         return self._values["lr_scheduler"]
@@ -106,6 +112,21 @@ def model_file(folder: Path) -> Path:
     if len(found) != 1:
         raise ValueError(f"{len(found)} model files of rank 0")
     return found[0]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Paths of all ranks' model files, in the order of ranks; below ZeRO-3 one file.
+
+    Raises:
+        ValueError: there is none, or one of a rank is missing.
+    """
+    first = model_file(folder)
+    if not first.name.startswith("zero_pp_rank"):
+        return [first]
+    found = sorted((rank_of_file(path.name) or 0, path) for path in folder.glob("zero_pp_rank_*_model_states.pt"))
+    if [rank for rank, _ in found] != list(range(len(found))):
+        raise ValueError(f"model files of ranks {[rank for rank, _ in found]}")
+    return [path for _, path in found]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -172,5 +193,11 @@ def _stage3_ranges(shapes: Mapping[str, torch.Size], rank: int, ranks: int) -> I
 
 
 def _load(path: Path) -> dict[str, Any]:
-    # DeepSpeed pickles objects of its own (loss scaler, slices), which weights_only would refuse.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    # Imported here, because programs that only compare checkpoints' files need no DeepSpeed.
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    # DeepSpeed's own objects in its files. Nothing else is unpickled, because a pickle can run code.
+    with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

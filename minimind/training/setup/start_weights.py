@@ -13,10 +13,9 @@ from minimind.config import DEFAULT, WEIGHTS, JobConfig, ModelDefaults, Settings
 from minimind.errors import ConfigError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.family import family_of, layer_values
+from minimind.weights.inferred_config import NOT_IN_PTH
 from minimind.weights.sources import RandomSource, WeightSource, open_weights
 
-# Settings of the model that a MiniMind .pth does not contain. Flags can give them.
-NOT_IN_PTH = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
 # Settings of the model that weights fix.
 MODEL_SETTINGS = ("hidden_size", "num_hidden_layers", "use_moe", "generation", *NOT_IN_PTH)
 

@@ -15,6 +15,7 @@ from minimind.engine.patches.checkpoint_files import (
     ModelFile,
     SavedRange,
     model_file,
+    model_files,
     rank_of_file,
     read_shard_file,
     shard_files,
@@ -130,3 +131,17 @@ def test_zero2_ranges_are_the_saved_slices(tmp_path):
     assert shard.ranges == [[SavedRange(name="a", offset=0, numel=3), SavedRange(name="b", offset=3, numel=2)]]
     assert shard.scaler == {"loss_scaler": "scaler", "overflow": False}
     assert torch.equal(shard.masters[0], torch.arange(5.0))
+
+
+def test_model_files_of_all_ranks_are_in_their_order(tmp_path):
+    for rank in (0, 1, 10, *range(2, 10)):
+        (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").touch()
+    assert [rank_of_file(path.name) for path in model_files(tmp_path)] == list(range(11))
+    (tmp_path / "zero_pp_rank_3_mp_rank_00_model_states.pt").unlink()
+    with pytest.raises(ValueError, match="model files of ranks"):
+        model_files(tmp_path)
+
+
+def test_below_stage_3_there_is_one_model_file(tmp_path):
+    (tmp_path / "mp_rank_00_model_states.pt").touch()
+    assert model_files(tmp_path) == [tmp_path / "mp_rank_00_model_states.pt"]
