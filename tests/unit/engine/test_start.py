@@ -78,6 +78,7 @@ def test_a_rank_uses_the_gpu_of_its_local_number_from_the_start(gpus, monkeypatc
     monkeypatch.setattr(start, "connect", lambda timeout: None)
     monkeypatch.setattr(start, "Watch", Mock)
     monkeypatch.setattr(start, "guard_compiles", lambda patches: None)
+    monkeypatch.setattr(start, "compile_late", lambda patches: None)
     monkeypatch.setattr(start.dist, "PrefixStore", lambda prefix, store: store)
     monkeypatch.setattr(
         start.dist, "init_process_group", lambda backend, **options: gpus.append((backend, options["device_id"]))
