@@ -15,7 +15,7 @@ from minimind.config.data import DataConfig
 from minimind.config.engine import EngineConfig
 from minimind.config.fields import Flag, fields_of, flag, flat_values, replace_values
 from minimind.config.generations import ModelDefaults, model_defaults
-from minimind.config.jobs import DPOConfig, JobConfig
+from minimind.config.jobs import DPOConfig, JobConfig, SFTConfig
 from minimind.config.model import ModelConfig
 from minimind.config.objective import ObjectiveConfig
 from minimind.config.optimisation import OptimisationConfig
@@ -52,6 +52,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimisationConfig",
     "RunConfig",
+    "SFTConfig",
     "Settings",
     "build_parser",
     "fields_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from minimind.config.fields import flag
 
@@ -10,6 +11,9 @@ from minimind.config.fields import flag
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Preference files, tokenizer and order of pairs. A path that was not given is None."""
+
+    # Whether rows may be described by LLaMA-Factory's dataset_info.json.
+    has_dataset_info: ClassVar[bool] = True
 
     data_path: tuple[str, ...] = flag(
         (),

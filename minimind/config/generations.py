@@ -24,21 +24,24 @@ class ModelDefaults:
             the option of one loss.
         data: flag of the data -> value.
         sizes: flag of the model -> value, for fresh weights.
+        jobs: name of a job -> flag -> value, where only that job has the default.
     """
 
     origin: str
     objective: Mapping[str, Any]
     data: Mapping[str, Any]
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    jobs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
-# MiniMind's train_dpo.py of the time of each generation.
+# MiniMind's scripts of the time of each generation.
 _GENERATIONS: Mapping[int, ModelDefaults] = {
     2: ModelDefaults(
         origin="generation 2",
         objective={"average_log_prob": True, "beta": 0.1},
         data={"empty_think_ratio": 1.0},
         sizes={"hidden_size": 512},
+        jobs={"sft": {"learning_rate": 1e-6, "max_seq_len": 340}},
     ),
     3: ModelDefaults(
         origin="generation 3",
@@ -82,5 +85,7 @@ def with_generation_sizes(settings: Settings[Job]) -> Settings[Job]:
 
 
 def with_model_defaults(settings: Settings[Job], defaults: ModelDefaults) -> Settings[Job]:
-    """Settings with a model's defaults, except for those of the objective."""
-    return settings.with_defaults(defaults.data, defaults.origin)
+    """Settings with a model's defaults, except for those of the objective; a job may lack some of the flags."""
+    known = settings.origins
+    values = {name: value for name, value in defaults.data.items() if name in known}
+    return settings.with_defaults({**values, **defaults.jobs.get(settings.config.name, {})}, defaults.origin)

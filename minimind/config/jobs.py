@@ -15,7 +15,9 @@ from minimind.config.engine import EngineConfig
 from minimind.config.model import ModelConfig
 from minimind.config.objective import ObjectiveConfig
 from minimind.config.optimisation import OptimisationConfig
+from minimind.config.rows import RowAdapterConfig, RowEngineConfig, TokenLossConfig
 from minimind.config.run import RunConfig
+from minimind.config.sft import SFTDataConfig, SFTModelConfig, SFTOptimisationConfig, SFTRunConfig
 
 
 class JobConfig(Protocol):
@@ -25,11 +27,15 @@ class JobConfig(Protocol):
         name: short name, e.g. dpo.
         script: the launch script, relative to the repository.
         description: the first line of `--help`.
+        items: what is trained on, for messages.
+        rows: of an item: a pair has two.
     """
 
     name: ClassVar[str]
     script: ClassVar[str]
     description: ClassVar[str]
+    items: ClassVar[str]
+    rows: ClassVar[int]
 
     @property
     def data(self) -> DataConfig: ...
@@ -57,6 +63,8 @@ class DPOConfig:
     name: ClassVar[str] = "dpo"
     script: ClassVar[str] = "launch/train_dpo.py"
     description: ClassVar[str] = "Direct Preference Optimization on DeepSpeed."
+    items: ClassVar[str] = "pairs"
+    rows: ClassVar[int] = 2
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -65,3 +73,22 @@ class DPOConfig:
     optimisation: OptimisationConfig = dataclasses.field(default_factory=OptimisationConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Configuration of a run of supervised fine-tuning."""
+
+    name: ClassVar[str] = "sft"
+    script: ClassVar[str] = "launch/train_sft.py"
+    description: ClassVar[str] = "Supervised fine-tuning on DeepSpeed."
+    items: ClassVar[str] = "conversations"
+    rows: ClassVar[int] = 1
+
+    data: SFTDataConfig = dataclasses.field(default_factory=SFTDataConfig)
+    model: SFTModelConfig = dataclasses.field(default_factory=SFTModelConfig)
+    adapters: RowAdapterConfig = dataclasses.field(default_factory=RowAdapterConfig)
+    objective: TokenLossConfig = dataclasses.field(default_factory=TokenLossConfig)
+    optimisation: SFTOptimisationConfig = dataclasses.field(default_factory=SFTOptimisationConfig)
+    engine: RowEngineConfig = dataclasses.field(default_factory=RowEngineConfig)
+    run: SFTRunConfig = dataclasses.field(default_factory=SFTRunConfig)

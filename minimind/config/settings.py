@@ -42,7 +42,7 @@ class Settings(Generic[Job]):
 
     def explicit(self, name: str) -> bool:
         """Whether the user gave the flag on the command line."""
-        return self.origins[name] == FLAG
+        return self.origins.get(name) == FLAG
 
     def with_values(self, values: Mapping[str, Any], origin: str) -> Settings[Job]:
         """Settings in which these values replace the present ones.

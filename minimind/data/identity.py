@@ -2,6 +2,7 @@
 
     PreferenceRow -> identity_of -> (prompt, chosen, rejected), 64 bits each -> PairTable.identities
     AnswerRow -> identity_of_answer -> (prompt, answer, label)
+    ConversationRow -> identity_of_conversation -> (prompt, the rest, 0)
 
 The hashes depend on neither tokenizer nor length limit, so pairs of different files can be compared. What
 the template does not read, such as a score in a message, is no difference.
@@ -14,7 +15,7 @@ import json
 from typing import Any
 
 from minimind.data.messages import Message
-from minimind.data.rows import AnswerRow, CheckedRow, PreferenceRow
+from minimind.data.rows import AnswerRow, CheckedRow, ConversationRow, PreferenceRow
 
 # Values of other types than JSON's come from typed columns; their text tells them apart.
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr)
@@ -55,6 +56,17 @@ def identity_of_answer(row: AnswerRow, words: frozenset[str]) -> tuple[int, int,
         words: see `shared_messages`.
     """
     return _prompt_hash(row.prompt, row, words), _answer_hash(row.messages[-1:], words), int(row.label)
+
+
+def identity_of_conversation(row: ConversationRow, words: frozenset[str]) -> tuple[int, int, int]:
+    """Hashes of what comes before the first assistant turn, and of the rest; the third value is 0.
+
+    Args:
+        words: see `shared_messages`.
+    """
+    roles = [message["role"] for message in row.messages]
+    first = roles.index("assistant")
+    return _prompt_hash(row.messages[:first], row, words), _answer_hash(row.messages[first:], words), 0
 
 
 def _prompt_hash(prompt: list[Message], row: CheckedRow, words: frozenset[str]) -> int:

@@ -1,7 +1,8 @@
-"""Checked preference rows: two conversations, or one with a label, in one common form, whatever shape the file has.
+"""Checked rows: two conversations, one with a label, or one alone, in one common form, whatever shape the file has.
 
-    messages of both halves (shapes/), other columns (columns.py) -> checked_row    -> PreferenceRow -> template.py
-    messages that end with a labelled answer, other columns       -> checked_answer -> AnswerRow
+    messages of both halves (shapes/), columns (columns.py) -> checked_row          -> PreferenceRow -> template.py
+    messages that end with a labelled answer, columns       -> checked_answer       -> AnswerRow
+    messages of a conversation, columns                     -> checked_conversation -> ConversationRow
 
 An invalid row raises `RowError`; whether it stops the run is decided later, by `--on_bad_row`.
 """
@@ -75,8 +76,30 @@ class AnswerRow:
         return {"messages": self.messages}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversationRow:
+    """A conversation whose assistant's turns are all learned, for supervised fine-tuning.
+
+    Attributes:
+        messages: from the system message on.
+        tools, template_kwargs, unused, has_developer, shape: as in `PreferenceRow`.
+    """
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    has_developer: bool = False
+    shape: str = ""
+
+    @property
+    def conversations(self) -> Mapping[str, list[Message]]:
+        """As `PreferenceRow.conversations`."""
+        return {"messages": self.messages}
+
+
 # What a row of a file gives.
-CheckedRow = PreferenceRow | AnswerRow
+CheckedRow = PreferenceRow | AnswerRow | ConversationRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +181,36 @@ def checked_answer(*, column: str, messages: Any, label: bool, columns: Columns)
     return AnswerRow(
         messages=whole,
         label=label,
+        tools=columns.tools,
+        template_kwargs=columns.template_kwargs,
+        unused=columns.unused,
+        has_developer=columns.has_developer or has_developer(messages),
+    )
+
+
+def checked_conversation(*, column: str, messages: Any, columns: Columns) -> ConversationRow:
+    """Check a conversation, for supervised fine-tuning.
+
+    Args:
+        column: where the messages are from, for error messages.
+        messages: a list of messages, if the row is valid: a whole conversation, or the answer behind the prompt of
+            `columns`.
+        columns: the other columns of the row.
+
+    Raises:
+        RowError: the reason, without file and line.
+    """
+    whole = columns.complete(column, read_messages(column, messages))
+    roles = {message["role"] for message in whole}
+    if "assistant" not in roles:
+        raise RowError(f"{column!r} has no assistant turn, so that there is nothing to learn")
+    if "user" not in roles and columns.unused:
+        raise RowError(
+            f"{column!r} has no user turn, and nothing reads the columns {listed(columns.unused)}; if one of them is "
+            "the prompt, rename it to 'prompt'"
+        )
+    return ConversationRow(
+        messages=whole,
         tools=columns.tools,
         template_kwargs=columns.template_kwargs,
         unused=columns.unused,

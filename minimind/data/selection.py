@@ -41,6 +41,7 @@ class LengthSummary:
         lost: pairs without a difference that counts after cutting.
         enough: smallest limit that keeps 99 % of the pairs whole, in tokens; 0 if there are no pairs.
         longest: smallest limit that keeps all pairs whole.
+        items: what is counted as pairs here.
     """
 
     limit: int
@@ -51,14 +52,15 @@ class LengthSummary:
     lost: int
     enough: int
     longest: int
+    items: str = "pairs"
 
     @property
     def advice(self) -> str:
         """Which --max_seq_len would do; for a table with pairs that are too long."""
         # If fewer than one in a hundred is too long, 99 % are whole already.
         if self.enough <= self.limit:
-            return f"--max_seq_len {self.longest} would keep all pairs whole"
-        return f"--max_seq_len {self.enough} would keep 99 % of the pairs whole"
+            return f"--max_seq_len {self.longest} would keep all {self.items} whole"
+        return f"--max_seq_len {self.enough} would keep 99 % of the {self.items} whole"
 
 
 def summarize_lengths(table: PairTable) -> LengthSummary:
@@ -74,6 +76,7 @@ def summarize_lengths(table: PairTable) -> LengthSummary:
         lost=int((cuts & LOST > 0).sum()),
         enough=int(needed[math.ceil(_WHOLE_SHARE * len(needed)) - 1]) if len(needed) else 0,
         longest=int(needed[-1]) if len(needed) else 0,
+        items=table.items,
     )
 
 
@@ -138,15 +141,17 @@ def _long_rows_problem(table: PairTable, too_long: NDArray[np.bool_]) -> str:
     lengths = table.full_lengths.reshape(-1, 2)
     lines = [
         f"{table.source.row(table.lines[index])}: {lengths[index, 0]} tokens"
-        + ("" if table.is_labelled else f" chosen, {lengths[index, 1]} rejected")
+        + (f" chosen, {lengths[index, 1]} rejected" if table.is_pairs else "")
         for index in indices[:_SHOWN]
     ]
     summary = summarize_lengths(table)
+    has_all = table.is_pairs or table.is_labelled
+    others = "--on_long_row cut, cut_prompt, skip or keep" if has_all else "another --on_long_row"
     return (
         f"{table.source.name}: {len(indices)} of {summary.pairs} {table.items} are longer than --max_seq_len "
         f"{summary.limit}:\n"
         f"{_listed(lines, len(indices))}\n"
-        f"Increase it ({summary.advice}), or choose --on_long_row cut, cut_prompt, skip or keep."
+        f"Increase it ({summary.advice}), or choose {others}."
     )
 
 
@@ -165,8 +170,9 @@ def _nothing_left(table: PairTable, on_long_row: str, filter_score_gap: float | 
     if on_long_row == SKIP and summary.too_long:
         reasons.append(f"{summary.too_long} are longer than --max_seq_len {summary.limit}; {summary.advice}")
     elif summary.lost:
+        kept = "no difference" if table.is_pairs else "no token that counts"
         reasons.append(
-            f"{summary.lost} keep no difference when they are cut to --max_seq_len {summary.limit}; {summary.advice}"
+            f"{summary.lost} keep {kept} when they are cut to --max_seq_len {summary.limit}; {summary.advice}"
         )
     if filter_score_gap is not None and len(table.lines):
         apart, unscored = scored_apart(table, filter_score_gap), np.isnan(score_gaps(table)).sum()

@@ -33,8 +33,9 @@ class PreferencePair:
         prefix: number of leading tokens that both rows share, with equal masks.
         index: of the pair among all tokenised pairs, selected or not.
         scores: of the chosen and of the rejected answer in the data; NaN if not given.
-        label: None for a pair. Else `chosen` is an answer that is desirable or not, and `rejected` is the answer to
-            another prompt behind the same prompt, or a single token; see labelled.py.
+        label: None for a pair, and for a conversation, which is `chosen` beside a `rejected` of a single token. Else
+            `chosen` is an answer that is desirable or not, and `rejected` is the answer to another prompt behind the
+            same prompt, or a single token; see labelled.py.
     """
 
     chosen: NDArray[np.int32]
@@ -67,7 +68,8 @@ class PairTable:
         identities: (3n,) uint64, hashes of each pair's prompt, chosen and rejected answer; see identity.py.
         lines: (n,) int64, number of each pair's row in the source, from 1; a row may give several pairs.
         scores: (2n,) float32, of chosen and rejected; NaN if not given.
-        labels: (n,) uint8, NO_LABEL for a pair; of an answer, which is `chosen` then, 1 if it is desirable, else 0.
+        labels: (n,) uint8, NO_LABEL for a pair; of an answer, which is `chosen` then, 1 if it is desirable, else 0;
+            CONVERSATION for a conversation, which is `chosen` too.
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
@@ -112,7 +114,7 @@ class PairTable:
             prefix=int(self.prefixes[row]),
             index=row,
             scores=(float(self.scores[2 * row]), float(self.scores[2 * row + 1])),
-            label=None if self.labels[row] == NO_LABEL else bool(self.labels[row]),
+            label=None if self.labels[row] >= NO_LABEL else bool(self.labels[row]),
         )
 
     @property
@@ -134,12 +136,17 @@ class PairTable:
     @property
     def is_labelled(self) -> bool:
         """Whether the entries are answers with labels, not pairs; a table has only one of the two."""
-        return bool(len(self.labels)) and self.labels[0] != NO_LABEL
+        return bool(len(self.labels)) and self.labels[0] < NO_LABEL
 
     @property
     def items(self) -> str:
         """What the entries are, for messages."""
-        return "answers" if self.is_labelled else "pairs"
+        return "answers" if self.is_labelled else "pairs" if self.is_pairs else "conversations"
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether the entries are pairs; a table without entries counts as such."""
+        return not len(self.labels) or self.labels[0] == NO_LABEL
 
     @property
     def total_rows(self) -> int:

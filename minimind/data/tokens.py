@@ -1,7 +1,8 @@
 """Tokenises the rows of a source, in worker processes if there are many.
 
-    rows (sources/) -> tasks of consecutive rows -> parse_rows (shapes/)    -> encode_pair (pairs.py)
-                                                 -> parse_answers (shapes/) -> encode_answer (labelled.py)
+    rows (sources/) -> tasks of consecutive rows -> parse_items (shapes/) -> encode_pair (pairs.py)
+                                                                          -> encode_answer (labelled.py)
+                                                                          -> encode_alone (alone.py)
                     -> chunks of flat arrays, in file order
 
 Memory does not depend on the number of rows. A row that cannot be used becomes a `BadRow` of its chunk; it does not
@@ -21,14 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.alone import encode_alone
 from minimind.data.columns import NO_SCORES
 from minimind.data.encoding import ConversationEncoder
-from minimind.data.identity import identity_of, identity_of_answer
+from minimind.data.identity import identity_of, identity_of_answer, identity_of_conversation
 from minimind.data.labelled import encode_answer, others_of
 from minimind.data.left_out import check_rendered, not_used, words_of
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
-from minimind.data.rows import AnswerRow, BadRow, CheckedRow, PreferenceRow
-from minimind.data.shapes import DEFAULT_SHAPES, Items, ShapeOptions, parse_answers, parse_rows
+from minimind.data.rows import AnswerRow, BadRow, CheckedRow, ConversationRow, PreferenceRow
+from minimind.data.shapes import DEFAULT_SHAPES, Items, ShapeOptions, parse_items
 from minimind.data.sources import Content, RowError, Source
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.worker_pool import run_in_order
@@ -39,8 +41,8 @@ ROWS, UNPAIRED, OTHER_MASK, DEVELOPER = "rows", "unpaired", "other_mask", "devel
 # Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
 # left; the pair is one of `Chunk.bad`.
 PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
-# Value in `Chunk.labels` of a pair; an answer has 1 if it is desirable, else 0.
-NO_LABEL = 2
+# Values in `Chunk.labels` of a pair, and of a conversation; an answer has 1 if it is desirable, else 0.
+NO_LABEL, CONVERSATION = 2, 3
 _ROWS_PER_TASK = 256
 # A task of long rows has fewer, so that many tasks fit into memory.
 _BYTES_PER_TASK = 2**21
@@ -61,7 +63,8 @@ class Chunk:
         identities: hashes of each pair's prompt, chosen and rejected answer, 3n values; see identity.py.
         lines: number of each pair's row in the source, n values; pairs of one row follow each other.
         scores: of both halves of each pair, 2n values; NaN if not given.
-        labels: n values: NO_LABEL for a pair, 1 or 0 for an answer, which is the chosen half of its entry.
+        labels: n values: NO_LABEL for a pair, 1 or 0 for an answer, CONVERSATION for a conversation; these two are the
+            chosen half of their entry.
         cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
         bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
@@ -195,14 +198,10 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
         unused.update(dict.fromkeys((number, name) for name in not_used(row, words)))
         pairs.append(pair)
         numbers.append(number)
-        if isinstance(row, PreferenceRow):
-            identities += identity_of(row, words)
-            scores += row.scores
-            labels.append(NO_LABEL)
-        else:
-            identities += identity_of_answer(row, words)
-            scores += NO_SCORES
-            labels.append(int(row.label))
+        identity, of_row, label = _described(row, words)
+        identities += identity
+        scores += of_row
+        labels.append(label)
     return Chunk(
         **_arrays(pairs),
         identities=identities,
@@ -218,6 +217,15 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
     )
 
 
+def _described(row: CheckedRow, words: frozenset[str]) -> tuple[tuple[int, int, int], tuple[float, float], int]:
+    """What a chunk has of a row besides its tokens: identity, scores, label."""
+    if isinstance(row, PreferenceRow):
+        return identity_of(row, words), row.scores, NO_LABEL
+    if isinstance(row, AnswerRow):
+        return identity_of_answer(row, words), NO_SCORES, int(row.label)
+    return identity_of_conversation(row, words), NO_SCORES, CONVERSATION
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ReadRows:
     """The checked rows of a task, the number of each one's row in the source, and what `Chunk` has of the others."""
@@ -231,13 +239,12 @@ class _ReadRows:
 
 def _read_rows(task: _Task, options: ShapeOptions) -> _ReadRows:
     read = _ReadRows(rows=[], numbers=[], bad=[], counts=Counter(), shapes=Counter())
-    parse = parse_rows if options.items is Items.PAIRS else parse_answers
     for number, content in task.rows:
         read.counts[ROWS] += 1
         try:
             if isinstance(content, RowError):
                 raise content
-            rows: Sequence[CheckedRow] = parse(content, options)
+            rows = parse_items(content, options)
         except RowError as error:
             read.bad.append(BadRow(line=number, reason=str(error), tokenized=False))
             continue
@@ -282,6 +289,8 @@ def _encode(
     if isinstance(row, AnswerRow):
         others = others_of(rows, place) if items is Items.MISMATCHED else None
         return encode_answer(row, number, encoder, limit, others)
+    if isinstance(row, ConversationRow):
+        return encode_alone(row, number, encoder, limit)
     template, given = encoder.template, encoder.given(row.tools, row.template_kwargs)
     chosen, rejected = (fit_arguments(messages, template, given) for messages in (row.chosen, row.rejected))
     row = dataclasses.replace(row, chosen=chosen, rejected=rejected)

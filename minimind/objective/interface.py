@@ -26,6 +26,10 @@ class AnyObjective(Protocol):
     def statistics(self) -> Mapping[str, float]:
         """Name -> weight of the past, of the running means that it needs."""
 
+    @property
+    def depends_on_split(self) -> bool:
+        """Whether it depends on which rows share a micro-batch. Those are consecutive rows then."""
+
     def options(self) -> dict[str, Any]:
         """Options that change its numbers."""
 

@@ -68,7 +68,7 @@ class StepLoad:
     def of(cls, config: JobConfig) -> StepLoad:
         """The load that a job's configuration describes."""
         optimisation, moving = config.optimisation, config.engine.reference_update
-        pair = 2 * config.data.max_seq_len
+        pair = config.rows * config.data.max_seq_len
         pairs = optimisation.batch_size * optimisation.accumulation_steps
         tokens, micro_batches = optimisation.batch_size * pair, optimisation.accumulation_steps
         if optimisation.micro_batch_tokens is not None:

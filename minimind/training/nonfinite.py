@@ -63,7 +63,7 @@ class NonFiniteReport:
             newest = f"the newest checkpoint is {self.latest.read_text()}"
         return TrainingError(
             f"step {step}: {error}. The update was not made; {newest}. {describe_nonfinite(ranks, self.data)}. The "
-            f"step's pairs {written}.",
+            f"step's {self.data.items} {written}.",
             agreed=error.agreed,
         )
 
@@ -79,10 +79,9 @@ def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: PairTables) 
     affected = [batch for batch in batches if not batch.finite]
     listed = data.places((index for batch in affected or batches for index in batch.indices), _LISTED)
     if affected:
-        return (
-            f"Losses or log-probs were not finite in {len(affected)} of {len(batches)} micro-batches: pairs in {listed}"
-        )
-    return f"The losses of all micro-batches were finite, so any of them can be the cause: pairs in {listed}"
+        where = f"{len(affected)} of {len(batches)} micro-batches"
+        return f"Losses or log-probs were not finite in {where}: {data.items} in {listed}"
+    return f"The losses of all micro-batches were finite, so any of them can be the cause: {data.items} in {listed}"
 
 
 def write_pairs(folder: Path, step: int, data: PairTables, ranks: Sequence[Sequence[MicroBatch]]) -> str:

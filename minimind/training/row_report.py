@@ -21,7 +21,7 @@ from minimind.data.selection import (
     LengthSummary,
     summarize_lengths,
 )
-from minimind.data.shapes import PLAIN, SHAPES
+from minimind.data.shapes import PLAIN, shape_named
 from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.table import PairTable
 from minimind.data.tokens import DEVELOPER, UNPAIRED
@@ -59,11 +59,11 @@ def row_messages(table: PairTable, config: DataConfig) -> Iterator[str]:
 
 def _shapes(table: PairTable) -> Iterator[str]:
     """The rows of each shape, where there are others than MiniMind's."""
-    if table.shapes.keys() <= {PLAIN}:
+    if table.shapes.keys() <= PLAIN:
         return
     for name, number in table.shapes.items():
-        note = f": {SHAPES[name].note}" if SHAPES[name].note else ""
-        yield f"{_rows(number)}: {SHAPES[name].title}{note}"
+        shape = shape_named(name)
+        yield f"{_rows(number)}: {shape.title}{f': {shape.note}' if shape.note else ''}"
 
 
 def _pairs_of_rows(table: PairTable, config: DataConfig) -> Iterator[str]:
@@ -116,7 +116,9 @@ def _done_with(summary: LengthSummary, on_long_row: str) -> Iterator[str]:
     if summary.lost:
         # Where only one half has lost all tokens that count, MiniMind trains on the other half alone.
         fate = "kept as MiniMind keeps them" if on_long_row == KEEP else "left out"
-        cause = "no difference that counts, or no token that counts in one half"
+        cause = "no token that counts"
+        if summary.items == "pairs":
+            cause = "no difference that counts, or no token that counts in one half"
         yield f"of these {fate}, since they have {cause}: {_share(summary.lost, summary.pairs)}"
 
 

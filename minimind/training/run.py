@@ -1,4 +1,4 @@
-"""A DPO run from the command line to the last file.
+"""A run from the command line to the last file.
 
 argv -> parse -> start ranks -> prepare -> load data -> open run -> build engines -> assemble -> resume -> train
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minimind.config import Settings, parse_settings
+from minimind.config import DPOConfig, JobConfig, Settings, parse_settings
 from minimind.engine.start import start_rank
 from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.preflight import check_alike
@@ -38,12 +38,16 @@ from minimind.training.tokenising_line import TokenisingLine
 _LOCAL_SETTINGS = (*PATH_FLAGS, "cache_dir", "num_workers")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, job: type[JobConfig] = DPOConfig) -> None:
     """Train, then end the process: with status 0 after a finished run, `PREEMPTED` after a run that was asked to stop
-    and has saved a checkpoint, another status after a failure."""
+    and has saved a checkpoint, another status after a failure.
+
+    Args:
+        job: configuration class of the job.
+    """
     with user_errors():
         # Flags are parsed before the ranks meet, so that --help and a wrong flag need no process group.
-        settings = _parse(sys.argv[1:] if argv is None else argv)
+        settings = _parse(sys.argv[1:] if argv is None else argv, job)
         started = start_rank(settings.config.run.timeout, settings.config.engine.disable_patches)
         with tell_errors(started.watch):
             finished = _run(settings, started.world, started.watch)
@@ -100,9 +104,9 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     return finished
 
 
-def _parse(argv: Sequence[str]) -> Settings:
+def _parse(argv: Sequence[str], job: type[JobConfig]) -> Settings:
     # All ranks of a machine get the same flags, so its first rank speaks for them. Other machines may differ.
-    return parse_settings(argv, agreed=os.environ.get("LOCAL_RANK", "0") != "0")
+    return parse_settings(argv, job, agreed=os.environ.get("LOCAL_RANK", "0") != "0")
 
 
 def _check_ranks_alike(settings: Settings, world: World) -> None:

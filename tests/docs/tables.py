@@ -1,6 +1,7 @@
 """Tables of flags: those of training, one table per section of the configuration, and those of other scripts.
 
 DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
+other configurations    -> job_flags, where they differ from DPO's -> FlagRow
 argument parsers of plan.py and prepare_data.py -> plan_flags, prepare_flags -> FlagRow
 ExportConfig            -> export_flags -> FlagRow
 """
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minimind.config import DPOConfig, fields_of
+from minimind.config import DPOConfig, Flag, JobConfig, SFTConfig, fields_of
 from minimind.conversion.command import ExportConfig
 from minimind.inspection.flags import build_parser as prepare_parser
 from minimind.plan.command import _parser as plan_parser
@@ -39,6 +41,17 @@ class FlagRow:
 def dpo_flags() -> list[FlagRow]:
     """The flags of `launch/train_dpo.py`, in the order of `--help`."""
     return _rows_of_config(DPOConfig)
+
+
+def job_flags(job: type[JobConfig]) -> list[FlagRow]:
+    """The flags of another job whose default or meaning is not that of DPO's, in one table."""
+    known = {one.name: one for one in fields_of(DPOConfig)}
+    own = {one.name for one in fields_of(job) if one.name not in known or _differs(one, known[one.name])}
+    return [dataclasses.replace(row, section="") for row in _rows_of_config(job) if row.name in own]
+
+
+def _differs(one: Flag, other: Flag) -> bool:
+    return (one.default, one.metadata) != (other.default, other.metadata)
 
 
 def plan_flags() -> list[FlagRow]:
@@ -118,6 +131,7 @@ def _line(row: FlagRow, language: Language) -> str:
 # Name of the generated part -> its rows.
 TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
     "flags": dpo_flags,
+    "sft flags": functools.partial(job_flags, SFTConfig),
     "plan flags": plan_flags,
     "prepare flags": prepare_flags,
     "export flags": export_flags,

@@ -8,7 +8,19 @@ with `checked_row`, so the checks are the same for every shape.
 """
 
 from minimind.data.shapes.options import DEFAULT_SHAPES, Items, ShapeOptions
-from minimind.data.shapes.registry import PLAIN, SHAPES, parse_answers, parse_rows
+from minimind.data.shapes.registry import ALONE, PLAIN, SHAPES, parse_answers, parse_items, parse_rows, shape_named
 from minimind.data.shapes.shape import RowShape
 
-__all__ = ["DEFAULT_SHAPES", "PLAIN", "SHAPES", "Items", "RowShape", "ShapeOptions", "parse_answers", "parse_rows"]
+__all__ = [
+    "ALONE",
+    "DEFAULT_SHAPES",
+    "PLAIN",
+    "SHAPES",
+    "Items",
+    "RowShape",
+    "ShapeOptions",
+    "parse_answers",
+    "parse_items",
+    "parse_rows",
+    "shape_named",
+]

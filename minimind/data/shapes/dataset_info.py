@@ -81,12 +81,13 @@ def dataset_info(files: Sequence[Path], config: DataConfig) -> DatasetInfo | Non
     """The entry of the files of one source, in the file of --dataset_info or in the one beside them.
 
     Returns:
-        None if --data_format names a shape, if there is no such file, or, where none was given, if it has no entry.
+        None if --data_format names a shape, if the job reads no such files, if there is none, or, where none was given,
+        if it has no entry.
 
     Raises:
         DataError: the file cannot be read, the entry cannot be used, or the data files have different entries.
     """
-    if config.data_format != "auto":
+    if config.data_format != "auto" or not config.has_dataset_info:
         return None
     given = Path(config.dataset_info) if config.dataset_info else None
     found = [_entry(file, given) for file in files]

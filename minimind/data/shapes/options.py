@@ -19,11 +19,12 @@ BEST_WORST, ALL, ADJACENT = "best_worst", "all", "adjacent"
 
 
 class Items(enum.Enum):
-    """What rows become; which, depends on the loss."""
+    """What rows become; which, depends on the job and its loss."""
 
     PAIRS = "pairs"
     ANSWERS = "answers with labels"
     MISMATCHED = "answers with labels, each with the answer to another prompt beside it"
+    CONVERSATIONS = "conversations"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
     bytes or a dict -> parse_rows    -> the shape of --data_format, or the only one that fits -> its conversion -> pairs
                     -> parse_answers -> the same -> answers with labels; each pair is two of them
+                    -> parse_items   -> one of these, or a row that stands alone, by one of its own shapes
 
 To add a shape, write its conversion, an entry of `SHAPES`, a row of the table in launch/README.md and its tests.
 """
@@ -15,12 +16,13 @@ from typing import Any
 
 from minimind.data.messages import listed
 from minimind.data.rows import AnswerRow, CheckedRow, PreferenceRow, answers_of
+from minimind.data.shapes.alone import CONVERSATION_SHAPES
 from minimind.data.shapes.answers import ANSWERS, ULTRAFEEDBACK
 from minimind.data.shapes.cells import with_messages
 from minimind.data.shapes.comparisons import COMPARISON
 from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
 from minimind.data.shapes.dataset_info import FILE_NAME, DatasetInfo
-from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, ShapeOptions
+from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, Items, ShapeOptions
 from minimind.data.shapes.sequences import with_objects
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
@@ -41,8 +43,10 @@ SHAPES: Mapping[str, RowShape] = {
     "comparison": COMPARISON,
     "unpaired": UNPAIRED,
 }
-# The shape that needs no mention.
-PLAIN = "minimind"
+# The shapes of rows that stand alone, of jobs over them.
+ALONE: Mapping[Items, Mapping[str, RowShape]] = {Items.CONVERSATIONS: CONVERSATION_SHAPES}
+# The shapes that need no mention.
+PLAIN = frozenset({"minimind", "conversations"})
 _JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
@@ -79,8 +83,30 @@ def parse_answers(content: bytes | dict[str, Any], options: ShapeOptions = DEFAU
     """
     found: list[AnswerRow] = []
     for row in _parse(content, options):
-        found += [row] if isinstance(row, AnswerRow) else answers_of(row)
+        if isinstance(row, AnswerRow):
+            found.append(row)
+        elif isinstance(row, PreferenceRow):
+            found += answers_of(row)
     return found
+
+
+def parse_items(content: bytes | dict[str, Any], options: ShapeOptions) -> Sequence[CheckedRow]:
+    """Convert one raw row to what `options.items` says: pairs, answers with labels, or rows that stand alone.
+
+    Args:
+        content: as for `parse_rows`.
+
+    Raises:
+        RowError: the reason, without file and line.
+    """
+    if options.items in ALONE:
+        return _parse(content, options)
+    return parse_rows(content, options) if options.items is Items.PAIRS else parse_answers(content, options)
+
+
+def shape_named(name: str) -> RowShape:
+    """The shape of a name that a table has."""
+    return next(shapes[name] for shapes in (SHAPES, *ALONE.values()) if name in shapes)
 
 
 def _parse(content: bytes | dict[str, Any], options: ShapeOptions) -> Sequence[CheckedRow]:
@@ -95,18 +121,18 @@ def _parse(content: bytes | dict[str, Any], options: ShapeOptions) -> Sequence[C
             return _convert_by_entry(row, options.dataset_info, options)
         if options.data_format != AUTO:
             return _convert_named(row, options)
-        name = _recognise(row)
+        name = _recognise(row, options)
         try:
             return _convert(name, row, options)
         except RowError as error:
-            raise RowError(str(error) if name == PLAIN else f"read as {SHAPES[name].title}: {error}") from error
+            raise RowError(str(error) if name in PLAIN else f"read as {shape_named(name).title}: {error}") from error
     except RecursionError as error:
         # The parser accepts deeper nesting than comparison and repr do, so the checks can fail here as well.
         raise RowError("invalid JSON: nested too deeply") from error
 
 
 def _convert(name: str, row: Row, options: ShapeOptions) -> Sequence[CheckedRow]:
-    shape = SHAPES[name]
+    shape = _known(options)[name]
     if missing := shape.missing(given_columns(row)):
         raise RowError(_near(shape, row, missing))
     return [dataclasses.replace(pair, shape=name) for pair in shape.convert(row, options)]
@@ -120,11 +146,11 @@ def _convert_named(row: dict[str, Any], options: ShapeOptions) -> Sequence[Check
     except RowError as error:
         reason = f"--data_format {name}: {error}"
         try:
-            other = _recognise(row)
+            other = _recognise(row, options)
         except RowError:
             other = name
         if other != name:
-            reason += f"; the columns are those of {SHAPES[other].title}, --data_format {other}"
+            reason += f"; the columns are those of {shape_named(other).title}, --data_format {other}"
         raise RowError(reason) from error
 
 
@@ -135,17 +161,22 @@ def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOpt
         raise RowError(f"read by {FILE_NAME} as {SHAPES[entry.shape].title}: {error}") from error
 
 
-def _recognise(row: Row) -> str:
+def _known(options: ShapeOptions) -> Mapping[str, RowShape]:
+    """The shapes that rows of these items can have."""
+    return ALONE.get(options.items, SHAPES)
+
+
+def _recognise(row: Row, options: ShapeOptions) -> str:
     """Name of the shape whose columns a row has.
 
     Raises:
         RowError: there is none, or more than one.
     """
-    given = given_columns(row)
-    candidates = [name for name, shape in SHAPES.items() if not shape.missing(given)]
-    fitting = [name for name in candidates if SHAPES[name].fits(row, given)]
+    given, known = given_columns(row), _known(options)
+    candidates = [name for name, shape in known.items() if not shape.missing(given)]
+    fitting = [name for name in candidates if known[name].fits(row, given)]
     if len(fitting) > 1:
-        readings = " or as ".join(f"{SHAPES[name].title} ({listed(SHAPES[name].found(given))})" for name in fitting)
+        readings = " or as ".join(f"{known[name].title} ({listed(known[name].found(given))})" for name in fitting)
         formats = " or ".join(f"--data_format {name}" for name in fitting)
         raise RowError(f"can be read as {readings}; say which by {formats}")
     if fitting or candidates:
@@ -153,8 +184,8 @@ def _recognise(row: Row) -> str:
         return (fitting or candidates)[0]
     # By the first column, or the last one if that is the rejected answer; prompts alone say nothing.
     telling = {name: {*shape.needs[0], *(shape.needs[-1] if "rejected" in shape.needs[-1] else ())}
-               for name, shape in SHAPES.items()}  # fmt: skip
-    resembled = [shape for name, shape in SHAPES.items() if not given.isdisjoint(telling[name])]
+               for name, shape in known.items()}  # fmt: skip
+    resembled = [shape for name, shape in known.items() if not given.isdisjoint(telling[name])]
     if not resembled:
         raise RowError(f"unknown row shape: {_describe(row)}; see the shapes of rows in launch/README.md")
     # The shape of which fewest columns are missing, and of these the one of which most are there.

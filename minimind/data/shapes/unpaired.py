@@ -5,9 +5,10 @@ row -> the label, and a conversation that ends with the answer -> AnswerRow; los
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from minimind.data.columns import number_of, read_columns
+from minimind.data.columns import Columns, number_of, read_columns
 from minimind.data.messages import Message, parse_json_text, shown
 from minimind.data.rows import AnswerRow, checked_answer
 from minimind.data.shapes.halves import answer, history, prompt_of_text
@@ -79,9 +80,25 @@ def _whole(row: Row, column: str, labelled: str, label: bool, options: ShapeOpti
 
 
 def _completion(row: Row, place: str, column: str, labelled: str, label: bool, options: ShapeOptions) -> AnswerRow:
+    messages, columns = completion(row, place, column, options, read={labelled})
+    return checked_answer(column=column, messages=messages, label=label, columns=columns)
+
+
+def completion(
+    row: Row, place: str, column: str, options: ShapeOptions, read: Collection[str] = ()
+) -> tuple[Any, Columns]:
+    """The messages of one answer, and the columns of its row with the prompt.
+
+    Args:
+        place, column: of the prompt and of the answer.
+        read: columns that the conversion reads besides.
+
+    Raises:
+        RowError: the prompt is missing, or a column has a value of a wrong type.
+    """
     if place not in given_columns(row):
         raise RowError(f"{column!r} is there, {place!r} is not")
-    question, read = row[place], {column, labelled, "history"}
+    question, read = row[place], {column, "history", *read}
     if place == "instruction" and row.get("input"):
         question, read = f"{question}\n{row['input']}", {*read, "input"}
     prompt: list[Message]
@@ -93,8 +110,7 @@ def _completion(row: Row, place: str, column: str, labelled: str, label: bool, o
     said = row[column]
     if isinstance(question, str) and is_transcript(question) and isinstance(said, str):
         said = said.strip()  # white space around a turn belongs to the transcript
-    messages = messages_of_turns(column, answer(column, said), options.names)
-    return checked_answer(column=column, messages=messages, label=label, columns=columns)
+    return messages_of_turns(column, answer(column, said), options.names), columns
 
 
 UNPAIRED = RowShape(

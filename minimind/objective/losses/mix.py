@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Objective:
 
     Each metric is that of the first loss that has it. A mix also has the metric `loss/NAME` of each part, unweighted.
     """
+
+    depends_on_split: ClassVar[bool] = False
 
     parts: tuple[Part, ...]
 

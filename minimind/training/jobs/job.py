@@ -6,7 +6,7 @@
 If an item's loss depends on other items of the global batch (`Job.whole_batch`), the log-probs of `Job.ahead` of all
 its micro-batches are computed first, and `Job.share` adds to each target what they give to the batch's losses.
 
-A job is a batch layout, a loss and its metrics. DPO is in dpo.py; SFT and pretraining will stand beside it.
+A job is a batch layout, a loss and its metrics: dpo.py, tokens.py; kinds.py says what setup needs of each.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
     Attributes:
         name: short name, e.g. dpo; its loss without the auxiliary loss is logged as `<name>_loss`.
         item: what the loss is a mean over, in the plural, for rates and messages, e.g. pairs.
+        examples: what the entries of the table are, for messages; often the items themselves.
         metrics: names of the metrics in `BatchOutcome`, in the order in which they are logged.
         token_metrics: names of the metrics that are means over tokens, logged after `metrics`.
         columns: metrics that the console shows beside the loss.
@@ -89,6 +90,7 @@ class Job(abc.ABC, Generic[BatchKind, Target]):
     token_metrics: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     whole_batch: bool = False
+    examples: str = ""
     metric_parts: Mapping[str, str] = {}
 
     @abc.abstractmethod

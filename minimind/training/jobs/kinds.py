@@ -11,16 +11,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minimind.config import DPOConfig, JobConfig, ModelDefaults, Settings
+from minimind.config import DPOConfig, JobConfig, ModelDefaults, Settings, SFTConfig
 from minimind.data.shapes import Items
 from minimind.engine.reference import Reference
 from minimind.errors import ConfigError
 from minimind.objective.choice import choose_objective
 from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need, Objective, build_objective
+from minimind.objective.token_mean import TokenMean
 from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.jobs.job import Job
+from minimind.training.jobs.tokens import TokenJob
 from minimind.training.listeners.batch_statistics import BatchStatistics
 
 
@@ -96,6 +98,27 @@ def _pair_job(objective: Objective, parts: Parts) -> Job:
     return DPOJob(objective=objective, reference=parts.reference, statistics=parts.statistics, world=parts.world)
 
 
+def _choose_token_mean(settings: Settings[Any], model: ModelDefaults | None) -> tuple[Settings[Any], TokenMean]:
+    objective = TokenMean(mean=settings.config.objective.loss_mean)
+    if objective.depends_on_split and settings.config.optimisation.micro_batch_tokens:
+        raise ConfigError(
+            "--loss_mean micro_batch: the loss would depend on how --micro_batch_tokens splits a step; drop one of them"
+        )
+    return settings, objective
+
+
+def _token_kind(config: type[JobConfig], items: Items) -> JobKind:
+    def make(objective: TokenMean, parts: Parts) -> Job:
+        return TokenJob(name=config.name, examples=config.items, objective=objective, world=parts.world)
+
+    return JobKind(
+        choose=_choose_token_mean,
+        items=lambda objective: items,
+        make=make,
+        default_options=lambda loss: TokenMean().options(),
+    )
+
+
 # By the name of the job's configuration.
 KINDS: Mapping[str, JobKind] = {
     DPOConfig.name: JobKind(
@@ -104,5 +127,6 @@ KINDS: Mapping[str, JobKind] = {
         make=_pair_job,
         default_options=lambda loss: build_objective(loss).options(),
         has_demo=True,
-    )
+    ),
+    SFTConfig.name: _token_kind(SFTConfig, Items.CONVERSATIONS),
 }

@@ -42,7 +42,8 @@ class Progress(Listener):
             f"{column.label} {metrics[f'eval/{column.metric}']:{column.eval_format}}" for column in self._job.columns
         )
         values = ", ".join((f"loss {metrics['eval/loss']:.4f}", *columns))
-        self._console.say(f"evaluation at step {event.step}: {values} ({event.items} held-out {self._job.item})")
+        what = self._job.examples or self._job.item
+        self._console.say(f"evaluation at step {event.step}: {values} ({event.items} held-out {what})")
 
     def on_end(self, event: End) -> None:
         self._console.stop()

@@ -22,8 +22,8 @@ def keep_global_batch(settings: Settings, saved: Manifest, ranks: int) -> Settin
     was = saved.batch
     pairs = saved.sharding["ranks"] * was["batch_size"] * was["accumulation_steps"]
     message = (
-        f"the checkpoint has {pairs} pairs per global step ({saved.sharding['ranks']} ranks x batch_size "
-        f"{was['batch_size']} x accumulation_steps {was['accumulation_steps']})"
+        f"the checkpoint has {pairs} {settings.config.items} per global step ({saved.sharding['ranks']} ranks x "
+        f"batch_size {was['batch_size']} x accumulation_steps {was['accumulation_steps']})"
     )
     if pairs % ranks:
         raise ConfigError(f"{message}, which {ranks} ranks cannot share equally; {_divisors(pairs)} ranks can")

@@ -27,6 +27,7 @@ from minimind.native import processor
 from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need
 from minimind.ranks.world import World
+from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.device import device_problem
 from minimind.training.setup.start_weights import MODEL_SETTINGS, adapter_name, model_setting, weights_name
 from minimind.training.setup.tokenizers import read_vocabulary
@@ -60,8 +61,10 @@ Check = Callable[[Draft], Iterator[MiniMindError]]
 
 
 def data_files_exist(draft: Draft) -> Iterator[MiniMindError]:
-    """Preference files are there and hold rows; weights are for training pairs."""
-    data = draft.settings.config.data
+    """Data files are given, are there and hold rows; weights are for training data."""
+    config, data = draft.settings.config, draft.settings.config.data
+    if not (kind_of(config).has_demo or data.data_path):
+        yield ConfigError(f"--data_path is missing: files with {config.items}")
     for flag in ("data_path", "eval_data_path"):
         try:
             sources = find_sources(getattr(data, flag))
@@ -77,7 +80,7 @@ def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
     """A flag that only works together with another one is not given alone."""
     settings, config = draft.settings, draft.settings.config
     if settings.explicit("eval_interval") and not config.data.eval_data_path:
-        yield ConfigError("--eval_interval needs held-out pairs: --eval_data_path")
+        yield ConfigError(f"--eval_interval needs held-out {config.items}: --eval_data_path")
     if settings.explicit("on_bad_checkpoint") and not config.run.from_resume:
         yield ConfigError("--on_bad_checkpoint needs --from_resume 1")
     if settings.explicit("wandb_project") and not config.run.use_wandb:

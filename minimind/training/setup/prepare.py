@@ -148,7 +148,8 @@ def _open_weights(
     if source is None:
         return settings, None, None
     model = defaults_of(source) if checkpoint is None else defaults_of_run(checkpoint.manifest.identity)
-    settings = with_model_defaults(with_model_sizes(settings, source), model)
+    of_weights = dataclasses.replace(model, jobs=defaults_of(source).jobs)
+    settings = with_model_defaults(with_model_sizes(settings, source), of_weights)
     return with_precision(settings, source, without_bfloat16, checkpoint), source, model
 
 
@@ -253,5 +254,5 @@ def _with_default_paths(settings: Settings, tokenizer: PreTrainedTokenizerBase) 
         "reference_config": str(reference_path(settings.config)),
         "cache_dir": str(cache_dir(settings.config)),
     }
-    values = settings.values
-    return settings.with_values({name: path for name, path in resolved.items() if not values[name]}, "default")
+    missing = {name: path for name, path in resolved.items() if not settings.values.get(name, path)}
+    return settings.with_values(missing, "default")

@@ -66,7 +66,10 @@ def describe(
     settings, engine = prepared.settings, prepared.policy_config.values
     values, optimizer = settings.values, engine["optimizer"]
     params = {name: value for name, value in optimizer["params"].items() if name not in _IMPLEMENTATION_KEYS}
-    identity = {name: values[name] for name in _IDENTITY}
+    # A job may lack some of the flags.
+    identity = {name: values[name] for name in _IDENTITY if name in values}
+    if prepared.objective.depends_on_split:
+        identity["batch_size"] = values["batch_size"]
     identity["micro_batch_tokens"] = values["micro_batch_tokens"] or 0
     # Without dropout in the model the flag changes nothing.
     if dropout_fields(prepared.source.config):
@@ -148,7 +151,7 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Pa
     # An option that the loss did not have when the checkpoint was written has the value that keeps its numbers.
     defaults = dict(KINDS[now["job"]].default_options(now["loss"]))
     # A ratio that an earlier version did not write is compared by the key of the data, which contains it.
-    defaults["empty_think_ratio"] = now["empty_think_ratio"]
+    defaults["empty_think_ratio"] = now.get("empty_think_ratio")
     was = {**defaults, **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:

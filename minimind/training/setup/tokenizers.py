@@ -1,4 +1,4 @@
-"""The run's tokenizer: from --tokenizer_path, else the start weights' folder, else the demo's for fresh weights."""
+"""The run's tokenizer: from --tokenizer_path, else that of the start weights, else the demo's for fresh weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_tokenizer(config: JobConfig, source: WeightSource | None) -> PreTrained
         ConfigError: no folder is known, or it does not exist; the file of --chat_template cannot be used.
         DataError: the folder holds no usable tokenizer.
     """
-    path: str | Path | None = config.data.tokenizer_path or (source.tokenizer_path if source is not None else None)
+    path: str | Path | None = config.data.tokenizer_path or (_own(source) if source is not None else None)
     if not path and config.model.from_weight == "none":
         path = demo.TOKENIZER_PATH
     if not path:
@@ -34,6 +34,14 @@ def load_tokenizer(config: JobConfig, source: WeightSource | None) -> PreTrained
         # Saved with the tokenizer, so that the trained model is used with the template it was trained with.
         tokenizer.chat_template = _read_template(Path(config.data.chat_template))
     return tokenizer
+
+
+def _own(source: WeightSource) -> Path | None:
+    """The start weights' tokenizer: in their folder, or in the folder that a run has written beside its `.pth`."""
+    if source.tokenizer_path is not None or not source.origin.endswith(".pth"):
+        return source.tokenizer_path
+    beside = Path(source.origin).with_suffix("")
+    return beside if (beside / "tokenizer.json").is_file() else None
 
 
 def read_vocabulary(folder: Path | None) -> dict[str, int] | None:

@@ -23,7 +23,7 @@ from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.scores import check_scores
 from minimind.data.selection import CUT_PROMPT, select_pairs
-from minimind.data.shapes import SHAPES, Items, ShapeOptions
+from minimind.data.shapes import Items, ShapeOptions, shape_named
 from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.sources import Source, find_sources
 from minimind.data.table import PairTable
@@ -84,7 +84,7 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     for tables in (table, eval_table):
         if tables is not None:
             check_needs(prepared.objective, tables)
-    stream = pair_sampler(config, table, world.size)
+    stream = pair_sampler(config, table, world.size, balanced=not prepared.objective.depends_on_split)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
     return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
@@ -194,8 +194,12 @@ def narrowed(
     return first_pairs(table, config.limit) if config.limit else table, eval_table
 
 
-def pair_sampler(config: JobConfig, table: PairTables, ranks: int) -> PairSampler:
-    """The order of a run's pairs, and their distribution over ranks and micro-batches."""
+def pair_sampler(config: JobConfig, table: PairTables, ranks: int, *, balanced: bool = True) -> PairSampler:
+    """The order of a run's pairs, and their distribution over ranks and micro-batches.
+
+    Args:
+        balanced: micro-batches cost about the same; else each has consecutive pairs.
+    """
     return PairSampler(
         mix=table.mix,
         epochs=config.optimisation.epochs,
@@ -204,7 +208,7 @@ def pair_sampler(config: JobConfig, table: PairTables, ranks: int) -> PairSample
         world_size=ranks,
         shuffle=config.data.shuffle,
         seed=config.data.seed,
-        costs=table.costs,
+        costs=table.costs if balanced else None,
         tokens=table.packed_tokens,
         token_budget=config.optimisation.micro_batch_tokens,
     )
@@ -223,7 +227,7 @@ def check_needs(objective: AnyObjective, tables: PairTables) -> None:
 def _check_pairing(settings: Settings, tables: list[PairTable]) -> None:
     """Flags about rows of several answers are for data that has such rows."""
     given = [f"--{name}" for name in ("pairing", "score_gap") if settings.explicit(name)]
-    if given and not any(SHAPES[name].several for table in tables for name in table.shapes):
+    if given and not any(shape_named(name).several for table in tables for name in table.shapes):
         raise ConfigError(f"{' and '.join(given)}: no row has several answers with scores or ranks", agreed=True)
 
 

@@ -18,7 +18,9 @@ from minimind.training.nonfinite import MicroBatch, NonFiniteReport, describe_no
 
 def tables_of(*sources: tuple[Source, list[int]]) -> PairTables:
     """Tables of which only the sources and the numbers of the rows are known."""
-    return PairTables(tables=tuple(SimpleNamespace(source=one, lines=np.array(lines)) for one, lines in sources))
+    return PairTables(
+        tables=tuple(SimpleNamespace(source=one, lines=np.array(lines), items="pairs") for one, lines in sources)
+    )
 
 
 def named(name: str, unit: str = LINE) -> Source:

@@ -13,13 +13,14 @@ from transformers import GPT2Config
 
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
-from minimind.config import parse_settings
+from minimind.config import SFTConfig, parse_settings
 from minimind.data.mix import Mix
 from minimind.data.sampler import PairSampler
 from minimind.errors import CheckpointError
 from minimind.model.configuration import MiniMindConfig
 from minimind.objective.choice import choose_objective
 from minimind.objective.losses import SigmoidLoss, option, registry
+from minimind.training.jobs.kinds import KINDS
 from minimind.training.setup.resume import check_same_run, describe, describe_reshard
 
 # MiniMind's optimizer in a DeepSpeed file for a CPU, and in one for offloading.
@@ -245,3 +246,30 @@ def test_names_weights_and_options_of_a_mix_belong_to_the_run(flags, said):
     with pytest.raises(CheckpointError) as caught:
         check_same_run(saved, now, stream())
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == said
+
+
+def test_a_job_over_tokens_has_an_identity_of_its_own():
+    """What the split decides is part of it: the rows of a micro-batch under MiniMind's mean of means."""
+    sft = of_job([])
+    assert (sft["job"], sft["loss"], sft["loss_mean"]) == ("sft", "cross_entropy", "tokens")
+    assert not {"reference", "filter_score_gap", "beta", "batch_size"} & set(sft)
+    assert of_job(["--loss_mean", "micro_batch", "--batch_size", "3"])["batch_size"] == 3
+    saved = checkpoint({**json.loads(json.dumps(description())), "identity": sft}, stream().position_after(3))
+    with pytest.raises(CheckpointError, match="loss_mean was 'tokens', is 'micro_batch'"):
+        check_same_run(saved, {**description(), "identity": of_job(["--loss_mean", "micro_batch"])}, stream())
+    with pytest.raises(CheckpointError, match="job was 'sft', is 'dpo'"):
+        check_same_run(saved, description(), stream())
+
+
+def of_job(flags):
+    settings, objective = KINDS["sft"].choose(parse_settings(flags, SFTConfig), None)
+    prepared = SimpleNamespace(
+        settings=settings,
+        objective=objective,
+        policy_config=SimpleNamespace(values={"optimizer": TORCH, "zero_optimization": {"stage": 2}}),
+        source=SimpleNamespace(config=MiniMindConfig()),
+        adapters=None,
+    )
+    table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
+    data = SimpleNamespace(table=table, stream=stream(), total_steps=6)
+    return describe(prepared, data, "weights'")["identity"]

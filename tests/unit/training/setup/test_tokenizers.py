@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -26,12 +27,20 @@ def test_the_weights_folder_is_the_default():
 
 
 def test_fresh_weights_take_the_demo_s():
-    assert len(load("--from_weight", "none", source=SimpleNamespace(tokenizer_path=None))) > 100
+    assert (
+        len(load("--from_weight", "none", source=SimpleNamespace(tokenizer_path=None, origin="random weights"))) > 100
+    )
 
 
 def test_without_any_folder_the_flag_is_asked_for():
     with pytest.raises(ConfigError, match="contains no tokenizer; give its folder with --tokenizer_path"):
-        load(source=SimpleNamespace(tokenizer_path=None))
+        load(source=SimpleNamespace(tokenizer_path=None, origin="pretrain_512.pth"))
+
+
+def test_a_pth_of_a_run_has_the_tokenizer_of_the_folder_beside_it(tmp_path):
+    shutil.copytree(demo.TOKENIZER_PATH, tmp_path / "pretrain_512")
+    source = SimpleNamespace(tokenizer_path=None, origin=str(tmp_path / "pretrain_512.pth"))
+    assert load(source=source).name_or_path == str(tmp_path / "pretrain_512")
 
 
 def test_a_folder_that_does_not_exist(tmp_path):

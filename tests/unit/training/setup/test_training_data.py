@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.config import DataConfig, parse_settings
+from minimind.config import DataConfig, SFTConfig, parse_settings
 from minimind.data import table_cache
 from minimind.data.table_build import SILENT
 from minimind.data.tokens import OTHER_MASK, UNPAIRED
 from minimind.errors import ConfigError, DataError, LaunchError
 from minimind.objective.choice import choose_objective
 from minimind.ranks.world import World
-from minimind.training.jobs.kinds import with_labelled_turns
+from minimind.training.jobs.kinds import kind_of, with_labelled_turns
 from minimind.training.row_report import row_messages
 from minimind.training.setup import training_data
 from minimind.training.setup.training_data import load_data
@@ -317,3 +317,25 @@ def test_template_kwargs_that_the_template_does_not_read(load, tokenizer, file, 
     monkeypatch.setattr(tokenizer, "chat_template", "{{ mood }}" + tokenizer.chat_template)
     with pytest.raises(ConfigError, match=f"--template_kwargs: {problem}"):
         load(file, "--template_kwargs", text)
+
+
+def test_rows_stand_alone_for_a_job_over_tokens(tokenizer, tmp_path, write_rows):
+    """Under a mean of micro-batches' means each micro-batch has consecutive rows; else they are balanced."""
+    path = write_rows(*({"conversations": conversation(f"Number {i}?", "Yes. " * i)} for i in range(1, 9)))
+
+    def load(*flags):
+        common = ["--cache_dir", str(tmp_path / "cache"), "--data_path", str(path), "--shuffle", "0"]
+        settings = parse_settings([*common, "--batch_size", "2", "--accumulation_steps", "2", *flags], SFTConfig)
+        settings, objective = kind_of(settings.config).choose(settings, None)
+        return load_data(SimpleNamespace(settings=settings, tokenizer=tokenizer, objective=objective), WORLD, SILENT)
+
+    data = load("--loss_mean", "micro_batch")
+    assert (data.table.items, data.total_steps) == ("conversations", 4)  # two epochs
+    assert data.stream.micro_batches(1, 0) == [[0, 1], [2, 3]]
+    assert load().stream.micro_batches(1, 0) != [[0, 1], [2, 3]]
+
+
+def test_a_loss_of_the_split_has_no_token_budget():
+    settings = parse_settings(["--loss_mean", "micro_batch", "--micro_batch_tokens", "64"], SFTConfig)
+    with pytest.raises(ConfigError, match="--micro_batch_tokens splits a step"):
+        kind_of(settings.config).choose(settings, None)
