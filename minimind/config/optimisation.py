@@ -25,7 +25,7 @@ class OptimisationConfig:
     )
     optimizer: str = flag(
         "adamw",
-        "optimizer, in place of the DeepSpeed file's; adamw_8bit: bitsandbytes' AdamW, on a GPU; muon: DeepSpeed's "
+        "optimizer, in place of the DeepSpeed file's; adamw_8bit: AdamW of bitsandbytes; muon: DeepSpeed's "
         "Muon for hidden matrices, AdamW for the rest, without clipping",
         choices=("adamw", "adamw_8bit", "muon"),
     )

@@ -8,12 +8,13 @@ model          -> muon_obstacle    -> parameters that DeepSpeed's Muon would tak
 from __future__ import annotations
 
 import difflib
-import importlib.util
+import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from minimind.config import DEEPSPEED_FILE, Settings
@@ -22,6 +23,8 @@ from minimind.engine.ds_schema import value_at
 MUON, ADAMW_8BIT = "muon", "adamw_8bit"
 # Our name of bitsandbytes' optimizer, which DeepSpeed takes as an object: it has no type for it.
 TYPE_8BIT = "AdamW8bit"
+# The first version of bitsandbytes whose 8-bit optimizers run on a CPU.
+_CPU_8BIT = "0.50"
 _OPTIMIZERS = ("Adam", "AdamW", "Adagrad", "Lamb", "Lion", "Muon", "SGD")
 _ADAM_KEYS = (
     "lr betas eps weight_decay torch_adam adam_w_mode amsgrad bias_correction fused foreach fp32_optimizer_states"
@@ -85,10 +88,16 @@ def _section(name: str) -> dict[str, Any]:
 
 
 def _obstacles_8bit(on_cpu: bool) -> list[str]:
-    if on_cpu:
-        return ["--optimizer adamw_8bit needs a GPU: bitsandbytes keeps 8-bit states there only; use adamw"]
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return ["--optimizer adamw_8bit needs the package bitsandbytes: pip install bitsandbytes"]
+    wanted = f"bitsandbytes>={_CPU_8BIT}" if on_cpu else "bitsandbytes"
+    try:
+        found = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        return [f"--optimizer adamw_8bit needs the package bitsandbytes: pip install '{wanted}'"]
+    if on_cpu and Version(found) < Version(_CPU_8BIT):
+        return [
+            f"--optimizer adamw_8bit on a CPU needs bitsandbytes {_CPU_8BIT} or newer, and {found} is installed: "
+            f"pip install '{wanted}'"
+        ]
     return []
 
 
@@ -147,8 +156,8 @@ def check_under_zero(values: dict[str, Any], settings: Settings, stage: int, pro
         )
     if kind == ADAMW_8BIT and offloads != "none":
         problems.append(
-            f"--optimizer adamw_8bit keeps its states on the GPU, and 'offload_optimizer.device' is {offloads}; use "
-            "--optimizer adamw, or a file without offload"
+            f"--optimizer adamw_8bit keeps states beside the weights, and 'offload_optimizer.device' is {offloads}; "
+            "use --optimizer adamw, or a file without offload"
         )
     return _check_muon(values, settings, stage, offloads, problems) if kind == MUON else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import pytest
@@ -35,6 +36,11 @@ def flags(data, save_dir, *more, ranks=2):
     ]
 
 
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="the package bitsandbytes is not installed"
+)
+
+
 # Compiling takes each rank half a minute; on one rank it is the same code.
 @pytest.mark.parametrize(
     ("config", "ranks", "more"),
@@ -44,6 +50,8 @@ def flags(data, save_dir, *more, ranks=2):
         ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
         # A momentum of whole matrices, which the ranks' partitions cut.
         ("zero2", 2, ("--optimizer", "muon")),
+        # Moments of 8 bits in blocks of the ranks' flat partitions.
+        pytest.param("zero3", 2, ("--optimizer", "adamw_8bit"), marks=[pytest.mark.long, needs_bitsandbytes]),
         pytest.param("zero2", 2, ("--use_compile", 1), marks=pytest.mark.long),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 
 import pytest
@@ -96,13 +96,13 @@ def test_muon_at_stage_3_gets_whole_gradients(resolved):
 @pytest.mark.parametrize(
     ("flag", "keys", "on_cpu", "message"),
     [
-        ("adamw_8bit", {}, True, "--optimizer adamw_8bit needs a GPU"),
-        ("adamw_8bit", {}, False, "needs the package bitsandbytes: pip install bitsandbytes"),
+        ("adamw_8bit", {}, True, "needs the package bitsandbytes: pip install 'bitsandbytes>=0.50'"),
+        ("adamw_8bit", {}, False, "needs the package bitsandbytes: pip install 'bitsandbytes'"),
         (
             "adamw_8bit",
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
             False,
-            "keeps its states on the GPU, and 'offload_optimizer.device' is cpu",
+            "keeps states beside the weights, and 'offload_optimizer.device' is cpu",
         ),
         ("adamw_8bit", {"zero_allow_untested_optimizer": False}, False, "shards AdamW8bit only with it"),
         (
@@ -120,10 +120,32 @@ def test_muon_at_stage_3_gets_whole_gradients(resolved):
     ],
 )
 def test_what_cannot_be_is_refused(resolved, monkeypatch, flag, keys, on_cpu, message):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(ds_optimizer.importlib.util, "find_spec", lambda n: None if n == "bitsandbytes" else find(n))
+    install(monkeypatch, None)
     with pytest.raises(ConfigError, match=message):
         resolved("--optimizer", flag, on_cpu=on_cpu, **keys)
+
+
+def install(monkeypatch, installed):
+    """Let bitsandbytes have this version, or be missing."""
+    known = importlib.metadata.version
+
+    def version(name):
+        if name != "bitsandbytes":
+            return known(name)
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(ds_optimizer.importlib.metadata, "version", version)
+
+
+def test_8_bit_adamw_on_a_cpu_needs_a_bitsandbytes_that_can(resolved, monkeypatch):
+    install(monkeypatch, "0.49.3")
+    assert resolved("--optimizer", "adamw_8bit", on_cpu=False).values["optimizer"]["type"] == "AdamW8bit"
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes 0.50 or newer, and 0.49.3 is installed"):
+        resolved("--optimizer", "adamw_8bit")
+    install(monkeypatch, "0.50.0")
+    assert resolved("--optimizer", "adamw_8bit").values["optimizer"]["type"] == "AdamW8bit"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +164,7 @@ def test_8_bit_adamw_is_made_by_bitsandbytes(resolved, monkeypatch):
     """With a package of the same name: what it is given, and the section that is resolved for it."""
     made = []
     package = type("Package", (), {"optim": type("Optim", (), {"AdamW8bit": lambda *a, **k: made.append((a, k))})})
-    monkeypatch.setattr(ds_optimizer.importlib.util, "find_spec", lambda name: object())
+    install(monkeypatch, "0.50.0")
     monkeypatch.setattr(ds_optimizer.importlib, "import_module", lambda name: package)
     config = resolved("--optimizer", "adamw_8bit", on_cpu=False, optimizer={"type": "AdamW", "params": SHIPPED})
     assert config.values["optimizer"]["type"] == "AdamW8bit"
