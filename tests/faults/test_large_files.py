@@ -65,6 +65,7 @@ TEXTS = {
         (1, ["unknown row shape: an object with the keys ['k0', 'k1', 'k2', 'k3', ...]"]),
     ),
     "an array of brackets": (lambda: "[" * (20 * MIB), "row 1 is nested 100,000 brackets deep"),
+    "an array of empty lists": (lambda: f"[[{'[],' * (7 * MIB)}[]]]", "row 1 has more than 1,000,000 brackets"),
     "a line of brackets": (lambda: TEXT + "\n" + "[" * (15 * MIB) + "\n", (1, ["invalid JSON: nested too deeply"])),
     "millions of empty lists": (
         lambda: f'{TEXT}\n{{"chosen": [{"[]," * (2 * MIB)}1], "rejected": []}}\n',

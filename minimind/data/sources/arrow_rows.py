@@ -23,6 +23,7 @@ from minimind.data.sources.arrow_sizes import row_bytes
 from minimind.data.sources.content import Kind
 from minimind.data.sources.csv_rows import MOST_COLUMNS, BadTableError
 from minimind.data.sources.json_text import ROW_BYTES, RowError, too_long
+from minimind.data.sources.parquet_pages import Chunk, Storage, read_chunk
 from minimind.data.sources.streams import FREE_BYTES, RATIO, OnRead, ignore
 
 Row = dict[str, Any] | RowError
@@ -31,6 +32,8 @@ _BATCH_ROWS, _BATCH_BYTES = 256, 2**22
 # What a row counts at least, so that a billion empty rows in a small file are too much.
 _LEAST_BYTES = 64
 _FOOTER_BYTES = 2**25
+# A dictionary that is larger than its page by so much has texts of other pages in it.
+_GROWN_BYTES = 2**22
 # What pyarrow raises about damaged files and about values that Python cannot hold.
 _FAILURES = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, OverflowError)
 
@@ -99,16 +102,82 @@ def _parquet_batches(path: Path, on_read: OnRead) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as plain:
         _check_columns(plain.schema_arrow)
         columns = [plain.schema.column(index) for index in range(len(plain.schema))]
-    # As dictionaries, texts that repeat are not multiplied before their size is known.
-    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, read_dictionary=texts) as file:
-        for index in range(file.num_row_groups):
-            group = file.metadata.row_group(index)
-            rows = _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
-            for batch in file.iter_batches(max(1, min(rows, _BATCH_ROWS)), row_groups=[index], use_threads=False):
-                on_read(path.stat().st_size * batch.num_rows // max(1, file.metadata.num_rows))
-                batch.validate(full=True)
-                yield batch
+        metadata = plain.metadata
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        with path.open("rb") as file:
+            chunks = {
+                column.path: read_chunk(file, group.column(index)) if column.physical_type == "BYTE_ARRAY" else None
+                for index, column in enumerate(columns)
+            }
+        for batch in _group_batches(path, number, group, chunks):
+            on_read(path.stat().st_size * batch.num_rows // max(1, metadata.num_rows))
+            batch.validate(full=True)
+            yield batch
+
+
+def _group_batches(path: Path, number: int, group: Any, chunks: dict[str, Chunk | None]) -> Iterator[pa.RecordBatch]:
+    """Batches of one row group, in memory that does not grow with it.
+
+    As dictionaries, texts that repeat are not multiplied before their size is known. But pyarrow adds each text of a
+    plain page to the dictionary of all batches to come. So a column whose writer has given up its dictionary, because
+    it became too large, is read plainly from there on: none of its pages refers to the dictionary again.
+
+    Args:
+        chunks: path of each column -> how its pages store texts; None if it has none.
+    """
+    rows = max(1, min(_BATCH_BYTES * group.num_rows // max(1, group.total_byte_size), _BATCH_ROWS))
+    plainly = {name for name, chunk in chunks.items() if chunk is not None and chunk.storage is Storage.PLAIN}
+    done, goes_on = 0, True
+    while goes_on:
+        goes_on, before = False, done
+        as_dictionary = [name for name, chunk in chunks.items() if chunk is not None and name not in plainly]
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, read_dictionary=as_dictionary) as file:
+            for batch in file.iter_batches(rows, row_groups=[number], use_threads=False):
+                # Rows that are known already, because the file was opened again.
+                known = min(before, batch.num_rows)
+                before -= known
+                if known == batch.num_rows:
+                    continue
+                yield batch.slice(known)
+                done += batch.num_rows - known
+                if given_up := _given_up(batch, chunks, plainly):
+                    plainly |= given_up
+                    goes_on = True
+                    break
+
+
+def _given_up(batch: pa.RecordBatch, chunks: dict[str, Chunk | None], plainly: set[str]) -> set[str]:
+    """Paths of columns whose dictionary has become larger than its page: they have texts of plain pages in it."""
+    waiting = {
+        name: chunk.dictionary_bytes + _GROWN_BYTES
+        for name, chunk in chunks.items()
+        if chunk is not None and chunk.storage is Storage.FALLBACK and name not in plainly
+    }
+    if not waiting:
+        return set()
+    leaves = [leaf for column in batch.columns for leaf in _leaves(column)]
+    # Rows before this one will be read again, plainly. Large ones would show what dictionaries keep small.
+    if len(leaves) != len(chunks) or row_bytes(batch).sum() > ROW_BYTES:
+        return set()
+    named = zip(chunks, leaves, strict=True)
+    return {name for name, leaf in named if name in waiting and leaf.dictionary.nbytes > waiting[name]}
+
+
+def _leaves(array: Any) -> Iterator[Any]:
+    """The arrays without parts within an array, in the order of a parquet file's columns."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        yield from _leaves(array.storage)
+    elif pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            yield from _leaves(array.field(index))
+    elif pa.types.is_map(kind):
+        yield from (*_leaves(array.keys), *_leaves(array.items))
+    elif pa.types.is_nested(kind):
+        yield from _leaves(array.values)
+    else:
+        yield array
 
 
 def _check_columns(schema: pa.Schema) -> None:

@@ -18,9 +18,13 @@ from typing import Any, BinaryIO
 ROW_BYTES = 2**24
 # Deepest nesting of a file of several values. Python's parser refuses less than that.
 _DEPTH = 100_000
+# Most opening brackets of a row; a pair has dozens. A second passes for this many.
+_BRACKETS = 1_000_000
 _CHUNK = 2**20
 # A whole string, or the next character with a meaning for the structure.
 _NEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\],]', re.DOTALL)
+# Within a value commas have none.
+_NEXT_WITHIN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
 _STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 # A byte order mark alone also makes a blank line.
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -81,7 +85,7 @@ class _Splitter:
         self._depth = -1 if in_array else 0
         self._in_string = self._escaped = self._ended = False
         self._parts: list[bytes] = []
-        self._size = 0
+        self._size = self._brackets = 0
 
     def feed(self, chunk: bytes) -> Iterator[bytes | RowError]:
         """Yield the values that end in this chunk."""
@@ -90,7 +94,7 @@ class _Splitter:
             if self._in_string:
                 place = self._pass_string(chunk, place)
                 continue
-            found = _NEXT.search(chunk, place)
+            found = (_NEXT_WITHIN if self._depth > 0 else _NEXT).search(chunk, place)
             if found is None:
                 break
             place = found.end()
@@ -99,10 +103,13 @@ class _Splitter:
                 self._in_string = True
             elif token in (b"{", b"["):
                 self._depth += 1
+                self._brackets += 1
                 if self._depth > _DEPTH:
                     raise CutOffError(f"row {self.number + 1} is nested {_DEPTH:,} brackets deep")
+                if self._brackets > _BRACKETS:
+                    raise CutOffError(f"row {self.number + 1} has more than {_BRACKETS:,} brackets")
                 if self._in_array and self._depth == 0:
-                    start = place
+                    start, self._brackets = place, 0
             elif token in (b"}", b"]"):
                 self._depth -= 1
                 if self._depth == 0 and not self._in_array:
@@ -156,7 +163,7 @@ class _Splitter:
         self._keep(part)
         value: bytes | RowError = too_long() if self._size > ROW_BYTES else b"".join(self._parts)
         self._parts.clear()
-        self._size = 0
+        self._size = self._brackets = 0
         self.number += 1
         yield value
 

@@ -85,6 +85,15 @@ def test_deep_nesting_is_an_error(monkeypatch):
         values(b"[1," + b"[" * 11 + b"]" * 11 + b"]", in_array=True)
 
 
+def test_many_brackets_in_one_row_are_an_error(monkeypatch):
+    """Commas within a value and the brackets of other rows do not count."""
+    monkeypatch.setattr(json_text, "_BRACKETS", 10)
+    row = b"[" + b"[1,2]," * 8 + b"{}]"  # ten brackets
+    assert len(values(b"[" + (row + b",") * 3 + row + b"]", in_array=True)) == 4
+    with pytest.raises(CutOffError, match="row 2 has more than 10 brackets"):
+        values(b"[1,[" + row + b"]]", in_array=True)
+
+
 def test_text_around_values_is_an_error():
     assert values(b"[]\n ", in_array=True) == []
     for text in (b"[1],", b"[{]}]"):
