@@ -37,4 +37,10 @@ class AdapterConfig:
         "reference of a run with --from_adapter: base: the weights without adapters; start: with the start adapter",
         choices=("base", "start"),
     )
+    quantize: str = flag(
+        "none",
+        "nf4: the linear layers under adapters, but not the head, are kept in 4 bits by bitsandbytes (QLoRA); none: in "
+        "the precision of --dtype",
+        choices=("none", "nf4"),
+    )
     merge: bool = flag(False, "1: also write the weights with the adapters merged into them")

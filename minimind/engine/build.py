@@ -25,6 +25,7 @@ from minimind.engine.scorer import PairScorer
 from minimind.errors import ConfigError
 from minimind.model.adapters import adapter_of, add_adapters, trained_name
 from minimind.model.packed_attention import NATIVE
+from minimind.model.quantized_layers import use_packed_weights
 from minimind.model.text_half import freeze_other_parts
 from minimind.ranks.world import World
 from minimind.weights.adapters import AdapterSource
@@ -56,10 +57,12 @@ def build_scorer(
     """
     if ds_config["zero_optimization"]["stage"] < 3:
         # Each tensor is copied: a tensor that is mapped from a file or shared with another model must not be trained.
-        state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors(source)}
-        return PairScorer(model_from_tensors(source.config, state), attention, router_aux_loss_coef)
+        state = {name: _copied(tensor, dtype) for name, tensor in tensors(source)}
+        model = model_from_tensors(source.config, state, source.packed_layers)
+        return PairScorer(model, attention, router_aux_loss_coef)
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
+        use_packed_weights(model, source.packed_layers)
     if _has_plain_shards(ds_config, model, patches or PatchSelection()):
         _fill_shards(model, source, world, on_progress)
     else:
@@ -75,6 +78,11 @@ def build_scorer(
     for weight in model.get_output_embeddings().parameters():
         deepspeed.zero.register_external_parameter(scorer, weight)
     return scorer
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in the dtype; the bytes of a packed weight stay bytes."""
+    return tensor.clone() if tensor.dtype == torch.uint8 else tensor.to(dtype, copy=True)
 
 
 def choose_trained(
@@ -115,9 +123,11 @@ def fill_adapters(model: PreTrainedModel, adapters: AdapterSource, keep_start: b
         keep_start: add the start values a second time, frozen, for the reference.
     """
     add_adapters(model, adapters.spec, keep_start)
+    # peft gives an adapter the dtype of its layer's weight, but float32 if that is packed.
+    dtype = model.get_input_embeddings().weight.dtype
     for name, parameter in model.named_parameters():
         if adapter_of(name) is not None:
-            parameter.copy_(adapters.read(trained_name(name)))
+            parameter.data = adapters.read(trained_name(name)).to(parameter.device, dtype, copy=True)
 
 
 def gather_blocks_whole(model: PreTrainedModel) -> None:

@@ -36,7 +36,7 @@ from minimind.plan.choice import Machine
 from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
 from minimind.training.row_report import row_messages
-from minimind.training.setup.prepare import trained_shapes
+from minimind.training.setup.prepare import policy_sizes
 from minimind.training.setup.training_data import count_steps, pair_sampler
 
 # Pairs whose answers are read, and pairs that are shown.
@@ -153,7 +153,7 @@ def _memory(
     if prepared is None:
         return None, "the run would stop"
     try:
-        sizes = ModelSizes.of(prepared.source.config, prepared.source.shapes(), trained_shapes(prepared))
+        sizes = policy_sizes(prepared)
         reference = prepared.other_reference
         other = None if reference is None else ModelSizes.of(reference.config, reference.shapes())
     except WeightsError as error:

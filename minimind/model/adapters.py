@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +70,8 @@ def import_peft() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
+    # peft imports bitsandbytes where it is installed, which warns of an optional package.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

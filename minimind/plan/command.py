@@ -23,6 +23,7 @@ from minimind.config.command_line import check_misspelt
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.family import family_of
+from minimind.model.quantized_layers import NF4
 from minimind.objective.choice import choose_objective
 from minimind.objective.schedule import choose_schedule
 from minimind.plan.choice import Machine
@@ -32,6 +33,7 @@ from minimind.plan.sizes import ModelSizes
 from minimind.weights.adapters import adapter_shapes, fresh_spec
 from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.inferred_config import NOT_IN_PTH
+from minimind.weights.quantized import packed_weights
 from minimind.weights.sources import open_weights
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -75,7 +77,8 @@ def plan(argv: Sequence[str]) -> str:
     if flags.from_adapter:
         raise ConfigError("--from_adapter: a plan needs the adapter's --lora_rank and --lora_targets instead")
     adapters = adapter_shapes(config, fresh_spec(flags, config)) if flags.lora_rank else None
-    sizes = ModelSizes.of(config, shapes, adapters)
+    packed = packed_weights(config) if flags.lora_rank and flags.quantize == NF4 else ()
+    sizes = ModelSizes.of(config, shapes, adapters, packed)
     other = _other_reference(settings)
     # The printed command names the weights by their hidden size, so it must be that of the model.
     settings = settings.with_defaults({"hidden_size": sizes.hidden}, "weights")

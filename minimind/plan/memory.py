@@ -129,7 +129,8 @@ def rank_memory(
         # Below stage 3 a parameter is gathered as a sum over the ranks, and this rank's share is copied out of it.
         moving=_FLOAT32 * sizes.largest if load.update is not None and 0 < choice.stage < 3 else 0,
         host=policy.host + in_host,
-        activations=activation_bytes(sizes, load),
+        # The layer in use is unpacked.
+        activations=activation_bytes(sizes, load) + load.width * max(sizes.packed, default=0),
         head=_head(sizes, load, machine.on_cpu),
     )
 
@@ -194,7 +195,7 @@ def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine
         gradients = gradients if choice.stage == 1 and load.micro_batches > 1 else 0
         optimizer, update, first_step, buckets = 0, 0, 0, buckets + width * sizes.largest
     return RankMemory(
-        parameters=width * sizes.parameters,
+        parameters=width * sizes.parameters - sizes.saved(width),
         gradients=gradients,
         optimizer=optimizer,
         update=update,
@@ -210,8 +211,8 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
     """Stage 3: every rank holds its shard, the small tensors, and gathered parameters."""
     width, owned = load.width, sizes.shard(ranks)
     whole = width * sizes.small(choice.keep_below)
+    parameters, owned = width * owned - sizes.saved(width, ranks), sizes.trained_shard(ranks)
     group = min(owned, choice.sub_group)
-    parameters, owned = width * owned, sizes.trained_shard(ranks)
     gradients = width * owned
     optimizer = _MASTER * owned + _share(_state_bytes(sizes, choice, load), owned, sizes.trained)
     update = (width + (0 if width == _FLOAT32 else _FLOAT32)) * group
@@ -230,6 +231,7 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
         parameters = 0
     if choice.secondary_ranks > 1:
         parameters += width * -(-sizes.parameters // min(choice.secondary_ranks, ranks))
+    # A gathered element of a packed tensor is half a byte, but DeepSpeed's limits count elements of all kinds alike.
     live = min(sizes.parameters, choice.max_live, kept_for_backward(sizes, choice, load) + _in_use(sizes, choice))
     return RankMemory(
         parameters=parameters + whole,
@@ -240,7 +242,7 @@ def _stage_3(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, ranks: int) 
         buckets=width * 2 * min(choice.bucket, sizes.trained),
         host=host,
         disk=disk,
-        gathered=width * live,
+        gathered=min(width * live, width * sizes.parameters - sizes.saved(width)),
         kept_buckets=True,
     )
 
@@ -272,6 +274,9 @@ def kept_for_backward(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad) -> 
     A tensor is kept if fewer than `reuse_distance` elements are used before its next use. Between the two, the tensors
     after it are used twice (forward, backward), or three times with checkpointing.
     """
+    if sizes.adapters:
+        # Seen in 0.19.8: forwards without a backward, those of the reference, are in DeepSpeed's record of the order.
+        return 0
     return min(sizes.parameters, choice.reuse_distance // (3 if load.checkpointing else 2))
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from transformers import PretrainedConfig
 
 from minimind.errors import WeightsError
 from minimind.model.family import family_of, layer_values
+from minimind.model.quantized_layers import packed_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class ModelSizes:
     Attributes:
         tensors: elements of each tensor; tied tensors count once.
         adapters: elements of each tensor of the adapters that train, which `tensors` has too; empty: all tensors train.
+        packed: elements of each tensor that is kept in 4 bits, which `tensors` has too.
         vocab, hidden, layers: V, H, L.
         query, key: channels of all query heads, of all key heads.
         inner: width of the feed-forward part for one token: intermediate size x experts per token.
@@ -43,6 +45,7 @@ class ModelSizes:
     float32_norms: bool
     matrices: int = 0
     adapters: tuple[int, ...] = ()
+    packed: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -50,11 +53,13 @@ class ModelSizes:
         config: PretrainedConfig,
         shapes: Mapping[str, tuple[int, ...]],
         adapters: Mapping[str, tuple[int, ...]] | None = None,
+        packed: Collection[str] = (),
     ) -> ModelSizes:
         """Sizes of a model with this configuration and these tensors (`WeightSource.shapes`, `tensor_shapes`).
 
         Args:
             adapters: shapes of the adapters that train; None: the weights train.
+            packed: names of the tensors that are kept in 4 bits.
 
         Raises:
             WeightsError: the configuration lacks a required size, for example the number of heads (Mamba).
@@ -75,6 +80,7 @@ class ModelSizes:
         return cls(
             tensors=(*(math.prod(shape) for shape in shapes.values()), *added),
             adapters=added,
+            packed=tuple(math.prod(shapes[name]) for name in sorted(packed)),
             vocab=_required_size(text, "vocab_size"),
             hidden=hidden,
             layers=_required_size(text, "num_hidden_layers"),
@@ -109,6 +115,10 @@ class ModelSizes:
     def shard(self, ranks: int) -> int:
         """Elements of one ZeRO-3 shard: each tensor is padded to a multiple of the ranks."""
         return sum(-(-size // ranks) for size in self.tensors)
+
+    def saved(self, width: int, ranks: int = 1) -> int:
+        """Bytes that a rank's share of the weights is smaller than at so many bytes an element, because of 4 bits."""
+        return sum(width * size - packed_bytes(size) for size in self.packed) // ranks
 
     def trained_shard(self, ranks: int) -> int:
         """Elements of the part of a ZeRO-3 shard that trains."""

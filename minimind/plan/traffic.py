@@ -65,7 +65,7 @@ def step_traffic(
     else:
         small = sizes.small(choice.keep_below)
         width = 1 if choice.int8_weights else load.width
-        forward = backward = (total - small) * width
+        forward = backward = max(0, (total - small) * width - sizes.saved(width))
         backward = max(0, backward - kept_for_backward(sizes, choice, load) * width)
         if choice.secondary_ranks > 1:
             # The backward gathers from the second copy of the shards, which needs no traffic between nodes.
@@ -79,7 +79,8 @@ def step_traffic(
     if load.reference and (not sizes.adapters or choice.stage == 3):
         forwards = -(-batches // load.reference_batches)
         scorer = other or sizes
-        scored = forwards * (scorer.parameters - scorer.small(reference.keep_below)) * load.width
+        whole = scorer.small(reference.keep_below)
+        scored = forwards * max(0, (scorer.parameters - whole) * load.width - scorer.saved(load.width))
     if load.update is not None and 0 < choice.stage < 3:
         # Each float32 parameter is all-reduced, with the other ranks' parts as zeros (engine/policy.py).
         scored += 2 * _FLOAT32 * total // load.update.every

@@ -31,7 +31,8 @@ from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.row_report import row_messages
-from minimind.training.setup.prepare import Prepared, trained_shapes
+from minimind.training.setup.adapters import NO_QUANTIZATION
+from minimind.training.setup.prepare import Prepared, policy_sizes
 from minimind.training.setup.training_data import TrainingData
 from minimind.weights.adapters import AdapterSource
 
@@ -66,6 +67,8 @@ def report_settings(prepared: Prepared, console: Console, world: World) -> None:
         console.say(f"  auxiliary loss of the experts: coefficient {coefficient:g} (--router_aux_loss_coef)")
     if prepared.adapters is not None:
         console.say(f"  adapters: {_adapters(prepared.adapters)}")
+    if config.adapters.quantize != NO_QUANTIZATION:
+        console.say(f"  weights under the adapters: {_quantized(prepared)}")
     console.say(f"  loss: {prepared.objective.describe()}")
     _report_values(prepared, console)
     if world.is_main:
@@ -78,6 +81,12 @@ def _adapters(adapters: AdapterSource) -> str:
     stacks = f" and {len(spec.stacks)} stacks of experts" if spec.stacks else ""
     scaling = f"scaling {spec.scaling:g}"
     return f"{kind} of rank {spec.rank}, {scaling}, in {len(spec.layers)} layers{stacks}; {adapters.origin}"
+
+
+def _quantized(prepared: Prepared) -> str:
+    sizes = policy_sizes(prepared)
+    packed, all_weights = sum(sizes.packed), sizes.parameters - sum(sizes.adapters)
+    return f"{packed:,} of {all_weights:,} elements in 4 bits (--quantize {prepared.settings.config.adapters.quantize})"
 
 
 def _reference(prepared: Prepared) -> str:
@@ -124,7 +133,7 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
     """Warn if the plan's memory exceeds the free memory. A model that cannot be planned is trained all the same."""
     other = None
     try:
-        sizes = ModelSizes.of(prepared.source.config, prepared.source.shapes(), trained_shapes(prepared))
+        sizes = policy_sizes(prepared)
         if prepared.other_reference is not None:
             other = ModelSizes.of(prepared.other_reference.config, prepared.other_reference.shapes())
     except WeightsError as error:

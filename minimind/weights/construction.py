@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+
+from minimind.model.quantized_layers import use_packed_weights
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -44,17 +46,21 @@ def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def model_from_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+def model_from_tensors(
+    config: PretrainedConfig, tensors: Mapping[str, Tensor], packed_layers: Collection[str] = ()
+) -> PreTrainedModel:
     """A complete model on this process, in eval mode. The tensors become its parameters without a copy.
 
     Args:
         config: the model's configuration; it is not changed.
         tensors: one tensor for each name of `tensor_shapes`.
+        packed_layers: the layers whose weights are packed in 4 bits.
 
     Raises:
         KeyError: a parameter has no tensor.
     """
     model = empty_model(config)
+    use_packed_weights(model, packed_layers)
     # Several names may share one tied parameter. `tensors` has it under the first name; all names must get it.
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, old in list(model.named_parameters(remove_duplicate=False)):

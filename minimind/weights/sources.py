@@ -40,11 +40,13 @@ class WeightSource(abc.ABC):
         config: the model's configuration.
         origin: name for messages: a path, or "random weights (seed 42)".
         tokenizer_path: the folder with the tokenizer of these weights, or None.
+        packed_layers: names of the layers whose weights are packed in 4 bits (`QuantizedSource`).
     """
 
     config: PretrainedConfig
     origin: str
     tokenizer_path: Path | None = None
+    packed_layers: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

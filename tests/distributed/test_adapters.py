@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from minimind import demo
+from minimind.model.quantized_layers import quantization_obstacle
 from tests.distributed.launching import launch, metrics, train
 
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize(("stages", "kind", "ranks"), [("1,2,3", "linear", 2), ("3", "dora", 1), ("3", "experts", 2)])
-def test_adapters_train_as_in_plain_peft(stages, kind, ranks):
-    done = launch("tests/distributed/workers/adapters.py", stages, kind, ranks=ranks).succeeded()
-    assert done.output.count("adapters agree with plain peft") == len(stages.split(","))
+# Each stage on one rank and on two, and each kind at the stage that it is hardest for.
+CASES = {
+    1: "1:linear,2:linear,3:linear,3:dora,1:nf4,3:offload",
+    2: "1:linear,2:linear,3:linear,3:experts,3:recomputed,2:nf4,3:nf4",
+}
+
+
+@pytest.mark.parametrize("ranks", CASES)
+def test_adapters_train_as_in_plain_peft(ranks):
+    cases = CASES[ranks].split(",")
+    if problem := quantization_obstacle(torch.device("cpu"), torch.float32):
+        warnings.warn(f"no 4-bit weights here: {problem}", stacklevel=1)
+        cases = [case for case in cases if not case.endswith("nf4")]
+    done = launch("tests/distributed/workers/adapters.py", ",".join(cases), ranks=ranks).succeeded()
+    assert done.output.count("adapters agree with plain peft") == len(cases)
 
 
 @pytest.fixture(scope="module")

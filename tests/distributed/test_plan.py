@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from minimind.model.quantized_layers import quantization_obstacle
 from tests.distributed.launching import launch
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -26,6 +28,11 @@ CASES = {
 }
 
 
+ADAPTED = [("lora", "zero2"), ("lora", "zero3")]
+if not quantization_obstacle(torch.device("cpu"), torch.bfloat16):
+    ADAPTED += [("nf4", "zero2"), ("nf4", "zero3")]
+
+
 def measured(folder: Path, ranks: int, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One answer for each case and rank; see the worker."""
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -42,6 +49,11 @@ def answers(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     ]
     cases.append({**cases[3], "name": "small tensors whole", "zero": WHOLE})
     cases += [{**cases[3], "name": name, "file": name} for name in ("zero2_offload", "zero3_offload")]
+    cases += [
+        {"name": f"{kind} {file}", "file": file, "dtype": "bfloat16", "micro_batches": 2, "zero": ZERO, "asks": "held"}
+        | {"rank": 16, "quantize": kind == "nf4"}
+        for kind, file in ADAPTED
+    ]
     found: dict[str, list[dict[str, Any]]] = {}
     for answer in measured(tmp_path_factory.mktemp("plan"), 2, cases):
         found.setdefault(answer["case"]["name"], []).append(answer)
@@ -117,6 +129,19 @@ def test_planned_offloaded_states_are_those_of_running_engines(name, answers):
         assert plan["host"] > 0.7 * states
         most = max(grown(answer, "start", moment) for moment in ("accumulated", "gradients", "after"))
         assert most - in_bucket(answer) == pytest.approx(states, rel=0.1)
+
+
+@pytest.mark.parametrize(("kind", "file"), ADAPTED)
+def test_planned_states_of_adapters_are_those_of_running_engines(kind, file, answers):
+    """The reference takes nothing, and of the weights under the adapters there is one copy, in 4 bits or 16."""
+    for answer in answers[f"{kind} {file}"]:
+        plan = answer["plan"]
+        assert plan["reference"] == 0
+        resting = plan["parameters"] + plan["optimizer"]
+        resting += plan["gradients"] if file == "zero3" else kept_place(file, plan)
+        # ZeRO-3 has no larger bucket than all gradients.
+        bucket = 2 * min(answer["bucket"], answer["trained"]) if file == "zero3" else 0
+        assert grown(answer, "reference", "after") - bucket == pytest.approx(resting, rel=0.1)
 
 
 def test_measured_states_shrink_from_stage_to_stage(answers):

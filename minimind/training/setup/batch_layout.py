@@ -86,12 +86,13 @@ def choose_layout(
 
 def _judged_models(prepared: Prepared, policy: Policy, reference: Callable[[], Scored] | None) -> list[_Judged]:
     """The policy, and the reference if it is given."""
+    config = prepared.settings.config
     models = [
         _Judged(
             source=prepared.source,
             stage=prepared.policy_config.stage,
             engine=lambda: policy,
-            dropout=prepared.settings.config.model.dropout,
+            dropout=config.model.dropout or config.adapters.lora_dropout > 0,
             use="be trained here",
         )
     ]

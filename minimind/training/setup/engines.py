@@ -19,6 +19,7 @@ from minimind.objective.schedule import make_schedule
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
+from minimind.training.setup.adapters import base_source
 from minimind.training.setup.batch_layout import choose_layout
 from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
@@ -92,7 +93,7 @@ def build_engines(
 def _build_policy(prepared: Prepared, total_steps: int, world: World, watch: Watch) -> Policy:
     config = prepared.settings.config
     return Policy(
-        prepared.source,
+        base_source(config, prepared.source),
         prepared.policy_config,
         make_schedule(config.optimisation, total_steps),
         world,

@@ -24,9 +24,10 @@ from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_re
 from minimind.errors import ConfigError
 from minimind.objective.interface import AnyObjective
 from minimind.objective.schedule import choose_schedule
+from minimind.plan.sizes import ModelSizes
 from minimind.ranks.world import World
 from minimind.training.jobs.kinds import kind_of
-from minimind.training.setup.adapters import open_adapters
+from minimind.training.setup.adapters import NO_QUANTIZATION, open_adapters
 from minimind.training.setup.batch import keep_global_batch
 from minimind.training.setup.checks import CHECKS, Draft
 from minimind.training.setup.precision import with_precision
@@ -40,6 +41,7 @@ from minimind.training.setup.start_weights import (
 )
 from minimind.training.setup.tokenizers import load_tokenizer
 from minimind.weights.adapters import AdapterSource, adapter_shapes
+from minimind.weights.quantized import packed_weights
 from minimind.weights.sources import WeightSource
 
 # Flags that name sources of pairs, and all flags that name files or folders to read.
@@ -102,7 +104,7 @@ def prepare(
     tokenizer = problems.attempt(lambda: load_tokenizer(settings.config, source))
     settings, policy_config, reference_config = _resolve_engines(settings, world, checkpoint, problems)
     # After the DeepSpeed file, which may set the precision: DoRA starts from rounded weights.
-    settings, adapters = _open_adapters(settings, source, policy_config, problems)
+    settings, adapters = _open_adapters(settings, source, policy_config, world, problems)
     # Checks come last, when all settings are final. They run even if a stage failed, to report everything at once.
     draft = Draft(
         settings=settings,
@@ -164,11 +166,11 @@ def _resolve_engines(
 
 
 def _open_adapters(
-    settings: Settings, source: WeightSource | None, policy: ResolvedConfig | None, problems: Problems
+    settings: Settings, source: WeightSource | None, policy: ResolvedConfig | None, world: World, problems: Problems
 ) -> tuple[Settings, AdapterSource | None]:
     if source is None or policy is None:
         return settings, None
-    return problems.attempt(lambda: open_adapters(settings, source, policy.values)) or (settings, None)
+    return problems.attempt(lambda: open_adapters(settings, source, policy.values, world.device)) or (settings, None)
 
 
 def trained_shapes(prepared: Prepared) -> dict[str, tuple[int, ...]] | None:
@@ -176,6 +178,18 @@ def trained_shapes(prepared: Prepared) -> dict[str, tuple[int, ...]] | None:
     if prepared.adapters is None:
         return None
     return adapter_shapes(prepared.source.config, prepared.adapters.spec)
+
+
+def policy_sizes(prepared: Prepared) -> ModelSizes:
+    """Sizes of the policy, for a plan.
+
+    Raises:
+        WeightsError: the configuration lacks a required size.
+    """
+    source = prepared.source
+    quantized = prepared.settings.config.adapters.quantize != NO_QUANTIZATION
+    packed = packed_weights(source.config) if quantized else ()
+    return ModelSizes.of(source.config, source.shapes(), trained_shapes(prepared), packed)
 
 
 def with_implied(settings: Settings) -> Settings:

@@ -27,6 +27,7 @@ from minimind.objective.reference_update import parse_reference_update
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
+from minimind.training.setup.adapters import NO_QUANTIZATION
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_check import check_finite, check_start
 
@@ -109,7 +110,7 @@ def open_references(
     else:
         # Version 0.1 computed padded rows with SDPA in every model; its caches must not be read.
         kind = "packed" if isinstance(layout([tables[0][0]]), PackedPairs) else "padded, the model's own attention"
-        about = {**described, **_start_adapter(prepared), "dtype": config.optimisation.dtype, "layout": kind}
+        about = {**described, **_own_reference(prepared), "dtype": config.optimisation.dtype, "layout": kind}
         assert config.data.cache_dir is not None
         folder = Path(config.data.cache_dir)
         # One cache for each source, so that another mix of the same sources finds them.
@@ -133,11 +134,16 @@ def _checked_pairs(table: PairTables, layout: Layout, world: World) -> PairBatch
     return layout([table[int(index)] for index in spread])
 
 
-def _start_adapter(prepared: Prepared) -> dict[str, str]:
-    """The adapter that the reference has. The base has none, so that its cache serves training of all weights too."""
-    if prepared.adapters is None or prepared.settings.config.adapters.lora_reference == "base":
+def _own_reference(prepared: Prepared) -> dict[str, str]:
+    """What differs between the reference within a policy with adapters and its start weights.
+
+    Nothing, if the reference is the base as it is; so its cache serves training of all weights too.
+    """
+    config = prepared.settings.config.adapters
+    if prepared.adapters is None or prepared.other_reference is not None:
         return {}
-    return {"adapter": prepared.adapters.fingerprint()}
+    adapter = {"adapter": prepared.adapters.fingerprint()} if config.lora_reference == "start" else {}
+    return adapter if config.quantize == NO_QUANTIZATION else {**adapter, "quantize": config.quantize}
 
 
 def _starts_from_another_adapter(prepared: Prepared) -> bool:

@@ -128,6 +128,7 @@ def _adapters(prepared: Prepared) -> dict[str, object] | None:
         "targets": f"{len(targets)} ({hashlib.sha256(','.join(targets).encode()).hexdigest()[:8]})",
         "start": prepared.adapters.fingerprint(),
         "reference": prepared.settings.config.adapters.lora_reference,
+        "base": prepared.settings.config.adapters.quantize,
     }
 
 

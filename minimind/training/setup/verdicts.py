@@ -30,7 +30,10 @@ from minimind.version import __version__
 # Increase it when the oracle compares something else.
 _FORMAT = 1
 # Flags that change what a forward computes, or how.
-_FLAGS = ("dtype", "attention", "kernels", "dropout", "router_aux_loss_coef", "gradient_checkpointing", "use_compile")
+_FLAGS = (
+    *("dtype", "attention", "kernels", "dropout", "router_aux_loss_coef", "gradient_checkpointing", "use_compile"),
+    *("lora_rank", "lora_targets", "use_dora", "quantize"),
+)
 # The code that computes packs and padded rows, below `minimind/`.
 _CODE = ("model", "native", "engine/scorer.py", "engine/plain_row.py", "data/packs.py", "objective/log_probs.py")
 _PACKAGE = Path(__file__).resolve().parents[2]

@@ -1,7 +1,8 @@
 """Run by several ranks: bytes that running engines hold and send, and the plan's numbers for them.
 
 One argument: a folder with cases.json, a list of cases; answers.json in it is then a list of one answer for each case
-and rank. A case: {"file": ..., "dtype": ..., "micro_batches": ..., "zero": {overrides}, "asks": "held" or "sent"}.
+and rank. A case: {"file": ..., "dtype": ..., "micro_batches": ..., "zero": {overrides}, "asks": "held" or "sent"}, and
+with adapters "rank" and perhaps "quantize": the reference is then the policy without them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 from deepspeed.comm.comm import comms_logger
 
 from minimind import native
-from minimind.config import parse_settings
+from minimind.config import AdapterConfig, parse_settings
 from minimind.data.packs import pack
+from minimind.engine.adapted_reference import AdaptedReference
 from minimind.engine.ds_config import resolve_policy, resolve_reference
 from minimind.engine.patches import first_step
 from minimind.engine.policy import Policy
@@ -39,6 +41,8 @@ from minimind.ranks.world import World
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.metrics import MetricSums
 from minimind.training.step import train_step
+from minimind.weights.adapters import FreshAdapter, adapter_shapes, fresh_spec
+from minimind.weights.quantized import QuantizedSource
 from minimind.weights.sources import RandomSource
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,11 +95,20 @@ def measure(case: dict, world: World) -> dict:
         values["comms_logger"] = LOGGER
         values["zero_optimization"].update({k: v for k, v in case["zero"].items() if "persistence" in k})
 
+    spec = shapes = None
+    if "rank" in case:
+        spec = fresh_spec(AdapterConfig(lora_rank=case["rank"]), source.config)
+        shapes = adapter_shapes(source.config, spec)
+    dtype = getattr(torch, case["dtype"])
+    base = QuantizedSource(source, dtype) if case.get("quantize") else source
+    adapters = FreshAdapter(spec, base, 3, dtype, "default") if spec else None
+
     moments = {"start": held()}
-    reference = LiveReference(source, reference_config, world)
+    live = None if adapters else LiveReference(source, reference_config, world)
     moments["reference"] = held()
-    policy = Policy(source, policy_config, lambda step: 1.0, world)
+    policy = Policy(base, policy_config, lambda step: 1.0, world, adapters=adapters)
     policy.train()
+    reference = live or AdaptedReference(policy, settings.config)
     batches = [pack([random_pair(10 * world.rank + index, 60)]) for index in range(case["micro_batches"])]
 
     job = DPOJob(objective=build_objective("sigmoid"), reference=reference)
@@ -116,7 +129,8 @@ def measure(case: dict, world: World) -> dict:
         train()
 
     machine = Machine(ranks_per_node=world.size, device_memory=2**40)
-    sizes = ModelSizes.of(source.config, source.shapes())
+    packed = [f"{name}.weight" for name in base.packed_layers]
+    sizes = ModelSizes.of(source.config, source.shapes(), shapes, packed)
     choices = [ZeroChoice.of(config.values) for config in (policy_config, reference_config)]
     load = StepLoad.of(settings.config)
     return {
@@ -125,6 +139,7 @@ def measure(case: dict, world: World) -> dict:
         "bucket": choices[0].bucket,
         "moments": moments,
         "sent": sent(world.size) if case["asks"] == "sent" else None,
+        "trained": sizes.trained,
         "plan": dataclasses.asdict(rank_memory(sizes, *choices, load, machine)),
         "plan_sent": step_traffic(sizes, *choices, load, machine).total,
     }

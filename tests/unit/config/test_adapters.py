@@ -21,6 +21,7 @@ def test_without_flags_all_weights_train():
         "lora_init": "default",
         "from_adapter": None,
         "lora_reference": "base",
+        "quantize": "none",
         "merge": False,
     }
     assert parse_settings(["--lora_rank", "0"]).config.adapters.lora_rank is None

@@ -275,3 +275,28 @@ def test_a_reference_that_follows_the_policy_has_a_float32_average():
     assert (planned(soft).moving, planned(soft, stage=3).moving, planned(None).moving) == (4e6, 0, 0)
     free = dataclasses.replace(planned(soft), moving=10**12)
     assert free.peak == free.states + 10**12
+
+
+# A million elements of adapters beside seven million of a base, of which four million are in 4 bits.
+ADAPTED = dataclasses.replace(ROUND, adapters=(1_000_000,))
+PACKED = dataclasses.replace(ADAPTED, packed=(1_000_000,) * 4)
+
+
+@pytest.mark.parametrize(("stage", "parts"), [(2, 1), (3, 4)])
+def test_adapters_alone_have_gradients_and_states_and_the_reference_is_in_the_policy(stage, parts):
+    memory = rank_memory(ADAPTED, ZeroChoice(stage=stage), REFERENCE, LOAD, FOUR)
+    assert memory.parameters == 2 * 8_000_000 // parts
+    assert memory.gradients == 2 * 1_000_000 // 4
+    assert memory.optimizer == 12 * 1_000_000 // 4
+    assert memory.reference == 0
+    assert memory.update <= 6 * 1_000_000 // 4
+    packed = rank_memory(PACKED, ZeroChoice(stage=stage), REFERENCE, LOAD, FOUR)
+    # 4.5 bits instead of 16.
+    assert memory.parameters - packed.parameters == 4_000_000 * (16 - 4.5) / 8 / parts
+    # One layer is unpacked while it is in use.
+    assert packed.activations - memory.activations == 2 * 1_000_000
+
+
+def test_another_reference_of_adapters_is_an_engine():
+    memory = rank_memory(ADAPTED, ZeroChoice(stage=2), REFERENCE, LOAD, FOUR, other=ROUND)
+    assert memory.reference == 2 * 8_000_000 // 4

@@ -57,3 +57,15 @@ def test_where_layers_differ_the_largest_size_counts():
     config = Gemma4TextConfig(num_hidden_layers=2, per_layer_config={1: {"head_dim": 512}})
     assert given_size(config, "head_dim") == 512
     assert ModelSizes.of(config, {"lm_head.weight": (4, 8)}).query == 512 * config.num_attention_heads
+
+
+def test_adapters_train_and_packed_weights_are_smaller():
+    """100 x 64 elements in 4 bits are 3200 bytes of indices, and 100 scales of 4."""
+    config = MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers=2, num_attention_heads=8, vocab_size=100)
+    shapes = {"q.weight": (100, 64), "norm.weight": (64,)}
+    sizes = ModelSizes.of(config, shapes, {"a": (4, 64), "b": (100, 4)}, ["q.weight"])
+    assert (sizes.parameters, sizes.trained, sizes.trained_shard(3)) == (6464 + 656, 656, 86 + 134)
+    assert sizes.packed == (6400,)
+    assert (sizes.saved(2), sizes.saved(4), sizes.saved(2, ranks=2)) == (12800 - 3600, 25600 - 3600, 4600)
+    assert ModelSizes.of(config, shapes).saved(2) == 0
+    assert ModelSizes.of(config, shapes).trained == 6464

@@ -88,3 +88,17 @@ def test_moving_the_reference_sends_float32_weights_below_stage_3(stage, sent):
     load = dataclasses.replace(LOAD, update=ReferenceUpdate(share=0.5, every=8))
     still, moving = (step_traffic(ROUND, ZeroChoice(stage=stage), REFERENCE, one, FOUR) for one in (LOAD, load))
     assert moving.reference - still.reference == sent
+
+
+def test_adapters_alone_are_sent_and_zero_3_gathers_the_base_for_the_reference_too():
+    adapted = dataclasses.replace(ROUND, adapters=(1_000_000,))
+    packed = dataclasses.replace(adapted, packed=(1_000_000,) * 4)
+    unit = 2 * 1_000_000 * 3 / 4
+    two = step_traffic(adapted, ZeroChoice(stage=2, reduces_to_owner=True), REFERENCE, LOAD, FOUR)
+    assert (two.parameters / unit, two.gradients / unit, two.reference / unit) == (1, 1, 0)
+    # However near the reuse distance is: 8 M elements in the forward and in the backward.
+    three = step_traffic(adapted, ZeroChoice(stage=3), REFERENCE, LOAD, FOUR)
+    assert (three.parameters / unit, three.gradients / unit, three.reference / unit) == (16, 1, 8)
+    fewer = step_traffic(packed, ZeroChoice(stage=3), REFERENCE, LOAD, FOUR)
+    saved = 4 * (1 - 4.5 / 16)
+    assert (fewer.parameters / unit, fewer.reference / unit) == (16 - 2 * saved, 8 - saved)

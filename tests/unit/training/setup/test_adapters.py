@@ -8,21 +8,21 @@ import torch
 from minimind.config import parse_settings
 from minimind.errors import ConfigError, MiniMindError
 from minimind.model.configuration import MiniMindConfig
-from minimind.ranks.world import World
-from minimind.training.setup.adapters import open_adapters
+from minimind.training.setup import adapters as adapters_module
+from minimind.training.setup.adapters import base_source, open_adapters
 from minimind.training.setup.prepare import ADAPTERS_RATE, with_implied
 from minimind.weights.adapter_files import save_adapter
 from minimind.weights.adapters import adapter_shapes
 from minimind.weights.sources import RandomSource
 
-WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+CPU = torch.device("cpu")
 SIZES = {"generation": 3, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
 BASE = RandomSource(MiniMindConfig(**SIZES), seed=1)
 MIXTURE = RandomSource(MiniMindConfig(**SIZES, use_moe=True), seed=1)
 
 
 def opened(*flags, base=BASE, ds_config=None):
-    return open_adapters(parse_settings(list(map(str, flags))), base, ds_config or {"zero_optimization": {}})
+    return open_adapters(parse_settings(list(map(str, flags))), base, ds_config or {"zero_optimization": {}}, CPU)
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def test_the_files_of_an_adapter_answer_what_is_not_given(adapter):
         (("--lora_rank", 4, "--reference_update", "hard@8"), "--reference_update moves all weights"),
         (("--lora_rank", 4, "--optimizer", "muon"), "--optimizer muon is for whole matrices"),
         (("--use_dora", 1), "--use_dora is for adapters"),
+        (("--quantize", "nf4"), "--quantize is for adapters"),
         (("--lora_rank", 4, "--lora_reference", "start"), "needs --from_adapter"),
         (("--lora_rank", 4, "--lora_targets", "nothing"), "means no linear layer"),
     ],
@@ -74,6 +75,33 @@ def test_states_on_nvme_are_refused():
     ds_config = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
     with pytest.raises(ConfigError, match="NVMe"):
         opened("--lora_rank", 4, ds_config=ds_config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "ds_config", "words"),
+    [
+        (("--use_dora", 1), {}, "--quantize nf4: DoRA"),
+        ((), {"zero_quantized_weights": True}, "ZeRO"),
+        ((), {"zero_hpz_partition_size": 8}, "ZeRO"),
+    ],
+)
+def test_what_a_base_in_4_bits_cannot_do_is_refused(flags, ds_config, words):
+    with pytest.raises(ConfigError, match=words):
+        opened("--lora_rank", 4, "--quantize", "nf4", *flags, ds_config={"zero_optimization": ds_config})
+
+
+def test_a_base_in_4_bits_needs_kernels(monkeypatch):
+    monkeypatch.setattr(adapters_module, "quantization_obstacle", lambda device, dtype: f"none on this {device}")
+    with pytest.raises(ConfigError, match="--quantize nf4: none on this cpu"):
+        opened("--lora_rank", 4, "--quantize", "nf4")
+    assert opened("--lora_rank", 4)[1] is not None
+
+
+def test_the_base_is_in_4_bits_only_if_it_is_asked_for():
+    config = parse_settings(["--lora_rank", "4"]).config
+    assert base_source(config, BASE) is BASE
+    quantized = base_source(parse_settings(["--lora_rank", "4", "--quantize", "nf4"]).config, BASE)
+    assert len(quantized.packed_layers) == 7
 
 
 @pytest.mark.parametrize("flags", [("--use_dora", 1), ("--lora_dropout", 0.1)])
