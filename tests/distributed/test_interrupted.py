@@ -58,60 +58,93 @@ def until(run: Running, folder: Path, step: int) -> Running:
     return run.wait_for(lambda: len(run.ranks) == 2 and logged(folder) >= step)
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether the last logged step has a checkpoint."""
+    return (folder / "checkpoints/latest").read_text() == f"step{logged(folder):08d}"
+
+
 def checkpoints(folder: Path) -> set[str]:
     return {path.name for path in (folder / "checkpoints").glob("step*")}
 
 
-@pytest.mark.timeout(900)
-def test_run_stopped_and_killed_five_times_takes_the_same_steps(flags, curve, tmp_path):
-    # SIGTERM ends the deepspeed command at once; the ranks notice it, save and exit.
-    with go_on(flags, tmp_path) as run:
-        until(run, tmp_path, 3).process.terminate()
+def stopped_with_the_launcher(flags, folder):
+    """SIGTERM ends the deepspeed command at once; the ranks notice it, save and exit."""
+    with go_on(flags, folder) as run:
+        until(run, folder, logged(folder) + 3).process.terminate()
         done = run.ended()
     assert done.status == -signal.SIGTERM
     assert "the launcher has exited: stopped after step" in done.output
-    stopped = logged(tmp_path)
-    assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
+    assert is_saved(folder)
 
-    # SIGUSR1 to the whole process group. The launcher ignores it, so its status is that of the ranks.
-    with go_on(flags, tmp_path, prefix=("sh", "-c", 'trap "" USR1; exec "$@"', "sh")) as run:
-        os.killpg(until(run, tmp_path, stopped + 3).process.pid, signal.SIGUSR1)
+
+def stopped_by_a_signal_to_the_group(flags, folder):
+    """The launcher ignores SIGUSR1, so its status is that of the ranks."""
+    before = logged(folder)
+    with go_on(flags, folder, prefix=("sh", "-c", 'trap "" USR1; exec "$@"', "sh")) as run:
+        os.killpg(until(run, folder, before + 3).process.pid, signal.SIGUSR1)
         done = run.ended()
     assert done.status == PREEMPTED
-    assert f"resuming after step {stopped}" in done.output
+    assert f"resuming after step {before}" in done.output
     assert "SIGUSR1: stopped after step" in done.output
-    stopped = logged(tmp_path)
-    assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
+    assert is_saved(folder)
 
-    # A Ctrl-C: SIGINT to the whole process group, the launcher's two processes among it.
-    with go_on(flags, tmp_path) as run:
-        os.killpg(until(run, tmp_path, stopped + 3).process.pid, signal.SIGINT)
+
+def stopped_by_ctrl_c(flags, folder):
+    """SIGINT to the whole process group, the launcher's two processes among it."""
+    with go_on(flags, folder) as run:
+        os.killpg(until(run, folder, logged(folder) + 3).process.pid, signal.SIGINT)
         done = run.ended()
     assert done.status == -signal.SIGTERM
     assert "Traceback" not in done.output
     assert done.output.count("SIGINT: the run saves after this step") == 1
     assert "SIGINT: stopped after step" in done.output
-    stopped = logged(tmp_path)
-    assert (tmp_path / "checkpoints/latest").read_text() == f"step{stopped:08d}"
+    assert is_saved(folder)
 
-    # A rank is killed within a step, under torchrun.
-    with go_on(flags, tmp_path, launcher="torchrun") as run:
-        until(run, tmp_path, stopped + 3).ranks[1].kill()
+
+def a_rank_killed_under_torchrun(flags, folder):
+    """Within a step."""
+    with go_on(flags, folder, launcher="torchrun") as run:
+        until(run, folder, logged(folder) + 3).ranks[1].kill()
         done = run.ended(timeout=60)
     assert done.status == 1
     assert "LaunchError: rank 1 (process" in done.output
     assert "is lost: " in done.output
     assert "--from_resume 1" in done.output
 
-    # Rank 0, whose process holds the ranks' store, is killed within a save.
-    with go_on(flags, tmp_path) as run:
-        until(run, tmp_path, logged(tmp_path))
-        before = checkpoints(tmp_path)
-        run.wait_for(lambda: checkpoints(tmp_path) > before).ranks[0].kill()
+
+def rank_0_killed_within_a_save(flags, folder):
+    """Its process holds the ranks' store."""
+    with go_on(flags, folder) as run:
+        until(run, folder, logged(folder))
+        before = checkpoints(folder)
+        run.wait_for(lambda: checkpoints(folder) > before).ranks[0].kill()
         done = run.ended(timeout=60)
     assert done.status not in (0, PREEMPTED)
     assert "LaunchError: rank 0 (process" in done.output
 
+
+# Each interruption is a launch, of which most of the time is imports.
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "interruptions",
+    [
+        pytest.param((stopped_by_ctrl_c, rank_0_killed_within_a_save), id="two"),
+        pytest.param(
+            (
+                stopped_with_the_launcher,
+                stopped_by_a_signal_to_the_group,
+                stopped_by_ctrl_c,
+                a_rank_killed_under_torchrun,
+                rank_0_killed_within_a_save,
+            ),
+            id="five",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_run_that_is_stopped_and_killed_takes_the_same_steps(interruptions, flags, curve, tmp_path):
+    for interrupt in interruptions:
+        interrupt(flags, tmp_path)
     train(*flags, "--from_resume", 1, "--save_dir", tmp_path, ranks=2).succeeded()
     assert [[entry[name] for name in EXACT] for entry in metrics(tmp_path)] == curve
 

@@ -183,6 +183,7 @@ def test_error_of_a_rank_is_known_on_the_other_node(nodes, tmp_path):
     assert re.search(lost, first.output), first.output
 
 
+@pytest.mark.long
 def test_srun_takes_the_same_steps(data, one_node, tmp_path):
     """Two processes with what srun sets, which is all that a rank sees of Slurm."""
     step = {
