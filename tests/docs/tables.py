@@ -3,7 +3,7 @@
 DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
 other configurations    -> job_flags, where they differ from DPO's -> FlagRow
 argument parsers of plan.py and prepare_data.py -> plan_flags, prepare_flags -> FlagRow
-ExportConfig            -> export_flags -> FlagRow
+ExportConfig, ChatConfig -> export_flags, chat_flags -> FlagRow
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minimind.chat.command import ChatConfig
 from minimind.config import DPOConfig, Flag, JobConfig, SFTConfig, fields_of
 from minimind.conversion.command import ExportConfig
 from minimind.inspection.flags import build_parser as prepare_parser
@@ -67,6 +68,11 @@ def prepare_flags() -> list[FlagRow]:
 def export_flags() -> list[FlagRow]:
     """The flags that `launch/export.py` has besides those that describe a model."""
     return [dataclasses.replace(row, section="") for row in _rows_of_config(ExportConfig)]
+
+
+def chat_flags() -> list[FlagRow]:
+    """The flags that `launch/chat.py` has besides those that describe a model."""
+    return [dataclasses.replace(row, section="") for row in _rows_of_config(ChatConfig)]
 
 
 def every_flag() -> list[FlagRow]:
@@ -135,4 +141,5 @@ TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
     "plan flags": plan_flags,
     "prepare flags": prepare_flags,
     "export flags": export_flags,
+    "chat flags": chat_flags,
 }

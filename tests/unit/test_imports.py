@@ -1,7 +1,7 @@
 """Imports point one way.
 
-launch -> {sweep, inspection, conversion} -> training -> checkpoints -> engine -> {ranks, data, objective} ->
-{weights, model} -> {native, config, errors}
+launch -> {sweep, inspection, chat} -> {training, conversion} -> checkpoints -> engine -> {ranks, data, objective} ->
+{weights, model} -> {native, config, errors}; training and chat -> generation
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ ARROWS: dict[str, set[str]] = {
     "engine": MIDDLE | {"ranks", "data", "objective", "native"},
     "checkpoints": BOTTOM | {"ranks", "engine"},
     "plan": BELOW_TRAINING,
-    "training": BELOW_TRAINING | {"demo", "plan", "native"},
+    "generation": {"errors"},  # a model is given
+    "training": BELOW_TRAINING | {"demo", "plan", "native", "generation"},
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
     "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees
     "conversion": MIDDLE | {"checkpoints"},  # reads what training wrote; needs no engine
+    "chat": MIDDLE | {"conversion", "generation"},
     "sweep": BELOW_TRAINING | {"training", "inspection"},  # starts runs as other processes, and reads their files
-    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "sweep", "conversion", "the public face"},
+    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "sweep", "conversion", "chat", "the public face"},
 }
 FREE = {"version"}
 

@@ -84,6 +84,7 @@ def test_flags_and_tree_are_generated(suffix):
         "sft flags",
         "plan flags",
         "export flags",
+        "chat flags",
     ]
     assert parts(read(REPO / f"minimind/README{suffix}.md")) == ["models", "tree"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minimind.generation.batch import generate
+from minimind.generation.decoding import Decoding
 from minimind.training.console import Console
 from minimind.training.events import End, Listener, Start
 from minimind.weights.construction import model_from_tensors
@@ -52,28 +53,17 @@ class Samples(Listener):
             self._console.say(f"\n  {prompt}\n    before  {old}\n    after   {new}")
 
 
-@torch.no_grad()
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int = 64
 ) -> list[str]:
     """The model's greedy answer to each prompt, as one user turn."""
-    out = []
-    for prompt in prompts:
-        # Rendered first and tokenised without special tokens: the template contains them already.
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        generated = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        out.append(tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True).strip())
-    return out
+    # Rendered first and tokenised without special tokens: the template contains them already.
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+    ids = tokenizer(texts, add_special_tokens=False).input_ids
+    return [one.text.strip() for one in generate(model, tokenizer, ids, Decoding(max_new_tokens=max_new_tokens))]
 
 
 def source_answers(source: WeightSource, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:

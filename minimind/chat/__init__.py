@@ -1,0 +1,1 @@
+"""A conversation with trained weights in the terminal."""
