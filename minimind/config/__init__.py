@@ -15,7 +15,7 @@ from minimind.config.data import DataConfig
 from minimind.config.engine import EngineConfig
 from minimind.config.fields import Flag, fields_of, flag, flat_values, replace_values
 from minimind.config.generations import ModelDefaults, model_defaults
-from minimind.config.jobs import DPOConfig, JobConfig, SFTConfig
+from minimind.config.jobs import DPOConfig, JobConfig, PretrainConfig, SFTConfig
 from minimind.config.model import ModelConfig
 from minimind.config.objective import ObjectiveConfig
 from minimind.config.optimisation import OptimisationConfig
@@ -51,6 +51,7 @@ __all__ = [
     "ModelDefaults",
     "ObjectiveConfig",
     "OptimisationConfig",
+    "PretrainConfig",
     "RunConfig",
     "SFTConfig",
     "Settings",

@@ -15,6 +15,12 @@ from minimind.config.engine import EngineConfig
 from minimind.config.model import ModelConfig
 from minimind.config.objective import ObjectiveConfig
 from minimind.config.optimisation import OptimisationConfig
+from minimind.config.pretrain import (
+    PretrainDataConfig,
+    PretrainModelConfig,
+    PretrainOptimisationConfig,
+    PretrainRunConfig,
+)
 from minimind.config.rows import RowAdapterConfig, RowEngineConfig, TokenLossConfig
 from minimind.config.run import RunConfig
 from minimind.config.sft import SFTDataConfig, SFTModelConfig, SFTOptimisationConfig, SFTRunConfig
@@ -92,3 +98,22 @@ class SFTConfig:
     optimisation: SFTOptimisationConfig = dataclasses.field(default_factory=SFTOptimisationConfig)
     engine: RowEngineConfig = dataclasses.field(default_factory=RowEngineConfig)
     run: SFTRunConfig = dataclasses.field(default_factory=SFTRunConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Configuration of a pretraining run."""
+
+    name: ClassVar[str] = "pretrain"
+    script: ClassVar[str] = "launch/pretrain.py"
+    description: ClassVar[str] = "Pretraining on DeepSpeed."
+    items: ClassVar[str] = "texts"
+    rows: ClassVar[int] = 1
+
+    data: PretrainDataConfig = dataclasses.field(default_factory=PretrainDataConfig)
+    model: PretrainModelConfig = dataclasses.field(default_factory=PretrainModelConfig)
+    adapters: RowAdapterConfig = dataclasses.field(default_factory=RowAdapterConfig)
+    objective: TokenLossConfig = dataclasses.field(default_factory=TokenLossConfig)
+    optimisation: PretrainOptimisationConfig = dataclasses.field(default_factory=PretrainOptimisationConfig)
+    engine: RowEngineConfig = dataclasses.field(default_factory=RowEngineConfig)
+    run: PretrainRunConfig = dataclasses.field(default_factory=PretrainRunConfig)

@@ -20,10 +20,12 @@ from minimind.data.control_tokens import ControlTokens
 from minimind.data.encoding import (
     EMPTY_THINK,
     MINIMIND,
+    TEXT,
     TURNS,
     ComparedRow,
     ConversationEncoder,
     EncodingOptions,
+    RowEncoder,
     TokenizedRow,
     option_values,
 )
@@ -31,6 +33,7 @@ from minimind.data.messages import read_messages
 from minimind.data.minimind_rule import MiniMindEncoder
 from minimind.data.sources import RowError
 from minimind.data.template import Messages, TemplateInput
+from minimind.data.text_encoder import TextEncoder
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.turn_markers import TurnMarkers, find_markers
 from minimind.data.turns import Turn, find_turns
@@ -127,13 +130,14 @@ class TurnEncoder(ConversationEncoder):
         return self._markers[key]
 
 
-def build_encoder(tokenizer: PreTrainedTokenizerBase, options: EncodingOptions) -> ConversationEncoder:
+def build_encoder(tokenizer: PreTrainedTokenizerBase, options: EncodingOptions) -> RowEncoder:
     """The encoder for a run's options.
 
     Raises:
         DataError: the tokenizer or its template cannot be used with these options.
     """
-    return (MiniMindEncoder if options.mask == MINIMIND else TurnEncoder)(tokenizer, options)
+    encoders: Mapping[str, type[RowEncoder]] = {TURNS: TurnEncoder, MINIMIND: MiniMindEncoder, TEXT: TextEncoder}
+    return encoders[options.mask](tokenizer, options)
 
 
 def encode_conversation(

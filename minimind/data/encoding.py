@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from minimind.data.left_out import words_of
 from minimind.data.template import ChatTemplate, Messages, TemplateInput
 
 EMPTY_THINK = "<think>\n\n</think>\n\n"
-# Values of --mask.
-TURNS, MINIMIND = "turns", "minimind"
+# Values of --mask, and that of texts without turns.
+TURNS, MINIMIND, TEXT = "turns", "minimind", "text"
 
 
 class TokenizedRow(NamedTuple):
@@ -55,7 +56,30 @@ class EncodingOptions:
     last_turn_only: bool = False
 
 
-class ConversationEncoder(abc.ABC):
+class RowEncoder(abc.ABC):
+    """Encodes rows of any kind."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodingOptions) -> None:
+        self.tokenizer, self.options = tokenizer, options
+
+    @property
+    def words(self) -> frozenset[str]:
+        """All words of a template's source: what it may read of a row."""
+        return frozenset()
+
+    def foresee(self, conversations: Iterable[tuple[Messages, int]]) -> None:  # noqa: B027 - an encoder need not
+        """Do together what takes longer one by one, for conversations that will be encoded; it changes no result.
+
+        Args:
+            conversations: messages and row number of each, without tools and arguments of its own.
+        """
+
+    @abc.abstractmethod
+    def key(self) -> list[Any]:
+        """JSON values that tell two encoders with different results for the same tokenizer apart."""
+
+
+class ConversationEncoder(RowEncoder):
     """Encodes conversations.
 
     Args:
@@ -63,8 +87,12 @@ class ConversationEncoder(abc.ABC):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodingOptions) -> None:
-        self.tokenizer, self.options = tokenizer, options
+        super().__init__(tokenizer, options)
         self.template = ChatTemplate(tokenizer)
+
+    @property
+    def words(self) -> frozenset[str]:
+        return words_of(self.template)
 
     def encode(
         self,
@@ -95,13 +123,6 @@ class ConversationEncoder(abc.ABC):
         """
         return self._encode(messages, row_number, self.given(tools, template_kwargs), template_kwargs or {})
 
-    def foresee(self, conversations: Iterable[tuple[Messages, int]]) -> None:  # noqa: B027 - an encoder need not
-        """Do together what takes longer one by one, for conversations that will be encoded; it changes no result.
-
-        Args:
-            conversations: messages and row number of each, without tools and arguments of its own.
-        """
-
     @abc.abstractmethod
     def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
         """As `encode_compared`.
@@ -110,10 +131,6 @@ class ConversationEncoder(abc.ABC):
             given: what the template receives besides the messages.
             own: those of its arguments that come from the row, not from the run's settings.
         """
-
-    @abc.abstractmethod
-    def key(self) -> list[Any]:
-        """JSON values that tell two encoders with different results for the same tokenizer apart."""
 
     def given(self, tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any] | None) -> TemplateInput:
         """What the template receives for a row with these tools and arguments."""

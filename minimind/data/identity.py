@@ -3,6 +3,7 @@
     PreferenceRow -> identity_of -> (prompt, chosen, rejected), 64 bits each -> PairTable.identities
     AnswerRow -> identity_of_answer -> (prompt, answer, label)
     ConversationRow -> identity_of_conversation -> (prompt, the rest, 0)
+    TextRow -> identity_of_text -> (text, text, number of the piece)
 
 The hashes depend on neither tokenizer nor length limit, so pairs of different files can be compared. What
 the template does not read, such as a score in a message, is no difference.
@@ -15,7 +16,7 @@ import json
 from typing import Any
 
 from minimind.data.messages import Message
-from minimind.data.rows import AnswerRow, CheckedRow, ConversationRow, PreferenceRow
+from minimind.data.rows import AnswerRow, CheckedRow, ConversationRow, PreferenceRow, TextRow
 
 # Values of other types than JSON's come from typed columns; their text tells them apart.
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr)
@@ -67,6 +68,11 @@ def identity_of_conversation(row: ConversationRow, words: frozenset[str]) -> tup
     roles = [message["role"] for message in row.messages]
     first = roles.index("assistant")
     return _prompt_hash(row.messages[:first], row, words), _answer_hash(row.messages[first:], words), 0
+
+
+def identity_of_text(row: TextRow, piece: int) -> tuple[int, int, int]:
+    """Twice the hash of the text, and the number of the piece of it."""
+    return _hash(row.text), _hash(row.text), piece
 
 
 def _prompt_hash(prompt: list[Message], row: CheckedRow, words: frozenset[str]) -> int:

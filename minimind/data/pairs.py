@@ -25,6 +25,9 @@ from minimind.data.left_out import words_of
 from minimind.data.messages import Message
 from minimind.data.rows import PreferenceRow
 
+# Values of --on_long_row for texts.
+SPLIT, KEEP = "split", "keep"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LengthLimit:
@@ -33,10 +36,13 @@ class LengthLimit:
     Attributes:
         max_length: tokens of a row; what is left of a longer row after the first step below is cut at its end.
         cut_prompt: first leave out the oldest turns of the prompt, the same for both halves, until both fit.
+        long_text: for texts: SPLIT makes several rows of a longer one, KEEP closes the cut text with the end token;
+            others cut it.
     """
 
     max_length: int
     cut_prompt: bool = False
+    long_text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

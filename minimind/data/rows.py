@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from minimind.data.columns import NO_SCORES, Columns
 from minimind.data.messages import Message, has_developer, listed, read_messages
@@ -98,8 +98,27 @@ class ConversationRow:
         return {"messages": self.messages}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRow:
+    """A text, for pretraining.
+
+    Attributes:
+        text: what is learned.
+        unused, shape: as in `PreferenceRow`.
+    """
+
+    text: str
+    unused: tuple[str, ...] = ()
+    shape: str = ""
+    # What other rows have for their chat template.
+    tools: ClassVar[None] = None
+    template_kwargs: ClassVar[Mapping[str, Any]] = {}
+    has_developer: ClassVar[bool] = False
+    conversations: ClassVar[Mapping[str, list[Message]]] = {}
+
+
 # What a row of a file gives.
-CheckedRow = PreferenceRow | AnswerRow | ConversationRow
+CheckedRow = PreferenceRow | AnswerRow | ConversationRow | TextRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.columns import NO_SCORES
+from minimind.data.entries import ITEMS, NO_LABEL
 from minimind.data.rows import BadRow
 from minimind.data.sources import Source
-from minimind.data.tokens import NO_LABEL, ROWS
+from minimind.data.tokens import ROWS
 
 # Row length at which attention costs about as much as the rest of a transformer block. It is used to compare the costs
 # of pairs, so a rough value is enough.
@@ -33,7 +34,7 @@ class PreferencePair:
         prefix: number of leading tokens that both rows share, with equal masks.
         index: of the pair among all tokenised pairs, selected or not.
         scores: of the chosen and of the rejected answer in the data; NaN if not given.
-        label: None for a pair, and for a conversation, which is `chosen` beside a `rejected` of a single token. Else
+        label: None for a pair, and for a row that stands alone: it is `chosen`, and `rejected` is a single token. Else
             `chosen` is an answer that is desirable or not, and `rejected` is the answer to another prompt behind the
             same prompt, or a single token; see labelled.py.
     """
@@ -68,8 +69,8 @@ class PairTable:
         identities: (3n,) uint64, hashes of each pair's prompt, chosen and rejected answer; see identity.py.
         lines: (n,) int64, number of each pair's row in the source, from 1; a row may give several pairs.
         scores: (2n,) float32, of chosen and rejected; NaN if not given.
-        labels: (n,) uint8, NO_LABEL for a pair; of an answer, which is `chosen` then, 1 if it is desirable, else 0;
-            CONVERSATION for a conversation, which is `chosen` too.
+        labels: (n,) uint8, NO_LABEL for a pair; of an answer, which is `chosen` then, 1 if it is desirable, else 0; a
+            conversation and a text, which are `chosen` too, have values of their own (entries.py).
         cuts: (n,) uint8, what the length limit did to each pair; see `Chunk.cuts`.
         max_length: the largest number of tokens of a row.
         bad: rows that cannot be trained on. Those with `tokenized` are also among the n pairs.
@@ -141,7 +142,7 @@ class PairTable:
     @property
     def items(self) -> str:
         """What the entries are, for messages."""
-        return "answers" if self.is_labelled else "pairs" if self.is_pairs else "conversations"
+        return "pairs" if self.is_pairs else ITEMS[int(self.labels[0])]
 
     @property
     def is_pairs(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from minimind.data.encoder import build_encoder
-from minimind.data.encoding import ConversationEncoder, EncodingOptions
+from minimind.data.encoding import EncodingOptions, RowEncoder
 from minimind.data.pairs import LengthLimit
 from minimind.data.shapes import DEFAULT_SHAPES, ShapeOptions
 from minimind.data.sources import Source
@@ -44,17 +44,16 @@ def load_table(
     options: EncodingOptions = _DEFAULT_OPTIONS,
     shapes: ShapeOptions = DEFAULT_SHAPES,
     cut_prompt: bool = False,
+    long_text: str = "",
     listener: TokenisingListener = SILENT,
     known: str | None = None,
 ) -> PairTable:
     """Load the pairs of a source from the cache, or tokenise them and write the cache.
 
     Args:
-        max_length, cut_prompt: how long a row may be, and how longer rows are cut; see `LengthLimit`.
-        num_workers: largest number of worker processes.
-        options: how conversations are encoded.
-        shapes: how rows are read.
-        listener: is told of progress.
+        max_length, cut_prompt, long_text: how long a row may be, and how longer rows are cut; see `LengthLimit`.
+        num_workers, listener: largest number of worker processes; is told of progress.
+        options, shapes: how conversations are encoded, and how rows are read.
         known: key of the table, if another process of this machine has just loaded it: neither the source is hashed
             nor the table compared with its checksums again.
 
@@ -66,7 +65,8 @@ def load_table(
         folder = cache_dir / f"pairs-{known}"
         if (table := read_table(folder, source, known, listener.on_work, checked=True)) is not None:
             return table
-    encoder, limit = build_encoder(tokenizer, options), LengthLimit(max_length=max_length, cut_prompt=cut_prompt)
+    limit = LengthLimit(max_length=max_length, cut_prompt=cut_prompt, long_text=long_text)
+    encoder = build_encoder(tokenizer, options)
     key = _key(source, encoder, limit, shapes, listener.on_work)
     folder = cache_dir / f"pairs-{key}"
     read = functools.partial(read_table, folder, source, key, listener.on_work)
@@ -97,7 +97,7 @@ def _failure(error: OSError | BrokenProcessPool, source: Source, folder: Path) -
 
 def _key(
     source: Source,
-    encoder: ConversationEncoder,
+    encoder: RowEncoder,
     limit: LengthLimit,
     shapes: ShapeOptions,
     on_block: Callable[[], object],
@@ -109,6 +109,7 @@ def _key(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     settings = [_FORMAT, limit.max_length, limit.cut_prompt, shapes.key(), *encoder.key()]
+    settings += [limit.long_text] if limit.long_text else []
     digest.update(json.dumps([settings, content, tokenizer.chat_template, _special(tokenizer)]).encode())
     for number, path in enumerate(source.files):
         # Other files with the same bytes one after the other are other rows.

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minimind.data.alone import encode_alone
-from minimind.data.columns import NO_SCORES
-from minimind.data.encoding import ConversationEncoder
-from minimind.data.identity import identity_of, identity_of_answer, identity_of_conversation
+from minimind.data.alone import encode_alone, encode_text
+from minimind.data.encoding import ConversationEncoder, RowEncoder
+from minimind.data.entries import entry_of
 from minimind.data.labelled import encode_answer, others_of
-from minimind.data.left_out import check_rendered, not_used, words_of
+from minimind.data.left_out import check_rendered, not_used
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
-from minimind.data.rows import AnswerRow, BadRow, CheckedRow, ConversationRow, PreferenceRow
+from minimind.data.rows import AnswerRow, BadRow, CheckedRow, ConversationRow, TextRow
 from minimind.data.shapes import DEFAULT_SHAPES, Items, ShapeOptions, parse_items
 from minimind.data.sources import Content, RowError, Source
+from minimind.data.text_encoder import TextEncoder
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.worker_pool import run_in_order
 
@@ -41,8 +41,6 @@ ROWS, UNPAIRED, OTHER_MASK, DEVELOPER = "rows", "unpaired", "other_mask", "devel
 # Bits of `Chunk.cuts`: turns of the prompt were left out; the end of a row was left out; no difference that counts is
 # left; the pair is one of `Chunk.bad`.
 PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
-# Values in `Chunk.labels` of a pair, and of a conversation; an answer has 1 if it is desirable, else 0.
-NO_LABEL, CONVERSATION = 2, 3
 _ROWS_PER_TASK = 256
 # A task of long rows has fewer, so that many tasks fit into memory.
 _BYTES_PER_TASK = 2**21
@@ -63,8 +61,7 @@ class Chunk:
         identities: hashes of each pair's prompt, chosen and rejected answer, 3n values; see identity.py.
         lines: number of each pair's row in the source, n values; pairs of one row follow each other.
         scores: of both halves of each pair, 2n values; NaN if not given.
-        labels: n values: NO_LABEL for a pair, 1 or 0 for an answer, CONVERSATION for a conversation; these two are the
-            chosen half of their entry.
+        labels: n values, as in entries.py; what is no pair is the chosen half of its entry.
         cuts: what the length limit did to each pair, n values: a sum of PROMPT_CUT, END_CUT and LOST, and WRONG.
         bad: rows and pairs that cannot be trained on; those with `tokenized` are also among the n pairs.
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
@@ -102,7 +99,7 @@ class _Task:
 
 def tokenize(
     source: Source,
-    encoder: ConversationEncoder,
+    encoder: RowEncoder,
     limit: LengthLimit,
     shapes: ShapeOptions = DEFAULT_SHAPES,
     *,
@@ -170,9 +167,8 @@ def _size(value: Any) -> int:
     return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
-def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: ShapeOptions, task: _Task) -> Chunk:
-    words = words_of(encoder.template)
-    read = _read_rows(task, options)
+def _encode_rows(encoder: RowEncoder, limit: LengthLimit, options: ShapeOptions, task: _Task) -> Chunk:
+    words, read = encoder.words, _read_rows(task, options)
     # All rows of a task at once: each stage runs faster when the one before it does not run in between.
     encoder.foresee(
         (messages, number)
@@ -186,22 +182,23 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
     bad, counts, unused = read.bad, read.counts, dict[tuple[int, str], None]()
     for place, (number, row) in enumerate(zip(read.numbers, read.rows, strict=True)):
         try:
-            pair = _encode(read.rows, place, number, encoder, limit, options.items)
+            found = _encode(read.rows, place, number, encoder, limit, options.items)
         except (RowError, RecursionError) as error:
             reason = str(error) if isinstance(error, RowError) else "nested too deeply"
             bad.append(BadRow(line=number, reason=reason, tokenized=False))
             continue
-        if pair.problem is not None:
-            bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
-        counts[OTHER_MASK] += pair.other_mask
         counts[DEVELOPER] += row.has_developer
         unused.update(dict.fromkeys((number, name) for name in not_used(row, words)))
-        pairs.append(pair)
-        numbers.append(number)
-        identity, of_row, label = _described(row, words)
-        identities += identity
-        scores += of_row
-        labels.append(label)
+        for piece, pair in enumerate(found):
+            if pair.problem is not None:
+                bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
+            counts[OTHER_MASK] += pair.other_mask
+            pairs.append(pair)
+            numbers.append(number)
+            entry = entry_of(row, words, piece)
+            identities += entry.identity
+            scores += entry.scores
+            labels.append(entry.label)
     return Chunk(
         **_arrays(pairs),
         identities=identities,
@@ -215,15 +212,6 @@ def _encode_rows(encoder: ConversationEncoder, limit: LengthLimit, options: Shap
         unused=Counter(name for _, name in unused),
         bytes_read=task.bytes_read,
     )
-
-
-def _described(row: CheckedRow, words: frozenset[str]) -> tuple[tuple[int, int, int], tuple[float, float], int]:
-    """What a chunk has of a row besides its tokens: identity, scores, label."""
-    if isinstance(row, PreferenceRow):
-        return identity_of(row, words), row.scores, NO_LABEL
-    if isinstance(row, AnswerRow):
-        return identity_of_answer(row, words), NO_SCORES, int(row.label)
-    return identity_of_conversation(row, words), NO_SCORES, CONVERSATION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,19 +268,23 @@ def _encode(
     rows: Sequence[CheckedRow],
     place: int,
     number: int,
-    encoder: ConversationEncoder,
+    encoder: RowEncoder,
     limit: LengthLimit,
     items: Items,
-) -> EncodedPair:
-    """Tokenise the row at a place; `number` is that of its row in the source."""
+) -> list[EncodedPair]:
+    """Tokenise the row at a place; `number` is that of its row in the source. A text may give several entries."""
     row = rows[place]
+    if isinstance(row, TextRow):
+        assert isinstance(encoder, TextEncoder)
+        return encode_text(row, encoder, limit)
+    assert isinstance(encoder, ConversationEncoder)
     if isinstance(row, AnswerRow):
         others = others_of(rows, place) if items is Items.MISMATCHED else None
-        return encode_answer(row, number, encoder, limit, others)
+        return [encode_answer(row, number, encoder, limit, others)]
     if isinstance(row, ConversationRow):
-        return encode_alone(row, number, encoder, limit)
+        return [encode_alone(row, number, encoder, limit)]
     template, given = encoder.template, encoder.given(row.tools, row.template_kwargs)
     chosen, rejected = (fit_arguments(messages, template, given) for messages in (row.chosen, row.rejected))
     row = dataclasses.replace(row, chosen=chosen, rejected=rejected)
     check_rendered(row, template, given)
-    return encode_pair(row, number, encoder, limit)
+    return [encode_pair(row, number, encoder, limit)]

@@ -74,6 +74,8 @@ def _pairs_of_rows(table: PairTable, config: DataConfig) -> Iterator[str]:
     rows = 1 + int(np.count_nonzero(np.diff(table.lines))) if len(table.lines) else 0
     if len(table.lines) > rows and table.is_labelled:
         yield f"{_rows(rows)} give {len(table.lines)} answers: a pair is taken as a desirable and an undesirable one"
+    elif len(table.lines) > rows and table.items == "texts":
+        yield f"{_rows(rows)} make {len(table.lines)} of at most {table.max_length} tokens (--on_long_row split)"
     elif len(table.lines) > rows:
         yield f"{_rows(rows)} make {_pairs(len(table.lines))} (--pairing {config.pairing})"
 

@@ -186,7 +186,8 @@ def _narrowed(data: TrainingData, limit: int | None) -> Iterator[str]:
         yield f"only the first {len(data.table)} of {total} {items} are taken (--limit {limit})"
     if data.eval_table is not None:
         shared = shared_prompts(data.table, data.eval_table)
-        yield f"{shared} of {len(data.table)} {items} have a prompt that held-out {items} have too"
+        what = "are held out too" if items == "texts" else f"have a prompt that held-out {items} have too"
+        yield f"{shared} of {len(data.table)} {items} {what}"
 
 
 def _labels(tables: PairTables, objective: AnyObjective) -> Iterator[str]:

@@ -40,6 +40,13 @@ def sft_row(text, tokenizer):
     return tokens[:LENGTH], labels[:LENGTH]
 
 
+def text_row(text, tokenizer):
+    """MiniMind's row of a text: cut, between its start and its end; every token is a label."""
+    ids = tokenizer(text, add_special_tokens=False, max_length=LENGTH - 2, truncation=True).input_ids
+    tokens = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    return tokens, tokens
+
+
 def padded(rows):
     longest = max(len(tokens) for tokens, _ in rows)
     ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens, _ in rows])
@@ -150,3 +157,20 @@ def test_sft_is_minimind_s(moe, ranks, config, exact, tokenizer, tmp_path):
     shutil.rmtree(folder / "checkpoints" / "step00000004")
     run(folder, data, moe, *split, "--from_resume", 1, "--on_bad_checkpoint", "previous", **options)
     assert untimed(folder) == was
+
+
+@pytest.mark.parametrize(("moe", "ranks", "config"), [(False, 1, "zero1"), (True, 2, "zero3")], ids=["dense", "moe"])
+def test_pretraining_is_minimind_s(moe, ranks, config, tokenizer, tmp_path):
+    lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines()
+    texts = [" ".join(message["content"] for message in json.loads(line)["chosen"]) for line in lines[:48]]
+    if moe:
+        # All longer than the limit, so that no row is padded.
+        texts = ["".join(texts[place : place + 3]) for place in range(0, 48, 3)]
+    texts = texts[:16]
+    rows = [text_row(text, tokenizer) for text in texts]
+    assert not moe or {len(tokens) for tokens, _ in rows} == {LENGTH}
+    data, folder = tmp_path / "rows.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    split = ("--batch_size", 2, "--accumulation_steps", 4 // ranks, "--loss_mean", "micro_batch")
+    run(folder, data, moe, *split, "--on_long_row", "keep", script="launch/pretrain.py", ranks=ranks, config=config)
+    check(folder, "pretrain", plain_loop(rows, 2, 4, False, moe), moe)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minimind.chat.command import ChatConfig
-from minimind.config import DPOConfig, Flag, JobConfig, SFTConfig, fields_of
+from minimind.config import DPOConfig, Flag, JobConfig, PretrainConfig, SFTConfig, fields_of
 from minimind.conversion.command import ExportConfig
 from minimind.inspection.flags import build_parser as prepare_parser
 from minimind.plan.command import _parser as plan_parser
@@ -137,6 +137,7 @@ def _line(row: FlagRow, language: Language) -> str:
 # Name of the generated part -> its rows.
 TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
     "flags": dpo_flags,
+    "pretrain flags": functools.partial(job_flags, PretrainConfig),
     "sft flags": functools.partial(job_flags, SFTConfig),
     "plan flags": plan_flags,
     "prepare flags": prepare_flags,

@@ -25,6 +25,7 @@ class Items(enum.Enum):
     ANSWERS = "answers with labels"
     MISMATCHED = "answers with labels, each with the answer to another prompt beside it"
     CONVERSATIONS = "conversations"
+    TEXTS = "texts"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from minimind.data.shapes.comparisons import COMPARISON
 from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
 from minimind.data.shapes.dataset_info import FILE_NAME, DatasetInfo
 from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, Items, ShapeOptions
+from minimind.data.shapes.plain_texts import TEXT_SHAPES
 from minimind.data.shapes.sequences import with_objects
 from minimind.data.shapes.shape import Row, RowShape, given_columns
 from minimind.data.shapes.texts import ALPACA, HH, TRL
@@ -44,9 +45,12 @@ SHAPES: Mapping[str, RowShape] = {
     "unpaired": UNPAIRED,
 }
 # The shapes of rows that stand alone, of jobs over them.
-ALONE: Mapping[Items, Mapping[str, RowShape]] = {Items.CONVERSATIONS: CONVERSATION_SHAPES}
+ALONE: Mapping[Items, Mapping[str, RowShape]] = {
+    Items.CONVERSATIONS: CONVERSATION_SHAPES,
+    Items.TEXTS: TEXT_SHAPES,
+}
 # The shapes that need no mention.
-PLAIN = frozenset({"minimind", "conversations"})
+PLAIN = frozenset({"minimind", "conversations", "texts"})
 _JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minimind.config import DPOConfig, JobConfig, ModelDefaults, Settings, SFTConfig
+from minimind.config import DPOConfig, JobConfig, ModelDefaults, PretrainConfig, Settings, SFTConfig
 from minimind.data.shapes import Items
 from minimind.engine.reference import Reference
 from minimind.errors import ConfigError
@@ -129,4 +129,5 @@ KINDS: Mapping[str, JobKind] = {
         has_demo=True,
     ),
     SFTConfig.name: _token_kind(SFTConfig, Items.CONVERSATIONS),
+    PretrainConfig.name: _token_kind(PretrainConfig, Items.TEXTS),
 }

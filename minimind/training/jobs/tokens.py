@@ -1,4 +1,4 @@
-"""Jobs over tokens: supervised fine-tuning, whose tokens are those of the assistant.
+"""Jobs over tokens: pretraining, where all count, and supervised fine-tuning, where those of the assistant do.
 
 log-probs (K,) -> objective -> K losses; perplexity, entropy and accuracy of the tokens
 """

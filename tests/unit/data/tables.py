@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minimind.data import tokens
+from minimind.data import entries, tokens
 from minimind.data.rows import BadRow
 from minimind.data.sources.source import LINE, Source
 from minimind.data.table import PairTable
@@ -71,7 +71,7 @@ def table_of(
         prefixes=np.zeros(len(pairs), np.int64),
         lines=np.array(lines or range(1, len(pairs) + 1)),
         scores=np.array(scores or [np.nan] * len(lengths), np.float32),
-        labels=np.full(len(pairs), tokens.NO_LABEL, np.uint8),
+        labels=np.full(len(pairs), entries.NO_LABEL, np.uint8),
         prompt_lengths=np.zeros(len(pairs), np.int64),
         least_limits=np.zeros(len(pairs), np.int64),
         identities=np.arange(3 * len(pairs), dtype=np.uint64),

@@ -6,7 +6,7 @@ import pytest
 
 from minimind.data.alone import encode_alone
 from minimind.data.encoder import build_encoder
-from minimind.data.encoding import EncodingOptions
+from minimind.data.encoding import TEXT, EncodingOptions
 from minimind.data.packs import Segment, pack
 from minimind.data.pairs import LengthLimit
 from minimind.data.rows import ConversationRow
@@ -78,3 +78,43 @@ def test_rows_without_a_turn_to_learn_are_bad(load, write_rows):
     path = write_rows({"conversations": TURNS[:1]}, {"conversations": conversation("Hi", "Yo.")})
     (bad,) = load(path, shapes=CONVERSATIONS).bad
     assert (bad.line, bad.reason) == (1, "'conversations' has no assistant turn, so that there is nothing to learn")
+
+
+TEXTS = {"shapes": ShapeOptions(items=Items.TEXTS), "options": EncodingOptions(mask=TEXT)}
+
+
+def tokens_of(table):
+    return [table[index].chosen.tolist() for index in range(len(table))]
+
+
+def test_a_long_text_is_split_so_that_each_token_is_predicted_once(load, write_rows, tokenizer):
+    path = write_rows({"text": "Once upon a time there was a horse that ate hay."}, {"text": "Short."})
+    (whole, short) = tokens_of(load(path, **TEXTS, max_length=1000))
+    assert (whole[0], whole[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    most = len(whole) // 2
+    table = load(path, **TEXTS, max_length=most, long_text="split")
+    *pieces, last = tokens_of(table)
+    assert last == short
+    assert all(2 <= len(piece) <= most for piece in pieces)
+    assert [token for piece in pieces for token in piece[1:]] == whole[1:]
+    assert (table.items, table.lines.tolist()) == ("texts", [1] * len(pieces) + [2])
+    # Pieces of one text are not duplicates of each other.
+    assert len({tuple(one) for one in table.identities.reshape(-1, 3).tolist()}) == len(table)
+    batch = pack([table[0], table[1]])
+    assert batch.position_ids.tolist() == [*range(len(pieces[0]) - 1), *range(len(pieces[1]) - 1)]
+    assert len(batch.target_ids) == len(pieces[0]) + len(pieces[1]) - 2
+
+
+def test_a_long_text_is_cut_or_closed_as_in_minimind(load, write_rows, tokenizer):
+    path = write_rows({"text": "Once upon a time there was a horse that ate hay."})
+    (whole,) = tokens_of(load(path, **TEXTS, max_length=1000))
+    (cut,) = tokens_of(load(path, **TEXTS, max_length=8, long_text="cut"))
+    (closed,) = tokens_of(load(path, **TEXTS, max_length=8, long_text="keep"))
+    assert cut == whole[:8]
+    assert closed == [*whole[:7], tokenizer.eos_token_id]
+
+
+def test_an_empty_text_is_a_bad_row(load, write_rows):
+    table = load(write_rows({"text": " \n"}, {"text": "Once"}), **TEXTS)
+    assert [(row.line, row.reason) for row in table.bad] == [(1, "the text is empty")]
+    assert len(select_pairs(table, on_bad_row="skip", on_long_row="split")) == 1
