@@ -17,6 +17,14 @@ class RunConfig:
     save_interval: int = flag(100, "global steps between two checkpoints; 0: only one, at the end", low=0)
     log_interval: int = flag(100, "global steps between two logged steps", low=1)
     eval_interval: int = flag(0, "global steps between two evaluations; 0: only at the start and at the end", low=0)
+    save_best: str | None = flag(
+        None,
+        "metric of the evaluations, e.g. eval/loss or eval/rewards/accuracies: the weights of the best evaluation are "
+        "kept in save_dir/best; max: or min: before it says which direction is better, where the name does not",
+    )
+    early_stop: str | None = flag(
+        None, "patience:N ends the run after N evaluations in a row without a better value of --save_best's metric"
+    )
     timeout: int = flag(
         1800, "seconds without progress of any rank after which the run names the missing ranks and ends", low=1
     )

@@ -91,12 +91,32 @@ class End:
     Attributes:
         step: the last global step that was done.
         finished: False if a signal asked for a stop before the run's last step.
-        reason: the signal or other cause of the stop; empty if finished.
+        reason: the signal, or why a listener ended the run (`Halt`); empty after the run's last step.
     """
 
     step: int
     finished: bool
     reason: str = ""
+
+
+class Halt:
+    """How a listener ends a run early, which then counts as finished: weights and checkpoint are written.
+
+    Every rank's listener must ask at the same step.
+
+    Attributes:
+        step: the last global step; None while the run goes on.
+        reason: why, for people.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.reason = ""
+
+    def ask(self, step: int, reason: str) -> None:
+        """End the run after this step; the first reason is kept."""
+        if self.step is None:
+            self.step, self.reason = step, reason
 
 
 Event = Start | Step | Log | Evaluated | Saved | End

@@ -1,18 +1,23 @@
 """Exported weights: MiniMind's `.pth` for its models, and a Hugging Face folder for every model.
 
 Of a run with adapters: a folder in peft's format, MiniMind's `lora_*.pth` where MiniMind can load it, and with
---merge 1 the weights too.
+--merge 1 the weights too. The weights of the best evaluation (--save_best) have the same forms, in a folder of their
+own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from minimind.durable import whole_folder
 from minimind.engine.policy import Policy
+from minimind.errors import WeightsError
 from minimind.model.adapters import SQUARE, AdapterSpec, find_targets
 from minimind.model.family import family_of
 from minimind.ranks.collectives import from_main
@@ -21,6 +26,9 @@ from minimind.training.setup.start_weights import adapter_name, weights_name
 from minimind.weights.adapter_files import merged_state, save_adapter, save_minimind_adapter
 from minimind.weights.construction import empty_model
 from minimind.weights.io import save_huggingface, save_minimind
+
+# Folder of the best weights in a run's folder; their record in it.
+BEST, BEST_RECORD = "best", "best.json"
 
 
 def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[], object]) -> None:
@@ -31,14 +39,43 @@ def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[],
     """
     # A collective under ZeRO: every rank contributes its shards, rank 0 gets the tensors.
     state = policy.full_state()
-    from_main(policy.world, lambda: _write(prepared, state, on_progress))
+    folder = Path(prepared.settings.config.run.save_dir)
+    from_main(policy.world, lambda: _write(prepared, state, on_progress, folder))
 
 
-def _write(prepared: Prepared, state: dict[str, Tensor], on_progress: Callable[[], object]) -> None:
+def export_best(
+    prepared: Prepared, policy: Policy, on_progress: Callable[[], object], record: Mapping[str, object]
+) -> None:
+    """Replace the folder `best` in the run's folder by one with the policy's weights; all ranks must call.
+
+    It is a run's folder too, with a copy of `run.json`, so that whatever reads a run reads it.
+
+    Args:
+        record: what made them the best, for `best.json`.
+
+    Raises:
+        WeightsError: on all ranks, if a file could not be written; the old folder stays.
+    """
+    state = policy.full_state()
+    run = Path(prepared.settings.config.run.save_dir)
+
+    def write() -> None:
+        try:
+            with whole_folder(run / BEST) as folder:
+                _write(prepared, state, on_progress, folder)
+                shutil.copyfile(run / "run.json", folder / "run.json")
+                (folder / BEST_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise WeightsError(f"{run / BEST}: cannot be written ({error})") from error
+
+    from_main(policy.world, write)
+
+
+def _write(prepared: Prepared, state: dict[str, Tensor], on_progress: Callable[[], object], folder: Path) -> None:
     config = prepared.settings.config
-    folder, name = Path(config.run.save_dir), weights_name(config)
+    name = weights_name(config)
     if prepared.adapters is not None:
-        _write_adapter(prepared, prepared.adapters.spec, state)
+        _write_adapter(prepared, prepared.adapters.spec, state, folder)
         on_progress()
         if not config.adapters.merge:
             return
@@ -51,9 +88,9 @@ def _write(prepared: Prepared, state: dict[str, Tensor], on_progress: Callable[[
     save_huggingface(prepared.source.config, state, folder / name, prepared.tokenizer, dtype)
 
 
-def _write_adapter(prepared: Prepared, spec: AdapterSpec, state: dict[str, Tensor]) -> None:
+def _write_adapter(prepared: Prepared, spec: AdapterSpec, state: dict[str, Tensor], folder: Path) -> None:
     config, source = prepared.settings.config, prepared.source
-    path = Path(config.run.save_dir) / adapter_name(config)
+    path = folder / adapter_name(config)
     init = True if config.adapters.lora_init == "default" else config.adapters.lora_init
     save_adapter(state, spec, source, path, init)
     # MiniMind adds adapters to all square layers, and to no others.

@@ -26,6 +26,7 @@ _RECORDS = (
     "tensorboard",
     "csv",
     "checkpoints",
+    "best",
 )
 
 

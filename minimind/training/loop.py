@@ -1,6 +1,7 @@
 """The training loop: takes global steps and raises events. It knows no objective, no file and no console.
 
-batches of a step -> train_step -> [Log] -> Step -> next step;  a signal -> End(finished=False)
+batches of a step -> train_step -> [Log] -> Step -> next step;  a signal -> End(finished=False);
+a listener that asks for it (`Halt`) -> End(finished=True) before the last step
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from minimind.errors import TrainingError
 from minimind.ranks.collectives import StopVote
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
-from minimind.training.events import End, Events, Log, Start, Step
+from minimind.training.events import End, Events, Halt, Log, Start, Step
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import StepMetrics
 from minimind.training.nonfinite import NonFiniteReport
@@ -34,6 +35,7 @@ class Run:
         seed: of dropout.
         metrics: of the steps since the last logged one.
         nonfinite: makes the error of a step whose gradient is not finite.
+        halt: by which listeners end the run early.
     """
 
     world: World
@@ -47,13 +49,15 @@ class Run:
     metrics: StepMetrics
     events: Events
     nonfinite: NonFiniteReport
+    halt: Halt
 
 
 def train(run: Run, start: int) -> bool:
     """Train from after global step `start` to the end; `start` 0 is a fresh run.
 
     Returns:
-        Whether the end was reached. False: a signal asked for a stop, and the listeners have saved the state.
+        Whether the run is finished, at its last step or where a listener ended it. False: a signal asked for a stop,
+        and the listeners have saved the state.
 
     Raises:
         TrainingError: a gradient is not finite, or the state cannot be saved after a signal.
@@ -62,6 +66,9 @@ def train(run: Run, start: int) -> bool:
     # From here on a signal sets `stop_reason`; before, it ends the process at once, since there is nothing to save.
     watch.can_save()
     run.events.emit(Start(step=start, total_steps=run.total_steps))
+    if run.halt.step is not None:
+        # The run that wrote the checkpoint was ended early, and nothing has changed since.
+        return _end_early(run, start)
     run.policy.train()
     run.metrics.resume()
     for step, batches in enumerate(run.batches(start), start=start + 1):
@@ -86,7 +93,14 @@ def train(run: Run, start: int) -> bool:
             reason = watch.stop_reason or "another rank was asked to stop"
             run.events.emit(End(step=step, finished=False, reason=reason))
             return False
+        if run.halt.step is not None and not last:
+            return _end_early(run, step)
     run.events.emit(End(step=run.total_steps, finished=True))
+    return True
+
+
+def _end_early(run: Run, step: int) -> bool:
+    run.events.emit(End(step=step, finished=True, reason=run.halt.reason))
     return True
 
 

@@ -100,7 +100,7 @@ def run_training(prepared: Prepared, world: World, watch: Watch, lock: FolderLoc
     # Monitors that upload must be done before `end` leaves the process without the interpreter's shutdown.
     engines.policy.close()
     if finished:
-        _report_finished(prepared, data.total_steps, console)
+        _report_finished(prepared, run, console)
     return finished
 
 
@@ -134,7 +134,10 @@ def _resume(prepared: Prepared, opened: OpenedRun, run: Run, engines: Engines, c
     from_main(run.world, lambda: drop_metrics_after(folder, opened.start))
 
 
-def _report_finished(prepared: Prepared, total_steps: int, console: Console) -> None:
-    console.say(f"\nFinished {total_steps} steps. Everything is in {prepared.settings.config.run.save_dir}")
+def _report_finished(prepared: Prepared, run: Run, console: Console) -> None:
+    done = f"Finished {run.total_steps} steps"
+    if run.halt.step is not None and run.halt.step < run.total_steps:
+        done = f"Ended after step {run.halt.step} of {run.total_steps}: {run.halt.reason}"
+    console.say(f"\n{done}. Everything is in {prepared.settings.config.run.save_dir}")
     if (tensorboard := prepared.policy_config.values.get("tensorboard", {})).get("enabled"):
         console.say(f"    tensorboard --logdir {tensorboard['output_path']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 
 import pytest
@@ -45,7 +46,9 @@ needs_bitsandbytes = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("config", "ranks", "more"),
     [
-        *(("zero2", 2, ()), ("zero3", 2, ())),
+        ("zero2", 2, ()),
+        # The best weights of a run that has them go on.
+        ("zero3", 2, ("--eval_data_path", demo.EVAL_PATH, "--eval_interval", 2, "--save_best", "eval/loss")),
         # Running means and a loss of the global batch.
         ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
         # A momentum of whole matrices, which the ranks' partitions cut.
@@ -71,6 +74,11 @@ def test_resume_is_bit_exact(config, ranks, more, small_data, tmp_path):
     for path in (resumed / "dpo_96.pth", resumed / "dpo_96"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
+    best = resumed / "best/best.json"
+    if best.is_file():
+        # Of a step after the checkpoint: the resumed run finds it again.
+        best.write_text("{}")
+
     again = flags(small_data, resumed, "--from_resume", 1, *more, ranks=ranks)
     done = train(*again, config=config, ranks=ranks, timeout=280).succeeded()
     assert "resuming after step 2\n" in done.output  # and nothing is resharded
@@ -80,6 +88,8 @@ def test_resume_is_bit_exact(config, ranks, more, small_data, tmp_path):
     (weights,) = whole.glob("dpo_*.pth")
     end, other = (torch.load(folder / weights.name, weights_only=True) for folder in (whole, resumed))
     assert all(torch.equal(end[name], other[name]) for name in end)
+    if best.is_file():
+        assert json.loads(best.read_text()) == json.loads((whole / "best/best.json").read_text())
 
 
 def test_run_with_other_settings_is_not_resumed_and_no_file_is_lost(small_data, tmp_path):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
 from minimind import demo
+from minimind.conversion.trained import open_trained
 from minimind.training.folder_lock import FolderLock
 from minimind.weights.sources import open_weights
 from tests.distributed.launching import REPO, metrics, train
@@ -49,6 +50,8 @@ def run(tmp_path_factory):
         "lr_schedule": "linear",
         "warmup_ratio": 0.5,
         "log_interval": 2,
+        "eval_interval": 1,
+        "save_best": "eval/loss",
         "save_dir": folder / "out",
     }
     done = train(*(part for name, value in flags.items() for part in (f"--{name}", value)), ranks=2).succeeded()
@@ -59,7 +62,7 @@ def test_metrics_have_the_documented_names(run):
     folder, _ = run
     trained, evaluated = metrics(folder), metrics(folder, "eval/loss")
     assert [entry["step"] for entry in trained] == [1, 2, 4]
-    assert [entry["step"] for entry in evaluated] == [0, 4]
+    assert [entry["step"] for entry in evaluated] == [0, 1, 2, 3, 4]
     assert all(set(entry) == TRAINED | {"step", "epoch"} for entry in trained)
     assert all(set(entry) == EVALUATED | {"step", "epoch"} for entry in evaluated)
     assert all(math.isfinite(value) for entry in trained + evaluated for value in entry.values())
@@ -80,6 +83,19 @@ def test_evaluation_counts_every_pair_once(run):
     # 7 pairs: an accuracy is a multiple of 1/14 (a tie counts half).
     accuracy = metrics(folder, "eval/loss")[-1]["eval/rewards/accuracies"]
     assert (accuracy * 14) == pytest.approx(round(accuracy * 14), abs=1e-6)
+
+
+def test_the_best_weights_are_those_of_the_best_evaluation(run):
+    folder, output = run
+    losses = {entry["step"]: entry["eval/loss"] for entry in metrics(folder, "eval/loss")}
+    record = json.loads((folder / "best/best.json").read_text())
+    assert (record["step"], record["value"]) == min(losses.items(), key=lambda one: one[1])
+    assert f"best weights: eval/loss {record['value']:.6g} at step {record['step']}, in {folder / 'best'}" in output
+    assert {path.name for path in (folder / "best").iterdir()} == {"best.json", "run.json", "dpo_96", "dpo_96.pth"}
+    # At the last step they are the weights that the run ends with.
+    same = torch.load(folder / "best/dpo_96.pth"), torch.load(folder / "dpo_96.pth")
+    assert all(torch.equal(one, same[1][name]) for name, one in same[0].items()) == (record["step"] == 4)
+    assert open_trained(folder / "best", {}).step is None
 
 
 def test_tensorboard_and_csv_have_the_same_events_by_global_step(run):

@@ -20,9 +20,10 @@ from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need, Objective, build_objective
 from minimind.objective.token_mean import TokenMean
 from minimind.ranks.world import World
+from minimind.training.jobs.answer_metrics import LENGTH_METRICS, TOKEN_METRICS
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.jobs.job import Job
-from minimind.training.jobs.tokens import TokenJob
+from minimind.training.jobs.tokens import DERIVED_METRICS, TokenJob
 from minimind.training.listeners.batch_statistics import BatchStatistics
 
 
@@ -49,6 +50,7 @@ class JobKind:
             and the objective. Raises ConfigError if flags of the objective are wrong.
         items: objective -> what rows become.
         make: objective, parts -> the job of one table.
+        metrics: objective -> names of the metrics of its job beside the losses.
         default_options: name of an objective -> its options where no flag gives them. A checkpoint that was written
             before an option existed has its default.
         has_demo: without --data_path the bundled demo runs.
@@ -57,6 +59,7 @@ class JobKind:
     choose: Callable[[Any, ModelDefaults | None], tuple[Settings, AnyObjective]]
     items: Callable[[Any], Items]
     make: Callable[[Any, Parts], Job]
+    metrics: Callable[[Any], tuple[str, ...]]
     default_options: Callable[[str], Mapping[str, Any]]
     has_demo: bool = False
 
@@ -64,6 +67,11 @@ class JobKind:
 def kind_of(config: JobConfig) -> JobKind:
     """The kind that a configuration is for."""
     return KINDS[config.name]
+
+
+def metric_names(config: JobConfig, objective: AnyObjective) -> tuple[str, ...]:
+    """Names of the metrics that a job of this objective logs, without rates and memory."""
+    return ("loss", f"{config.name}_loss", "aux_loss", *kind_of(config).metrics(objective))
 
 
 def _choose_pair_loss(
@@ -115,6 +123,7 @@ def _token_kind(config: type[JobConfig], items: Items) -> JobKind:
         choose=_choose_token_mean,
         items=lambda objective: items,
         make=make,
+        metrics=lambda objective: (*DERIVED_METRICS, *TokenJob.token_metrics),
         default_options=lambda loss: TokenMean().options(),
     )
 
@@ -125,6 +134,7 @@ KINDS: Mapping[str, JobKind] = {
         choose=_choose_pair_loss,
         items=_items_of_pair_loss,
         make=_pair_job,
+        metrics=lambda objective: (*objective.metrics, *LENGTH_METRICS, *TOKEN_METRICS),
         default_options=lambda loss: build_objective(loss).options(),
         has_demo=True,
     ),

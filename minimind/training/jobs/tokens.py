@@ -21,6 +21,7 @@ _COLUMNS = (
     Column(metric="perplexity", label="perplexity", format=".2f", eval_format=".3f"),
     Column(metric="token_accuracy", label="accuracy", format=".3f", eval_format=".4f"),
 )
+DERIVED_METRICS = ("perplexity",)
 _TOKEN_METRICS = ("entropy", "token_accuracy")
 # Largest exponent of a float.
 _MOST = 700.0
@@ -81,4 +82,4 @@ class TokenJob(Job[PairBatch, None]):
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
         """The perplexity."""
-        return {"perplexity": math.exp(min(means[f"{self.name}_loss"], _MOST))}
+        return {DERIVED_METRICS[0]: math.exp(min(means[f"{self.name}_loss"], _MOST))}

@@ -14,7 +14,7 @@ from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
-from minimind.training.events import Evaluated, Event, Listener, Start, Step
+from minimind.training.events import End, Evaluated, Event, Listener, Start, Step
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums, StepMetrics
 from minimind.training.step import eval_step, eval_together
@@ -52,8 +52,11 @@ class Evaluation(Listener):
         self._table, self._layout, self._batch_size, self._interval = table, layout, batch_size, interval
         self._job, self._policy, self._world, self._watch = job, policy, world, watch
         self._steps, self._emit = steps, emit
+        # Global steps of the last evaluation, and of the checkpoint that the run resumes.
+        self._latest, self._resumed = -1, -1
 
     def on_start(self, event: Start) -> None:
+        self._resumed = event.step
         # A resumed run has this evaluation in its metrics already.
         if event.step == 0:
             self.evaluate(0)
@@ -66,9 +69,16 @@ class Evaluation(Listener):
             self.evaluate(event.step)
             self._steps.resume()
 
+    def on_end(self, event: End) -> None:
+        # Where a listener has ended the run, the last step was not known to be the last.
+        if event.finished and event.reason and self._latest != event.step and event.step != self._resumed:
+            self._steps.pause()
+            self.evaluate(event.step)
+
     def evaluate(self, step: int) -> None:
         """Compute the metrics over all held-out items, each counted once, and raise `Evaluated`."""
         self._watch.enter("evaluating")
+        self._latest = step
         sums, started = MetricSums(self._world, self._job), time.monotonic()
         self._policy.eval()
         batches = eval_batches(

@@ -1,6 +1,6 @@
 """Saving: a checkpoint to resume from, and the weights to use.
 
-Step (every interval, last), End (stopped early) -> checkpoint, exported weights -> Saved
+Step (every interval, last), End (stopped or ended early) -> checkpoint, exported weights -> Saved
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ class Saving(Listener):
         self._checkpoints, self._export, self._folder, self._interval = checkpoints, export, folder, interval
         self._policy, self._stream, self._steps, self._events = policy, stream, steps, events
         self._console, self._world, self._watch = console, world, watch
+        # The global step after which checkpoint and weights, or the checkpoint alone, are on the disk.
+        self._saved = self._resumed = -1
 
     def on_start(self, event: Start) -> None:
+        self._resumed = event.step if event.step else -1
         if event.step == event.total_steps:
             # The interrupted run may have ended between its last checkpoint and its weights.
             self._write_weights()
@@ -74,6 +77,8 @@ class Saving(Listener):
 
     def on_end(self, event: End) -> None:
         if event.finished:
+            if event.reason:
+                self._end_early(event.step)
             return
         self._steps.pause()
         # Time may be short after a signal: only what is needed to resume is written.
@@ -86,6 +91,14 @@ class Saving(Listener):
                 agreed=True,
             )
         self._console.say(f"{stopped}. A checkpoint is saved; resume with --from_resume 1")
+
+    def _end_early(self, step: int) -> None:
+        """Save after a last step that was not known to be the last before."""
+        if step == self._resumed:
+            self._write_weights()
+        elif step != self._saved:
+            self._steps.pause()
+            self.save(step, last=True)
 
     def save(self, step: int, *, last: bool, weights: bool = True) -> None:
         """Write a checkpoint and the weights, and raise `Saved`.
@@ -109,6 +122,7 @@ class Saving(Listener):
         if failures:
             self._report(step, failures, last=last)
         else:
+            self._saved = step
             self._console.say(f"saved step {step} under {self._folder}")
         self._events.emit(Saved(step=step, checkpoint=checkpoint, failures=failures))
 

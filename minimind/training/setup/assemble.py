@@ -14,12 +14,14 @@ from minimind.data.packs import Batch
 from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
+from minimind.training.best import parse_early_stop, parse_save_best
 from minimind.training.console import Console
-from minimind.training.events import Events, Listener
-from minimind.training.export import export_weights
+from minimind.training.events import Events, Halt, Listener
+from minimind.training.export import BEST, export_best, export_weights
 from minimind.training.jobs.job import Job
 from minimind.training.jobs.kinds import Parts, kind_of
 from minimind.training.listeners.batch_statistics import BatchStatistics
+from minimind.training.listeners.best_weights import BestWeights
 from minimind.training.listeners.evaluation import Evaluation
 from minimind.training.listeners.metrics_file import MetricsFile
 from minimind.training.listeners.progress import Progress
@@ -30,6 +32,7 @@ from minimind.training.loop import Run
 from minimind.training.metrics import StepMetrics
 from minimind.training.nonfinite import NonFiniteReport
 from minimind.training.setup.engines import Engines
+from minimind.training.setup.evaluation_checks import evaluated_metrics
 from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
@@ -78,6 +81,7 @@ def assemble_run(
             world=world,
             latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
         ),
+        halt=Halt(),
     )
     # Listeners need the run, and the run needs the events, so they are added last.
     if statistics is not None:
@@ -138,8 +142,26 @@ def _listeners(
             trained=folder / weights_name(config),
             console=console,
         )
-    # Last: its clock starts at `Start`, after the work of all other listeners there.
+    # Its clock starts at `Start`, after the work of the listeners before it.
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)
+    # After the lines about the metrics that it judges. An evaluation is over before the save of its step.
+    if config.run.save_best:
+        yield _best_weights(prepared, engines, run, console)
+
+
+def _best_weights(prepared: Prepared, engines: Engines, run: Run, console: Console) -> BestWeights:
+    config, policy, watch = prepared.settings.config, engines.policy, run.watch
+    assert config.run.save_best is not None
+    return BestWeights(
+        criterion=parse_save_best(config.run.save_best, evaluated_metrics(config, prepared.objective)),
+        patience=parse_early_stop(config.run.early_stop) if config.run.early_stop else None,
+        export=lambda record: export_best(prepared, policy, watch.tick, record),
+        folder=Path(config.run.save_dir) / BEST,
+        halt=run.halt,
+        console=console,
+        world=run.world,
+        watch=watch,
+    )
 
 
 def _saving(

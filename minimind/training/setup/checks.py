@@ -7,14 +7,11 @@ A check is one function of a draft that yields user errors. Add it to CHECKS, an
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from minimind.config import Settings
 from minimind.data.selection import KEEP
 from minimind.data.sources import find_sources
 from minimind.engine.trackers import tracker_name
@@ -24,40 +21,13 @@ from minimind.model.dropout import dropout_fields
 from minimind.model.family import family_of, model_identity
 from minimind.model.router_loss import has_router_loss
 from minimind.native import processor
-from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need
-from minimind.ranks.world import World
 from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.device import device_problem
+from minimind.training.setup.draft import Check, Draft
+from minimind.training.setup.evaluation_checks import EVALUATION_CHECKS
 from minimind.training.setup.start_weights import MODEL_SETTINGS, adapter_name, model_setting, weights_name
 from minimind.training.setup.tokenizers import read_vocabulary
-from minimind.weights.sources import WeightSource
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A run's settings and what could be opened of its files.
-
-    Attributes:
-        is_demo: the bundled demo runs.
-        source: start weights; None if they could not be opened.
-        other_reference: weights of a reference that is another model; None if there are none.
-        tokenizer: None if it could not be loaded.
-        engine_resolved: the policy's DeepSpeed file was read, so settings that it fixes are known.
-        objective: None if the flags of the loss are wrong.
-    """
-
-    settings: Settings
-    world: World
-    is_demo: bool
-    source: WeightSource | None
-    tokenizer: PreTrainedTokenizerBase | None
-    engine_resolved: bool
-    objective: AnyObjective | None = None
-    other_reference: WeightSource | None = None
-
-
-Check = Callable[[Draft], Iterator[MiniMindError]]
 
 
 def data_files_exist(draft: Draft) -> Iterator[MiniMindError]:
@@ -79,8 +49,6 @@ def data_files_exist(draft: Draft) -> Iterator[MiniMindError]:
 def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
     """A flag that only works together with another one is not given alone."""
     settings, config = draft.settings, draft.settings.config
-    if settings.explicit("eval_interval") and not config.data.eval_data_path:
-        yield ConfigError(f"--eval_interval needs held-out {config.items}: --eval_data_path")
     if settings.explicit("on_bad_checkpoint") and not config.run.from_resume:
         yield ConfigError("--on_bad_checkpoint needs --from_resume 1")
     if settings.explicit("wandb_project") and not config.run.use_wandb:
@@ -277,6 +245,7 @@ def processor_is_known(draft: Draft) -> Iterator[MiniMindError]:
 
 CHECKS: Sequence[Check] = (
     data_files_exist,
+    *EVALUATION_CHECKS,
     flags_have_their_partner,
     tracker_is_installed,
     device_is_that_of_the_launcher,

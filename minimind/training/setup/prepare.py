@@ -29,7 +29,8 @@ from minimind.ranks.world import World
 from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.adapters import NO_QUANTIZATION, open_adapters
 from minimind.training.setup.batch import keep_global_batch
-from minimind.training.setup.checks import CHECKS, Draft
+from minimind.training.setup.checks import CHECKS
+from minimind.training.setup.draft import Draft
 from minimind.training.setup.precision import with_precision
 from minimind.training.setup.problems import Problems
 from minimind.training.setup.start_weights import (

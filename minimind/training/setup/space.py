@@ -33,8 +33,9 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
         A warning if not all checkpoints that the run keeps will fit, else an empty string.
 
     Raises:
-        ConfigError: the files that exist at the same time do not fit: the weights, twice while new ones are written,
-            and one checkpoint (with --keep_checkpoints K: K and the new one; none where states swap to NVMe).
+        ConfigError: the files that exist at the same time do not fit: the weights, twice while new ones are written
+            (with --save_best those of the best evaluation too), and one checkpoint (with --keep_checkpoints K: K and
+            the new one; none where states swap to NVMe).
     """
     config = prepared.settings.config.run
     folder = Path(config.save_dir)
@@ -47,7 +48,7 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
     checkpoint = 0 if swaps_to_nvme(prepared.policy_config.values) else checkpoint_bytes(prepared)
     # Weights of the interrupted run take their space already; only the copy that replaces them is new.
     copy_only = bool(start) and _weights_exist(prepared)
-    weights = weight_bytes(prepared) * (1 if copy_only else 2)
+    weights = weight_bytes(prepared) * ((1 if copy_only else 2) + (2 if config.save_best else 0))
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     needed = at_once * checkpoint + weights

@@ -35,6 +35,8 @@ NOT_GIVEN = {
     "warmup_ratio": "0",
     "micro_batch_tokens": "0",
     "keep_checkpoints": "0",
+    "save_best": "",
+    "early_stop": "",
     "loss_options": "",
     "lora_rank": "0",
     "from_adapter": "",

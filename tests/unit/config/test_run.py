@@ -18,6 +18,8 @@ def test_defaults_are_minimind_s():
         "save_interval": 100,
         "log_interval": 100,
         "eval_interval": 0,
+        "save_best": None,
+        "early_stop": None,
         "timeout": 1800,
         "use_wandb": False,
         "wandb_project": "MiniMind-DPO",

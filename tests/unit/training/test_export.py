@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minimind.config import parse_settings
+from minimind.errors import WeightsError
 from minimind.ranks.world import World
-from minimind.training.export import export_weights
+from minimind.training.export import export_best, export_weights
+from minimind.weights.run_folder import exported_folder
 from tests.unit.weights.conftest import llama, minimind
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -50,3 +53,31 @@ def test_other_models_get_a_folder_with_the_same_weights(exported, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "dpo_32")
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_the_best_weights_replace_the_ones_before_and_are_a_run_s_folder(tmp_path, tokenizer):
+    model, run = llama(tied=False), tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    state = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
+    prepared = SimpleNamespace(
+        settings=parse_settings(["--save_dir", str(run), "--hidden_size", "32", "--dtype", "float32"]),
+        source=SimpleNamespace(config=model.config),
+        adapters=None,
+        tokenizer=tokenizer,
+    )
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    for step in (2, 4):
+        state["lm_head.weight"] = torch.full_like(state["lm_head.weight"], step)
+        policy = SimpleNamespace(world=world, full_state=lambda: state)
+        export_best(prepared, policy, lambda: None, {"step": step})
+    assert sorted(path.name for path in run.iterdir()) == ["best", "run.json"]
+    assert sorted(path.name for path in (run / "best").iterdir()) == ["best.json", "dpo_32", "run.json"]
+    assert json.loads((run / "best/best.json").read_text()) == {"step": 4}
+    again = AutoModelForCausalLM.from_pretrained(exported_folder(run / "best"))
+    assert again.lm_head.weight.unique().tolist() == [4.0]
+    # A write that fails leaves the old ones.
+    (run / "run.json").unlink()
+    with pytest.raises(WeightsError, match="best: cannot be written"):
+        export_best(prepared, policy, lambda: None, {"step": 6})
+    assert json.loads((run / "best/best.json").read_text()) == {"step": 4}

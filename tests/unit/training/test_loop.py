@@ -11,7 +11,7 @@ from minimind.errors import TrainingError
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training import loop
-from minimind.training.events import End, Events, Listener, Log, Start, Step
+from minimind.training.events import End, Events, Halt, Listener, Log, Start, Step
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -64,6 +64,7 @@ def run(monkeypatch):
         metrics=metrics,
         events=events,
         nonfinite=SimpleNamespace(error_at=lambda step, batches, error: TrainingError(f"step {step}: {error}")),
+        halt=Halt(),
         heard=recorder.heard,
         seeds=seeds,
         detailed=detailed,
@@ -110,6 +111,42 @@ def test_a_signal_stops_after_the_step(run):
 def test_a_signal_in_the_last_step_does_not_stop_the_run(run):
     run.watch.stop_reason = "SIGUSR1"
     assert loop.train(run, 4)
+    assert run.heard[-1] == End(step=5, finished=True)
+
+
+class Ender(Listener):
+    """Ends the run after one step."""
+
+    name = "ender"
+
+    def __init__(self, halt, step):
+        self.halt, self.step = halt, step
+
+    def on_start(self, event):
+        if event.step == self.step:
+            self.halt.ask(event.step, "enough")
+
+    def on_step(self, event):
+        if event.step == self.step:
+            self.halt.ask(event.step, "enough")
+
+
+def test_a_listener_ends_the_run_as_finished(run):
+    run.events.add(Ender(run.halt, 3))
+    assert loop.train(run, 0)
+    assert run.heard[-2:] == [Step(step=3, last=False), End(step=3, finished=True, reason="enough")]
+
+
+def test_a_run_that_was_ended_takes_no_step_when_it_is_resumed(run):
+    run.events.add(Ender(run.halt, 3))
+    assert loop.train(run, 3)
+    assert run.heard == [Start(step=3, total_steps=5), End(step=3, finished=True, reason="enough")]
+    assert run.seeds == []
+
+
+def test_a_listener_that_asks_at_the_last_step_changes_nothing(run):
+    run.events.add(Ender(run.halt, 5))
+    assert loop.train(run, 3)
     assert run.heard[-1] == End(step=5, finished=True)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
-from minimind.training.events import Evaluated, Events, Listener, Start, Step
+from minimind.training.events import End, Evaluated, Events, Listener, Start, Step
 from minimind.training.jobs.job import BatchOutcome
 from minimind.training.listeners import evaluation
 from minimind.training.listeners.evaluation import Evaluation
@@ -94,6 +94,19 @@ def test_every_interval_and_at_the_end(made, interval, steps):
         run.events.emit(Step(step=step, last=step == 4))
     assert [event.step for event in run.heard] == steps
     assert run.calls == ["pause", "eval", "train", "resume"] * len(steps)
+
+
+def test_a_run_that_a_listener_ended_is_evaluated_there_once(made):
+    run = made(interval=2)
+    run.events.emit(Start(step=0, total_steps=9))
+    for step in (1, 2, 3):
+        run.events.emit(Step(step=step, last=False))
+    run.events.emit(End(step=3, finished=True, reason="enough"))
+    assert [event.step for event in run.heard] == [0, 2, 3]
+    run.events.emit(End(step=3, finished=True, reason="enough"))
+    run.events.emit(End(step=9, finished=True))
+    run.events.emit(End(step=4, finished=False, reason="SIGTERM"))
+    assert [event.step for event in run.heard] == [0, 2, 3]
 
 
 def test_a_resumed_run_does_not_repeat_the_evaluation_at_the_start(made):

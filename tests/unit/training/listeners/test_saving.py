@@ -115,6 +115,25 @@ def test_a_finished_run_is_not_saved_again(made):
     assert checkpoints.saves == []
 
 
+def test_a_run_that_a_listener_ended_is_saved_once(made):
+    checkpoints = Checkpoints()
+    run = made(checkpoints)
+    run.events.emit(Step(step=3, last=False))
+    run.events.emit(End(step=3, finished=True, reason="enough"))
+    assert ([save[0] for save in checkpoints.saves], run.exports) == ([3], ["weights"])
+    run = made(checkpoints := Checkpoints())
+    run.events.emit(Step(step=4, last=False))
+    run.events.emit(End(step=4, finished=True, reason="enough"))
+    assert ([save[0] for save in checkpoints.saves], run.exports) == ([4], ["weights"])
+
+
+def test_a_resumed_run_that_was_ended_writes_its_weights_alone(made):
+    run = made(checkpoints := Checkpoints())
+    run.events.emit(Start(step=3, total_steps=5))
+    run.events.emit(End(step=3, finished=True, reason="enough"))
+    assert (checkpoints.saves, run.exports) == ([], ["weights"])
+
+
 def test_weights_lost_after_the_last_checkpoint_are_written_on_resume(made):
     run = made(Checkpoints())
     run.events.emit(Start(step=3, total_steps=5))

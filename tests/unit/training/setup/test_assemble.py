@@ -73,6 +73,15 @@ def test_an_evaluation_comes_before_the_save_of_its_step(assemble):
     assert (run.job.reference, evaluation._job.reference) == ("training", "held out")
 
 
+def test_the_best_weights_are_kept_after_the_line_about_their_evaluation(assemble, tmp_path):
+    flags = ("--save_best", "eval/rewards/accuracies", "--early_stop", "patience:3")
+    run = assemble(*flags, eval_table=[1, 2])
+    assert names(run)[-2:] == ["progress", "best_weights"]
+    best = run.events._listeners[-1]
+    assert (best._best.criterion.larger, best._patience, best._folder) == (True, 3, tmp_path / "best")
+    assert best._halt is run.halt
+
+
 @pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
 def test_rank_0_of_the_demo_shows_samples(assemble, rank, shown):
     assert ("samples" in names(assemble(is_demo=True, rank=rank))) == shown
