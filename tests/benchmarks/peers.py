@@ -27,6 +27,8 @@ from tests.benchmarks.rank import BIND
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 CORES = len(os.sched_getaffinity(0))
+# Rank of all trainers' adapters, in all linear layers but the head.
+RANK = 16
 # Options of this project's trainer that are not its flags: they select how it is measured.
 WATCHED = ("timers", "profiled")
 
@@ -49,6 +51,7 @@ class Peer:
         bound: each rank has one core and one thread; otherwise the ranks share all cores.
         batches: micro-batches of a global step over all ranks.
         live_reference: the reference's forward is part of a step.
+        adapters: it trains low-rank adapters, not all weights.
         dtype: dtype of its matrix products.
     """
 
@@ -58,6 +61,7 @@ class Peer:
     bound: bool = False
     batches: int = 1
     live_reference: bool = True
+    adapters: bool = False
     dtype: str = "bfloat16"
 
 
@@ -69,6 +73,7 @@ def _ours(*, ranks: int = 1, live_reference: bool = True, bound: bool = False, b
         bound=bound,
         batches=batches,
         live_reference=live_reference,
+        adapters="lora_rank" in flags,
     )
 
 
@@ -88,18 +93,32 @@ def _trl() -> dict[str, Peer]:
     return peers
 
 
+def _trl_adapters() -> dict[str, Peer]:
+    """TRL with peft's adapters: the reference is its model without them too, so there is one model."""
+    peers = {}
+    for name in ("trl", "trl-zero2", "trl-checkpointed"):
+        peer = _trl()[name]
+        peers[name.replace("trl", "trl-lora")] = dataclasses.replace(
+            peer, options={**peer.options, "lora_rank": RANK}, adapters=True
+        )
+    return peers
+
+
 PEERS: dict[str, Peer] = {
     "ours": _ours(),
     "ours-fp32": dataclasses.replace(_ours(dtype="float32"), dtype="float32"),
     "ours-compiled": _ours(use_compile=1),
     "ours-checkpointed": _ours(gradient_checkpointing=1),
     "ours-cached": _ours(reference="cached", live_reference=False),
+    "ours-lora": _ours(lora_rank=RANK),
+    "ours-qlora": _ours(lora_rank=RANK, quantize="nf4"),
     # The same global batches of two micro-batches: one after the other on one core, or each on a core of its own.
     "ours-1core": _ours(bound=True, batches=2),
     "ours-2ranks": _ours(ranks=2, bound=True, batches=2),
     "minimind-bf16": Peer(module="minimind_loop", options={"dtype": "bfloat16"}),
     "minimind-fp32": Peer(module="minimind_loop", options={"dtype": "float32"}, dtype="float32"),
     **_trl(),
+    **_trl_adapters(),
     # Without bfloat16 instructions TRL is faster in float32.
     "trl-fp32": dataclasses.replace(
         _trl()["trl"], options={**_trl()["trl"].options, "dtype": "float32"}, dtype="float32"

@@ -157,13 +157,12 @@ def figures(lines: Sequence[Line]) -> dict[str, float]:
         if upper in by_name and lower in by_name:
             out[text] = getattr(by_name[upper], field) / getattr(by_name[lower], field)
 
-    def fastest(live: bool) -> str | None:
-        peers = [
-            line for line in lines if line.trainer.startswith("trl") and PEERS[line.trainer].live_reference == live
-        ]
-        return max(peers, key=lambda line: line.pairs_per_second).trainer if peers else None
+    def fastest(live: bool, adapters: bool = False) -> str | None:
+        trl = {name: PEERS[name] for name in by_name if name.startswith("trl")}
+        alike = [name for name, peer in trl.items() if (peer.live_reference, peer.adapters) == (live, adapters)]
+        return max(alike, key=lambda name: by_name[name].pairs_per_second, default=None)
 
-    live, precomputed = fastest(True), fastest(False)
+    live, precomputed, adapters = fastest(True), fastest(False), fastest(True, adapters=True)
     ratio("pairs/s, ours over MiniMind's loop in float32", "ours", "minimind-fp32")
     ratio("pairs/s, ours over MiniMind's loop in bfloat16", "ours", "minimind-bf16")
     ratio(f"pairs/s, ours over TRL's fastest with a live reference ({live})", "ours", live)
@@ -173,6 +172,11 @@ def figures(lines: Sequence[Line]) -> dict[str, float]:
     ratio("pairs/s, two ranks on two cores over one on one", "ours-2ranks", "ours-1core")
     ratio(f"memory above the states, ours over {live}", "ours", live, "above_memory_gib")
     ratio(f"memory above the states, ours-cached over {precomputed}", "ours-cached", precomputed, "above_memory_gib")
+    ratio(f"pairs/s, ours-lora over TRL's fastest with adapters ({adapters})", "ours-lora", adapters)
+    ratio(f"memory above the states, ours-lora over {adapters}", "ours-lora", adapters, "above_memory_gib")
+    for name in ("ours-lora", "ours-qlora"):
+        ratio(f"pairs/s, {name} over ours", name, "ours")
+        ratio(f"memory, {name} over ours", name, "ours", "peak_memory_gib")
     if "ours" in by_name:
         out["seconds from the command to the end of the first step"] = by_name["ours"].first_step_seconds or 0.0
     return out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -103,13 +104,16 @@ def main() -> None:
         dataloader_num_workers=0,
         logging_steps=1000,
     )
-    models = [
-        AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=dtype) for _ in range(1 if precomputed else 2)
-    ]
+    adapters = None
+    if rank := task.options.get("lora_rank"):
+        adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    alone = precomputed or adapters is not None
+    models = [AutoModelForCausalLM.from_pretrained(task.path / "model", dtype=dtype) for _ in range(1 if alone else 2)]
     trainer = Trainer(
         model=models[0],
-        # With precomputed log-probs TRL needs no second model and keeps none.
-        ref_model=None if precomputed else models[1],
+        # With precomputed log-probs or adapters TRL needs no second model and keeps none.
+        ref_model=None if alone else models[1],
+        peft_config=adapters,
         args=config,
         train_dataset=Dataset.from_list(rows(task.path / "pairs.jsonl")),
         processing_class=tokenizer,

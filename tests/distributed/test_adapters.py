@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 import warnings
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from minimind import demo
 from minimind.model.quantized_layers import quantization_obstacle
+from minimind.weights.construction import model_from_tensors
+from minimind.weights.sources import open_weights
 from tests.distributed.launching import launch, metrics, train
 
 pytestmark = pytest.mark.distributed
@@ -60,32 +64,82 @@ def flags(data, save_dir, *more):
     ]
 
 
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
-def test_a_resumed_run_is_the_uninterrupted_one_and_its_checkpoints_have_no_base(config, small_data, tmp_path):
+def resumed_from_step_1(whole, folder):
+    """A copy of a finished run as it was after its first step."""
+    shutil.copytree(whole, folder)
+    for step in (2, 3):
+        shutil.rmtree(folder / f"checkpoints/step0000000{step}")
+    (folder / "checkpoints/latest").write_text("step00000001")
+    shutil.rmtree(folder / "lora_dpo_96")
+    return folder
+
+
+def losses(folder):
+    return [entry["loss"] for entry in metrics(folder)]
+
+
+# Token budgets, and a base in 4 bits where it can be computed with.
+BUDGET = ("--batch_size", 4, "--accumulation_steps", 1, "--micro_batch_tokens", 512)
+PACKED = () if quantization_obstacle(torch.device("cpu"), torch.float32) else ("--quantize", "nf4")
+
+
+@pytest.mark.parametrize(("config", "more"), [("zero2", ("--merge", 1)), ("zero3", (*BUDGET, *PACKED))])
+def test_a_resumed_run_is_the_uninterrupted_one_and_its_checkpoints_have_no_base(config, more, small_data, tmp_path):
+    more = (*more, "--lora_dropout", 0.1)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    dropout = ("--lora_dropout", 0.1)
-    train(*flags(small_data, whole, *dropout), config=config, ranks=2).succeeded()
-    checkpoint = whole / "checkpoints/step00000003"
-    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    train(*flags(small_data, whole, *more), config=config, ranks=2).succeeded()
+    size = sum(file.stat().st_size for file in (whole / "checkpoints/step00000003").iterdir())
     # Two moments, masters and weights of 4 bytes each, and what DeepSpeed adds; the base has 2 bytes an element.
     adapter = (whole / "lora_dpo_96/adapter_model.safetensors").stat().st_size
     assert size < 4 * adapter + 2**18 < demo.WEIGHT_PATH.stat().st_size
 
-    shutil.copytree(whole, resumed)
-    for step in (2, 3):
-        shutil.rmtree(resumed / f"checkpoints/step0000000{step}")
-    (resumed / "checkpoints/latest").write_text("step00000001")
-    shutil.rmtree(resumed / "lora_dpo_96")
-    done = train(*flags(small_data, resumed, "--from_resume", 1, *dropout), config=config, ranks=2).succeeded()
+    resumed_from_step_1(whole, resumed)
+    done = train(*flags(small_data, resumed, "--from_resume", 1, *more), config=config, ranks=2).succeeded()
     assert "resuming after step 1\n" in done.output
-    one, other = ([entry["loss"] for entry in metrics(folder)] for folder in (whole, resumed))
-    assert one == other
+    assert losses(whole) == losses(resumed)
     one, other = (load_file(folder / "lora_dpo_96/adapter_model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    if config == "zero2":
+        check_exports(whole)
+        check_another_base_is_refused(small_data, resumed, tmp_path, more)
 
-    done = train(*flags(small_data, resumed, "--from_resume", 1, *dropout, "--lora_alpha", 5), config=config, ranks=2)
+
+def check_exports(folder):
+    """The merged folder, and the adapter in plain peft over the base, give the same logits."""
+    tokens = torch.arange(40)[None] % 100
+    merged = AutoModelForCausalLM.from_pretrained(folder / "dpo_96", dtype=torch.float32).eval()
+    source = open_weights(demo.WEIGHT_PATH, {})
+    state = {name: source.read(name).float() for name in source.shapes()}
+    base = model_from_tensors(source.config, state)
+    with torch.no_grad():
+        before = base(tokens).logits.clone()
+        theirs = peft.PeftModel.from_pretrained(base, folder / "lora_dpo_96").eval()(tokens).logits
+        torch.testing.assert_close(merged(tokens).logits, theirs, rtol=0, atol=1e-4)
+        assert float((theirs - before).abs().max()) > 1e-2
+
+
+def check_another_base_is_refused(data, folder, tmp_path, more):
+    weights = torch.load(demo.WEIGHT_PATH, weights_only=True)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.5
+    torch.save(weights, tmp_path / "other.pth")
+    other = ("--from_resume", 1, *more, "--from_weight", tmp_path / "other.pth", "--lora_alpha", 5)
+    done = train(*flags(data, folder, *other), config="zero2", ranks=2)
     assert done.status != 0
+    assert "start weights was" in done.output
     assert "adapters was" in done.output
+
+
+def test_adapters_resume_under_another_stage_and_number_of_ranks(small_data, tmp_path):
+    """The losses agree but for rounding."""
+    whole = tmp_path / "whole"
+    train(*flags(small_data, whole), config="zero2", ranks=2).succeeded()
+    resumed = resumed_from_step_1(whole, tmp_path / "resumed")
+    alone = ("--from_resume", 1, "--accumulation_steps", 4)
+    train(*flags(small_data, resumed, *alone), config="zero3", ranks=1).succeeded()
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-5)
+    one, other = (load_file(folder / "lora_dpo_96/adapter_model.safetensors") for folder in (whole, resumed))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
 
 
 def test_training_goes_on_from_an_adapter_with_either_reference(small_data, tmp_path):
