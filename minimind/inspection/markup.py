@@ -6,6 +6,7 @@ element("p", text, element("b", text), cls="note") -> Markup
 from __future__ import annotations
 
 import html
+import re
 
 
 class Markup(str):
@@ -16,6 +17,8 @@ class Markup(str):
 
 # Elements that have no content and no closing tag.
 _EMPTY = frozenset({"meta", "br", "hr"})
+# Letters and underscores alone, so that an escaped text stays one.
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]{1,30}(?![\w-])")
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
@@ -29,12 +32,21 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
     written = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items() if value is not None)
     if name in _EMPTY:
         return Markup(f"<{name}{written}>")
-    return Markup(f"<{name}{written}>{joined(*children)}</{name}>")
+    return Markup(f"<{name}{written}>{joined(*children, flags=name != 'pre')}</{name}>")
 
 
-def joined(*children: object) -> Markup:
-    """Children one after the other; texts escaped."""
-    return Markup("".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children))
+def joined(*children: object, flags: bool = True) -> Markup:
+    """Children one after the other; texts escaped.
+
+    Args:
+        flags: flags in texts become elements, which a line does not divide behind their hyphens.
+    """
+    return Markup("".join(child if isinstance(child, Markup) else _escaped(str(child), flags) for child in children))
+
+
+def _escaped(text: str, flags: bool) -> str:
+    safe = html.escape(text)
+    return _FLAG.sub(r'<span class="flag">\g<0></span>', safe) if flags else safe
 
 
 def raw(text: str) -> Markup:

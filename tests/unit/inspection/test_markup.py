@@ -18,6 +18,9 @@ ESCAPED = "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; &amp; &quot;quoted&
         (element("p", title=HOSTILE, cls="note", data_x=None), f'<p title="{ESCAPED}" class="note"></p>'),
         (element("rect", text_anchor="end"), '<rect text-anchor="end"></rect>'),
         (element("meta", charset="utf-8"), '<meta charset="utf-8">'),
+        (element("p", "see --max_seq_len."), '<p>see <span class="flag">--max_seq_len</span>.</p>'),
+        (element("pre", "run --max_seq_len 8"), "<pre>run --max_seq_len 8</pre>"),
+        (joined("a--b --<b> ---c"), "a--b --&lt;b&gt; ---c"),
         (joined(HOSTILE, raw("<br>")), f"{ESCAPED}<br>"),
         # What is made of markup by the methods of a text is a text again.
         (joined(element("b", "x") + HOSTILE), f"&lt;b&gt;x&lt;/b&gt;{ESCAPED}"),
