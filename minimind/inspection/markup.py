@@ -17,6 +17,8 @@ class Markup(str):
 
 # Elements that have no content and no closing tag.
 _EMPTY = frozenset({"meta", "br", "hr"})
+# Elements of HTML, not of SVG, whose texts are broken into lines.
+_PROSE = frozenset({"p", "li", "td", "th", "h3"})
 # Letters and underscores alone, so that an escaped text stays one.
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]{1,30}(?![\w-])")
 
@@ -32,10 +34,10 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
     written = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items() if value is not None)
     if name in _EMPTY:
         return Markup(f"<{name}{written}>")
-    return Markup(f"<{name}{written}>{joined(*children, flags=name != 'pre')}</{name}>")
+    return Markup(f"<{name}{written}>{joined(*children, flags=name in _PROSE)}</{name}>")
 
 
-def joined(*children: object, flags: bool = True) -> Markup:
+def joined(*children: object, flags: bool = False) -> Markup:
     """Children one after the other; texts escaped.
 
     Args:

@@ -39,6 +39,7 @@ def sweep_svg(results: Sequence[RunResult]) -> str:
         height=_number(height),
         font_family="system-ui, sans-serif",
         font_size=13,
+        style="max-width: 100%; height: auto",
     )
     return f"{svg}\n"
 

@@ -20,7 +20,8 @@ ESCAPED = "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; &amp; &quot;quoted&
         (element("meta", charset="utf-8"), '<meta charset="utf-8">'),
         (element("p", "see --max_seq_len."), '<p>see <span class="flag">--max_seq_len</span>.</p>'),
         (element("pre", "run --max_seq_len 8"), "<pre>run --max_seq_len 8</pre>"),
-        (joined("a--b --<b> ---c"), "a--b --&lt;b&gt; ---c"),
+        (element("text", "--max_seq_len"), "<text>--max_seq_len</text>"),
+        (element("p", "a--b --<b> ---c"), "<p>a--b --&lt;b&gt; ---c</p>"),
         (joined(HOSTILE, raw("<br>")), f"{ESCAPED}<br>"),
         # What is made of markup by the methods of a text is a text again.
         (joined(element("b", "x") + HOSTILE), f"&lt;b&gt;x&lt;/b&gt;{ESCAPED}"),
