@@ -3,7 +3,7 @@
 DPOConfig               -> dpo_flags  -> FlagRow -> flag_tables -> Markdown
 other configurations    -> job_flags, where they differ from DPO's -> FlagRow
 argument parsers of plan.py and prepare_data.py -> plan_flags, prepare_flags -> FlagRow
-ExportConfig, ChatConfig -> export_flags, chat_flags -> FlagRow
+ExportConfig, ChatConfig, EvaluateConfig -> export_flags, chat_flags, evaluate_flags -> FlagRow
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from minimind.chat.command import ChatConfig
 from minimind.config import DPOConfig, Flag, JobConfig, PretrainConfig, SFTConfig, fields_of
 from minimind.conversion.command import ExportConfig
+from minimind.evaluation.command import EvaluateConfig
 from minimind.inspection.flags import build_parser as prepare_parser
 from minimind.plan.command import _parser as plan_parser
 from tests.docs.language import Language
@@ -73,6 +74,12 @@ def export_flags() -> list[FlagRow]:
 def chat_flags() -> list[FlagRow]:
     """The flags that `launch/chat.py` has besides those that describe a model."""
     return [dataclasses.replace(row, section="") for row in _rows_of_config(ChatConfig)]
+
+
+def evaluate_flags() -> list[FlagRow]:
+    """The flags that `launch/evaluate.py` has besides those that describe a model."""
+    rows = [dataclasses.replace(row, section="") for row in _rows_of_config(EvaluateConfig)]
+    return [dataclasses.replace(row, default=" ".join(row.default)) if row.name == "tasks" else row for row in rows]
 
 
 def every_flag() -> list[FlagRow]:
@@ -143,4 +150,5 @@ TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
     "prepare flags": prepare_flags,
     "export flags": export_flags,
     "chat flags": chat_flags,
+    "evaluate flags": evaluate_flags,
 }

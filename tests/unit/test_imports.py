@@ -1,7 +1,7 @@
 """Imports point one way.
 
-launch -> {sweep, inspection, chat} -> {training, conversion} -> checkpoints -> engine -> {ranks, data, objective} ->
-{weights, model} -> {native, config, errors}; training and chat -> generation
+launch -> {sweep, inspection, evaluation} -> {training, chat, conversion} -> checkpoints -> engine ->
+{ranks, data, objective} -> {weights, model} -> {native, config, errors}; training and chat -> generation
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ ARROWS: dict[str, set[str]] = {
     "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees
     "conversion": MIDDLE | {"checkpoints"},  # reads what training wrote; needs no engine
     "chat": MIDDLE | {"conversion", "generation"},
+    "evaluation": MIDDLE | {"conversion", "chat"},
     "sweep": BELOW_TRAINING | {"training", "inspection"},  # starts runs as other processes, and reads their files
-    "launch": BELOW_TRAINING | {"training", "plan", "inspection", "sweep", "conversion", "chat", "the public face"},
+    "launch": BELOW_TRAINING
+    | {"training", "plan", "inspection", "sweep", "conversion", "chat", "evaluation", "the public face"},
 }
 FREE = {"version"}
 

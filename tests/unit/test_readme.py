@@ -86,6 +86,7 @@ def test_flags_and_tree_are_generated(suffix):
         "plan flags",
         "export flags",
         "chat flags",
+        "evaluate flags",
     ]
     assert parts(read(REPO / f"minimind/README{suffix}.md")) == ["models", "tree"]
 

@@ -1,0 +1,1 @@
+"""Benchmarks of trained weights by lm-eval, the evaluation harness."""
