@@ -7,8 +7,6 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind.generation.batch import generate
-from minimind.generation.decoding import Decoding
 from minimind.training.console import Console
 from minimind.training.events import End, Listener, Start
 from minimind.weights.construction import model_from_tensors
@@ -57,6 +55,10 @@ def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int = 64
 ) -> list[str]:
     """The model's greedy answer to each prompt, as one user turn."""
+    # Imported here: only the demo has samples, and a start should not wait for what it does not use.
+    from minimind.generation.batch import generate
+    from minimind.generation.decoding import Decoding
+
     # Rendered first and tokenised without special tokens: the template contains them already.
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
