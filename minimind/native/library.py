@@ -1,10 +1,9 @@
 """Compiles the C++ sources and loads them.
 
-    kernels.cpp, attention.cpp, matmul.cpp -> compiler -> shared library in a temporary folder -> ctypes
+    kernels.cpp, attention.cpp, matmul.cpp -> cache, or compiler -> shared library in a temporary folder -> ctypes
     heap.cpp                               -> likewise, with torch's headers
 
-Each process compiles for itself, in about two seconds, and keeps no file: a cache could be stale, made for another
-processor, or half written by a process that was killed, and would need a lock.
+Compiling takes about two seconds, and what is compiled is kept for the next process (compiled_files.py).
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ from pathlib import Path
 
 import torch
 
-from minimind.native import processor
+from minimind.native import compiled_files, processor
 
 _KERNELS = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "matmul.cpp"))
 _HEAP = (Path(__file__).with_name("heap.cpp"),)
 _FLAGS = ("-std=c++17", "-O3", "-fPIC")
 _KERNEL_FLAGS = ("-fno-math-errno", "-fopenmp")
+_BUILT = "built.so"
 _COMPILE_SECONDS = 120
 
 # Argument types of each exported function, one letter per argument: p pointer, l long, f float, d double. After ">" the
@@ -131,20 +131,34 @@ def _warn(problem: str, reason: Exception | str) -> None:
 
 
 def _load(sources: Sequence[Path], compile_flags: Sequence[str], link_flags: Sequence[str]) -> ctypes.CDLL:
-    """Compile and load sources; the files are deleted at once, the loaded library stays mapped."""
+    """Load what an earlier process has compiled of these sources, else compile them."""
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or ""]
     if not compiler[0]:
         raise FileNotFoundError("no C++ compiler on PATH (CXX, c++, g++)")
+    commands = (
+        [*compiler, "-c", *map(str, sources), *_FLAGS, *compile_flags],
+        [*compiler, "-shared", *(f"{source.stem}.o" for source in sources), *link_flags, "-o", _BUILT],
+    )
+    key = _key(compiler[0], sources, commands)
     with tempfile.TemporaryDirectory() as work:
-        objects = [f"{source.stem}.o" for source in sources]
-        for command in (
-            ["-c", *map(str, sources), *_FLAGS, *compile_flags],
-            ["-shared", *objects, *link_flags, "-o", "built.so"],
-        ):
-            subprocess.run(
-                [*compiler, *command], cwd=work, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS
-            )
-        return ctypes.CDLL(f"{work}/built.so")
+        built = Path(work, _BUILT)
+        if (library := compiled_files.find(key)) is not None:
+            built.write_bytes(library)
+        else:
+            for command in commands:
+                subprocess.run(command, cwd=work, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS)
+            compiled_files.keep(key, built.read_bytes())
+        # The file is deleted at once; the loaded library stays mapped.
+        return ctypes.CDLL(str(built))
+
+
+def _key(compiler: str, sources: Sequence[Path], commands: Sequence[Sequence[str]]) -> str:
+    """The key of everything that the library depends on."""
+    texts = [path.read_bytes() for path in (*sources, *sorted(Path(__file__).parent.glob("*.h")))]
+    program = Path(shutil.which(compiler) or compiler).resolve()
+    status = program.stat()
+    version = (torch.__version__, str(torch.version.git_version), torch.__file__)
+    return compiled_files.key_of(*texts, repr(commands), f"{program} {status.st_size} {status.st_mtime_ns}", *version)
 
 
 def _openmp_runtime() -> str | None:

@@ -95,11 +95,14 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def _cache_home() -> tempfile.TemporaryDirectory[str]:
-    """A cache folder that goes with this process. The extensions that torch compiles, for minutes, are the user's."""
+    """A cache folder that goes with this process. What is compiled, for minutes, is the user's."""
     folder = tempfile.TemporaryDirectory(prefix="minimind-tests-")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
-    user.mkdir(parents=True, exist_ok=True)
-    (Path(folder.name) / "torch_extensions").symlink_to(user)
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for name in ("torch_extensions", "minimind/native"):
+        (user / name).mkdir(parents=True, exist_ok=True)
+        own = Path(folder.name, name)
+        own.parent.mkdir(exist_ok=True)
+        own.symlink_to(user / name)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Compiling: a compiler with options, one that fails, none; nothing is left on the disk."""
+"""Compiling: a compiler with options, one that fails, none; what is compiled is kept for the next process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ load_kernels = module._load_kernels.__wrapped__
 load_heap = module._load_heap.__wrapped__
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder of libraries that are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/minimind/native"
+
+
 @pytest.fixture
 def one_source(tmp_path, monkeypatch):
     """A source that compiles at once, in place of the kernels; it exports one function."""
@@ -26,7 +33,7 @@ def one_source(tmp_path, monkeypatch):
     return source
 
 
-def test_a_library_is_loaded_and_its_files_are_deleted(one_source, tmp_path, monkeypatch):
+def test_a_library_is_loaded_and_its_working_files_are_deleted(one_source, tmp_path, monkeypatch):
     """A compiler may come with options."""
     work = tmp_path / "work"
     work.mkdir()
@@ -34,6 +41,25 @@ def test_a_library_is_loaded_and_its_files_are_deleted(one_source, tmp_path, mon
     monkeypatch.setenv("CXX", "c++ -DFLAG=42")
     assert load_kernels().answer() == 42
     assert list(work.iterdir()) == []
+
+
+def test_what_is_compiled_is_not_compiled_again(one_source, cache, monkeypatch):
+    """Another option, another text of the source, or a damaged file: it is."""
+    runs, run = [], module.subprocess.run
+    monkeypatch.setattr(module.subprocess, "run", lambda command, **options: (runs.append(1), run(command, **options)))
+    monkeypatch.setenv("CXX", "c++ -DFLAG=42")
+    assert [load_kernels().answer() for _ in range(3)] == [42, 42, 42]
+    assert len(runs) == 2  # compile, link
+    monkeypatch.setenv("CXX", "c++ -DFLAG=43")
+    assert load_kernels().answer() == 43
+    one_source.write_text('extern "C" long answer() { return 1 + FLAG; }', encoding="utf-8")
+    assert load_kernels().answer() == 44
+    assert len(runs) == 6
+    assert len(list(cache.iterdir())) == 3
+    for path in cache.iterdir():
+        path.write_bytes(b"not a library")
+    assert load_kernels().answer() == 44
+    assert len(runs) == 8
 
 
 def test_signatures_are_those_of_the_exported_functions():
