@@ -57,7 +57,9 @@ class DataConfig:
         zero_is_a_value=True,
     )
     eval_data_path: tuple[str, ...] = flag(
-        (), "held-out pairs, like --data_path; evaluated at the start, every eval_interval global steps, and at the end"
+        (),
+        "held-out pairs, like --data_path; evaluated at the start, every eval_interval global steps, and at the end; "
+        "NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
     )
     tokenizer_path: str | None = flag(
         None, "tokenizer folder; not needed for a Hugging Face folder, which contains its own"

@@ -19,7 +19,9 @@ class PretrainDataConfig(RowDataConfig):
     )
     data_format: str = absent("auto")
     eval_data_path: tuple[str, ...] = flag(
-        (), "held-out texts, like --data_path; evaluated at the start, every eval_interval global steps, and at the end"
+        (),
+        "held-out texts, like --data_path; evaluated at the start, every eval_interval global steps, and at the end; "
+        "NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
     )
     tokenizer_path: str | None = flag(
         None, "tokenizer folder; without it that of the start weights, and the demo's for new weights"

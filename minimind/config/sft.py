@@ -27,7 +27,7 @@ class SFTDataConfig(RowDataConfig):
     eval_data_path: tuple[str, ...] = flag(
         (),
         "held-out conversations, like --data_path; evaluated at the start, every eval_interval global steps, and at "
-        "the end",
+        "the end; NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
     )
     max_seq_len: int = flag(
         768, "maximum length of a row in tokens, 340 for MiniMind generation 2; --on_long_row is for longer rows", low=2

@@ -84,7 +84,14 @@ def train_batches(
 
 
 def eval_batches(
-    table: PairTables, layout: Layout, *, batch_size: int, rank: int, world_size: int, pin: bool = False
+    table: PairTables,
+    layout: Layout,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    pin: bool = False,
+    part: range | None = None,
 ) -> Iterator[tuple[PairBatch, list[float]]]:
     """Yield one rank's batches of an evaluation, each with one weight per pair.
 
@@ -93,14 +100,16 @@ def eval_batches(
 
     Args:
         pin: as for `train_batches`.
+        part: indices of the pairs, one after the other; None: all.
     """
+    part = range(len(table)) if part is None else part
 
     def build() -> Iterator[tuple[PairBatch, list[float]]]:
-        rounds = -(-len(table) // (batch_size * world_size))
+        rounds = -(-len(part) // (batch_size * world_size))
         for number in range(rounds):
             first = (number * world_size + rank) * batch_size
-            indices = range(first, min(first + batch_size, len(table)))
-            batch = layout([table[i] for i in indices or (0,)])
+            indices = part[first : first + batch_size]
+            batch = layout([table[i] for i in indices or part[:1]])
             yield batch.pin_memory() if pin else batch, [1.0] * len(indices) or [0.0]
 
     return ahead(build())

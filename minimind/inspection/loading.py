@@ -10,6 +10,7 @@ import dataclasses
 from minimind.config import FLAG, DataConfig, Settings
 from minimind.data.pair_tables import PairTables
 from minimind.data.selection import ERROR, SKIP
+from minimind.data.sets import plain_words
 from minimind.data.sources import find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
@@ -48,7 +49,7 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     data = settings.config.data
     tables, held_out = (
         [tokenized_table(settings.config, inputs.tokenizer, source, listener) for source in find_sources(words)]
-        for words in (data.data_path, data.eval_data_path)
+        for words in (data.data_path, plain_words(data.eval_data_path))
     )
     wrong = any(table.bad for table in (*tables, *held_out))
     if wrong and data.on_bad_row == ERROR and not settings.explicit("on_bad_row"):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.config import Settings, model_defaults
 from minimind.config.generations import with_model_defaults
+from minimind.data.sets import plain_words
 from minimind.data.sources import find_sources
 from minimind.errors import MiniMindError
 from minimind.ranks.world import World
@@ -57,7 +58,7 @@ def open_inputs(settings: Settings, world: World) -> Inputs:
             known = with_model_defaults(known, model_defaults(generation) if source is None else defaults_of(source))
         try:
             tokenizer = load_tokenizer(known.config, source)
-            for words in (known.config.data.data_path, known.config.data.eval_data_path):
+            for words in (known.config.data.data_path, plain_words(known.config.data.eval_data_path)):
                 find_sources(words)
         except MiniMindError:
             # It is one of the problems that `prepare` has listed.

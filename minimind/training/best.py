@@ -14,7 +14,6 @@ from typing import Any
 
 from minimind.errors import ConfigError
 
-PREFIX = "eval/"
 # Metrics whose better direction is beyond doubt, by their names without the prefix and the name of a set.
 _LARGER = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen", "token_accuracy")
 _SMALLER = re.compile(r"(?:.*_)?loss|loss/.*|nll|perplexity")

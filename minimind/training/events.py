@@ -56,18 +56,30 @@ class Log:
     metrics: Mapping[str, float]
 
 
+def prefix_of(name: str) -> str:
+    """What the metrics of a set of held-out data begin with; the set without a name has an empty one."""
+    return f"eval/{name}/" if name else "eval/"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """Held-out data was evaluated.
 
     Attributes:
-        metrics: `eval/name` -> mean over all held-out items.
-        items: number of held-out items.
+        metrics: `eval/name`, or `eval/set/name` of a set with a name -> mean over all held-out items of the set.
+        items: number of these items.
+        name: of the set; empty for one without.
     """
 
     step: int
     metrics: Mapping[str, float]
     items: int
+    name: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What all metrics begin with."""
+        return prefix_of(self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

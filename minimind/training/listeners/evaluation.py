@@ -6,7 +6,7 @@ Start, Step -> evaluate all held-out items once over all ranks -> Evaluated
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from minimind.data.loader import eval_batches
 from minimind.data.packs import Layout
@@ -14,7 +14,7 @@ from minimind.data.pair_tables import PairTables
 from minimind.engine.policy import Policy
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
-from minimind.training.events import End, Evaluated, Event, Listener, Start, Step
+from minimind.training.events import End, Evaluated, Event, Listener, Start, Step, prefix_of
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums, StepMetrics
 from minimind.training.step import eval_step, eval_together
@@ -24,7 +24,8 @@ class Evaluation(Listener):
     """Evaluates the policy on held-out data.
 
     Args:
-        table: the held-out pairs.
+        table: the held-out pairs of all sets.
+        sets: name of each set -> the indices of its pairs; each is evaluated by itself.
         layout: how pairs become a batch.
         batch_size: pairs in a batch.
         interval: global steps between evaluations; 0: only at the start and at the end.
@@ -39,6 +40,7 @@ class Evaluation(Listener):
         self,
         *,
         table: PairTables,
+        sets: Mapping[str, range],
         layout: Layout,
         batch_size: int,
         interval: int,
@@ -49,6 +51,7 @@ class Evaluation(Listener):
         steps: StepMetrics,
         emit: Callable[[Event], None],
     ) -> None:
+        self._sets = sets
         self._table, self._layout, self._batch_size, self._interval = table, layout, batch_size, interval
         self._job, self._policy, self._world, self._watch = job, policy, world, watch
         self._steps, self._emit = steps, emit
@@ -76,11 +79,18 @@ class Evaluation(Listener):
             self.evaluate(event.step)
 
     def evaluate(self, step: int) -> None:
-        """Compute the metrics over all held-out items, each counted once, and raise `Evaluated`."""
+        """Compute the metrics of each set over all its items, each counted once, and raise `Evaluated`."""
         self._watch.enter("evaluating")
         self._latest = step
+        for name, part in self._sets.items():
+            self._policy.eval()
+            metrics = self._metrics_of(part)
+            self._policy.train()
+            prefixed = {f"{prefix_of(name)}{metric}": value for metric, value in metrics.items()}
+            self._emit(Evaluated(step=step, metrics=prefixed, items=len(part), name=name))
+
+    def _metrics_of(self, part: range) -> dict[str, float]:
         sums, started = MetricSums(self._world, self._job), time.monotonic()
-        self._policy.eval()
         batches = eval_batches(
             self._table,
             self._layout,
@@ -88,6 +98,7 @@ class Evaluation(Listener):
             rank=self._world.rank,
             world_size=self._world.size,
             pin=self._world.pins_memory,
+            part=part,
         )
         # An evaluation may take longer than --timeout; each batch is progress.
         if self._job.whole_batch:
@@ -96,6 +107,4 @@ class Evaluation(Listener):
             for batch, weights in batches:
                 eval_step(self._policy, self._job, batch, weights, sums)
                 self._watch.tick()
-        self._policy.train()
-        metrics = {f"eval/{name}": value for name, value in sums.reduce(time.monotonic() - started).items()}
-        self._emit(Evaluated(step=step, metrics=metrics, items=len(self._table)))
+        return sums.reduce(time.monotonic() - started)

@@ -37,13 +37,12 @@ class Progress(Listener):
         self._console.log(event.step, (epoch, f"loss {metrics['loss']:.4f}", *columns, speed))
 
     def on_evaluated(self, event: Evaluated) -> None:
-        metrics = event.metrics
-        columns = (
-            f"{column.label} {metrics[f'eval/{column.metric}']:{column.eval_format}}" for column in self._job.columns
-        )
-        values = ", ".join((f"loss {metrics['eval/loss']:.4f}", *columns))
+        metrics = {name.removeprefix(event.prefix): value for name, value in event.metrics.items()}
+        columns = (f"{column.label} {metrics[column.metric]:{column.eval_format}}" for column in self._job.columns)
+        values = ", ".join((f"loss {metrics['loss']:.4f}", *columns))
+        of = f" of {event.name}" if event.name else ""
         what = self._job.examples or self._job.item
-        self._console.say(f"evaluation at step {event.step}: {values} ({event.items} held-out {what})")
+        self._console.say(f"evaluation{of} at step {event.step}: {values} ({event.items} held-out {what})")
 
     def on_end(self, event: End) -> None:
         self._console.stop()

@@ -122,6 +122,7 @@ def _listeners(
     if data.eval_table is not None:
         yield Evaluation(
             table=data.eval_table,
+            sets=data.eval_sets,
             layout=engines.layout,
             batch_size=config.optimisation.batch_size,
             interval=config.run.eval_interval,

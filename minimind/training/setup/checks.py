@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from minimind.data.selection import KEEP
+from minimind.data.sets import plain_words
 from minimind.data.sources import find_sources
 from minimind.engine.trackers import tracker_name
 from minimind.errors import ConfigError, DataError, MiniMindError
@@ -35,9 +36,9 @@ def data_files_exist(draft: Draft) -> Iterator[MiniMindError]:
     config, data = draft.settings.config, draft.settings.config.data
     if not (kind_of(config).has_demo or data.data_path):
         yield ConfigError(f"--data_path is missing: files with {config.items}")
-    for flag in ("data_path", "eval_data_path"):
+    for flag, words in (("data_path", data.data_path), ("eval_data_path", plain_words(data.eval_data_path))):
         try:
-            sources = find_sources(getattr(data, flag))
+            sources = find_sources(words)
         except DataError as error:
             yield DataError(f"--{flag} {error}")
             continue

@@ -19,6 +19,7 @@ from minimind.config import BAD_ROWS_KEPT, DEMO, JobConfig, ModelDefaults, Setti
 from minimind.config.environment import with_switches
 from minimind.config.generations import defaults_of_run, with_model_defaults
 from minimind.data.selection import KEEP
+from minimind.data.sets import plain_words
 from minimind.data.sources import local_paths
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
 from minimind.errors import ConfigError
@@ -219,7 +220,8 @@ def input_paths(config: JobConfig) -> dict[str, Path]:
     named = {**vars(config.data), **vars(config.model), **vars(config.adapters), **vars(config.engine)}
     paths = {name: Path(named[name]) for name in PATH_FLAGS if name not in DATA_FLAGS and named[name]}
     for name in DATA_FLAGS:
-        for number, path in enumerate(local_paths(named[name]), start=1):
+        words = plain_words(named[name]) if name == "eval_data_path" else named[name]
+        for number, path in enumerate(local_paths(words), start=1):
             paths[name if number == 1 else f"{name}, file {number},"] = path
     paths["from_weight"] = weights_path(config)
     paths["reference_config"] = reference_path(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,7 @@ from minimind.data.pair_tables import PairTables
 from minimind.data.sampler import PairSampler
 from minimind.data.scores import check_scores
 from minimind.data.selection import CUT_PROMPT, select_pairs
+from minimind.data.sets import plain_words, set_ranges, without_duplicates_in_sets
 from minimind.data.shapes import Items, ShapeOptions, shape_named
 from minimind.data.shapes.dataset_info import dataset_info
 from minimind.data.sources import Source, find_sources
@@ -50,7 +51,8 @@ class TrainingData:
 
     Attributes:
         table: the pairs that are trained on.
-        eval_table: held-out pairs; None without --eval_data_path.
+        eval_table: held-out pairs of all sets; None without --eval_data_path.
+        eval_sets: name of each set -> its indices in `eval_table`.
         stream: order of the pairs, by global step, rank and micro-batch.
         total_steps: global steps of the run.
     """
@@ -59,6 +61,7 @@ class TrainingData:
     eval_table: PairTables | None
     stream: PairSampler
     total_steps: int
+    eval_sets: Mapping[str, range] = dataclasses.field(default_factory=dict)
 
     @property
     def tables(self) -> list[PairTables]:
@@ -78,7 +81,7 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     config = prepared.settings.config
     table = _load_pairs(prepared, world, config.data.data_path, listener)
     held_out = config.data.eval_data_path
-    eval_table = _load_pairs(prepared, world, held_out, listener) if held_out else None
+    eval_table = _load_pairs(prepared, world, plain_words(held_out), listener) if held_out else None
     _check_pairing(prepared.settings, [*table.tables, *(eval_table.tables if eval_table is not None else ())])
     table, eval_table = narrowed(table, eval_table, config.data)
     for tables in (table, eval_table):
@@ -87,7 +90,8 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     stream = pair_sampler(config, table, world.size, balanced=not prepared.objective.depends_on_split)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))
-    return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps)
+    sets = set_ranges(eval_table, held_out) if eval_table is not None else {}
+    return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps, eval_sets=sets)
 
 
 def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener: TokenisingListener) -> PairTables:
@@ -191,7 +195,7 @@ def narrowed(
     """Training pairs and held-out pairs as `--dedup` and `--limit` leave them; the limit is for training pairs."""
     if config.dedup:
         table = without_duplicates(table)
-        eval_table = None if eval_table is None else without_duplicates(eval_table)
+        eval_table = eval_table and without_duplicates_in_sets(eval_table, config.eval_data_path)
     return first_pairs(table, config.limit) if config.limit else table, eval_table
 
 

@@ -146,3 +146,13 @@ def test_evaluation_counts_every_pair_once(table, batch_size, world_size):
         for index, weight in zip(batch.indices, weights, strict=True):
             counts[index] += weight
     assert set(counts.values()) == {1.0}
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_of_a_part_counts_its_pairs_alone(table, world_size):
+    part, counted = range(2, 7), []
+    for rank in range(world_size):
+        for batch, weights in eval_batches(table, pack, batch_size=2, rank=rank, world_size=world_size, part=part):
+            assert set(batch.indices) <= set(part)
+            counted += [index for index, weight in zip(batch.indices, weights, strict=True) if weight]
+    assert sorted(counted) == list(part)

@@ -37,7 +37,7 @@ class Batch(SimpleNamespace):
 def made():
     """A run over three held-out pairs, whose losses are the table's values."""
 
-    def make(interval):
+    def make(interval, sets=None):
         world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
         events, recorder, calls = Events(), Recorder(), []
         policy = SimpleNamespace(
@@ -61,6 +61,7 @@ def made():
         )
         listener = Evaluation(
             table=TABLE,
+            sets=sets or {"": range(3)},
             layout=lambda values: Batch(values=torch.tensor(values), row_tokens=4),
             batch_size=2,
             interval=interval,
@@ -85,6 +86,17 @@ def test_the_metrics_are_means_over_all_held_out_pairs(made):
     assert (event.step, event.items) == (0, 3)
     assert event.metrics["eval/loss"] == 3.0
     assert run.calls == ["eval", "train"]
+
+
+def test_each_set_is_evaluated_by_itself(made):
+    run = made(0, {"zh": range(1), "en": range(1, 3)})
+    run.events.emit(Start(step=0, total_steps=4))
+    assert [(event.name, event.items, event.metrics[f"{event.prefix}loss"]) for event in run.heard] == [
+        ("zh", 1, 1.0),
+        ("en", 2, 4.0),
+    ]
+    assert "eval/en/loss" in run.heard[1].metrics
+    assert run.calls == ["eval", "train"] * 2
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(0, [4]), (2, [2, 4]), (3, [3, 4])])

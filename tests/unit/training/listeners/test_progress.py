@@ -16,7 +16,7 @@ MARGIN = Column(metric="rewards/margins", label="margin", format="+.2f", eval_fo
 
 @pytest.fixture
 def progress():
-    job = SimpleNamespace(columns=(MARGIN,), item="pairs")
+    job = SimpleNamespace(columns=(MARGIN,), item="pairs", examples="")
     return Progress(console=Console(enabled=True), epoch_of=lambda step: step / 10, job=job)
 
 
@@ -33,3 +33,9 @@ def test_a_logged_step(progress, capsys):
 def test_an_evaluation(progress, capsys):
     progress.on_evaluated(Evaluated(step=7, metrics={"eval/loss": 0.5, "eval/rewards/margins": -0.2}, items=100))
     assert capsys.readouterr().out == "evaluation at step 7: loss 0.5000, margin -0.2000 (100 held-out pairs)\n"
+
+
+def test_an_evaluation_of_a_set_with_a_name(progress, capsys):
+    metrics = {"eval/zh/loss": 0.5, "eval/zh/rewards/margins": -0.2}
+    progress.on_evaluated(Evaluated(step=7, metrics=metrics, items=100, name="zh"))
+    assert capsys.readouterr().out == "evaluation of zh at step 7: loss 0.5000, margin -0.2000 (100 held-out pairs)\n"

@@ -34,6 +34,7 @@ def assemble(tmp_path):
         data = SimpleNamespace(
             table=SimpleNamespace(source=None),
             eval_table=eval_table,
+            eval_sets={"": range(2)},
             stream=SimpleNamespace(epoch_of=lambda step: step / 10),
             total_steps=7,
         )

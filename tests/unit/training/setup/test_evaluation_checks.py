@@ -47,3 +47,19 @@ def test_metrics_are_those_of_the_objective():
     sft = evaluated_metrics(parse_settings((), SFTConfig).config, TokenMean())
     assert {"eval/sft_loss", "eval/perplexity", "eval/token_accuracy"} <= sft.keys()
     assert "eval/rewards/accuracies" not in sft
+
+
+def test_metrics_of_sets_have_their_names():
+    path = demo.EVAL_PATH
+    flags = ("--eval_data_path", f"zh={path}", f"en={path}", "--eval_interval", "2", "--save_best")
+    known = evaluated_metrics(parse_settings(flags[:3]).config, build_objective("sigmoid"))
+    assert known["eval/zh/loss"] == known["eval/en/loss"] == "loss"
+    assert "eval/loss" not in known
+    assert problems(*flags, "eval/zh/loss") == []
+    (problem,) = problems(*flags, "eval/loss")
+    assert "evaluations have no metric 'eval/loss'; they have: eval/zh/loss" in problem
+
+
+def test_a_set_is_not_called_like_a_metric():
+    (problem,) = problems("--eval_data_path", f"rewards={demo.EVAL_PATH}")
+    assert problem == "--eval_data_path rewards=...: eval/rewards/... are names of metrics; give the set another name"

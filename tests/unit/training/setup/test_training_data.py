@@ -73,6 +73,21 @@ def test_held_out_pairs_are_a_second_table(load, file, write_rows):
     assert [len(table) for table in data.tables] == [10, 1]
 
 
+def test_held_out_pairs_in_sets_are_one_table(load, file, write_rows):
+    rows = [pair(f"Number {i // 2}?", "Yes.", "No!") for i in range(6)]
+    one, two, three = (
+        write_rows(*of, name=f"{name}.jsonl") for name, of in (("a", rows), ("b", rows[:2]), ("c", rows[:5]))
+    )
+    words = ("--eval_data_path", f"zh={one}", str(three), f"zh={two}")
+    data = load(file, *words, "--num_workers", "0")
+    assert data.eval_sets == {"zh": range(8), "": range(8, 13)}
+    assert [table.source.short_name for table in data.eval_table.tables] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    # Equal pairs are taken once in each set.
+    data = load(file, *words, "--num_workers", "0", "--dedup", "1")
+    assert data.eval_sets == {"zh": range(3), "": range(3, 6)}
+    assert (len(data.eval_table), data.eval_table.duplicates) == (6, 7)
+
+
 def test_several_sources_are_one_and_each_is_tokenised_once(load, file, write_rows, tmp_path):
     other = write_rows([pair(f"Letter {i}?", "Yes.", "No!") for i in "abcd"], name="more.json")
     alone = load(file)
