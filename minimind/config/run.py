@@ -25,6 +25,12 @@ class RunConfig:
     early_stop: str | None = flag(
         None, "patience:N ends the run after N evaluations in a row without a better value of --save_best's metric"
     )
+    guard: str = flag(
+        "warn",
+        "watches the curves and the held-out pairs: warn: say once what goes wrong, and what helps; stop: also end the "
+        "run then; off: say nothing",
+        choices=("off", "warn", "stop"),
+    )
     timeout: int = flag(
         1800, "seconds without progress of any rank after which the run names the missing ranks and ends", low=1
     )

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimind.diagnosis.pair_signals import HeldOut
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
@@ -69,12 +71,14 @@ class Evaluated:
         metrics: `eval/name`, or `eval/set/name` of a set with a name -> mean over all held-out items of the set.
         items: number of these items.
         name: of the set; empty for one without.
+        pairs: the single pairs of the set; None where they were not kept.
     """
 
     step: int
     metrics: Mapping[str, float]
     items: int
     name: str = ""
+    pairs: HeldOut | None = None
 
     @property
     def prefix(self) -> str:

@@ -1,7 +1,8 @@
 """Imports point one way.
 
 launch -> {sweep, inspection, evaluation} -> {training, chat, conversion} -> checkpoints -> engine ->
-{ranks, data, objective} -> {weights, model} -> {native, config, errors}; training and chat -> generation
+{ranks, data, objective} -> {weights, model} -> {native, config, errors}; training and chat -> generation;
+training -> diagnosis
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": BOTTOM | {"ranks", "engine"},
     "plan": BELOW_TRAINING,
     "generation": {"errors"},  # a model is given
-    "training": BELOW_TRAINING | {"demo", "plan", "native", "generation"},
+    "diagnosis": {"errors"},  # reads numbers of a run, touches no engine
+    "training": BELOW_TRAINING | {"diagnosis", "demo", "plan", "native", "generation"},
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
     "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from minimind.data.loader import eval_batches
 from minimind.data.packs import Layout
 from minimind.data.pair_tables import PairTables
+from minimind.diagnosis.pair_signals import COLUMNS, HeldOut
 from minimind.engine.policy import Policy
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.events import End, Evaluated, Event, Listener, Start, Step, prefix_of
 from minimind.training.jobs.job import Job
+from minimind.training.kept_items import KeptItems
 from minimind.training.metrics import MetricSums, StepMetrics
 from minimind.training.step import eval_step, eval_together
 
@@ -32,6 +34,7 @@ class Evaluation(Listener):
         job: computes the metrics, with the reference of these pairs.
         steps: training metrics, whose clock stops during an evaluation.
         emit: raises an event.
+        keeps_pairs: `Evaluated` has the single pairs; the job has the metrics in `COLUMNS`, one value for each pair.
     """
 
     name = "evaluation"
@@ -50,7 +53,9 @@ class Evaluation(Listener):
         watch: Watch,
         steps: StepMetrics,
         emit: Callable[[Event], None],
+        keeps_pairs: bool = False,
     ) -> None:
+        self._keeps_pairs = keeps_pairs
         self._sets = sets
         self._table, self._layout, self._batch_size, self._interval = table, layout, batch_size, interval
         self._job, self._policy, self._world, self._watch = job, policy, world, watch
@@ -84,13 +89,15 @@ class Evaluation(Listener):
         self._latest = step
         for name, part in self._sets.items():
             self._policy.eval()
-            metrics = self._metrics_of(part)
+            metrics, pairs = self._evaluate_part(part)
             self._policy.train()
             prefixed = {f"{prefix_of(name)}{metric}": value for metric, value in metrics.items()}
-            self._emit(Evaluated(step=step, metrics=prefixed, items=len(part), name=name))
+            self._emit(Evaluated(step=step, metrics=prefixed, items=len(part), name=name, pairs=pairs))
 
-    def _metrics_of(self, part: range) -> dict[str, float]:
-        sums, started = MetricSums(self._world, self._job), time.monotonic()
+    def _evaluate_part(self, part: range) -> tuple[dict[str, float], HeldOut | None]:
+        started = time.monotonic()
+        kept = KeptItems(self._world, self._job, COLUMNS) if self._keeps_pairs else None
+        sums = kept or MetricSums(self._world, self._job)
         batches = eval_batches(
             self._table,
             self._layout,
@@ -107,4 +114,5 @@ class Evaluation(Listener):
             for batch, weights in batches:
                 eval_step(self._policy, self._job, batch, weights, sums)
                 self._watch.tick()
-        return sums.reduce(time.monotonic() - started)
+        metrics = sums.reduce(time.monotonic() - started)
+        return metrics, None if kept is None else HeldOut.of_columns(kept.kept())

@@ -11,6 +11,7 @@ from pathlib import Path
 from minimind import demo
 from minimind.data.loader import train_batches
 from minimind.data.packs import Batch
+from minimind.diagnosis.pair_signals import COLUMNS
 from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -23,6 +24,7 @@ from minimind.training.jobs.kinds import Parts, kind_of
 from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.listeners.best_weights import BestWeights
 from minimind.training.listeners.evaluation import Evaluation
+from minimind.training.listeners.guard import Guard
 from minimind.training.listeners.metrics_file import MetricsFile
 from minimind.training.listeners.progress import Progress
 from minimind.training.listeners.reference_updates import ReferenceUpdates
@@ -132,6 +134,7 @@ def _listeners(
             watch=watch,
             steps=run.metrics,
             emit=run.events.emit,
+            keeps_pairs=config.run.guard != "off" and _has_pairs(jobs[-1]),
         )
     yield _saving(prepared, data, opened, engines, run, console)
     writes_weights = prepared.adapters is None or config.adapters.merge
@@ -146,8 +149,27 @@ def _listeners(
     # Its clock starts at `Start`, after the work of the listeners before it.
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)
     # After the lines about the metrics that it judges. An evaluation is over before the save of its step.
+    if config.run.guard != "off":
+        yield _guard(prepared, run, console)
     if config.run.save_best:
         yield _best_weights(prepared, engines, run, console)
+
+
+def _has_pairs(job: Job) -> bool:
+    """Whether the job has one value of each pair's reward and length, none of them a mean over a part of the pairs."""
+    return set(COLUMNS) <= set(job.metrics) and not set(COLUMNS) & set(job.metric_parts)
+
+
+def _guard(prepared: Prepared, run: Run, console: Console) -> Guard:
+    needs, loss = prepared.objective.needs, prepared.objective.name
+    return Guard(
+        stops=prepared.settings.config.run.guard == "stop",
+        log_ratios=Need.REFERENCE in needs and Need.LABELS not in needs,
+        logistic=loss == "sigmoid",
+        halt=run.halt,
+        console=console,
+        world=run.world,
+    )
 
 
 def _best_weights(prepared: Prepared, engines: Engines, run: Run, console: Console) -> BestWeights:

@@ -20,6 +20,7 @@ def test_defaults_are_minimind_s():
         "eval_interval": 0,
         "save_best": None,
         "early_stop": None,
+        "guard": "warn",
         "timeout": 1800,
         "use_wandb": False,
         "wandb_project": "MiniMind-DPO",

@@ -57,19 +57,19 @@ def names(run):
 
 
 def test_listeners_of_a_plain_run(assemble):
-    assert names(assemble()) == ["metrics_file", "saving", "progress"]
+    assert names(assemble()) == ["metrics_file", "saving", "progress", "guard"]
 
 
 def test_the_reference_moves_before_an_evaluation_and_the_save_of_its_step(assemble):
     moving = object()
     run = assemble(eval_table=[1, 2], moving=moving)
-    assert names(run) == ["reference_updates", "metrics_file", "evaluation", "saving", "progress"]
+    assert names(run) == ["reference_updates", "metrics_file", "evaluation", "saving", "progress", "guard"]
     assert run.events._listeners[3]._moving is moving
 
 
 def test_an_evaluation_comes_before_the_save_of_its_step(assemble):
     run = assemble(eval_table=[1, 2])
-    assert names(run) == ["metrics_file", "evaluation", "saving", "progress"]
+    assert names(run) == ["metrics_file", "evaluation", "saving", "progress", "guard"]
     evaluation = run.events._listeners[1]
     assert (run.job.reference, evaluation._job.reference) == ("training", "held out")
 
@@ -77,10 +77,24 @@ def test_an_evaluation_comes_before_the_save_of_its_step(assemble):
 def test_the_best_weights_are_kept_after_the_line_about_their_evaluation(assemble, tmp_path):
     flags = ("--save_best", "eval/rewards/accuracies", "--early_stop", "patience:3")
     run = assemble(*flags, eval_table=[1, 2])
-    assert names(run)[-2:] == ["progress", "best_weights"]
+    assert names(run)[-3:] == ["progress", "guard", "best_weights"]
     best = run.events._listeners[-1]
     assert (best._best.criterion.larger, best._patience, best._folder) == (True, 3, tmp_path / "best")
     assert best._halt is run.halt
+
+
+def test_the_guard_gets_what_the_loss_has(assemble):
+    def guard(*flags, **options):
+        run = assemble(*flags, eval_table=[1, 2], **options)
+        one = next((listener for listener in run.events._listeners if listener.name == "guard"), None)
+        keeps = next(one for one in run.events._listeners if one.name == "evaluation")._keeps_pairs
+        return None if one is None else (one._stops, one._log_ratios, one._logistic), keeps
+
+    assert guard() == ((False, True, True), True)
+    assert guard("--guard", "stop", loss="ipo") == ((True, True, False), True)
+    assert guard("--guard", "off") == (None, False)
+    # Answers with labels are no pairs.
+    assert guard(loss="kto") == ((False, False, False), False)
 
 
 @pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
@@ -89,7 +103,7 @@ def test_rank_0_of_the_demo_shows_samples(assemble, rank, shown):
 
 
 def test_the_clock_of_the_estimate_starts_after_the_samples_before_training(assemble):
-    assert names(assemble(is_demo=True))[-2:] == ["samples", "progress"]
+    assert names(assemble(is_demo=True))[-3:] == ["samples", "progress", "guard"]
 
 
 def test_a_loss_with_running_means_brings_the_listener_that_keeps_them(assemble):

@@ -1,0 +1,130 @@
+"""The guard of a run (--guard): says once what goes wrong, and ends the run if it is asked to.
+
+Log, Evaluated -> curves, kept with every checkpoint -> diagnosis/guard.py -> one line, perhaps Halt
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minimind.diagnosis.guard import EVALUATED, LOGGED, PAIRS, RULES, STILL_WRONG, Curves, Point
+from minimind.diagnosis.pair_signals import HeldOut, signals, still_wrong
+from minimind.ranks.collectives import from_main
+from minimind.ranks.world import World
+from minimind.training.console import Console
+from minimind.training.events import Evaluated, Halt, Listener, Log, Start
+
+# Points of a curve that are kept: the first and the latest ones.
+_POINTS = 200
+# Held-out pairs above which single pairs are not followed: they are written into every manifest.
+_FOLLOWED = 20_000
+_TIMES = 3
+
+
+class Guard(Listener):
+    """Judges the curves whenever they get a point. It reads values that are on the host already.
+
+    Args:
+        stops: the first finding ends the run.
+        log_ratios, logistic: as in `Curves`.
+        halt: ends the run.
+    """
+
+    name = "guard"
+
+    def __init__(
+        self, *, stops: bool, log_ratios: bool, logistic: bool, halt: Halt, console: Console, world: World
+    ) -> None:
+        self._stops, self._log_ratios, self._logistic = stops, log_ratios, logistic
+        self._halt, self._console, self._world = halt, console, world
+        self._total_steps = 0
+        self._logs: list[Point] = []
+        # By the name of the held-out set: its evaluations, and the pairs that get more wrong.
+        self._evaluations: dict[str, list[Point]] = {}
+        self._wrong: dict[str, dict[int, tuple[int, float]]] = {}
+        self._said: set[str] = set()
+
+    def on_start(self, event: Start) -> None:
+        self._total_steps = event.total_steps
+
+    def on_log(self, event: Log) -> None:
+        _append(self._logs, _point(event.step, event.metrics, LOGGED))
+        self._judge("")
+
+    def on_evaluated(self, event: Evaluated) -> None:
+        metrics = {name.removeprefix(event.prefix): value for name, value in event.metrics.items()}
+        point = _point(event.step, metrics, EVALUATED)
+        if event.pairs is not None:
+            point = Point(step=event.step, metrics={**point.metrics, **self._of_pairs(event.name, event.pairs)})
+        _append(self._evaluations.setdefault(event.name, []), point)
+        self._judge(event.name)
+
+    def _of_pairs(self, name: str, pairs: HeldOut) -> dict[str, float]:
+        number, found = len(pairs.chosen), signals(pairs)
+        if number <= _FOLLOWED:
+            wrong = still_wrong(pairs.margins, self._wrong.get(name, {}))
+            self._wrong[name] = wrong
+            found[STILL_WRONG] = sum(times >= _TIMES for times, _ in wrong.values()) / number
+        return {**found, PAIRS: float(number)}
+
+    def _judge(self, name: str) -> None:
+        curves = Curves(
+            logs=self._logs,
+            evaluations=self._evaluations.get(name, ()),
+            total_steps=self._total_steps,
+            log_ratios=self._log_ratios,
+            logistic=self._logistic,
+        )
+        findings = [finding for rule in RULES if (finding := rule(curves)) is not None]
+        if self._stops:
+            # Ranks must end at the same step, so rank 0 judges for all.
+            findings = from_main(self._world, lambda: findings)
+        for finding in findings:
+            key = f"{name}/{finding.rule}"
+            if key in self._said:
+                continue
+            self._said.add(key)
+            line = f"{name}: {finding}" if name else str(finding)
+            self._console.say(f"GUARD: {line}")
+            if self._stops:
+                # The latest point of a curve is of the step that has just ended.
+                self._halt.ask(finding.step, f"--guard stop: {line}")
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "logs": _rows(self._logs),
+            "evaluations": {name: _rows(points) for name, points in self._evaluations.items()},
+            "wrong": {name: [[at, *seen] for at, seen in wrong.items()] for name, wrong in self._wrong.items()},
+            "said": sorted(self._said),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._logs = _points(state["logs"])
+        self._evaluations = {name: _points(rows) for name, rows in state["evaluations"].items()}
+        self._wrong = {
+            name: {at: (times, margin) for at, times, margin in rows} for name, rows in state["wrong"].items()
+        }
+        self._said = set(state["said"])
+
+
+def _point(step: int, metrics: Mapping[str, float], names: Sequence[str]) -> Point:
+    """The metrics among these names that are numbers."""
+    return Point(
+        step=step, metrics={name: metrics[name] for name in names if math.isfinite(metrics.get(name, math.nan))}
+    )
+
+
+def _append(points: list[Point], point: Point) -> None:
+    points.append(point)
+    if len(points) > _POINTS:
+        del points[1]
+
+
+def _rows(points: Sequence[Point]) -> list[list[Any]]:
+    return [[point.step, dict(point.metrics)] for point in points]
+
+
+def _points(rows: Sequence[Sequence[Any]]) -> list[Point]:
+    return [Point(step=step, metrics=metrics) for step, metrics in rows]
