@@ -30,6 +30,7 @@ class BestWeights(Listener):
         patience: evaluations without a better one after which the run ends; None: it never does.
         export: writes the weights with a record of why; all ranks call it. Raises WeightsError on all ranks.
         folder: where it writes them.
+        data: hash of the held-out data; values on other data are not compared.
         halt: ends the run.
     """
 
@@ -42,12 +43,14 @@ class BestWeights(Listener):
         patience: int | None,
         export: Callable[[Mapping[str, object]], None],
         folder: Path,
+        data: str,
         halt: Halt,
         console: Console,
         world: World,
         watch: Watch,
     ) -> None:
         self._best, self._patience, self._export, self._folder = Best(criterion), patience, export, folder
+        self._data = data
         self._halt, self._console, self._world, self._watch = halt, console, world, watch
 
     def on_start(self, event: Start) -> None:
@@ -98,11 +101,12 @@ class BestWeights(Listener):
             self._console.say(f"best weights: {self._best}, in {self._folder}")
 
     def state(self) -> dict[str, Any]:
-        return self._best.state()
+        return {**self._best.state(), "data": self._data}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        if not self._best.restore(state):
-            self._console.say(
-                f"--save_best {self._best.criterion.metric}: the checkpoint has the best {state['metric']}; the next "
-                "evaluation counts as the best so far"
-            )
+        anew = "the next evaluation counts as the best so far"
+        if state["data"] != self._data:
+            self._console.say(f"--save_best: the checkpoint's best is of other held-out data; {anew}")
+        elif not self._best.restore(state):
+            metric = self._best.criterion.metric
+            self._console.say(f"--save_best {metric}: the checkpoint has the best {state['metric']}; {anew}")

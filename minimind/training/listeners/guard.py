@@ -29,17 +29,18 @@ class Guard(Listener):
     Args:
         stops: the first finding ends the run.
         log_ratios, logistic: as in `Curves`.
+        data: hash of the held-out data; the curves of other data do not go on.
         halt: ends the run.
     """
 
     name = "guard"
 
     def __init__(
-        self, *, stops: bool, log_ratios: bool, logistic: bool, halt: Halt, console: Console, world: World
+        self, *, stops: bool, log_ratios: bool, logistic: bool, data: str, halt: Halt, console: Console, world: World
     ) -> None:
         self._stops, self._log_ratios, self._logistic = stops, log_ratios, logistic
         self._halt, self._console, self._world = halt, console, world
-        self._total_steps = 0
+        self._data, self._total_steps = data, 0
         self._logs: list[Point] = []
         # By the name of the held-out set: its evaluations, and the pairs that get more wrong.
         self._evaluations: dict[str, list[Point]] = {}
@@ -51,7 +52,7 @@ class Guard(Listener):
 
     def on_log(self, event: Log) -> None:
         _append(self._logs, _point(event.step, event.metrics, LOGGED))
-        self._judge("")
+        self._judge("", event.step)
 
     def on_evaluated(self, event: Evaluated) -> None:
         metrics = {name.removeprefix(event.prefix): value for name, value in event.metrics.items()}
@@ -59,7 +60,7 @@ class Guard(Listener):
         if event.pairs is not None:
             point = Point(step=event.step, metrics={**point.metrics, **self._of_pairs(event.name, event.pairs)})
         _append(self._evaluations.setdefault(event.name, []), point)
-        self._judge(event.name)
+        self._judge(event.name, event.step)
 
     def _of_pairs(self, name: str, pairs: HeldOut) -> dict[str, float]:
         number, found = len(pairs.chosen), signals(pairs)
@@ -69,7 +70,7 @@ class Guard(Listener):
             found[STILL_WRONG] = sum(times >= _TIMES for times, _ in wrong.values()) / number
         return {**found, PAIRS: float(number)}
 
-    def _judge(self, name: str) -> None:
+    def _judge(self, name: str, step: int) -> None:
         curves = Curves(
             logs=self._logs,
             evaluations=self._evaluations.get(name, ()),
@@ -89,11 +90,12 @@ class Guard(Listener):
             line = f"{name}: {finding}" if name else str(finding)
             self._console.say(f"GUARD: {line}")
             if self._stops:
-                # The latest point of a curve is of the step that has just ended.
-                self._halt.ask(finding.step, f"--guard stop: {line}")
+                # A finding of a logged step may be about an earlier evaluation.
+                self._halt.ask(step, f"--guard stop: {line}")
 
     def state(self) -> dict[str, Any]:
         return {
+            "data": self._data,
             "logs": _rows(self._logs),
             "evaluations": {name: _rows(points) for name, points in self._evaluations.items()},
             "wrong": {name: [[at, *seen] for at, seen in wrong.items()] for name, wrong in self._wrong.items()},
@@ -101,12 +103,13 @@ class Guard(Listener):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._logs = _points(state["logs"])
+        self._logs, self._said = _points(state["logs"]), set(state["said"])
+        if state["data"] != self._data:
+            return
         self._evaluations = {name: _points(rows) for name, rows in state["evaluations"].items()}
         self._wrong = {
             name: {at: (times, margin) for at, times, margin in rows} for name, rows in state["wrong"].items()
         }
-        self._said = set(state["said"])
 
 
 def _point(step: int, metrics: Mapping[str, float], names: Sequence[str]) -> Point:

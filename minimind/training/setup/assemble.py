@@ -150,9 +150,9 @@ def _listeners(
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)
     # After the lines about the metrics that it judges. An evaluation is over before the save of its step.
     if config.run.guard != "off":
-        yield _guard(prepared, run, console)
+        yield _guard(prepared, data, run, console)
     if config.run.save_best:
-        yield _best_weights(prepared, engines, run, console)
+        yield _best_weights(prepared, data, engines, run, console)
 
 
 def _has_pairs(job: Job) -> bool:
@@ -160,19 +160,20 @@ def _has_pairs(job: Job) -> bool:
     return set(COLUMNS) <= set(job.metrics) and not set(COLUMNS) & set(job.metric_parts)
 
 
-def _guard(prepared: Prepared, run: Run, console: Console) -> Guard:
+def _guard(prepared: Prepared, data: TrainingData, run: Run, console: Console) -> Guard:
     needs, loss = prepared.objective.needs, prepared.objective.name
     return Guard(
         stops=prepared.settings.config.run.guard == "stop",
         log_ratios=Need.REFERENCE in needs and Need.LABELS not in needs,
         logistic=loss == "sigmoid",
+        data=data.eval_identity,
         halt=run.halt,
         console=console,
         world=run.world,
     )
 
 
-def _best_weights(prepared: Prepared, engines: Engines, run: Run, console: Console) -> BestWeights:
+def _best_weights(prepared: Prepared, data: TrainingData, engines: Engines, run: Run, console: Console) -> BestWeights:
     config, policy, watch = prepared.settings.config, engines.policy, run.watch
     assert config.run.save_best is not None
     return BestWeights(
@@ -180,6 +181,7 @@ def _best_weights(prepared: Prepared, engines: Engines, run: Run, console: Conso
         patience=parse_early_stop(config.run.early_stop) if config.run.early_stop else None,
         export=lambda record: export_best(prepared, policy, watch.tick, record),
         folder=Path(config.run.save_dir) / BEST,
+        data=data.eval_identity,
         halt=run.halt,
         console=console,
         world=run.world,

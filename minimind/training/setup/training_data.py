@@ -68,6 +68,11 @@ class TrainingData:
         """Training pairs, then held-out pairs."""
         return [self.table] if self.eval_table is None else [self.table, self.eval_table]
 
+    @property
+    def eval_identity(self) -> str:
+        """Changes with the held-out pairs and their sets; empty without any."""
+        return f"{self.eval_table.key} {dict(self.eval_sets)}" if self.eval_table is not None else ""
+
 
 def load_data(prepared: Prepared, world: World, listener: TokenisingListener) -> TrainingData:
     """Tokenise the sources, or read their caches, and lay out the order of pairs; all ranks call it.
@@ -84,9 +89,8 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     eval_table = _load_pairs(prepared, world, plain_words(held_out), listener) if held_out else None
     _check_pairing(prepared.settings, [*table.tables, *(eval_table.tables if eval_table is not None else ())])
     table, eval_table = narrowed(table, eval_table, config.data)
-    for tables in (table, eval_table):
-        if tables is not None:
-            check_needs(prepared.objective, tables)
+    for tables in filter(None, (table, eval_table)):
+        check_needs(prepared.objective, tables)
     stream = pair_sampler(config, table, world.size, balanced=not prepared.objective.depends_on_split)
     # Raised on all ranks at once, instead of on each rank by itself.
     total_steps = from_main(world, lambda: count_steps(stream, config))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 
 @pytest.fixture
 def made(tmp_path):
-    def make(patience=None, metric="eval/loss"):
+    def make(patience=None, metric="eval/loss", data="key"):
         printed, written, halt, events = [], [], Halt(), Events()
 
         def export(record):
@@ -35,6 +35,7 @@ def made(tmp_path):
             patience=patience,
             export=export,
             folder=tmp_path / "best",
+            data=data,
             halt=halt,
             console=SimpleNamespace(say=printed.append),
             world=World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
@@ -129,6 +130,18 @@ def test_another_metric_starts_anew(made):
         "--save_best eval/nll: the checkpoint has the best eval/loss; the next evaluation counts as the best so far"
     ]
     assert again.listener._best.step is None
+
+
+def test_values_on_other_held_out_data_are_not_compared(made):
+    run = made()
+    evaluate(run, 0.7, 0.6)
+    again = made(data="other")
+    again.events.restore(run.events.states())
+    assert again.printed == [
+        "--save_best: the checkpoint's best is of other held-out data; the next evaluation counts as the best so far"
+    ]
+    evaluate(again, 0.9, start=2)
+    assert again.written == [(2, 0.9)]
 
 
 def test_weights_that_cannot_be_written_are_tried_again(made):

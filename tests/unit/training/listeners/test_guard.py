@@ -21,11 +21,12 @@ FORGETTING = (1.2, 1.3, 1.5, 1.6)
 
 @pytest.fixture
 def made():
-    def make(stops=False):
+    def make(stops=False, data="key"):
         printed, halt, events = [], Halt(), Events()
         world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
         console = SimpleNamespace(say=printed.append)
-        listener = Guard(stops=stops, log_ratios=True, logistic=True, halt=halt, console=console, world=world)
+        facts = {"log_ratios": True, "logistic": True, "data": data}
+        listener = Guard(stops=stops, **facts, halt=halt, console=console, world=world)
         events.add(listener)
         events.emit(Start(step=0, total_steps=100))
         return SimpleNamespace(listener=listener, printed=printed, halt=halt, events=events)
@@ -97,6 +98,11 @@ def test_a_resumed_run_goes_on_with_its_curves_and_does_not_repeat_itself(made):
     third.events.restore(json.loads(json.dumps(again.events.states())))
     evaluate(third, 4, pairs=pairs(0.4), **{"rewards/accuracies": 0.8})
     assert (third.printed, third.halt.step) == ([], None)
+    # Curves of other held-out data do not go on.
+    other = made(data="other")
+    other.events.restore(state)
+    evaluate(other, 3, pairs=pairs(0.3), **{"rewards/accuracies": 0.8})
+    assert other.printed == []
 
 
 def test_the_state_stays_small(made, monkeypatch):
@@ -112,3 +118,14 @@ def test_the_state_stays_small(made, monkeypatch):
     assert [row[0] for row in state["logs"]] == [0, 16, 17, 18, 19]
     assert state["logs"][2] == [17, {}]  # JSON has no NaN
     assert (len(state["evaluations"][""]), state["wrong"]) == (5, {})
+
+
+def test_a_finding_about_an_earlier_evaluation_ends_the_run_now(made):
+    run = made(stops=True)
+    run.events.emit(Log(step=1, metrics={"loss": 0.7}))
+    for step, loss in enumerate((0.7, 0.5, 0.6, 0.65), start=1):
+        evaluate(run, step, loss=loss)
+    assert run.halt.step is None
+    run.events.emit(Log(step=6, metrics={"loss": 0.4}))
+    assert "(step 4)" in run.printed[0]
+    assert run.halt.step == 6

@@ -35,6 +35,7 @@ def assemble(tmp_path):
             table=SimpleNamespace(source=None),
             eval_table=eval_table,
             eval_sets={"": range(2)},
+            eval_identity="key",
             stream=SimpleNamespace(epoch_of=lambda step: step / 10),
             total_steps=7,
         )

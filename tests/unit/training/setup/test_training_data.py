@@ -82,6 +82,8 @@ def test_held_out_pairs_in_sets_are_one_table(load, file, write_rows):
     data = load(file, *words, "--num_workers", "0")
     assert data.eval_sets == {"zh": range(8), "": range(8, 13)}
     assert [table.source.short_name for table in data.eval_table.tables] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    key = data.eval_table.key
+    assert data.eval_identity == f"{key} {{'zh': range(0, 8), '': range(8, 13)}}"
     # Equal pairs are taken once in each set.
     data = load(file, *words, "--num_workers", "0", "--dedup", "1")
     assert data.eval_sets == {"zh": range(3), "": range(3, 6)}
