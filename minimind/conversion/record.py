@@ -74,11 +74,13 @@ def write_record(values: dict[str, Any], folder: Path) -> None:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a folder was written by an export, which may replace it, or a file of it."""
+    """Whether all that is in a folder, or a file, was written by an export, so that another one may replace it."""
     folder = path if path.is_dir() else path.parent
     try:
         values = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        return path.is_dir() or path.name in values["files"]
+        written = {*values["files"], EXPORT}
+        # A folder with anything else in it, such as that of several `.pth`, is the user's.
+        return {one.name for one in path.iterdir()} <= written if path.is_dir() else path.name in written
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

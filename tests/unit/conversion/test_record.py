@@ -53,10 +53,22 @@ def test_unknown_start_weights_are_said(values):
 
 
 def test_an_export_is_known_by_its_record(values, tmp_path):
-    assert not is_export(tmp_path)
-    write_record(values, tmp_path)
-    assert is_export(tmp_path)
-    assert is_export(tmp_path / "model.pth")
-    assert not is_export(tmp_path / "other.pth")
-    (tmp_path / "export.json").write_text(json.dumps([]))
-    assert not is_export(tmp_path / "model.pth")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "model.pth").touch()
+    assert not is_export(folder)
+    write_record(values, folder)
+    assert is_export(folder)
+    assert is_export(folder / "model.pth")
+    assert not is_export(folder / "other.pth")
+    (folder / "export.json").write_text(json.dumps([]))
+    assert not is_export(folder / "model.pth")
+
+
+def test_a_folder_with_anything_else_in_it_is_the_user_s(values, tmp_path):
+    folder = tmp_path / "out"
+    (folder / "dpo/checkpoints").mkdir(parents=True)
+    (folder / "model.pth").touch()
+    write_record(values, folder)
+    assert not is_export(folder)
+    assert is_export(folder / "model.pth")
