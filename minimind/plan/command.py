@@ -11,14 +11,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from transformers import PretrainedConfig
 
 import minimind.model.modeling  # noqa: F401 - registers MiniMind with the Auto classes
-from minimind.config import Settings, model_defaults, parse_settings
+from minimind.config import (
+    FLAG,
+    DPOConfig,
+    JobConfig,
+    PretrainConfig,
+    Settings,
+    SFTConfig,
+    model_defaults,
+    parse_settings,
+)
 from minimind.config.command_line import check_misspelt
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -28,6 +37,7 @@ from minimind.objective.choice import choose_objective
 from minimind.objective.schedule import choose_schedule
 from minimind.plan.choice import Machine
 from minimind.plan.options import options
+from minimind.plan.proposal import propose
 from minimind.plan.report import report
 from minimind.plan.sizes import ModelSizes
 from minimind.weights.adapters import adapter_shapes, fresh_spec
@@ -37,6 +47,10 @@ from minimind.weights.quantized import packed_weights
 from minimind.weights.sources import open_weights
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+# --job: configuration of the job.
+JOBS: Mapping[str, type[JobConfig]] = {job.name: job for job in (PretrainConfig, SFTConfig, DPOConfig)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +70,7 @@ def plan(argv: Sequence[str]) -> str:
     """
     own, rest = _parser().parse_known_args(list(argv))
     check_misspelt(rest, own=vars(own))
-    settings = choose_schedule(parse_settings(rest))
+    settings = choose_schedule(parse_settings(rest, JOBS[own.job]))
     if own.gpu_memory is None:
         raise ConfigError(
             "--gpu_memory is missing; give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"
@@ -71,8 +85,11 @@ def plan(argv: Sequence[str]) -> str:
         device_memory=parse_size("gpu_memory", own.gpu_memory),
         host_memory=0 if own.host_memory is None else parse_size("host_memory", own.host_memory),
     )
+    settings, proposed = _proposed(settings, own)
     name, config, shapes = _model(settings, own.vocab_size)
-    settings, _ = choose_objective(settings, model_defaults(family_of(config).generation(config)))
+    defaults = model_defaults(family_of(config).generation(config))
+    if isinstance(settings.config, DPOConfig):
+        settings, _ = choose_objective(cast(Settings[DPOConfig], settings), defaults)
     flags = settings.config.adapters
     if flags.from_adapter:
         raise ConfigError("--from_adapter: a plan needs the adapter's --lora_rank and --lora_targets instead")
@@ -82,7 +99,29 @@ def plan(argv: Sequence[str]) -> str:
     other = _other_reference(settings)
     # The printed command names the weights by their hidden size, so it must be that of the model.
     settings = settings.with_defaults({"hidden_size": sizes.hidden}, "weights")
-    return report(name, sizes, settings, machine, options(sizes, settings.config, machine, other), other)
+    found = options(sizes, settings.config, machine, other)
+    return proposed + report(name, sizes, settings, machine, found, other)
+
+
+def _proposed(settings: Settings[JobConfig], own: argparse.Namespace) -> tuple[Settings[JobConfig], str]:
+    """Settings with the sizes that --params stands for, and what is said about them; nothing without the flag.
+
+    Raises:
+        ConfigError: sizes are given too.
+    """
+    if own.params is None:
+        return settings, ""
+    given = [name for name in ("hidden_size", "num_hidden_layers", "num_attention_heads") if settings.explicit(name)]
+    if settings.explicit("from_weight") and settings.config.model.from_weight != "none":
+        given.append("from_weight")
+    if given:
+        raise ConfigError(f"--params proposes sizes, and --{given[0]} gives them; omit one of the two")
+    model = settings.config.model
+    found = propose(own.params, model.generation or 3, model.use_moe, own.vocab_size or 6400)
+    base = settings.config.optimisation.learning_rate
+    flags = {name: value for name, value in found.flags(base).items() if not settings.explicit(name)}
+    generation = {"generation": found.config.generation}
+    return settings.with_values({**generation, **flags}, FLAG), f"{found.describe(base)}\n"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,10 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python launch/plan.py",
         description="Plan the memory and communication of a training run for each DeepSpeed file.",
-        epilog="All flags of launch/train_dpo.py are accepted too: sizes, --from_weight, --batch_size, "
+        epilog="All flags of the job's script are accepted too: sizes, --from_weight, --batch_size, "
         "--accumulation_steps, --max_seq_len, --micro_batch_tokens, --dtype, --reference, --gradient_checkpointing 1 "
         "(plans with checkpointing only), --deepspeed (plans this file only), ...",
         allow_abbrev=False,
+    )
+    parser.add_argument("--job", choices=tuple(JOBS), default=DPOConfig.name, help="job that is planned (default: dpo)")
+    parser.add_argument(
+        "--params", type=float, default=None, help="number of parameters, e.g. 1e9: proposes sizes, tokens and a rate"
     )
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
     parser.add_argument("--gpus_per_node", type=int, default=1, help="ranks on each node (default: 1)")

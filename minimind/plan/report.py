@@ -29,7 +29,7 @@ _READ_FROM_WEIGHTS = ("hidden_size", "num_hidden_layers", "use_moe", "generation
 def report(
     name: str,
     sizes: ModelSizes,
-    settings: Settings[DPOConfig],
+    settings: Settings,
     machine: Machine,
     found: Sequence[Option],
     other: ModelSizes | None = None,
@@ -58,7 +58,7 @@ def gib(size: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def command(option: Option, settings: Settings[DPOConfig], machine: Machine) -> str:
+def command(option: Option, settings: Settings, machine: Machine) -> str:
     """The shell command that runs an option, with the flags that the user gave to the plan."""
     given = settings.config
     flags = {
@@ -67,13 +67,14 @@ def command(option: Option, settings: Settings[DPOConfig], machine: Machine) -> 
         if name not in _READ_FROM_WEIGHTS or given.model.from_weight == "none"
     }
     moe = "_moe" if given.model.use_moe else ""
-    flags.setdefault("from_weight", f"full_sft_{given.model.hidden_size}{moe}.pth")
-    flags.setdefault("data_path", "pairs.jsonl")
+    start = given.model.from_weight
+    flags.setdefault("from_weight", start if start == "none" else f"{start}_{given.model.hidden_size}{moe}.pth")
+    flags.setdefault("data_path", f"{given.items}.jsonl")
     flags["deepspeed"] = shlex.quote(_short(option.file))
     flags["gradient_checkpointing"] = str(int(option.checkpointing))
     if option.reference_file.name != "reference.json" and given.engine.reference == "live":
         flags["reference_config"] = shlex.quote(_short(option.reference_file))
-    return launch_command(flags, machine.nodes, machine.ranks_per_node)
+    return launch_command(flags, machine.nodes, machine.ranks_per_node, given.script)
 
 
 def explicit_flags(settings: Settings) -> dict[str, str]:
@@ -82,17 +83,17 @@ def explicit_flags(settings: Settings) -> dict[str, str]:
     return {name: _flag_value(value) for name, value in given.items() if value not in (None, ())}
 
 
-def launch_command(flags: Mapping[str, str], nodes: int, ranks_per_node: int) -> str:
+def launch_command(flags: Mapping[str, str], nodes: int, ranks_per_node: int, script: str = DPOConfig.script) -> str:
     """The shell command that trains, with these flags; their values are quoted already."""
     where = "--hostfile launch/hostfile" if nodes > 1 else f"--num_gpus {ranks_per_node}"
     parts = [f"--{flag} {value}" for flag, value in flags.items()]
-    return " \\\n        ".join([f"    deepspeed {where} {DPOConfig.script}", *parts])
+    return " \\\n        ".join([f"    deepspeed {where} {script}", *parts])
 
 
 def _heading(
     name: str,
     sizes: ModelSizes,
-    settings: Settings[DPOConfig],
+    settings: Settings,
     machine: Machine,
     found: Sequence[Option],
     other: ModelSizes | None,
@@ -100,9 +101,8 @@ def _heading(
     config, load = settings.config, StepLoad.of(settings.config)
     kept = {option.checkpointing: option.memory.activations for option in found}
     plain = f"{gib(kept[False])}, checkpointed " if False in kept else "checkpointed "
-    reference = (
-        f"\nNo reference: --loss {config.objective.loss} needs none" if config.engine.reference == "none" else ""
-    )
+    loss = settings.values.get("loss")
+    reference = f"\nNo reference: --loss {loss} needs none" if loss and config.engine.reference == "none" else ""
     if other is not None:
         reference = f"\nReference: {config.model.reference_weight}, {other.parameters / 1e9:.3g} B parameters"
     batches = f"{load.micro_batches} micro-batch{'es' if load.micro_batches > 1 else ''}"
@@ -156,7 +156,7 @@ def _fits(same: Sequence[Option], machine: Machine) -> str:
     return "yes" if not fitting[0].checkpointing or len(same) == 1 else "checkpointed"
 
 
-def _nothing_fits(found: Sequence[Option], machine: Machine, settings: Settings[DPOConfig]) -> str:
+def _nothing_fits(found: Sequence[Option], machine: Machine, settings: Settings) -> str:
     """The end of a plan without a fitting option: the closest one, and ways to need less memory."""
     possible = [option for option in found if option.obstacle is None]
     if not possible:

@@ -164,3 +164,30 @@ def test_a_reference_that_is_another_model_is_planned_with_its_own_sizes(tmp_pat
     assert f"--reference_weight {tmp_path / 'small.pth'}" in text
     with pytest.raises(WeightsError, match="--reference_weight nowhere: no such"):
         plan([*ISSUE, "--reference_weight", "nowhere"])
+
+
+def test_other_jobs_have_their_own_script_flags_and_load():
+    """A conversation is one row, a pair two; no job but DPO has a reference."""
+    machine = ["--gpu_memory", "80GiB", "--batch_size", "4", "--max_seq_len", "512", "--hidden_size", "768"]
+    sft, dpo = plan(["--job", "sft", *machine]), plan(machine)
+    assert "1 micro-batch of at most 2048 tokens" in sft
+    assert "1 micro-batch of at most 4096 tokens" in dpo
+    assert "No reference" not in sft
+    command = printed_command(sft)
+    assert "launch/train_sft.py" in command
+    assert "pretrain_768.pth" in command
+    assert "conversations.jsonl" in command
+    with pytest.raises(ConfigError, match="unrecognized argument: --beta"):
+        plan(["--job", "pretrain", *machine, "--beta", "0.1"])
+
+
+def test_a_number_of_parameters_is_a_plan():
+    text = plan(["--job", "pretrain", "--params", "1e9", "--gpus_per_node", "8", "--gpu_memory", "80GiB"])
+    assert "Proposed: hidden size 2048, 20 layers, 16 heads of 128" in text
+    assert "Tokens for pretraining: 20.3 B" in text
+    command = printed_command(text)
+    assert command[command.index("--hidden_size") + 1] == "2048"
+    assert command[command.index("--from_weight") + 1] == "none"
+    assert "1.02 B parameters, hidden 2048" in text
+    with pytest.raises(ConfigError, match="--params proposes sizes, and --hidden_size gives them"):
+        plan(["--params", "1e9", "--hidden_size", "64", "--gpu_memory", "80GiB"])
