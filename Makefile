@@ -14,11 +14,12 @@ READY := $(VENV)/.ready
 # The launcher and ninja must be found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup train test test-all bench gpu-check docs lint types check clean
+.PHONY: setup train chain test test-all bench gpu-check docs lint types check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   the demo: deepspeed launch/train_dpo.py --deepspeed $(CONFIG)"
+	@echo "make chain   pretraining, fine-tuning and DPO of a new small model, with answers before and after each"
 	@echo "make test    unit, parity, distributed and fault tests, as CI runs them"
 	@echo "make test-all  the same and the long tests: more configurations, 20 kills, more fuzzing"
 	@echo "make bench   speed and memory against MiniMind's loop and TRL, in one run"
@@ -36,6 +37,9 @@ $(READY): pyproject.toml
 
 train: setup
 	deepspeed --num_gpus $(RANKS) launch/train_dpo.py --deepspeed $(CONFIG) $(FLAGS)
+
+chain: setup
+	python launch/chain.py $(FLAGS)
 
 # Each worker takes whole files, so that the fixtures of a file are made once. One thread a worker: the threads of several
 # workers would wait for each other's cores.

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minimind.chain.command import build_parser as chain_parser
 from minimind.chat.command import ChatConfig
 from minimind.config import DPOConfig, Flag, JobConfig, PretrainConfig, SFTConfig, fields_of
 from minimind.conversion.command import ExportConfig
@@ -59,6 +60,11 @@ def _differs(one: Flag, other: Flag) -> bool:
 def plan_flags() -> list[FlagRow]:
     """The flags that `launch/plan.py` has besides those of training."""
     return _rows_of(plan_parser())
+
+
+def chain_flags() -> list[FlagRow]:
+    """The flags of `launch/chain.py`."""
+    return _rows_of(chain_parser())
 
 
 def prepare_flags() -> list[FlagRow]:
@@ -147,6 +153,7 @@ TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
     "pretrain flags": functools.partial(job_flags, PretrainConfig),
     "sft flags": functools.partial(job_flags, SFTConfig),
     "plan flags": plan_flags,
+    "chain flags": chain_flags,
     "prepare flags": prepare_flags,
     "export flags": export_flags,
     "chat flags": chat_flags,

@@ -81,6 +81,7 @@ def test_flags_and_tree_are_generated(suffix):
         "flags",
         "losses",
         "loss options",
+        "chain flags",
         "pretrain flags",
         "sft flags",
         "plan flags",

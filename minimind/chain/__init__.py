@@ -1,0 +1,1 @@
+"""Pretraining, fine-tuning and DPO one after the other on a made corpus: a new size needs no foreign weights."""
