@@ -19,7 +19,7 @@ DEMO_DATA = ("--tokenizer_path", demo.TOKENIZER_PATH, "--from_weight", demo.WEIG
 
 def test_user_error_ends_every_rank_and_is_printed_once(write_rows, tmp_path):
     data = write_rows('{"chosen": [')
-    done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2, launcher=True)
+    done = train("--data_path", data, *DEMO_DATA, "--save_dir", tmp_path / "out", ranks=2)
     assert done.status != 0
     assert done.output.count("DataError") == 1
     assert "line 1: invalid JSON" in done.output
