@@ -196,19 +196,20 @@ def over_optimisation(curves: Curves) -> Finding | None:
 def not_moving(curves: Curves) -> Finding | None:
     """After a quarter of the run nothing has moved: the held-out loss, or without one the margins of logged steps.
 
-    A loss in float32 has seven digits, and held-out data is the same every time, so what moves at all is seen. Kept
-    apart from outlook.py, which estimates it before the run.
+    Rounding of weights in bfloat16 alone moves a held-out loss of 0.69 by 2e-4 (100 pairs of the demo, learning rate
+    1e-9); the bound is a thousandth. outlook.py estimates the same before the run.
     """
     held_out, margins = curves.evaluated("loss"), curves.logged("rewards/margins")
     if len(held_out) >= 2:
         step, first = held_out[-1][0], held_out[0][1]
         moved = max(abs(value - first) for _, value in held_out)
-        still = moved < 1e-4 * max(abs(first), 1e-3)
+        still = moved < 1e-3 * max(abs(first), 1e-3)
         text = f"the held-out loss has moved by {moved:.0e} since step {held_out[0][0]}"
     elif len(margins) >= 2 and curves.log_ratios:
-        step, moved = margins[-1][0], max(abs(value) for _, value in margins)
-        still = moved < 1e-4
-        text = f"the margin of the training pairs is still below {max(moved, 1e-9):.0e}"
+        # Logged margins are those of few pairs, each with its rounding.
+        step, mean = margins[-1][0], abs(float(np.mean([value for _, value in margins])))
+        still = mean < 1e-3
+        text = f"the margin of the training pairs is {mean:.0e} on average so far"
     else:
         return None
     if not still or step < curves.total_steps / 4:
