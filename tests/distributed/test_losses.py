@@ -73,6 +73,9 @@ def compare(other, whole, same, number):
         names = [prefix + name for name in same if prefix + name in expected]
         assert len(names) >= len(same) - 1
         for name in names:
+            # Where policy and reference are equal, rounding alone says which answer wins.
+            if name.endswith("accuracies") and abs(expected[f"{prefix}rewards/margins"]) < 1e-6:
+                continue
             assert one[name] == pytest.approx(expected[name], rel=2e-4, abs=1e-5), (number, expected["step"], name)
 
 

@@ -174,7 +174,7 @@ def test_a_table_of_answers_has_their_labels(table_of_rows):
 
 def test_what_rows_become_is_part_of_the_key(table_of_rows):
     keys = {table_of_rows(items, pair("Who?", "Me.", "You."), pair("q", "a", "b")).key for items in Items}
-    assert len(keys) == 3
+    assert len(keys) == len(Items)
 
 
 def test_answers_in_batches(table_of_rows):

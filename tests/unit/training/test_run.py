@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minimind.config import parse_settings
+from minimind.config import DPOConfig, parse_settings
 from minimind.errors import ConfigError
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -79,7 +79,7 @@ def test_a_fresh_run_loads_nothing(resumed, tmp_path):
 def test_the_first_rank_of_a_machine_reports_wrong_flags(monkeypatch, local_rank, agreed):
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(ConfigError) as caught:
-        module._parse(["--no_such_flag", "1"])
+        module._parse(["--no_such_flag", "1"], DPOConfig)
     assert caught.value.agreed == agreed
 
 

@@ -54,11 +54,14 @@ def inputs(
 ) -> LossInputs:
     """Inputs of N pairs; the reference gives 0 to every row if it is not given."""
     own = scores(policy, counts)
+    known = scores(torch.zeros_like(own.sums) if reference is None else reference, counts)
     return LossInputs(
         scores=torch.tensor([[2.0, 0.5]] * len(own.sums), dtype=torch.float64),
         labels=torch.arange(len(own.sums)) % 2 == 0,
         policy=own,
-        reference=scores(torch.zeros_like(own.sums) if reference is None else reference, counts),
+        reference=known,
+        # As if the second rows were the mismatched ones.
+        mismatched=(own.sums - known.sums).detach()[:, 1].mean(),
         statistics={name: torch.tensor(value, dtype=torch.float64) for name, value in (statistics or {}).items()},
     )
 

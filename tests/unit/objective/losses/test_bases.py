@@ -98,7 +98,14 @@ def test_a_loss_needs_no_value_of_the_device(loss):
     scores = torch.zeros(4, 2, device=DEVICE)
     means = {name: torch.zeros((), device=DEVICE) for name in loss.statistics}
     with host_waits_raise():
-        given = LossInputs(policy=policy, reference=reference, statistics=means, scores=scores, labels=scores[:, 0] > 1)
+        given = LossInputs(
+            policy=policy,
+            reference=reference,
+            statistics=means,
+            scores=scores,
+            labels=scores[:, 0] > 1,
+            mismatched=scores[:, 1].mean(),
+        )
         loss(given).losses.sum().backward()
     assert any(one.grad is not None and one.grad.is_meta for one in (policy.sums, policy.per_token))
 

@@ -72,7 +72,7 @@ def test_shares_of_a_split_batch_add_up_to_the_whole(spec, split):
     expected, slope, shares = objective(whole), slopes(objective, whole), objective.shares(whole)
     for indices in torch.arange(6).split(split):
         part = inputs(policy[indices], reference[indices], counts=[counts[i] for i in indices], statistics=means)
-        part = dataclasses.replace(part, labels=whole.labels[indices])
+        part = dataclasses.replace(part, labels=whole.labels[indices], mismatched=whole.mismatched)
         own = {name: share.of(indices) for name, share in shares.items()}
 
         def of_part(given, own=own):
