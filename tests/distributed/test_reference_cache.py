@@ -144,7 +144,7 @@ def test_wrong_cached_log_prob_is_an_error_that_names_the_row(folder, cached):
 def test_cached_run_in_bf16_has_the_metrics_of_the_live_run_up_to_rounding(folder):
     run(folder, "cached16", "--reference", "cached", dtype="bfloat16", config="zero2", ranks=1).succeeded()
     run(folder, "live16", dtype="bfloat16", config="zero2", ranks=1).succeeded()
-    assert_same_metrics(folder / "cached16", folder / "live16", atol=4e-3)
+    assert_same_metrics(folder / "cached16", folder / "live16", atol=1e-2)
 
 
 def test_gradients_under_a_token_budget_are_those_of_the_global_batch():
