@@ -16,6 +16,7 @@ from tests.benchmarks.peers import PEERS, NotHereError, PeerError, _why, run_pee
 from tests.conftest import REPO
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
 def test_benchmark_of_two_trainers_and_one_that_cannot_run(tmp_path):

@@ -51,8 +51,8 @@ needs_bitsandbytes = pytest.mark.skipif(
         ("zero3", 2, ("--eval_data_path", demo.EVAL_PATH, "--eval_interval", 2, "--save_best", "eval/loss")),
         # Running means and a loss of the global batch.
         ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
-        # A momentum of whole matrices, which the ranks' partitions cut.
-        ("zero2", 2, ("--optimizer", "muon")),
+        # A momentum of whole matrices, which the ranks' partitions cut; torch compiles it, too.
+        pytest.param("zero2", 2, ("--optimizer", "muon"), marks=pytest.mark.long),
         # Moments of 8 bits in blocks of the ranks' flat partitions.
         pytest.param("zero3", 2, ("--optimizer", "adamw_8bit"), marks=[pytest.mark.long, needs_bitsandbytes]),
         *(pytest.param("zero2", ranks, ("--use_compile", 1), marks=pytest.mark.long) for ranks in (1, 2)),
