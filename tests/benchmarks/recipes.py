@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from minimind import MiniMindConfig, MiniMindForCausalLM, demo, save_weights
 from minimind.demo.make_data import SEED
@@ -53,11 +53,11 @@ def _minimind(**sizes: Any) -> MiniMindConfig:
     return MiniMindConfig(vocab_size=_VOCABULARY, num_attention_heads=4, num_key_value_heads=2, **sizes)
 
 
-def _qwen3() -> Qwen3Config:
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": True}
+def _hugging_face(config: type[Any], **fields: Any) -> Any:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24}
     ends = {"bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512}
     sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
-    return Qwen3Config(vocab_size=_VOCABULARY, **sizes, **heads, **ends)
+    return config(vocab_size=_VOCABULARY, **sizes, **heads, **ends, **fields)
 
 
 def recipes() -> dict[str, Recipe]:
@@ -74,8 +74,18 @@ def recipes() -> dict[str, Recipe]:
             model=own,
             flags=("--learning_rate", "3e-4"),
         ),
+        "minimind3_moe": Recipe(
+            config=_minimind(generation=3, hidden_size=64, num_hidden_layers=4, use_moe=True),
+            model=own,
+            flags=("--learning_rate", "3e-4"),
+        ),
+        "llama": Recipe(
+            config=_hugging_face(LlamaConfig, tie_word_embeddings=False),
+            model=LlamaForCausalLM,
+            flags=("--learning_rate", "5e-5"),
+        ),
         "qwen3": Recipe(
-            config=_qwen3(),
+            config=_hugging_face(Qwen3Config, tie_word_embeddings=True),
             model=Qwen3ForCausalLM,
             flags=("--learning_rate", "5e-5"),
         ),

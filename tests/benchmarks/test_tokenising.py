@@ -11,6 +11,7 @@ from minimind.data.sources import open_source
 from tests.benchmarks import tokenising
 
 
+@pytest.mark.long
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path, capsys):
     tokenising.main(["--memory", "30", "--folder", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()

@@ -82,7 +82,7 @@ def test_step_of_adapters_sends_the_volume_of_the_plan(name, answers):
         assert sent < {"lora zero2": 0.5, "lora zero3": 5.6, "nf4 zero3": 2.9}[name]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_collectives_through_shared_memory_equal_those_of_torch(ranks):
     done = launch("tests/distributed/workers/collectives.py", ranks=ranks).succeeded()
     # Three dtypes, two sizes that are large enough, four collectives each.

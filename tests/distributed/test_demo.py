@@ -34,6 +34,16 @@ def test_demo_learns_and_answers_better(tmp_path):
     assert not any(answer.startswith(brushed_off) for answer in after)
 
 
+@pytest.mark.long
+def test_adapters_learn_the_demo_as_well_as_full_training(tmp_path):
+    accuracies = {}
+    for name, flags in {"full": (), "lora": ("--lora_rank", 8)}.items():
+        train("--save_dir", tmp_path / name, *flags).succeeded()
+        accuracies[name] = metrics(tmp_path / name, "eval/loss")[-1]["eval/rewards/accuracies"]
+    assert accuracies["lora"] > 0.9
+    assert accuracies["lora"] == pytest.approx(accuracies["full"], abs=0.02)
+
+
 def test_flags_override_the_demo_settings(tmp_path):
     flags = ("--learning_rate", 1e-6, "--batch_size", 4, "--max_steps", 1, "--save_dir", tmp_path)
     done = train(*flags).succeeded()

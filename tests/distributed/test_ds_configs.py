@@ -16,12 +16,9 @@ from tests.distributed.launching import launch, metrics, train
 # The first of them compiles DeepSpeed's AdamW for CPUs, which takes minutes on a busy machine.
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-OFFLOADED = {
-    "zero2_offload:torch_adam": "zero2",
-    "zero2_offload": "zero2",
-    "zero3_offload:torch_adam": "zero3",
-    "zero3_offload": "zero3",
-}
+OFFLOADED = {"zero2_offload": "zero2", "zero3_offload": "zero3"}
+# With torch's AdamW instead of DeepSpeed's for CPUs.
+BY_TORCH = {"zero2_offload:torch_adam": "zero2", "zero3_offload:torch_adam": "zero3"}
 CHECKPOINTED = {"zero2:checkpointing": "zero2", "zero3:checkpointing": "zero3"}
 STAGES = ("zero2", "zero3")
 VARIANTS = "tests/distributed/workers/variants.py"
@@ -38,6 +35,16 @@ def exact(tmp_path_factory):
     """A mixture of experts in float32 on two ranks."""
     names = (*STAGES, *OFFLOADED, *CHECKPOINTED, "zero2:round_robin")
     return variants(tmp_path_factory.mktemp("variants"), "moe", "float32", names, ranks=2)
+
+
+@pytest.mark.long
+def test_offload_with_torchs_optimizer_trains_and_resumes_the_same(tmp_path):
+    results = variants(tmp_path, "moe", "float32", (*STAGES, *BY_TORCH), ranks=2)
+    for variant, base in BY_TORCH.items():
+        runs = of(results, variant)
+        assert_same_training(runs, of(results, base), tolerance=1e-5)
+        assert_same_training([run["resumed"] for run in runs], runs, tolerance=0)
+        assert all(run["stopped"] for run in runs)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +124,7 @@ REPLACED = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_patches_of_deepspeeds_optimizer_change_no_bit(ranks, tmp_path):
     """In bf16, with two and three micro-batches a step, whether gradients are clipped or not; all patches and each."""
     ways = ("zero1", "zero2", "zero2:unclipped")
@@ -157,7 +164,7 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_wrong_patch_is_found_in_the_first_step(ranks, tmp_path):
     """The run is that of the changed DeepSpeed without patches, bit for bit; the other patches stay."""
     changes = {change: patch for change, (patch, where) in CHANGED.items() if ranks in where}
@@ -186,6 +193,7 @@ def test_round_robin_gradients_of_deepspeed_still_swap_weights(exact):
     assert any(not torch.equal(start[name], tensor) for name, tensor in exact[0]["source"].items())
 
 
+@pytest.mark.long
 def test_llama_with_checkpointing_trains_the_same(tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 640}

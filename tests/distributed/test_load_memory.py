@@ -6,10 +6,10 @@ import pytest
 
 from tests.benchmarks.load_memory import measure, write_weights
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("kind", ["pth", pytest.param("safetensors", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_building_both_shards_takes_three_quarters_of_the_models_size(kind, tmp_path, monkeypatch):
     # glibc otherwise keeps up to half a model of memory that DeepSpeed frees while it makes tensor after tensor.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")

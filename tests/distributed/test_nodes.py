@@ -150,6 +150,7 @@ def test_two_nodes_take_the_steps_of_one(nodes, data, one_node, tmp_path):
     assert curve(shared) == one_node
 
 
+@pytest.mark.long
 def test_file_missing_on_one_node_is_an_error_before_loading(nodes, data, tmp_path):
     with on_both(nodes, tmp_path, *flags(data, tmp_path / "out"), hide=data.parent) as launched:
         first, second = ends(launched, tmp_path)

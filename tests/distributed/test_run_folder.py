@@ -205,6 +205,7 @@ def test_small_updates_survive_in_bf16(config, run, tmp_path):
         torch.testing.assert_close(end.read(name), start.read(name).float(), rtol=0, atol=1e-8)
 
 
+@pytest.mark.long
 def test_compiled_blocks_with_checkpointing_take_the_same_steps(tmp_path):
     flags = ("--dtype", "float32", "--max_steps", 3, "--log_interval", 1)
     train(*flags, "--save_dir", tmp_path / "eager").succeeded()

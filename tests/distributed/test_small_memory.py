@@ -36,10 +36,8 @@ def output(prefix, folder):
         return run.ended(300).succeeded().output
 
 
-@pytest.mark.parametrize(
-    "size",
-    [pytest.param("64m", id="no buffer fits", marks=pytest.mark.long), pytest.param("100m", id="one of two fits")],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("size", [pytest.param("64m", id="no buffer fits"), pytest.param("100m", id="one of two fits")])
 def test_ranks_go_on_without_shared_memory_that_does_not_fit(size, small, tmp_path):
     """Docker's default is 64 MiB. DeepSpeed would die of SIGSEGV."""
     said = output(small(size), tmp_path)

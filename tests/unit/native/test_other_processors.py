@@ -43,9 +43,12 @@ def run_tests(**environment: str) -> None:
 def test_the_kernels_tests_pass_as_for_another_cpu(cpu, needs):
     if needs not in processor.instructions():
         pytest.skip(f"the processor has no {needs}")
+    if cpu == "avx2" and "avx512f" not in processor.instructions():
+        pytest.skip("the kernels of this processor are those for AVX2")
     run_tests(MINIMIND_CPU=cpu)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_kernels_tests_pass_without_avx():
     compiler = f"{os.environ.get('CXX', 'c++')} -mno-avx"

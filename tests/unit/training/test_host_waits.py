@@ -7,6 +7,7 @@ tests/gpu has the same on a GPU, with the engines.
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,10 +122,20 @@ def gpu_with_grouped_products(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # torch does not know it of "meta"
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("attention", [SDPA, VARLEN])
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
-@pytest.mark.parametrize("generation", [2, 3])
+def combination(*choices: bool):
+    """A case of the test below. Half of them are in the first tier: there any three choices meet in every way."""
+    generation, moe, attention, checkpointing = choices
+    name = "-".join(("3" if generation else "2", "moe" if moe else "dense", VARLEN if attention else SDPA))
+    return pytest.param(
+        3 if generation else 2, moe, VARLEN if attention else SDPA, checkpointing,
+        marks=pytest.mark.long if sum(choices) % 2 else (), id=f"{name}-{'checkpointed' if checkpointing else 'kept'}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("generation", "moe", "attention", "checkpointing"),
+    [combination(*choices) for choices in itertools.product((False, True), repeat=4)],
+)
 def test_a_step_needs_no_value_of_the_device(generation, moe, attention, checkpointing):
     if attention == VARLEN and varlen_attention.find_kernel() is None:
         pytest.skip("this torch has no variable-length attention")

@@ -139,18 +139,56 @@ def test_an_adapter_of_another_model_is_refused(written):
         open_adapter(folder, other, dropout=0.0)
 
 
-@fuzzed(15)
-@given(data=st.data())
-def test_damaged_files_give_our_errors(data, tmp_path_factory):
-    base, folder = dense(), tmp_path_factory.mktemp("fuzz")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files of an adapter in each of its forms, by name: peft's two and MiniMind's."""
+    base, folder = dense(), tmp_path_factory.mktemp("files")
     spec = spec_of(base, "square")
     _, state = trained(base, spec)
     save_adapter(state, spec, base, folder / "adapter", True)
     save_minimind_adapter(state, spec, folder / "lora.pth", torch.float16)
-    paths = [folder / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-    path = data.draw(st.sampled_from([*paths, folder / "lora.pth"]))
-    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    paths = [folder / "adapter/adapter_config.json", folder / "adapter/adapter_model.safetensors", folder / "lora.pth"]
+    contents = {path.name: path.read_bytes() for path in paths}
+    torch.save(load_file(paths[1]), folder / "adapter_model.bin")
+    return contents | {"adapter_model.bin": (folder / "adapter_model.bin").read_bytes()}
+
+
+def laid(folder, files, tensors):
+    """A folder in peft's form with one of its two files of tensors, and MiniMind's file beside it."""
+    for name in ("adapter_config.json", tensors, "lora.pth"):
+        (folder / name).write_bytes(files[name])
+    return folder
+
+
+def test_an_adapter_that_an_older_peft_pickled_is_read(files, tmp_path):
+    folder = laid(tmp_path, files, "adapter_model.bin")
+    adapter = open_adapter(folder, dense(), dropout=0.0)
+    tensors = torch.load(folder / "adapter_model.bin", weights_only=True)
+    for name in adapter_shapes(dense().config, adapter.spec):
+        torch.testing.assert_close(adapter.read(name), tensors[saved_name(name)], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "lora.pth"])
+def test_code_in_a_pickled_adapter_does_not_run(name, files, tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was_here"), "w"))
+
+    folder = laid(tmp_path, files, "adapter_model.bin")
+    torch.save({**torch.load(folder / name, weights_only=True), "more": Touch()}, folder / name)
+    with pytest.raises(WeightsError, match=name):
+        open_adapter(folder / name if name == "lora.pth" else folder, dense(), dropout=0.0)
+    assert not (tmp_path / "was_here").exists()
+
+
+@fuzzed(40)
+@given(data=st.data())
+def test_damaged_files_give_our_errors(data, files, tmp_path_factory):
+    base, name = dense(), data.draw(st.sampled_from(sorted(files)))
+    tensors = "adapter_model.bin" if name == "adapter_model.bin" else "adapter_model.safetensors"
+    folder = laid(tmp_path_factory.mktemp("fuzz"), files, tensors)
+    (folder / name).write_bytes(data.draw(damaged(files[name])))
     with only_our_errors():
-        adapter = open_adapter(path if path.suffix == ".pth" else folder / "adapter", base, dropout=0.0)
+        adapter = open_adapter(folder / name if name == "lora.pth" else folder, base, dropout=0.0)
         for name in adapter_shapes(base.config, adapter.spec):
             adapter.read(name)
