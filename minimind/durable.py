@@ -52,6 +52,27 @@ def sync_tree(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Replace a file, which need not exist, by a new one: within it, the path to write the new contents to.
+
+    The new file takes the name when it is complete and on the disk. If anything is raised, the old one stays.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        # The old file goes only when the new one is on the disk.
+        sync_file(partial)
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+@contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Replace a folder, which need not exist, by a new one: within it, an empty folder to write the new contents into.
 

@@ -102,11 +102,14 @@ class Speaker:
         self.conversation = conversation(tokenizer, context - decoding.max_new_tokens)
 
     def answer(self, text: str, streamer: BaseStreamer | None = None) -> Answer:
-        """The answer to a message; both are remembered."""
+        """The answer to a message; `remember` makes both a turn of the conversation."""
         prompt = self.conversation.prompt(text)
         (answer,) = generate(
             self._model, self.tokenizer, [prompt], self._decoding, seeds=[self._seed], streamer=streamer
         )
+        return answer
+
+    def remember(self, text: str, answer: Answer) -> None:
+        """Go on behind a message and its answer."""
         self._seed += 1
         self.conversation.add(text, answer.text)
-        return answer

@@ -76,12 +76,16 @@ class Terminal:
     def _answer(self, text: str, bare: bool) -> None:
         if len(self._speakers) == 1:
             (speaker,) = self._speakers
-            streamer = _Streamer(speaker, self._output)
-            self._cut(speaker.answer(text, streamer))
+            answer = speaker.answer(text, _Streamer(speaker, self._output))
+            speaker.remember(text, answer)
+            self._cut(answer)
             if not bare:
                 self._print()
             return
         found = [speaker.answer(text) for speaker in self._speakers]
+        # Only when all have answered: both remember the same turns.
+        for speaker, answer in zip(self._speakers, found, strict=True):
+            speaker.remember(text, answer)
         names = [speaker.name for speaker in self._speakers]
         texts = [one.text.strip() + ("" if one.ended else f" {_CUT}") for one in found]
         width = shutil.get_terminal_size().columns if self._output.isatty() else 0

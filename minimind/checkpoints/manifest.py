@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimind.durable import sync_folder
+from minimind.durable import whole_file
 from minimind.engine.patches.checkpoint_files import rank_of_file
 from minimind.errors import CheckpointError
 
@@ -133,13 +133,8 @@ def own_files(folder: Path, rank: int) -> list[Path]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file: after a crash at any moment it has either its old or its new contents."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _hash_values(values: Mapping[str, Any]) -> str:

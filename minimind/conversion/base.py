@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.conversion.tensors import as_minimind
-from minimind.conversion.trained import Trained, open_trained
+from minimind.conversion.trained import Trained, open_start
 from minimind.errors import MiniMindError
 from minimind.model.configuration import MiniMindConfig
 from minimind.weights.inferred_config import NOT_IN_PTH
@@ -30,12 +30,14 @@ class Base:
         origin: what the run, or the user, calls them; None if nothing is known.
         fingerprint: their hash (`WeightSource.fingerprint`); None if nothing is known.
         missing: why there are no tensors; empty if there are.
+        other: the hash of the run's own start weights, if these are others; else None.
     """
 
     weights: WeightSource | None
     origin: str | None
     fingerprint: str | None
     missing: str = ""
+    other: str | None = None
 
 
 def open_base(trained: Trained, given: Path | None, flags: Mapping[str, Any]) -> Base:
@@ -49,10 +51,12 @@ def open_base(trained: Trained, given: Path | None, flags: Mapping[str, Any]) ->
         WeightsError: those that the user names cannot be read.
     """
     given = given or trained.base
-    if given is not None:
-        weights = open_trained(given, flags).weights
-        return Base(weights=as_minimind(weights), origin=str(given), fingerprint=weights.fingerprint())
     origin, fingerprint = trained.record.get("weights"), trained.identity.get("start weights")
+    if given is not None:
+        weights = open_start(given, flags)
+        found = weights.fingerprint()
+        other = fingerprint if fingerprint not in (None, found) else None
+        return Base(weights=as_minimind(weights), origin=str(given), fingerprint=found, other=other)
     if origin is None:
         what = (
             "the folder of its run is not known"

@@ -1,6 +1,6 @@
-"""The weights in a checkpoint as a weight source: float32, whatever ZeRO stage and number of ranks wrote them.
+"""The weights in a checkpoint: float32, whatever ZeRO stage and number of ranks wrote them.
 
-step00000100/ -> manifest, with the model's configuration -> every file's size and hash -> CheckpointSource
+step00000100/ -> verified_manifest: every file's size and hash -> CheckpointSource, of a run with adapters their values
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from transformers import AutoConfig, PretrainedConfig
 from minimind.checkpoints.consolidated import SavedWeights
 from minimind.checkpoints.manifest import Manifest, find_damage
 from minimind.errors import CheckpointError
+from minimind.model.adapters import TRAINED, AdapterSpec, adapted_layer, adapter_of
+from minimind.weights.adapter_files import adaptable
+from minimind.weights.adapters import SavedAdapter, adapter_shapes
 from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.sources import WeightSource
 
@@ -27,25 +30,16 @@ class CheckpointSource(WeightSource):
 
     Args:
         folder: the checkpoint.
-        on_progress: called while files are read.
-
-    Attributes:
-        manifest: the checkpoint's manifest.
+        manifest: its manifest.
 
     Raises:
-        CheckpointError: it is damaged, or not arranged as DeepSpeed writes checkpoints.
+        CheckpointError: it is not arranged as DeepSpeed writes checkpoints.
         WeightsError: its tensors are not those of its model.
     """
 
-    def __init__(self, folder: Path, on_progress: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.origin = str(folder)
-        self.manifest = _verified(folder, on_progress)
-        if self.manifest.identity.get("adapters"):
-            raise CheckpointError(
-                f"{folder}: holds adapters alone; give the folder of the adapter that the run wrote, which is merged "
-                "with its base"
-            )
-        self.config = config_of(self.manifest.identity, folder)
+        self.config = config_of(manifest.identity, folder)
         self._saved = SavedWeights(folder)
         model = empty_model(self.config)
         # A tied head is in the files a second time, under a name that only the whole state has.
@@ -58,6 +52,36 @@ class CheckpointSource(WeightSource):
 
     def read(self, name: str) -> Tensor:
         return self._saved.read(name)
+
+
+def checkpoint_adapter(folder: Path, manifest: Manifest, base: WeightSource) -> SavedAdapter:
+    """The trained adapters in an intact checkpoint, which has no other weights.
+
+    Args:
+        base: the weights that they are for.
+
+    Raises:
+        CheckpointError: it is not arranged as DeepSpeed writes checkpoints, or its adapters do not fit the base.
+    """
+    saved, known = SavedWeights(folder), manifest.identity["adapters"]
+    shapes = {name: shape for name, shape in saved.shapes().items() if adapter_of(name) == TRAINED}
+    adapted = {adapted_layer(name)[0] for name in shapes}
+    linear, stacks = adaptable(base)
+    try:
+        spec = AdapterSpec(
+            **{name: known[name] for name in ("rank", "alpha", "dora", "rslora")},
+            layers=tuple(sorted(adapted & linear)),
+            # All parts of a stack have the name of the layer that holds them.
+            stacks=() if adapted <= linear else stacks,
+        )
+        fits = spec.targets == known["targets"] and adapter_shapes(base.config, spec) == shapes
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: its manifest does not describe its adapters ({error!r})") from error
+    if not fits:
+        raise CheckpointError(
+            f"{folder}: its adapters do not fit {base.origin}; give the folder of the adapter that the run wrote"
+        )
+    return SavedAdapter(spec, str(folder), {name: saved.read(name) for name in shapes})
 
 
 def config_of(identity: Mapping[str, Any], folder: Path) -> PretrainedConfig:
@@ -74,8 +98,15 @@ def config_of(identity: Mapping[str, Any], folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{folder}: its manifest has no usable configuration of the model ({error!r})") from error
 
 
-def _verified(folder: Path, on_progress: Callable[[], object]) -> Manifest:
-    """The manifest of a checkpoint whose files are those that it lists."""
+def verified_manifest(folder: Path, on_progress: Callable[[], object] = lambda: None) -> Manifest:
+    """The manifest of a checkpoint whose files are those that it lists.
+
+    Args:
+        on_progress: called while files are read.
+
+    Raises:
+        CheckpointError: it cannot be read, or files are damaged.
+    """
     try:
         manifest = Manifest.read(folder)
     except CheckpointError as error:

@@ -17,10 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from minimind.config.fields import flag
 from minimind.conversion.architectures import LLAMA, QWEN3
-from minimind.conversion.export import PTH, Export, write_folder, write_pth
+from minimind.conversion.export import Export, write_folder, write_pth
 from minimind.conversion.flags import ScriptFlags, read_flags, script_parser
 from minimind.conversion.record import is_export, summary
 from minimind.conversion.rounding import DTYPES
+from minimind.conversion.trained import PTH
 from minimind.errors import ConfigError, MiniMindError, WeightsError
 from minimind.weights.shards import MAX_SHARD_SIZE
 

@@ -22,7 +22,7 @@ from minimind.conversion.record import is_export, record, write_record
 from minimind.conversion.rounding import DTYPES, Rounded, dtype_name
 from minimind.conversion.tensors import as_minimind, stored_tensors
 from minimind.conversion.tokenizer_files import copy_tokenizer, open_tokenizer, tokenizer_folder
-from minimind.conversion.trained import ROPE_SCALING, Trained, open_trained
+from minimind.conversion.trained import PTH, ROPE_SCALING, Trained, open_trained
 from minimind.durable import whole_folder
 from minimind.errors import ConfigError, WeightsError
 from minimind.model.configuration import MiniMindConfig
@@ -32,7 +32,6 @@ from minimind.weights.io import save_minimind
 from minimind.weights.names import EMBEDDING, HEAD
 from minimind.weights.sources import MiniMindSource, WeightSource
 
-PTH = "pth"
 _ARCHITECTURES = {
     "minimind": "MiniMindForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -160,12 +159,16 @@ def write_pth(job: Export, out: Path) -> dict[str, Any]:
     job.pth_flags = flags_for_pth(job.weights)
     rounded = Rounded(job.weights, job.dtype, job.base.weights)
     state = {name: rounded.read(name) for name in job.weights.shapes()}
-    save_minimind(state, path, job.dtype)
     difference = None
-    if job.flags["check"]:
-        expected = logits_of_source(job.weights, rounded.read)
-        written = MiniMindSource(open_pickled(path), job.weights.config)
-        difference = compare(expected, logits_of_source(written, written.read), path)
+
+    def check(partial: Path) -> None:
+        nonlocal difference
+        if job.flags["check"]:
+            expected = logits_of_source(job.weights, rounded.read)
+            written = MiniMindSource(open_pickled(partial), job.weights.config)
+            difference = compare(expected, logits_of_source(written, written.read), path)
+
+    save_minimind(state, path, job.dtype, check)
     values = record(
         job.trained,
         job.base,

@@ -37,7 +37,9 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 def with_special_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set the ids of special tokens to those of the tokenizer: other programs end an answer by the configuration's."""
     for name in _SPECIAL:
-        if (value := getattr(tokenizer, name, None)) is not None:
+        value, known = getattr(tokenizer, name, None), getattr(config, name, None)
+        # Foreign models may have several tokens that end an answer; a tokenizer names one of them.
+        if value is not None and not (isinstance(known, list) and value in known):
             setattr(config, name, value)
 
 

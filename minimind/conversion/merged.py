@@ -1,6 +1,6 @@
 """Adapters merged with their base: the weights that both compute together.
 
-adapter's folder or MiniMind's lora_*.pth, base -> MergedSource: float32, in memory
+adapter's folder, MiniMind's lora_*.pth or a checkpoint, base -> MergedSource: float32, in memory
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from minimind.errors import WeightsError
-from minimind.weights.adapter_files import merged_state, open_adapter
-from minimind.weights.adapters import adapter_shapes
+from minimind.weights.adapter_files import merged_state
+from minimind.weights.adapters import AdapterSource, adapter_shapes
 from minimind.weights.files import open_pickled
 from minimind.weights.sources import WeightSource
 
@@ -24,18 +24,16 @@ class MergedSource(WeightSource):
     """A base's weights with an adapter merged into them by peft, in float32.
 
     Args:
-        path: the adapter.
+        adapter: the adapter.
         base: the weights that it is for.
 
     Raises:
-        WeightsError: the adapter is damaged or does not fit the base.
         ConfigError: peft is not installed.
     """
 
-    def __init__(self, path: Path, base: WeightSource) -> None:
+    def __init__(self, adapter: AdapterSource, base: WeightSource) -> None:
         self.config, self.tokenizer_path = base.config, base.tokenizer_path
-        self.origin = f"{path} on {base.origin}"
-        adapter = open_adapter(path, base, dropout=0.0)
+        self.origin = f"{adapter.origin} on {base.origin}"
         state = {name: adapter.read(name) for name in adapter_shapes(base.config, adapter.spec)}
         self._state = merged_state(base, adapter.spec, state)
 
@@ -65,7 +63,7 @@ def adapter_in_run(run: Path) -> Path:
     """
     found = sorted(file.parent for file in run.glob(f"[!.]*/{_CONFIG}"))
     if len(found) != 1:
-        listed = ", ".join(map(str, found)) or "none: a run that was stopped writes it when it is resumed and ends"
+        listed = ", ".join(map(str, found)) or "none, and no checkpoint"
         raise WeightsError(
             f"{run}: a run with adapters, and one folder of an adapter is expected in it, found {listed}"
         )

@@ -54,7 +54,12 @@ def record(
             "job": {name: identity[name] for name in ("loss", "beta", "learning_rate", "data") if name in identity},
             "versions": trained.record.get("versions", {}),
         },
-        "base": {"path": base.origin, "hash": base.fingerprint, "not_compared": base.missing or None},
+        "base": {
+            "path": base.origin,
+            "hash": base.fingerprint,
+            "not_compared": base.missing or None,
+            "hash_of_the_run": base.other,
+        },
         "differ_from_base": None if moved is None else {name: moved.share(name) for name in DTYPES},
         "kept_of_training": None if moved is None else {name: moved.kept(name) for name in DTYPES},
         "recommended_dtype": None if moved is None else moved.recommended,
@@ -96,6 +101,8 @@ def summary(values: dict[str, Any]) -> list[str]:
         differ, kept = values["differ_from_base"], values["kept_of_training"]
         shares = ", ".join(f"{name} {differ[name]:.2%}" for name in DTYPES)
         lines.append(f"base   {values['base']['path']} (hash {values['base']['hash']})")
+        if values["base"]["hash_of_the_run"]:
+            lines.append(f"       WARNING: the run started from others (hash {values['base']['hash_of_the_run']})")
         lines.append(f"       weights that differ from it, by dtype of the file: {shares}")
         best = values["recommended_dtype"]
         if kept[dtype] < ENOUGH:

@@ -8,6 +8,7 @@ rounded to the run's dtype.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -18,16 +19,17 @@ from transformers import PretrainedConfig
 
 from minimind.checkpoints.find import complete_checkpoints, resume_candidates
 from minimind.checkpoints.manifest import MANIFEST
-from minimind.conversion.checkpoint import CheckpointSource
+from minimind.conversion.checkpoint import CheckpointSource, checkpoint_adapter, verified_manifest
 from minimind.conversion.merged import MergedSource, adapter_in_run, is_adapter, named_base
 from minimind.errors import ConfigError, WeightsError
+from minimind.weights.adapter_files import open_adapter
 from minimind.weights.inferred_config import NOT_IN_PTH
 from minimind.weights.run_folder import exported_folder
 from minimind.weights.sources import WeightSource, open_weights
 
 _RUN, _CHECKPOINTS = "run.json", "checkpoints"
-# What an export leaves beside the weights.
-EXPORT = "export.json"
+# What an export leaves beside the weights, and how it calls MiniMind's own file.
+EXPORT, PTH = "export.json", "pth"
 # The one model setting that weights do not fix: YaRN can be turned on for any MiniMind model.
 ROPE_SCALING = "inference_rope_scaling"
 
@@ -58,7 +60,7 @@ class Trained:
 
     def setting(self, name: str) -> Any:
         """The value of a flag of the run; None if it is unknown."""
-        return self.record.get("settings", {}).get(name, {}).get("value")
+        return _part(_part(self.record, "settings"), name).get("value")
 
 
 def open_trained(
@@ -82,56 +84,81 @@ def open_trained(
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder; give a run, a checkpoint, a .pth or a Hugging Face folder")
     adapter = _adapter_of(path)
-    trained = _open(path, given, on_progress) if adapter is None else _open_adapter(adapter, given, base)
+    trained = _open(path, given, base, on_progress) if adapter is None else _open_adapter(adapter, given, base)
     check_flags(trained.weights.config, given, trained.weights.origin)
     return trained
 
 
+def open_start(path: Path, given: Mapping[str, Any]) -> WeightSource:
+    """Start weights in any form, as training reads them: of a run its folder of weights, not its checkpoint.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError: see `open_trained`.
+    """
+    if path.is_dir() and (path / _RUN).is_file():
+        # Without a folder of weights the run's own rules apply.
+        with contextlib.suppress(WeightsError):
+            path = exported_folder(path)
+    return open_trained(path, given).weights
+
+
 def _adapter_of(path: Path) -> Path | None:
-    """The adapter that a path is, or that a run with adapters has written; None for whole weights."""
+    """The adapter that a path is, or that a run with adapters and without checkpoints has written; None for others."""
     if is_adapter(path):
         return path
-    if path.is_dir() and (path / _RUN).is_file() and _read_json(path / _RUN).get("identity", {}).get("adapters"):
-        return adapter_in_run(path)
-    return None
+    if not path.is_dir() or not (path / _RUN).is_file() or complete_checkpoints(path / _CHECKPOINTS):
+        return None
+    return adapter_in_run(path) if _part(_read_json(path / _RUN), "identity").get("adapters") else None
 
 
 def _open_adapter(path: Path, given: Mapping[str, Any], base: Path | None) -> Trained:
     run = path.resolve().parent
     record = _read_json(run / _RUN) if (run / _RUN).is_file() else {}
-    found = base or next((Path(name) for name in (named_base(path), record.get("weights")) if name), None)
-    if found is None or not found.exists():
-        named = "names no base" if found is None else f"is for {found}, which is not there"
-        raise WeightsError(f"{path}: an adapter that {named}; give the weights that it is for with --base")
-    start = open_trained(found, given).weights
-    identity = record.get("identity", {})
-    if (expected := identity.get("start weights")) not in (None, start.fingerprint()):
-        raise WeightsError(f"{path}: was trained on weights with the hash {expected}; {found} has another; see --base")
-    weights = MergedSource(path, start)
-    tokenizer = weights.tokenizer_path or (_tokenizer_of(run, record) if record else None)
+    # A folder in that of a run without adapters is not what the run has written.
+    record = record if _part(record, "identity").get("adapters") else {}
+    identity = _part(record, "identity")
+    named = base or next((Path(name) for name in (named_base(path), record.get("weights")) if name), None)
+    start = _base_of(path, named, identity, given)
     return Trained(
-        weights=weights,
+        weights=MergedSource(open_adapter(path, start, dropout=0.0), start),
         kind="adapter",
         run=run if record else None,
         record=record,
         identity=identity,
-        tokenizer=tokenizer,
-        base=found,
+        tokenizer=_tokenizer_of(run, record, start.tokenizer_path),
+        base=named,
     )
 
 
-def _open(path: Path, given: Mapping[str, Any], on_progress: Callable[[], object]) -> Trained:
+def _base_of(adapter: Path, base: Path | None, identity: Mapping[str, Any], given: Mapping[str, Any]) -> WeightSource:
+    """The weights that an adapter is for.
+
+    Raises:
+        WeightsError: they are not there, or are not those that it was trained on.
+    """
+    if base is None or not base.exists():
+        named = "names no base" if base is None else f"is for {base}, which is not there"
+        raise WeightsError(f"{adapter}: an adapter that {named}; give the weights that it is for with --base")
+    start = open_start(base, given)
+    if (expected := identity.get("start weights")) not in (None, start.fingerprint()):
+        raise WeightsError(
+            f"{adapter}: was trained on weights with the hash {expected}; {base} has another; see --base"
+        )
+    return start
+
+
+def _open(path: Path, given: Mapping[str, Any], base: Path | None, on_progress: Callable[[], object]) -> Trained:
     if path.is_file():
         sizes = {name: value for name, value in given.items() if name in NOT_IN_PTH and value}
         return Trained(weights=open_weights(path, sizes), kind="pth")
     if (path / MANIFEST).is_file():
-        return _open_checkpoint(path, on_progress)
-    if complete_checkpoints(path):
-        return _open_checkpoint(path / resume_candidates(path)[0], on_progress)
-    if (path / _RUN).is_file() and complete_checkpoints(path / _CHECKPOINTS):
-        return _open_checkpoint(path / _CHECKPOINTS / resume_candidates(path / _CHECKPOINTS)[0], on_progress)
+        return _open_checkpoint(path, given, base, on_progress)
+    for folder in (path, path / _CHECKPOINTS) if (path / _RUN).is_file() else (path,):
+        if complete_checkpoints(folder):
+            return _open_checkpoint(folder / resume_candidates(folder)[0], given, base, on_progress)
     weights = open_weights(path, {})
-    if (path / EXPORT).is_file():
+    # A .pth that was exported into a folder has left its own record there.
+    if (path / EXPORT).is_file() and not (path / _RUN).is_file() and _read_json(path / EXPORT).get("to") != PTH:
         return _open_export(path, weights)
     record = _read_json(path / _RUN) if (path / _RUN).is_file() else {}
     return Trained(
@@ -139,7 +166,7 @@ def _open(path: Path, given: Mapping[str, Any], on_progress: Callable[[], object
         kind="folder",
         run=path if record else None,
         record=record,
-        identity=record.get("identity", {}),
+        identity=_part(record, "identity"),
         tokenizer=weights.tokenizer_path,
     )
 
@@ -147,32 +174,48 @@ def _open(path: Path, given: Mapping[str, Any], on_progress: Callable[[], object
 def _open_export(path: Path, weights: WeightSource) -> Trained:
     """Weights that were exported before: the run is the one that they came from."""
     values = _read_json(path / EXPORT)
-    base, run = values.get("base", {}), values.get("run", {})
+    base, run = _part(values, "base"), _part(values, "run")
     return Trained(
         weights=weights,
         kind="folder",
         run=Path(run["path"]) if run.get("path") else None,
-        record={"weights": base.get("path"), "versions": run.get("versions", {})},
-        identity={"start weights": base.get("hash"), "total_steps": run.get("total_steps"), **run.get("job", {})},
+        record={"weights": base.get("path"), "versions": _part(run, "versions")},
+        identity={"start weights": base.get("hash"), "total_steps": run.get("total_steps"), **_part(run, "job")},
         step=run.get("step"),
         tokenizer=weights.tokenizer_path,
     )
 
 
-def _open_checkpoint(path: Path, on_progress: Callable[[], object]) -> Trained:
-    weights = CheckpointSource(path, on_progress)
+def _open_checkpoint(
+    path: Path, given: Mapping[str, Any], base: Path | None, on_progress: Callable[[], object]
+) -> Trained:
+    manifest = verified_manifest(path, on_progress)
     # save_dir/checkpoints/step00000100, unless the folder was copied elsewhere.
     run = path.resolve().parent.parent
     record = _read_json(run / _RUN) if (run / _RUN).is_file() and path.resolve().parent.name == _CHECKPOINTS else {}
+    named = None
+    if manifest.identity.get("adapters"):
+        named = base or (Path(record["weights"]) if record.get("weights") else None)
+        start = _base_of(path, named, manifest.identity, given)
+        weights: WeightSource = MergedSource(checkpoint_adapter(path, manifest, start), start)
+    else:
+        weights = CheckpointSource(path, manifest)
     return Trained(
         weights=weights,
         kind="checkpoint",
         run=run if record else None,
         record=record,
-        identity=weights.manifest.identity,
-        step=weights.manifest.step,
-        tokenizer=_tokenizer_of(run, record) if record else None,
+        identity=manifest.identity,
+        step=manifest.step,
+        tokenizer=_tokenizer_of(run, record, weights.tokenizer_path),
+        base=named,
     )
+
+
+def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object in a JSON object; empty if there is none."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -185,17 +228,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _tokenizer_of(run: Path, record: Mapping[str, Any]) -> Path | None:
-    """The tokenizer of a run: in its folder of weights, else the one that it was given."""
+def _tokenizer_of(run: Path, record: Mapping[str, Any], base: Path | None) -> Path | None:
+    """The tokenizer of weights: in the folder of weights of their run, else the one that it was given, else the base's.
+
+    Args:
+        record: the run's `run.json`; empty if the run is unknown.
+        base: tokenizer of the weights that an adapter is for.
+    """
+    if not record:
+        return base
     try:
         folder = exported_folder(run)
     except WeightsError:
-        # A run that was stopped has checkpoints and no weights yet.
+        # A run that was stopped has checkpoints and no weights yet; one with adapters has no such folder.
         folder = run
     if any(folder.glob("tokenizer*")):
         return folder
-    given = record.get("settings", {}).get("tokenizer_path", {}).get("value")
-    return Path(given) if given and Path(given).is_dir() else None
+    settings = _part(record, "settings")
+    if _part(settings, "chat_template").get("value"):
+        # No folder has the tokenizer with the template that the run trained with.
+        return None
+    given = _part(settings, "tokenizer_path").get("value")
+    return (Path(given) if Path(given).is_dir() else None) if given else base
 
 
 def check_flags(config: PretrainedConfig, given: Mapping[str, Any], origin: str) -> None:

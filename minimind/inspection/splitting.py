@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from minimind.data.identity import identity_of
 from minimind.data.shapes import ShapeOptions, parse_rows
 from minimind.data.sources import Content, RowError, Source
+from minimind.durable import whole_file
 from minimind.errors import ConfigError, DataError
 
 Hashes = NDArray[np.uint64]
@@ -178,10 +179,5 @@ def _shuffled(values: Hashes, seed: int) -> Hashes:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """A file that has its name only when it is complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        yield file

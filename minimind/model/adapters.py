@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import logging
 import math
 import re
@@ -62,6 +63,12 @@ class AdapterSpec:
     def scaling(self) -> float:
         """Factor of the product of B and A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def targets(self) -> str:
+        """Which layers and stacks, for the identity of a run: their number, and a hash of their names."""
+        names = (*self.layers, *self.stacks)
+        return f"{len(names)} ({hashlib.sha256(','.join(names).encode()).hexdigest()[:8]})"
 
 
 def import_peft() -> Any:

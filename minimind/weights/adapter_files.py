@@ -7,9 +7,7 @@ base, trained values -> merged_state -> weights without adapters
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minimind.durable import sync_file, sync_folder, whole_folder
+from minimind.durable import whole_file, whole_folder
 from minimind.errors import WeightsError
 from minimind.model.adapters import (
     ALL_LINEAR,
@@ -79,7 +77,7 @@ def open_adapter(path: Path, base: WeightSource, dropout: float) -> SavedAdapter
     else:
         file = open_pickled(path / _PICKLED)
     layers = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file if ".lora_" in name}
-    linear, experts = _adaptable(base)
+    linear, experts = adaptable(base)
     wanted = tuple(config.get("target_parameters") or ())
     stacks = [full for full in experts if any(full == name or full.endswith(f".{name}") for name in wanted)]
     for name in wanted:
@@ -102,7 +100,7 @@ def open_adapter(path: Path, base: WeightSource, dropout: float) -> SavedAdapter
     return _fitted(spec, path, base, file)
 
 
-def _adaptable(base: WeightSource) -> tuple[set[str], tuple[str, ...]]:
+def adaptable(base: WeightSource) -> tuple[set[str], tuple[str, ...]]:
     """Names of the linear layers, and of the stacks of experts, that may have adapters; not the head's."""
     model = empty_model(base.config)
     freeze_other_parts(model)
@@ -167,7 +165,7 @@ def _open_minimind(path: Path, base: WeightSource, dropout: float) -> SavedAdapt
         rank=rank,
         alpha=rank,
         dropout=dropout,
-        layers=tuple(sorted(layers & _adaptable(base)[0])),
+        layers=tuple(sorted(layers & adaptable(base)[0])),
     )
     return _fitted(spec, path, base, renamed)
 
@@ -207,17 +205,12 @@ def save_minimind_adapter(state: Mapping[str, Tensor], spec: AdapterSpec, path: 
         layer, part = adapted_layer(name)
         value = tensor * spec.scaling if part == "lora_B" else tensor
         out[f"{layer}.lora.{part[-1]}.weight"] = value.to(dtype)
-    partial = path.with_name(path.name + ".partial")
     try:
-        torch.save(out, partial)
-        sync_file(partial)
-        os.replace(partial, path)
-        sync_folder(path.parent)
+        with whole_file(path) as partial:
+            torch.save(out, partial)
+    # torch's zip writer raises a RuntimeError when the disk is full.
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{path}: cannot be written ({error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 @torch.no_grad()

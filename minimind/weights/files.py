@@ -9,6 +9,7 @@ Files are memory-mapped where their format allows it. Nothing in a file can run 
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import zipfile
@@ -24,6 +25,8 @@ from minimind.errors import WeightsError
 
 _SAFETENSORS_INDEX = "model.safetensors.index.json"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
+# Names of dtypes in safetensors.
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -73,6 +76,19 @@ class TensorFile(Mapping[str, Tensor]):
             return tuple(value.shape)
         file, stored_name = value
         return tuple(file.get_slice(stored_name).get_shape())
+
+    def widest(self) -> torch.dtype:
+        """The dtype that holds every floating-point tensor without rounding; contents are not read."""
+        found = {self._dtype(name) for name in self} - {None}
+        return functools.reduce(torch.promote_types, found) if found else torch.float32
+
+    def _dtype(self, name: str) -> torch.dtype | None:
+        """Dtype of a floating-point tensor of at least 16 bits; None for others."""
+        value = self._tensors[name]
+        if isinstance(value, Tensor):
+            return value.dtype if value.dtype in _FLOATS.values() else None
+        file, stored_name = value
+        return _FLOATS.get(file.get_slice(stored_name).get_dtype())
 
 
 def open_pickled(path: Path) -> TensorFile:

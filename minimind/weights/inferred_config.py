@@ -9,13 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from minimind.errors import WeightsError
 from minimind.model.configuration import MiniMindConfig
 from minimind.weights.files import TensorFile
 from minimind.weights.names import EMBEDDING, HEAD
+from minimind.weights.ties import same_content
 
 # Fields of a model's configuration that a .pth does not tell; flags of these names give them.
 NOT_IN_PTH = ("num_attention_heads", "num_experts_per_tok", "rope_theta", "inference_rope_scaling")
@@ -43,7 +41,7 @@ def infer_config(file: TensorFile, extra_fields: Mapping[str, Any]) -> MiniMindC
     fields = _head_fields(file, generation, extra_fields)
     layers = _count_layers(file)
     # MiniMind writes a tied head as well, so equal content means tied.
-    fields["tie_word_embeddings"] = HEAD not in file or _equal(file[HEAD], file[EMBEDDING])
+    fields["tie_word_embeddings"] = HEAD not in file or same_content(file[HEAD], file[EMBEDDING])
     use_moe = f"{_LAYER}mlp.gate.weight" in file
     if use_moe:
         fields.update(_expert_fields(file))
@@ -123,8 +121,3 @@ def _matrix_shape(file: TensorFile, name: str) -> tuple[int, int]:
     if len(shape) != 2 or not all(shape):
         raise WeightsError(f"{file.path}: {name} has shape {shape}; a matrix is expected")
     return shape[0], shape[1]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same content; tensors that share memory are not read."""
-    return one.shape == other.shape and (one.data_ptr() == other.data_ptr() or torch.equal(one, other))

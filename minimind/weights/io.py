@@ -8,9 +8,8 @@ A reader never sees a partly written file: each is written under a temporary nam
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind.durable import sync_file, sync_folder, whole_folder
+from minimind.durable import whole_file, whole_folder
 from minimind.errors import WeightsError
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.weights.construction import model_from_tensors, tensor_shapes
@@ -60,8 +59,13 @@ def fill(model: PreTrainedModel, source: WeightSource) -> None:
         state[name].copy_(source.read(name))
 
 
-def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+def save_minimind(
+    state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, check: Callable[[Path], object] = lambda path: None
+) -> None:
     """Write a state dict as MiniMind's `.pth`. A tied head is written as well, as MiniMind does.
+
+    Args:
+        check: called with the complete file before it takes its name; what it raises keeps the old one.
 
     Raises:
         WeightsError: the file cannot be written; an old file stays as it was.
@@ -70,20 +74,14 @@ def save_minimind(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -
     # Casting has made two copies of a tied tensor. torch.save stores one tensor under two names only once.
     if HEAD not in out or state[HEAD].data_ptr() == state[EMBEDDING].data_ptr():
         out[HEAD] = out[EMBEDDING]
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(minimind_state(out), partial)
-        # The old file goes only when the new one is on the disk.
-        sync_file(partial)
-        os.replace(partial, path)
-        sync_folder(path.parent)
+        with whole_file(path) as partial:
+            torch.save(minimind_state(out), partial)
+            check(partial)
+    # torch's zip writer raises a RuntimeError when the disk is full.
     except (OSError, RuntimeError) as error:
-        # torch's zip writer raises a RuntimeError when the disk is full.
         raise WeightsError(f"{path}: cannot be written ({error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def save_huggingface(

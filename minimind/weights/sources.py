@@ -26,8 +26,9 @@ from minimind.model.configuration import MiniMindConfig
 from minimind.weights.construction import empty_model, tensor_shapes
 from minimind.weights.files import TensorFile, open_folder, open_pickled
 from minimind.weights.inferred_config import infer_config
-from minimind.weights.names import HEAD, stacked_names
+from minimind.weights.names import EMBEDDING, HEAD, stacked_names
 from minimind.weights.run_folder import exported_folder
+from minimind.weights.ties import check_ties, tied_names
 
 # Limit for the number of layers and of experts in a config.json: about a hundred times that of the largest models.
 _MAX_LAYERS = 20_000
@@ -102,8 +103,8 @@ class MiniMindSource(WeightSource):
         self._file = file
         self._parts = stacked_names(file)
         # MiniMind's files hold a tied head a second time; the model has it only as the embedding.
-        if config.tie_word_embeddings:
-            self._parts.pop(HEAD, None)
+        if config.tie_word_embeddings and self._parts.pop(HEAD, None):
+            check_ties([(EMBEDDING, HEAD)], file, self.origin)
         for name, parts in self._parts.items():
             if parts[0] != name and len(parts) != config.num_experts:
                 raise WeightsError(
@@ -141,14 +142,16 @@ class HuggingFaceSource(WeightSource):
 
     def __init__(self, folder: Path, config: PretrainedConfig) -> None:
         self.config, self.origin, self.tokenizer_path = config, str(folder), folder
-        self._tensors: Mapping[str, Tensor] = open_folder(folder)
+        file = open_folder(folder)
+        self._tensors: Mapping[str, Tensor] = file
         model = _model_of(config, self.origin)
         expected, aliases = tensor_shapes(model), set(model.state_dict())
         self._names = list(expected)
         if not set(expected) <= set(self._tensors):
             # Some architectures use other names in files than in the model; transformers has the conversion.
-            self._tensors = _converted(folder)
+            self._tensors = _converted(folder, file)
         else:
+            check_ties(tied_names(model), self._tensors, self.origin)
             # Names beyond the model's are reported by `check_fit`, with two exceptions: the second name of a tied
             # tensor, and rotary tables, which old files contain and models now compute.
             self._names += [n for n in self._tensors if n not in aliases and not n.endswith("rotary_emb.inv_freq")]
@@ -259,7 +262,7 @@ def _model_of(config: PretrainedConfig, origin: str) -> PreTrainedModel:
         ) from error
 
 
-def _converted(folder: Path) -> dict[str, Tensor]:
+def _converted(folder: Path, file: TensorFile) -> dict[str, Tensor]:
     """The tensors of a folder under the model's names, converted by transformers.
 
     transformers cannot convert single tensors, so each calling rank holds the whole model in memory.
@@ -269,8 +272,9 @@ def _converted(folder: Path) -> dict[str, Tensor]:
             missing tensors with random numbers.
     """
     try:
+        # Not "auto": that believes config.json, and rounds float32 weights if it says bfloat16.
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype="auto", output_loading_info=True
+            folder, local_files_only=True, trust_remote_code=False, dtype=file.widest(), output_loading_info=True
         )
     except Exception as error:
         # transformers raises many types for weights that do not match the configuration.

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from minimind.durable import append_whole, checksum, sync_file, sync_folder, sync_tree, whole_folder
+from minimind.durable import append_whole, checksum, sync_file, sync_folder, sync_tree, whole_file, whole_folder
 
 
 @pytest.fixture
@@ -41,6 +41,19 @@ def test_a_file_and_a_folder(tmp_path, flushed):
     sync_file(path)
     sync_folder(tmp_path)
     assert flushed == ["a", tmp_path.name]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, flushed):
+    path = tmp_path / "weights.pth"
+    for contents in ("old", "new"):
+        with whole_file(path) as partial:
+            partial.write_text(contents)
+        assert path.read_text() == contents
+        assert flushed[-2:] == ["weights.pth.partial", tmp_path.name]
+    with pytest.raises(FileNotFoundError), whole_file(path):
+        (tmp_path / "missing").read_text()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path, flushed):

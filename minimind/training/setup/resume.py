@@ -122,10 +122,10 @@ def _adapters(prepared: Prepared) -> dict[str, object] | None:
     if prepared.adapters is None:
         return None
     spec = dataclasses.asdict(prepared.adapters.spec)
-    targets = (*spec.pop("layers"), *spec.pop("stacks"))
+    del spec["layers"], spec["stacks"]
     return {
         **spec,
-        "targets": f"{len(targets)} ({hashlib.sha256(','.join(targets).encode()).hexdigest()[:8]})",
+        "targets": prepared.adapters.spec.targets,
         "start": prepared.adapters.fingerprint(),
         "reference": prepared.settings.config.adapters.lora_reference,
         "base": prepared.settings.config.adapters.quantize,

@@ -28,6 +28,9 @@ def test_an_answer_knows_the_turns_before(opened):
     talk = speaker(opened, Decoding(max_new_tokens=24))
     first = talk.answer("What do horses eat?")
     assert first.text
+    assert talk.answer("What do horses eat?") == first
+    talk.remember("What do horses eat?", first)
+    assert first.text in opened[2].decode(talk.conversation.prompt("Hi"))
     assert talk.conversation.prompt("And cows?") == talk.conversation.prompt("And cows?")
     again = speaker(opened, Decoding(max_new_tokens=24))
     assert again.answer("What do horses eat?") == first
@@ -38,9 +41,10 @@ def test_samples_repeat_with_their_seed_and_differ_between_turns(opened):
 
     def answers(seed):
         talk = speaker(opened, decoding, seed)
-        found = [talk.answer("Hi").ids]
+        found = talk.answer("Hi")
+        talk.remember("Hi", found)
         talk.conversation.clear()
-        return [*found, talk.answer("Hi").ids]
+        return [found.ids, talk.answer("Hi").ids]
 
     assert answers(1) == answers(1)
     assert answers(1)[0] != answers(1)[1]

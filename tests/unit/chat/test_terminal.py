@@ -27,11 +27,14 @@ class Echo:
             raise DataError("the message has 9 tokens")
         if text == "stop":
             raise KeyboardInterrupt
-        self.heard.append(text)
         if streamer is not None:
             streamer.on_finalized_text(text[:2].upper())
             streamer.on_finalized_text(text[2:].upper(), stream_end=True)
         return Answer(ids=[], text=text.upper(), ended=self.ended)
+
+    def remember(self, text, answer):
+        assert answer.text == text.upper()
+        self.heard.append(text)
 
 
 class Wide(io.StringIO):
@@ -87,3 +90,14 @@ def test_two_models_are_shown_one_after_the_other_or_side_by_side(monkeypatch):
         monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((100, 20)))
         Terminal([Echo("a"), Echo("b", ended=False)], output).say("hi")
         assert expected in output.getvalue()
+
+
+@pytest.mark.parametrize("problem", ["long", "stop"])
+def test_a_message_that_one_of_two_has_not_answered_is_forgotten_by_both(problem):
+    class Short(Echo):
+        def answer(self, text, streamer=None):
+            return super().answer(problem if text == "for one alone" else text, streamer)
+
+    one, other = Echo("a"), Short("b")
+    Terminal([one, other], io.StringIO()).converse(reader("hi", "for one alone", "bye"), echo=False)
+    assert one.heard == other.heard == ["hi", "bye"]

@@ -9,8 +9,11 @@ import torch
 
 from minimind import MiniMindConfig, MiniMindForCausalLM, demo
 from minimind.checkpoints.manifest import Manifest, fingerprint_file
+from minimind.model.adapters import AdapterSpec, find_targets
 from minimind.model.family import model_identity
-from minimind.weights.construction import tensor_shapes
+from minimind.weights.adapters import adapter_shapes
+from minimind.weights.construction import empty_model, tensor_shapes
+from minimind.weights.sources import WeightSource
 
 # Each has something in its configuration or its tensors that the others lack.
 KINDS = {
@@ -54,15 +57,49 @@ def own_state(model) -> dict[str, torch.Tensor]:
     return {name: state[name] for name in tensor_shapes(model)}
 
 
+class MadeSource(WeightSource):
+    """The weights of a model."""
+
+    def __init__(self, model: MiniMindForCausalLM) -> None:
+        self.config, self.origin, self._state = model.config, "made", own_state(model)
+
+    def shapes(self):
+        return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
+
+    def read(self, name):
+        return self._state[name]
+
+
+def adapters_of(base: WeightSource, targets: str) -> tuple[AdapterSpec, dict[str, torch.Tensor]]:
+    """Random adapters."""
+    layers, stacks = find_targets(empty_model(base.config), targets)
+    spec = AdapterSpec(rank=2, alpha=4.0, layers=layers, stacks=stacks)
+    generator = torch.Generator().manual_seed(0)
+    shapes = adapter_shapes(base.config, spec)
+    return spec, {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def write_adapter_checkpoint(folder: Path, base: WeightSource, spec: AdapterSpec, state, **change) -> Path:
+    """A checkpoint of a run with adapters: it has the trained ones alone."""
+    known = {name: getattr(spec, name) for name in ("rank", "alpha", "dropout", "dora", "rslora", "targets")}
+    identity = {"adapters": {**known, "base": "none", **change}, "start weights": base.fingerprint()}
+    return _write_checkpoint(folder, base.config, state, 7, **identity)
+
+
 def write_checkpoint(folder: Path, model: MiniMindForCausalLM, step: int = 7, **identity) -> Path:
     """A checkpoint of ZeRO stage 0 on one rank."""
+    # A tied head is in the state a second time.
+    return _write_checkpoint(folder, model.config, model.state_dict(), step, **identity)
+
+
+def _write_checkpoint(folder: Path, config: MiniMindConfig, state, step: int, **identity) -> Path:
     folder.mkdir(parents=True)
     counters = {"global_steps": step, "global_samples": step, "skipped_steps": 0, "dp_world_size": 1}
-    # What the engine wraps has the model as its attribute; a tied head is in the state a second time.
-    module = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    # What the engine wraps has the model as its attribute.
+    module = {f"model.{name}": tensor for name, tensor in state.items()}
     torch.save({**counters, "module": module, "param_shapes": None}, folder / "mp_rank_00_model_states.pt")
     files = {path.name: fingerprint_file(path) for path in folder.iterdir()}
-    known = json.loads(json.dumps({**model_identity(model.config), "total_steps": 9, **identity}))
+    known = json.loads(json.dumps({**model_identity(config), "total_steps": 9, **identity}))
     Manifest(step=step, stream={}, identity=known, batch={}, sharding={}, files=files).write(folder)
     return folder
 

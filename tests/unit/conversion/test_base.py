@@ -58,3 +58,11 @@ def test_weights_without_a_run_need_the_user_s(start, tmp_path):
         open_base(trained, tmp_path / "missing", {})
     alone = open_trained(write_checkpoint(tmp_path / "copy", made(), **{"start weights": "abc"}), {})
     assert open_base(alone, None, {}).fingerprint == "abc"
+
+
+def test_start_weights_that_are_not_the_run_s_are_said(start, tmp_path):
+    fingerprint = open_weights(start, {}).fingerprint()
+    trained = open_trained(write_run(tmp_path / "run", made(seed=2), str(start), fingerprint), {})
+    assert open_base(trained, start, {}).other is None
+    save_weights(made(seed=3), tmp_path / "other.pth", torch.float32)
+    assert open_base(trained, tmp_path / "other.pth", {}).other == fingerprint

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from minimind import demo, save_weights
+from minimind.conversion import export as export_module
 from minimind.conversion.command import export
 from minimind.conversion.export import flags_for_pth
+from minimind.errors import WeightsError
 from minimind.weights.sources import open_weights
 from tests.unit.conversion.made import KINDS, form_of, made, own_state
 
@@ -71,3 +73,15 @@ def test_code_for_trust_remote_code_finds_minimind_s_classes(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded).__name__ == "MiniMindForCausalLM"
     assert all(torch.equal(own_state(loaded)[name], tensor) for name, tensor in own_state(model).items())
+
+
+def test_a_pth_that_computes_something_else_does_not_take_the_place_of_the_old_one(tmp_path, monkeypatch):
+    made().save_pretrained(tmp_path / "start")
+    out = go(tmp_path / "start", "pth", tmp_path / "end.pth")
+    before = out.read_bytes()
+    computed = iter([torch.zeros(3), torch.ones(3)])
+    monkeypatch.setattr(export_module, "logits_of_source", lambda source, read: next(computed))
+    with pytest.raises(WeightsError, match=r"end\.pth: the model that was written computes something else"):
+        export([str(tmp_path / "start"), "--to", "pth", "--out", str(out), "--dtype", "float16"])
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.glob("end*")] == ["end.pth"]

@@ -16,7 +16,7 @@ from minimind.model.adapters import AdapterSpec
 from minimind.weights.adapter_files import merged_state, save_adapter, save_minimind_adapter
 from minimind.weights.adapters import adapter_shapes
 from minimind.weights.sources import open_weights
-from tests.unit.conversion.made import made
+from tests.unit.conversion.made import made, write_adapter_checkpoint
 
 SPEC = AdapterSpec(rank=2, alpha=4.0, layers=("model.layers.0.self_attn.o_proj", "model.layers.1.mlp.up_proj"))
 
@@ -68,6 +68,32 @@ def test_a_run_with_adapters_is_exported_and_compared_with_its_base(adapter, tmp
     assert values["logits_differ_by"] < 1e-5
 
 
+def test_a_checkpoint_of_adapters_is_merged_and_newer_than_the_folder(adapter, base, state, tmp_path):
+    """A run that a signal has stopped has a checkpoint, and no adapter or an older one."""
+    run, source = adapter.parent, open_weights(base, {})
+    newer = {name: 2 * tensor for name, tensor in state.items()}
+    folder = write_adapter_checkpoint(run / "checkpoints/step00000007", source, SPEC, newer)
+    expected = merged_state(source, SPEC, newer)
+    for path in (folder, run):
+        trained = open_trained(path, {})
+        assert (trained.kind, trained.step, trained.base, trained.run) == ("checkpoint", 7, base, run)
+        assert trained.tokenizer == demo.TOKENIZER_PATH
+        assert all(torch.equal(trained.weights.read(name), tensor) for name, tensor in expected.items())
+    (run / "run.json").unlink()
+    with pytest.raises(WeightsError, match=r"names no base; give the weights that it is for with --base"):
+        open_trained(folder, {})
+    assert open_trained(folder, {}, base).weights.origin == f"{folder} on {base}"
+    save_weights(made(seed=3), tmp_path / "other.pth", torch.float32)
+    with pytest.raises(WeightsError, match=r"trained on weights with the hash"):
+        open_trained(folder, {}, tmp_path / "other.pth")
+
+
+def test_an_adapter_in_the_folder_of_a_run_without_adapters_is_not_the_run_s(adapter, base):
+    (adapter.parent / "run.json").write_text(json.dumps({"weights": "other", "identity": {"start weights": "abc"}}))
+    trained = open_trained(adapter, {})
+    assert (trained.run, trained.base) == (None, base)
+
+
 def test_what_is_an_adapter(adapter, base):
     assert is_adapter(adapter)
     assert not is_adapter(adapter.parent)
@@ -87,5 +113,5 @@ def test_an_adapter_without_its_base_is_refused(adapter, base, tmp_path):
 
 
 def test_a_run_that_has_written_no_adapter_yet_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="found none: a run that was stopped"):
+    with pytest.raises(WeightsError, match="found none, and no checkpoint"):
         adapter_in_run(tmp_path)

@@ -31,7 +31,7 @@ def test_it_says_what_the_weights_came_from(values, tmp_path):
     assert values["source"]["kind"] == "checkpoint"
     assert values["run"]["path"] == str(tmp_path / "run")
     assert (values["run"]["step"], values["run"]["total_steps"]) == (7, 9)
-    assert values["base"] == {"path": "start.pth", "hash": "abc", "not_compared": None}
+    assert values["base"] == {"path": "start.pth", "hash": "abc", "not_compared": None, "hash_of_the_run": None}
     assert values["differ_from_base"] == {"float32": 0.9, "bfloat16": 0.009, "float16": 0.899}
     assert values["kept_of_training"]["bfloat16"] == pytest.approx(0.01)
     assert values["recommended_dtype"] == "float16"
@@ -45,6 +45,8 @@ def test_a_dtype_that_loses_what_training_changed_is_a_warning(values):
     assert "WARNING: bfloat16 loses 99.00% of what training changed; --dtype float16 keeps 99.89%" in text
     values["dtype"] = "float16"
     assert "WARNING" not in "\n".join(summary(values))
+    values["base"]["hash_of_the_run"] = "def"
+    assert "WARNING: the run started from others (hash def)" in "\n".join(summary(values))
 
 
 def test_unknown_start_weights_are_said(values):

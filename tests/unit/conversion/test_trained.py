@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from minimind import demo, save_weights
-from minimind.conversion.trained import open_trained
+from minimind.conversion.trained import open_start, open_trained
 from minimind.errors import CheckpointError, ConfigError, WeightsError
 from minimind.weights.io import save_huggingface
 from tests.unit.conversion.made import made, own_state, write_checkpoint, write_run
+
+NORM = "model.norm.weight"
 
 
 def assert_weights(trained, model):
@@ -103,3 +105,30 @@ def test_what_is_no_weights_is_refused(tmp_path):
     made().save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"run.json: cannot be read \(not an object\)"):
         open_trained(tmp_path, {})
+
+
+def test_a_record_that_a_pth_has_left_in_a_folder_is_not_the_folder_s(tmp_path):
+    made().save_pretrained(tmp_path)
+    record = {"to": "pth", "run": {"path": "out/other", "step": 4}, "base": None}
+    (tmp_path / "export.json").write_text(json.dumps(record))
+    assert (open_trained(tmp_path, {}).run, open_trained(tmp_path, {}).step) == (None, None)
+    # Values that no export has written are as if they were not there.
+    (tmp_path / "export.json").write_text(json.dumps({**record, "to": "minimind", "run": []}))
+    assert open_trained(tmp_path, {}).step is None
+
+
+def test_a_stopped_run_with_another_template_has_no_tokenizer_yet(tmp_path):
+    """The one that it was given has not the template that it trained with."""
+    run = write_run(tmp_path / "run", made(), "start.pth", "abc")
+    record = json.loads((run / "run.json").read_text())
+    record["settings"]["chat_template"] = {"value": "other.jinja", "origin": "flag"}
+    (run / "run.json").write_text(json.dumps(record))
+    assert open_trained(run, {}).tokenizer is None
+
+
+def test_start_weights_of_a_run_are_those_that_training_reads(tokenizer, tmp_path):
+    """Its checkpoint has them in float32, its folder rounded: the next run starts from the folder."""
+    run = write_run(tmp_path / "run", made(seed=1), "start.pth", "abc")
+    assert torch.equal(open_start(run, {}).read(NORM), own_state(made(seed=1))[NORM])
+    save_huggingface(made().config, made(seed=2).state_dict(), run / "dpo_32", tokenizer, torch.float32)
+    assert torch.equal(open_start(run, {}).read(NORM), own_state(made(seed=2))[NORM])

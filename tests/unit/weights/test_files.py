@@ -180,3 +180,18 @@ def test_membership_reads_no_tensor(tmp_path):
         file["a.weight"]
     with pytest.raises(WeightsError, match=r"has no tensor 'b\.weight'"):
         file.shape("b.weight")
+
+
+def test_the_widest_dtype_rounds_nothing(tmp_path):
+    mixed = {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(2, dtype=torch.float16), "c": torch.arange(2)}
+    for names, expected in (
+        ("ac", torch.bfloat16),
+        ("bc", torch.float16),
+        ("abc", torch.float32),
+        ("c", torch.float32),
+    ):
+        tensors = {name: mixed[name] for name in names}
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+        assert open_pickled(tmp_path / "pytorch_model.bin").widest() == expected
+        save_file(tensors, tmp_path / "model.safetensors")
+        assert open_folder(tmp_path).widest() == expected

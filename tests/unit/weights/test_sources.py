@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from minimind import MiniMindConfig, MiniMindForCausalLM, save_weights
 from minimind.errors import WeightsError
@@ -225,3 +225,13 @@ def test_absurd_sizes_are_refused_before_a_model_is_made(key, value, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "nested": {key: value}}))
     with pytest.raises(WeightsError, match=rf"config\.json: {key} is {value}; the limit is 20000"):
         open_weights(tmp_path, {})
+
+
+def test_weights_that_transformers_converts_are_not_rounded_by_their_config_json(tmp_path):
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 61}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads)).eval()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    assert_same_tensors(open_weights(tmp_path, {}), model)
