@@ -10,6 +10,18 @@ import json
 from pathlib import Path
 
 from minimind import demo
+from minimind.model.configuration import MiniMindConfig
+
+SEED = 42
+
+
+def new_model(hidden_size: int) -> MiniMindConfig:
+    """The model whose weights the first run makes."""
+    return MiniMindConfig(**_sizes(hidden_size))
+
+
+def _sizes(hidden_size: int) -> dict[str, int]:
+    return {"generation": 3, "hidden_size": hidden_size, "num_hidden_layers": 3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,22 +44,28 @@ class Stage:
     rises: bool
     flags: tuple[str, ...]
 
-    def command(self, folder: Path, start: Path | None, sizes: tuple[str, ...]) -> list[str]:
+    @property
+    def has_reference(self) -> bool:
+        """Whether its metric is about the rewards of a policy and its reference."""
+        return self.metric.startswith("rewards/")
+
+    def command(self, folder: Path, start: Path | None, hidden_size: int) -> list[str]:
         """Arguments of the launcher behind its own: the script and its flags.
 
         Args:
             folder: of the chain.
             start: weights that the run starts from; None: new ones.
-            sizes: flags of the model's sizes, for new weights.
+            hidden_size: of new weights.
         """
         data = folder / "data" / self.name
+        sizes = (str(word) for name, value in _sizes(hidden_size).items() for word in (f"--{name}", value))
         weights = ("--from_weight", str(start)) if start is not None else ("--from_weight", "none", *sizes)
         return [
             str(Path(__file__).resolve().parents[2] / "launch" / self.script),
             *("--deepspeed", str(Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json")),
             *("--data_path", f"{data}.jsonl", "--eval_data_path", f"{data}_eval.jsonl"),
             *("--tokenizer_path", str(demo.TOKENIZER_PATH), "--save_dir", str(folder / self.name), *weights),
-            *("--max_seq_len", "128", "--save_interval", "0", "--log_interval", "20", *self.flags),
+            *("--seed", str(SEED), "--max_seq_len", "128", "--save_interval", "0", "--log_interval", "20", *self.flags),
         ]
 
     def written(self, folder: Path, hidden_size: int) -> Path:

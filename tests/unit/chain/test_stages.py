@@ -6,23 +6,25 @@ import json
 
 import pytest
 
-from minimind.chain.stages import STAGES
+from minimind.chain.stages import SEED, STAGES, new_model
 from minimind.config import DPOConfig, PretrainConfig, SFTConfig, parse_settings
+from minimind.training.setup.start_weights import open_start_weights
+from minimind.weights.sources import RandomSource
 
 JOBS = {"pretrain": PretrainConfig, "sft": SFTConfig, "dpo": DPOConfig}
-SIZES = ("--generation", "3", "--hidden_size", "128", "--num_hidden_layers", "3")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_a_command_is_that_of_its_job(stage, tmp_path):
     job = JOBS[stage.name]
-    script, *flags = stage.command(tmp_path, None, SIZES)
+    script, *flags = stage.command(tmp_path, None, 128)
     assert script.endswith(job.script)
     config = parse_settings(flags, job).config
     assert (config.model.from_weight, config.model.hidden_size) == ("none", 128)
+    assert open_start_weights(config).fingerprint() == RandomSource(new_model(128), SEED).fingerprint()
     assert stage.written(tmp_path, 128).name == f"{config.run.save_weight}_128"
     start = tmp_path / "start"
-    assert parse_settings(stage.command(tmp_path, start, SIZES)[1:], job).config.model.from_weight == str(start)
+    assert parse_settings(stage.command(tmp_path, start, 128)[1:], job).config.model.from_weight == str(start)
 
 
 @pytest.mark.parametrize(("name", "values", "better"), [("pretrain", (50.0, 9.0), True), ("sft", (0.5, 0.4), False)])
