@@ -7,7 +7,9 @@ traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 
 
 class MiniMindError(Exception):
@@ -71,3 +73,12 @@ class TrainingError(MiniMindError):
     def __init__(self, message: str = "", *, agreed: bool = False, finite: Sequence[bool] = ()) -> None:
         super().__init__(message, agreed=agreed)
         self.finite = finite
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Within it an error of the user ends the process: printed in one line, without a traceback, with status 1."""
+    try:
+        yield
+    except MiniMindError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

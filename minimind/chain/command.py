@@ -25,7 +25,7 @@ from minimind import demo
 from minimind.chain.corpus import write_corpus
 from minimind.chain.stages import SEED, STAGES, Stage, new_model
 from minimind.chain.standing import HEADER, Standing, good_rows, look_at, shortfalls
-from minimind.errors import ConfigError, LaunchError, MiniMindError
+from minimind.errors import ConfigError, LaunchError, one_line_errors
 from minimind.sweep.execute import deepspeed_command
 from minimind.weights.construction import model_from_tensors
 from minimind.weights.sources import RandomSource, WeightSource, open_weights, tensors
@@ -38,10 +38,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the chain. An error of the user is printed in one line, and the exit status is 1."""
-    try:
+    with one_line_errors():
         missed = run_chain(sys.argv[1:] if argv is None else argv)
-    except MiniMindError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     if missed:
         sys.exit("\n".join(("The chain does not hold; not better:", *(f"  - {one}" for one in missed))))
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers.utils import logging as transformers_logging
 
 from minimind.chat.conversation import Conversation, thinking_options
-from minimind.chat.speaker import AUTO, Speaker, open_model
+from minimind.chat.speaker import Speaker, open_model
 from minimind.chat.terminal import NEW, QUIT, Terminal
 from minimind.config.fields import flag
-from minimind.conversion.command import SOURCE_HELP
-from minimind.conversion.flags import read_flags, script_parser
-from minimind.conversion.rounding import DTYPES
-from minimind.errors import ConfigError, MiniMindError
+from minimind.conversion.flags import ComputeFlags, read_flags
+from minimind.errors import ConfigError, one_line_errors
 from minimind.generation.decoding import Decoding
 
 
@@ -43,30 +41,24 @@ class ChatFlags:
     repetition_penalty: float = flag(1.0, "logits of tokens that were there before are divided by it", above=0)
     seed: int = flag(42, "seed of the samples: the same seed and messages give the same answers", low=0)
     max_new_tokens: int = flag(512, "an answer is cut after so many tokens", low=1)
-    tokenizer_path: str | None = flag(None, "folder of the tokenizer, if the source has none")
-    dtype: str = flag(
-        AUTO, "dtype that the model computes in; auto: float32 on a CPU, bfloat16 on a GPU", choices=(AUTO, *DTYPES)
-    )
-    device: str = flag(AUTO, "where the model computes: cpu, cuda, cuda:1; auto: a GPU if there is one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """The section of the chatting script."""
+    """The sections of the chatting script."""
 
     script: ClassVar[str] = "launch/chat.py"
     description: ClassVar[str] = "Talk with trained weights in the terminal."
 
     chat: ChatFlags = dataclasses.field(default_factory=ChatFlags)
+    compute: ComputeFlags = dataclasses.field(default_factory=ComputeFlags)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Chat. An error of the user is printed in one line, and the exit status is 1."""
     transformers_logging.disable_progress_bar()
-    try:
+    with one_line_errors():
         chat(sys.argv[1:] if argv is None else argv)
-    except MiniMindError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def chat(argv: Sequence[str]) -> None:
@@ -75,11 +67,11 @@ def chat(argv: Sequence[str]) -> None:
     Raises:
         MiniMindError: flags are wrong, or a model cannot be used.
     """
-    flags = read_flags(script_parser(ChatConfig, {"source": SOURCE_HELP}), ChatConfig, ["source"], argv)
-    own = ChatFlags(**flags.own)
+    flags = read_flags(ChatConfig, argv)
+    own = flags.config.chat
     decoding = decoding_of(own)
-    names = [flags.positional["source"], *([own.compare] if own.compare else [])]
-    speakers = [_speaker(name, own, dict(flags.model), decoding) for name in names]
+    names = [str(flags.source), *([own.compare] if own.compare else [])]
+    speakers = [_speaker(name, flags.config, flags.model, decoding) for name in names]
     terminal = Terminal(speakers, sys.stdout)
     if own.prompt is not None:
         terminal.say(own.prompt, bare=True)
@@ -107,8 +99,9 @@ def decoding_of(own: ChatFlags) -> Decoding:
     )
 
 
-def _speaker(name: str, own: ChatFlags, given: dict[str, Any], decoding: Decoding) -> Speaker:
-    trained, model, tokenizer = open_model(Path(name), given, own.tokenizer_path, own.dtype, own.device)
+def _speaker(name: str, config: ChatConfig, given: Mapping[str, Any], decoding: Decoding) -> Speaker:
+    own = config.chat
+    trained, model, tokenizer = open_model(Path(name), given, config.compute)
     if own.prompt is None:
         step = "" if trained.step is None else f", step {trained.step}"
         print(f"{name}: {trained.weights.origin} ({trained.kind}{step})", file=sys.stderr)

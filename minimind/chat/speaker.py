@@ -5,7 +5,7 @@ SOURCE -> open_trained -> model, tokenizer -> Speaker: text -> answer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from minimind.chat.conversation import Conversation
+from minimind.conversion.flags import AUTO, ComputeFlags
+from minimind.conversion.rounding import DTYPES
 from minimind.conversion.tensors import as_minimind
 from minimind.conversion.tokenizer_files import open_tokenizer, tokenizer_folder
 from minimind.conversion.trained import ROPE_SCALING, Trained, open_trained
@@ -22,29 +24,26 @@ from minimind.generation.batch import Answer, generate
 from minimind.generation.decoding import Decoding
 from minimind.weights.construction import model_from_tensors
 
-AUTO = "auto"
-
 
 def open_model(
-    path: Path, given: dict[str, Any], tokenizer_path: str | None, dtype: str, device: str
+    path: Path, given: Mapping[str, Any], flags: ComputeFlags
 ) -> tuple[Trained, PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in memory, with its tokenizer.
 
     Args:
         path: weights in any form.
         given: model flags that the user gave.
-        tokenizer_path: folder of the tokenizer; None: that of the weights.
-        dtype: of the model; AUTO: float32 on a CPU, bfloat16 on a GPU.
-        device: where it computes; AUTO: a GPU if there is one.
+        flags: tokenizer, dtype and device.
 
     Raises:
         MiniMindError: weights, tokenizer or device cannot be used.
     """
-    where = open_device(device)
-    kind = (torch.float32 if where.type == "cpu" else torch.bfloat16) if dtype == AUTO else getattr(torch, dtype)
+    where = open_device(flags.device)
+    kind = torch.float32 if where.type == "cpu" else torch.bfloat16
+    kind = kind if flags.dtype == AUTO else DTYPES[flags.dtype]
     trained = open_trained(path, given)
     weights = as_minimind(trained.weights, yarn=True) if given.get(ROPE_SCALING) else trained.weights
-    tokenizer = open_tokenizer(tokenizer_folder(tokenizer_path, trained.tokenizer, str(path)))
+    tokenizer = open_tokenizer(tokenizer_folder(flags.tokenizer_path, trained.tokenizer, str(path)))
     weights.check_fit()
     # Copies: a model must not share memory with a file that an export may replace.
     state = {name: weights.read(name).to(kind, copy=True) for name in weights.shapes()}

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minimind.config.fields import flag
+
+
+def held_out_flag(items: str) -> Any:
+    """The field of --eval_data_path of a job on these items."""
+    return flag(
+        (),
+        f"held-out {items}, like --data_path; evaluated at the start, every eval_interval global steps, and at the "
+        "end; NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +65,7 @@ class DataConfig:
         "leave out pairs whose chosen score is not at least this much above the rejected one, and pairs without scores",
         zero_is_a_value=True,
     )
-    eval_data_path: tuple[str, ...] = flag(
-        (),
-        "held-out pairs, like --data_path; evaluated at the start, every eval_interval global steps, and at the end; "
-        "NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
-    )
+    eval_data_path: tuple[str, ...] = held_out_flag("pairs")
     tokenizer_path: str | None = flag(
         None, "tokenizer folder; not needed for a Hugging Face folder, which contains its own"
     )

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+from minimind.config.data import held_out_flag
 from minimind.config.fields import absent, flag
-from minimind.config.rows import RowDataConfig, RowModelConfig, RowOptimisationConfig, RowRunConfig
+from minimind.config.rows import RowDataConfig, RowModelConfig, RowOptimisationConfig, RowRunConfig, files_flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainDataConfig(RowDataConfig):
     """Files of texts, tokenizer and order. No chat template is involved."""
 
-    data_path: tuple[str, ...] = flag(
-        (),
-        "texts: files, patterns, folders or data sets in the hub's cache, each with a weight if needed, e.g. "
-        "a.jsonl:2 'b/*.parquet' folder:train owner/name (see the table of files)",
-    )
+    data_path: tuple[str, ...] = files_flag("texts")
     data_format: str = absent("auto")
-    eval_data_path: tuple[str, ...] = flag(
-        (),
-        "held-out texts, like --data_path; evaluated at the start, every eval_interval global steps, and at the end; "
-        "NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
-    )
+    eval_data_path: tuple[str, ...] = held_out_flag("texts")
     tokenizer_path: str | None = flag(
         None, "tokenizer folder; without it that of the start weights, and the demo's for new weights"
     )

@@ -5,7 +5,7 @@ DPO, with defaults of their own. A flag about pairs or a reference is absent the
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minimind.config.adapters import AdapterConfig
 from minimind.config.data import DataConfig
@@ -17,6 +17,15 @@ from minimind.config.run import RunConfig
 
 # Values of --loss_mean.
 TOKENS, MICRO_BATCH = "tokens", "micro_batch"
+
+
+def files_flag(rows: str) -> Any:
+    """The field of --data_path of a job on these rows."""
+    return flag(
+        (),
+        f"{rows}: files, patterns, folders or data sets in the hub's cache, each with a weight if needed, e.g. "
+        "a.jsonl:2 'b/*.parquet' folder:train owner/name (see the table of files)",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

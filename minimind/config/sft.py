@@ -5,30 +5,23 @@ from __future__ import annotations
 
 import dataclasses
 
+from minimind.config.data import held_out_flag
 from minimind.config.fields import flag
-from minimind.config.rows import RowDataConfig, RowModelConfig, RowOptimisationConfig, RowRunConfig
+from minimind.config.rows import RowDataConfig, RowModelConfig, RowOptimisationConfig, RowRunConfig, files_flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTDataConfig(RowDataConfig):
     """Files of conversations, tokenizer and order."""
 
-    data_path: tuple[str, ...] = flag(
-        (),
-        "conversations: files, patterns, folders or data sets in the hub's cache, each with a weight if needed, e.g. "
-        "a.jsonl:2 'b/*.parquet' folder:train owner/name (see the table of files)",
-    )
+    data_path: tuple[str, ...] = files_flag("conversations")
     data_format: str = flag(
         "auto",
         "shape of the rows; conversations: messages, or turns of ShareGPT; instructions: Alpaca's; completions: a "
         "prompt and its answer; auto: each row is recognised by its columns",
         choices=("auto", "conversations", "instructions", "completions"),
     )
-    eval_data_path: tuple[str, ...] = flag(
-        (),
-        "held-out conversations, like --data_path; evaluated at the start, every eval_interval global steps, and at "
-        "the end; NAME=file: a set with metrics of its own, e.g. zh=a.jsonl en=b.jsonl",
-    )
+    eval_data_path: tuple[str, ...] = held_out_flag("conversations")
     max_seq_len: int = flag(
         768, "maximum length of a row in tokens, 340 for MiniMind generation 2; --on_long_row is for longer rows", low=2
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PretrainedConfig
 
 from minimind.conversion.architectures import PLAIN, plain_config
 from minimind.conversion.base import Base, open_base
-from minimind.conversion.flags import ScriptFlags
+from minimind.conversion.flags import ExportFlags
 from minimind.conversion.folder import with_special_tokens, write_config, write_tensors
 from minimind.conversion.read_back import compare, logits_of_folder, logits_of_source
 from minimind.conversion.record import is_export, record, write_record
@@ -68,30 +69,35 @@ class Export:
     config: PretrainedConfig
     dtype: torch.dtype
     base: Base
-    flags: dict[str, Any]
+    flags: ExportFlags
     tokenizer: Path | None
     pth_flags: str = ""
 
     @classmethod
-    def open(cls, source: Path, flags: ScriptFlags) -> Export:
+    def open(cls, source: Path, flags: ExportFlags, model: Mapping[str, Any]) -> Export:
         """Open the source, and check that it has an equal in the form.
+
+        Args:
+            flags: the script's own flags; --to is given.
+            model: the model flags that were given.
 
         Raises:
             MiniMindError: it cannot be opened, or has none.
         """
-        own, to = dict(flags.own), flags.own["to"]
-        given = Path(own["base"]) if own["base"] else None
-        trained = open_trained(source, flags.model, given)
-        weights = as_minimind(trained.weights, yarn=bool(flags.model.get(ROPE_SCALING)))
+        to = flags.to
+        assert to is not None
+        given = Path(flags.base) if flags.base else None
+        trained = open_trained(source, model, given)
+        weights = as_minimind(trained.weights, yarn=bool(model.get(ROPE_SCALING)))
         config = weights.config
         if to in PLAIN:
             plain = plain_config(weights.config, to)
             # A model of this form already keeps everything that its configuration says.
-            same = trained.weights.config.model_type == plain.model_type and not flags.model.get(ROPE_SCALING)
+            same = trained.weights.config.model_type == plain.model_type and not model.get(ROPE_SCALING)
             config = copy.deepcopy(trained.weights.config) if same else plain
-        tokenizer = None if to == PTH else tokenizer_folder(own["tokenizer_path"], trained.tokenizer, str(source))
-        dtype = DTYPES[own["dtype"]] if own["dtype"] else _dtype_of(weights)
-        base = open_base(trained, given, flags.model)
+        tokenizer = None if to == PTH else tokenizer_folder(flags.tokenizer_path, trained.tokenizer, str(source))
+        dtype = DTYPES[flags.dtype] if flags.dtype else _dtype_of(weights)
+        base = open_base(trained, given, model)
         return cls(
             trained=trained,
             weights=weights,
@@ -99,7 +105,7 @@ class Export:
             config=copy.deepcopy(config),
             dtype=dtype,
             base=base,
-            flags=own,
+            flags=flags,
             tokenizer=tokenizer,
         )
 
@@ -122,12 +128,12 @@ def write_folder(job: Export, folder: Path) -> dict[str, Any]:
     rounded = Rounded(job.weights, job.dtype, job.base.weights)
     stored = stored_tensors(job.weights, stacked=job.to not in PLAIN)
     with whole_folder(folder) as partial:
-        write_tensors(partial, stored, job.dtype, rounded.read, job.flags["max_shard_size"])
+        write_tensors(partial, stored, job.dtype, rounded.read, job.flags.max_shard_size)
         architecture = _ARCHITECTURES[job.config.model_type]
-        write_config(job.config, architecture, job.dtype, partial, job.flags["auto_map"])
+        write_config(job.config, architecture, job.dtype, partial, job.flags.auto_map)
         copy_tokenizer(job.tokenizer, partial)
         difference = None
-        if job.flags["check"]:
+        if job.flags.check:
             expected = logits_of_source(job.weights, rounded.read)
             difference = compare(expected, logits_of_folder(partial), folder)
         values = record(
@@ -163,7 +169,7 @@ def write_pth(job: Export, out: Path) -> dict[str, Any]:
 
     def check(partial: Path) -> None:
         nonlocal difference
-        if job.flags["check"]:
+        if job.flags.check:
             expected = logits_of_source(job.weights, rounded.read)
             written = MiniMindSource(open_pickled(partial), job.weights.config)
             difference = compare(expected, logits_of_source(written, written.read), path)

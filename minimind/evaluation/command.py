@@ -15,13 +15,11 @@ from typing import Any, ClassVar
 
 from transformers.utils import logging as transformers_logging
 
-from minimind.chat.speaker import AUTO, open_model
-from minimind.config.fields import flag
-from minimind.conversion.command import SOURCE_HELP
-from minimind.conversion.flags import read_flags, script_parser
-from minimind.conversion.rounding import DTYPES
-from minimind.durable import sync_file
-from minimind.errors import ConfigError, MiniMindError
+from minimind.chat.speaker import open_model
+from minimind.config.fields import flag, flat_values
+from minimind.conversion.flags import ComputeFlags, read_flags
+from minimind.durable import whole_file
+from minimind.errors import ConfigError, one_line_errors
 from minimind.evaluation.harness import evaluate, import_lm_eval, stay_offline
 from minimind.evaluation.tasks import USUAL
 
@@ -43,30 +41,24 @@ class EvaluateFlags:
     apply_chat_template: bool = flag(False, "1: each question is a user's message in the chat template")
     batch_size: int = flag(8, "rows that are computed at once", low=1)
     download: bool = flag(False, "1: data sets that are not on this machine are downloaded; 0: they are an error")
-    tokenizer_path: str | None = flag(None, "folder of the tokenizer, if the source has none")
-    dtype: str = flag(
-        AUTO, "dtype that the model computes in; auto: float32 on a CPU, bfloat16 on a GPU", choices=(AUTO, *DTYPES)
-    )
-    device: str = flag(AUTO, "where the model computes: cpu, cuda, cuda:1; auto: a GPU if there is one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The section of the evaluating script."""
+    """The sections of the evaluating script."""
 
     script: ClassVar[str] = "launch/evaluate.py"
     description: ClassVar[str] = "Evaluate trained weights on benchmarks by lm-eval."
 
     evaluation: EvaluateFlags = dataclasses.field(default_factory=EvaluateFlags)
+    compute: ComputeFlags = dataclasses.field(default_factory=ComputeFlags)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate. An error of the user is printed in one line, and the exit status is 1."""
     transformers_logging.disable_progress_bar()
-    try:
+    with one_line_errors():
         run(sys.argv[1:] if argv is None else argv)
-    except MiniMindError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:
@@ -75,14 +67,14 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         MiniMindError: flags are wrong, or the model, the tasks or their data cannot be used.
     """
-    flags = read_flags(script_parser(EvaluateConfig, {"source": SOURCE_HELP}), EvaluateConfig, ["source"], argv)
-    own, source = EvaluateFlags(**flags.own), flags.positional["source"]
+    flags = read_flags(EvaluateConfig, argv)
+    own = flags.config.evaluation
     if own.out is not None and Path(own.out).is_dir():
         raise ConfigError(f"--out {own.out}: is a folder; give the path of a file")
     if not own.download:
         stay_offline()
     import_lm_eval()
-    trained, model, tokenizer = open_model(Path(source), dict(flags.model), own.tokenizer_path, own.dtype, own.device)
+    trained, model, tokenizer = open_model(flags.source, flags.model, flags.config.compute)
     found = evaluate(
         model,
         tokenizer,
@@ -97,7 +89,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         "results": found.metrics,
         "examples": found.samples,
         "task_versions": found.versions,
-        "settings": {**dataclasses.asdict(own), "dtype": str(model.dtype), "device": str(model.device)},
+        "settings": {**flat_values(flags.config), "dtype": str(model.dtype), "device": str(model.device)},
         "versions": {name: importlib.metadata.version(name) for name in ("lm_eval", "transformers", "torch")},
     }
     print(found.table)
@@ -111,7 +103,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 def _write(values: dict[str, Any], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync_file(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {path}: cannot be written ({error})") from error

@@ -18,7 +18,7 @@ from minimind.config import FLAG, Settings
 from minimind.data.left_out import words_of
 from minimind.data.sources import find_sources
 from minimind.data.template import ChatTemplate
-from minimind.errors import ConfigError, DataError, MiniMindError
+from minimind.errors import ConfigError, DataError, one_line_errors
 from minimind.inspection.building import build_report
 from minimind.inspection.console import console_text
 from minimind.inspection.flags import ranks_of, read_flags
@@ -43,12 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Started by a launcher, the first rank works and the others end.
     """
-    try:
+    with one_line_errors():
         if {**rank_variables(os.environ), **os.environ}["RANK"] != "0":
             return
         prepare_data(sys.argv[1:] if argv is None else argv)
-    except MiniMindError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def prepare_data(argv: Sequence[str]) -> Report:

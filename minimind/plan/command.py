@@ -29,7 +29,7 @@ from minimind.config import (
     parse_settings,
 )
 from minimind.config.command_line import check_misspelt
-from minimind.errors import ConfigError, MiniMindError, WeightsError
+from minimind.errors import ConfigError, WeightsError, one_line_errors
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.family import family_of
 from minimind.model.quantized_layers import NF4
@@ -55,10 +55,8 @@ JOBS: Mapping[str, type[JobConfig]] = {job.name: job for job in (PretrainConfig,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan. An error of the user is printed in one line, and the exit status is 1."""
-    try:
+    with one_line_errors():
         print(plan(sys.argv[1:] if argv is None else argv))
-    except MiniMindError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def plan(argv: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minimind.errors import ConfigError, MiniMindError
+from minimind.errors import ConfigError, one_line_errors
 from minimind.ranks.exits import FAILED, PREEMPTED
 from minimind.sweep.execute import LOG, Stop, deepspeed_command, launch
 from minimind.sweep.flags import read_flags
@@ -28,10 +28,8 @@ from minimind.training.folder_lock import FolderLock
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the sweep, then exit. An error of the user is printed in one line."""
-    try:
+    with one_line_errors():
         sys.exit(sweep(sys.argv[1:] if argv is None else argv))
-    except MiniMindError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def sweep(argv: Sequence[str]) -> int:

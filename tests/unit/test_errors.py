@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError
+from minimind.errors import CheckpointError, ConfigError, MiniMindError, TrainingError, one_line_errors
 
 
 def test_one_problem_is_the_message():
@@ -32,3 +32,11 @@ def test_agreed_survives_pickling(kind, agreed):
 def test_agreed_is_false_by_default():
     assert MiniMindError("why").agreed is False
     assert ConfigError.from_problems(["why"]).agreed is False
+
+
+def test_an_error_of_the_user_ends_the_process_in_one_line():
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise ConfigError("--beta 0 is too low")
+    assert ended.value.code == "ConfigError: --beta 0 is too low"
+    with pytest.raises(ValueError, match="a defect"), one_line_errors():
+        raise ValueError("a defect")

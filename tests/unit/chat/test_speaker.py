@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from minimind import demo, save_weights
 from minimind.chat.conversation import Conversation
-from minimind.chat.speaker import AUTO, Speaker, open_device, open_model
+from minimind.chat.speaker import Speaker, open_device, open_model
+from minimind.conversion.flags import ComputeFlags
 from minimind.errors import ConfigError
 from minimind.generation.decoding import Decoding
 from tests.unit.conversion.made import made
 
-TOKENIZER = str(demo.TOKENIZER_PATH)
+CPU = ComputeFlags(tokenizer_path=str(demo.TOKENIZER_PATH), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def opened():
-    return open_model(demo.WEIGHT_PATH, {}, TOKENIZER, AUTO, "cpu")
+    return open_model(demo.WEIGHT_PATH, {}, CPU)
 
 
 def speaker(opened, decoding, seed=1):
@@ -53,8 +56,8 @@ def test_samples_repeat_with_their_seed_and_differ_between_turns(opened):
 
 def test_dtype_and_weights_are_as_asked(opened):
     assert opened[1].dtype == torch.float32
-    assert open_model(demo.WEIGHT_PATH, {}, TOKENIZER, "bfloat16", "cpu")[1].dtype == torch.bfloat16
-    scaled = open_model(demo.WEIGHT_PATH, {"inference_rope_scaling": True}, TOKENIZER, AUTO, "cpu")[1]
+    assert open_model(demo.WEIGHT_PATH, {}, dataclasses.replace(CPU, dtype="bfloat16"))[1].dtype == torch.bfloat16
+    scaled = open_model(demo.WEIGHT_PATH, {"inference_rope_scaling": True}, CPU)[1]
     assert scaled.config.yarn is not None
 
 
@@ -63,9 +66,9 @@ def test_what_cannot_answer_is_refused(opened, tmp_path):
         speaker(opened, Decoding(max_new_tokens=32768))
     save_weights(made(vocab_size=61), tmp_path / "small.pth")
     with pytest.raises(ConfigError, match="the tokenizer has 6400 tokens, and the model 61"):
-        open_model(tmp_path / "small.pth", {}, TOKENIZER, AUTO, "cpu")
+        open_model(tmp_path / "small.pth", {}, CPU)
     with pytest.raises(ConfigError, match="has no tokenizer"):
-        open_model(tmp_path / "small.pth", {}, None, AUTO, "cpu")
+        open_model(tmp_path / "small.pth", {}, ComputeFlags(device="cpu"))
 
 
 def test_a_device_that_is_not_there_is_an_error():

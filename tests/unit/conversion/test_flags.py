@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from minimind.config import DPOConfig, fields_of
-from minimind.conversion.command import ExportConfig, build_parser
+from minimind.conversion.command import ExportConfig
 from minimind.conversion.flags import model_flags, read_flags
 from minimind.errors import ConfigError
 from minimind.training.setup.start_weights import MODEL_SETTINGS
 
 
 def read(*argv):
-    return read_flags(build_parser(), ExportConfig, ["source"], argv)
+    return read_flags(ExportConfig, argv)
 
 
 def test_model_flags_are_those_of_training():
@@ -24,9 +26,10 @@ def test_model_flags_are_those_of_training():
 
 def test_given_flags_are_told_from_defaults():
     flags = read("out/dpo", "--to", "qwen3", "--num_attention_heads", "4", "--use_moe", "0")
-    assert flags.positional == {"source": "out/dpo"}
-    assert flags.own["to"] == "qwen3"
-    assert (flags.own["check"], flags.own["auto_map"], flags.own["dtype"]) == (True, False, None)
+    own = flags.config.export
+    assert flags.source == Path("out/dpo")
+    assert own.to == "qwen3"
+    assert (own.check, own.auto_map, own.dtype) == (True, False, None)
     assert flags.model == {"num_attention_heads": 4, "use_moe": False}
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from minimind import demo
-from minimind.chat.speaker import AUTO, open_model
+from minimind.chat.speaker import open_model
+from minimind.conversion.flags import ComputeFlags
 from minimind.errors import ConfigError, DataError
 from minimind.evaluation import harness
 from minimind.evaluation.harness import evaluate, import_lm_eval, stay_offline
@@ -21,7 +22,7 @@ INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 @pytest.fixture(scope="module")
 def opened():
-    return open_model(demo.WEIGHT_PATH, {}, str(demo.TOKENIZER_PATH), AUTO, "cpu")[1:]
+    return open_model(demo.WEIGHT_PATH, {}, ComputeFlags(tokenizer_path=str(demo.TOKENIZER_PATH), device="cpu"))[1:]
 
 
 def row_log_prob(model, tokenizer, question, answer):
