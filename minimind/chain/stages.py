@@ -65,7 +65,7 @@ class Stage:
             *("--deepspeed", str(Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json")),
             *("--data_path", f"{data}.jsonl", "--eval_data_path", f"{data}_eval.jsonl"),
             *("--tokenizer_path", str(demo.TOKENIZER_PATH), "--save_dir", str(folder / self.name), *weights),
-            *("--seed", str(SEED), "--max_seq_len", "128", "--save_interval", "0", "--log_interval", "20", *self.flags),
+            *("--seed", str(SEED), "--max_seq_len", "128", "--save_interval", "0", *self.flags),
         ]
 
     def written(self, folder: Path, hidden_size: int) -> Path:
@@ -102,7 +102,7 @@ class Progress:
         return f"{self.stage.name}: held-out {self.stage.metric} {self.before:.4g} -> {self.after:.4g}{verdict}"
 
 
-_BATCH = ("--batch_size", "16", "--accumulation_steps", "1")
+_BATCH = ("--batch_size", "16", "--accumulation_steps", "1", "--log_interval", "10", "--eval_interval", "40")
 STAGES = (
     Stage(
         name="pretrain",
@@ -126,6 +126,6 @@ STAGES = (
         weights="dpo",
         metric="rewards/accuracies",
         rises=True,
-        flags=("--batch_size", "8", "--learning_rate", "3e-4"),
+        flags=("--batch_size", "8", "--learning_rate", "3e-4", "--log_interval", "5", "--eval_interval", "15"),
     ),
 )

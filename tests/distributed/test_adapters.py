@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from minimind import demo
+from minimind.conversion.trained import open_trained
 from minimind.model.quantized_layers import quantization_obstacle
 from minimind.weights.construction import model_from_tensors
 from minimind.weights.sources import open_weights
@@ -99,9 +100,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_its_checkpoints_have_no_base
     assert losses(whole) == losses(resumed)
     one, other = (load_file(folder / "lora_dpo_96/adapter_model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    check_checkpoints(whole)
     if config == "zero2":
         check_exports(whole)
         check_another_base_is_refused(small_data, resumed, tmp_path, more)
+
+
+def check_checkpoints(folder):
+    """A run, and its last checkpoint, are exported as the adapter that it wrote, merged with its base."""
+    expected = open_trained(folder / "lora_dpo_96", {}).weights
+    for path in (folder, folder / "checkpoints/step00000003"):
+        found = open_trained(path, {})
+        assert (found.kind, found.step, found.base) == ("checkpoint", 3, demo.WEIGHT_PATH)
+        assert all(torch.equal(found.weights.read(name), expected.read(name)) for name in expected.shapes())
 
 
 def check_exports(folder):

@@ -24,7 +24,7 @@ def test_rows_are_the_good_answers_of_the_held_out_pairs(tokenizer):
     rows = good_rows(tokenizer)
     assert len(rows) == len(demo.EVAL_PATH.read_text(encoding="utf-8").splitlines())
     said = tokenizer.decode([token for token, counts in zip(*rows[0], strict=True) if counts])
-    assert said == "好的！2加6的结果是8。<|im_end|>"
+    assert said == "好的！2加6的结果是8。<|im_end|>\n"
 
 
 def test_perplexity_and_accuracy_are_those_of_the_model_s_own_loss(model, tokenizer):
