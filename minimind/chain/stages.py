@@ -17,11 +17,7 @@ SEED = 42
 
 def new_model(hidden_size: int) -> MiniMindConfig:
     """The model whose weights the first run makes."""
-    return MiniMindConfig(**_sizes(hidden_size))
-
-
-def _sizes(hidden_size: int) -> dict[str, int]:
-    return {"generation": 3, "hidden_size": hidden_size, "num_hidden_layers": 3}
+    return MiniMindConfig(generation=3, hidden_size=hidden_size, num_hidden_layers=3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,8 @@ class Stage:
             hidden_size: of new weights.
         """
         data = folder / "data" / self.name
-        sizes = (str(word) for name, value in _sizes(hidden_size).items() for word in (f"--{name}", value))
+        new = new_model(hidden_size)
+        sizes = [f"--{name}={getattr(new, name)}" for name in ("generation", "hidden_size", "num_hidden_layers")]
         weights = ("--from_weight", str(start)) if start is not None else ("--from_weight", "none", *sizes)
         return [
             str(Path(__file__).resolve().parents[2] / "launch" / self.script),

@@ -92,8 +92,8 @@ class Terminal:
         if width >= LEAST_WIDTH:
             self._print(side_by_side(f"[{names[0]}]\n{texts[0]}", f"[{names[1]}]\n{texts[1]}", width))
         else:
-            for name, answer in zip(names, texts, strict=True):
-                self._print(f"[{name}]\n{answer}")
+            for name, shown in zip(names, texts, strict=True):
+                self._print(f"[{name}]\n{shown}")
         self._print()
 
     def _cut(self, answer: Answer) -> None:

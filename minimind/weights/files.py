@@ -79,7 +79,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def widest(self) -> torch.dtype:
         """The dtype that holds every floating-point tensor without rounding; contents are not read."""
-        found = {self._dtype(name) for name in self} - {None}
+        found = {dtype for name in self if (dtype := self._dtype(name)) is not None}
         return functools.reduce(torch.promote_types, found) if found else torch.float32
 
     def _dtype(self, name: str) -> torch.dtype | None:
