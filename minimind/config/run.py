@@ -12,6 +12,9 @@ class RunConfig:
     """Output folder, logging, evaluation, checkpoints and resuming. Intervals are in global steps."""
 
     save_dir: str = flag("out/dpo", "output folder of the run")
+    run_name: str | None = flag(
+        None, "name of the run in TensorBoard and in the tracker of --use_wandb; without it that of save_dir"
+    )
     save_weight: str = flag("dpo", "base name of the written weights")
     save_dtype: str = flag("float16", "dtype of the .pth file", choices=("float16", "bfloat16", "float32"))
     save_interval: int = flag(100, "global steps between two checkpoints; 0: only one, at the end", low=0)

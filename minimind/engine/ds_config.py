@@ -20,7 +20,7 @@ from minimind.engine.ds_schema import checked_keys, read_config_file, value_at
 from minimind.engine.ds_zero import has_plain_shards, resolve_overlap, resolve_zero, swaps_to_nvme
 from minimind.engine.patches.catalog import PATCHES
 from minimind.engine.patches.registry import flag_problems
-from minimind.engine.trackers import bind_wandb
+from minimind.engine.trackers import bind_wandb, run_name
 from minimind.errors import ConfigError
 
 # Keys of the file that a flag also sets: key -> flag.
@@ -65,7 +65,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     settings = _bind_batch(values, settings, world_size, fixed_accumulation, problems)
     if "scheduler" in values:
         problems.append("'scheduler' is not taken from the file: use --learning_rate and --lr_schedule")
-    _complete_monitors(values, settings.config.run.save_dir)
+    _complete_monitors(values, settings, problems)
     settings = bind_wandb(values, settings, problems)
     stage = resolve_zero(values, world_size, on_cpu, problems)
     overridden |= check_under_zero(values, settings, stage, problems)
@@ -116,7 +116,7 @@ def resolve_reference(path: Path, settings: Settings, world_size: int, on_cpu: b
     values["train_micro_batch_size_per_gpu"] = settings.config.optimisation.batch_size
     values["train_batch_size"] = settings.config.optimisation.batch_size * world_size
     values["gradient_accumulation_steps"] = 1
-    _complete_monitors(values, settings.config.run.save_dir)
+    _complete_monitors(values, settings, problems)
     problems += [
         f"{key!r} does not apply to the reference; remove it" for key in ("optimizer", "scheduler") if key in values
     ]
@@ -217,15 +217,21 @@ def _bind_batch(
     return settings
 
 
-def _complete_monitors(values: dict[str, Any], save_dir: str) -> None:
-    """Let monitors that write files write into the run's folder."""
-    for name, folder in (("tensorboard", "tensorboard"), ("csv_monitor", "csv")):
-        section = values.get(name)
-        if isinstance(section, dict):
-            if section.get("output_path", "auto") == "auto":
-                section["output_path"] = save_dir
-            if section.get("job_name", "auto") == "auto":
-                section["job_name"] = folder
+def _complete_monitors(values: dict[str, Any], settings: Settings, problems: list[str]) -> None:
+    """Let monitors that write files write into the run's folder. A run has its name in TensorBoard from its folder."""
+    run = settings.config.run
+    name, folder = run_name(run), Path(run.save_dir)
+    for monitor, path, job in (("tensorboard", str(folder / "tensorboard"), name), ("csv_monitor", str(folder), "csv")):
+        section = values.get(monitor)
+        if not isinstance(section, dict):
+            continue
+        given = section.get("job_name", "auto")
+        if monitor == "tensorboard" and settings.explicit("run_name") and given not in ("auto", name):
+            problems.append(f"'tensorboard.job_name' is {given!r}, but --run_name is {name}; drop one")
+        if section.get("output_path", "auto") == "auto":
+            section["output_path"] = path
+        if given == "auto":
+            section["job_name"] = job
 
 
 def _left_over_autos(values: Any, path: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """DeepSpeed's monitor (TensorBoard and others), whose failures cost events and not the run.
 
-    engine.step, MetricsFile -> RunMonitor.write_events -> each of DeepSpeed's monitors -> news for the console
+    engine.step, MetricsFile -> RunMonitor.write_events    -> each of DeepSpeed's monitors ┐
+    Board                    -> RunMonitor.write_summaries -> TensorBoard alone            ┴> news for the console
 
 TensorBoard's own writer has a thread, which a full disk ends for good. Here the caller appends its records itself.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.durable import append_whole
+from minimind.engine.summaries import tag_of
 
 # What to do, by the number of an OSError.
 _REMEDIES = {
@@ -28,8 +30,8 @@ _REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EROFS: "make it writable",
 }
-# Prefix of the tags of events that an engine writes itself.
-_ENGINE = "Train/Samples/"
+# Prefix of the tags of events that an engine writes itself, and the one of every step: the rate of the next step.
+_ENGINE, _NEXT_RATE = "Train/Samples/", "Train/Samples/lr"
 # So many writes in a row end an outage. On a full disk a short record may fit where the next one does not.
 _SUCCESSES = 10
 
@@ -73,8 +75,14 @@ class RunMonitor:
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.enabled = inner, inner.enabled
+        self._board: _TensorBoard | None = None
+        if inner.tb_monitor is not None:
+            writer = inner.tb_monitor.summary_writer
+            with contextlib.suppress(OSError):
+                writer.close()
+            self._board = _TensorBoard(EventFile(Path(writer.log_dir)))
         parts = {
-            "TensorBoard": inner.tb_monitor,
+            "TensorBoard": self._board,
             "wandb": inner.wandb_monitor,
             "csv_monitor": inner.csv_monitor,
             "comet": inner.comet_monitor,
@@ -82,14 +90,11 @@ class RunMonitor:
         # Services count steps themselves: what has a smaller number than the last event is dropped.
         parts |= {name: _OwnEvents(parts[name]) for name in ("wandb", "comet") if parts[name] is not None}
         # Services raise exceptions of their own.
-        self._parts = [(part, Outage(name, Exception)) for name, part in parts.items() if part is not None]
+        self._parts: list[tuple[Any, Outage]] = [
+            (part, Outage(name, Exception)) for name, part in parts.items() if part is not None
+        ]
         self._added: list[Any] = []
         self._news: list[str] = []
-        if inner.tb_monitor is not None:
-            writer = inner.tb_monitor.summary_writer
-            with contextlib.suppress(OSError):
-                writer.close()
-            inner.tb_monitor.summary_writer = EventFile(Path(writer.log_dir))
 
     def add(self, name: str, part: Any) -> None:
         """Add a part that DeepSpeed does not have, with `write_events` and `close`."""
@@ -107,10 +112,45 @@ class RunMonitor:
         for part, outage in self._parts:
             self._news += outage.attempt(functools.partial(part.write_events, events))
 
+    def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
+        """Write summaries of any kind (engine/summaries.py) to TensorBoard, if it is on; a failure becomes news."""
+        self._to_board(lambda board: board.write_summaries(summaries, step))
+
+    def restart(self, step: int) -> None:
+        """Tell TensorBoard that the run goes on at a step: what an earlier process wrote of later ones is dropped."""
+        self._to_board(lambda board: board.restart(step))
+
+    def _to_board(self, write: Callable[[_TensorBoard], None]) -> None:
+        for part, outage in self._parts:
+            if part is self._board and self._board is not None:
+                self._news += outage.attempt(functools.partial(write, self._board))
+
     def news(self) -> list[str]:
         """Messages for the user since the last call."""
         news, self._news = self._news, []
         return news
+
+
+class _TensorBoard:
+    """In place of DeepSpeed's part for TensorBoard: scalars in groups, and summaries of other kinds."""
+
+    def __init__(self, file: EventFile) -> None:
+        self._file = file
+
+    def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
+        if scalars := [event for event in events if event[0] != _NEXT_RATE]:
+            for name, value, step in scalars:
+                self._file.add_scalar(tag_of(name), value, step)
+            self._file.flush()
+
+    def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
+        for summary in summaries:
+            self._file.add_summary(summary, step)
+        self._file.flush()
+
+    def restart(self, step: int) -> None:
+        self._file.add_restart(step)
+        self._file.flush()
 
 
 class _OwnEvents:
@@ -147,6 +187,12 @@ class EventFile:
     def add_summary(self, summary: Any, step: int) -> None:
         """Add a record of any kind (a Summary of tensorboard's protocol); `flush` writes it."""
         self._add(step=int(step), summary=summary)
+
+    def add_restart(self, step: int) -> None:
+        """Add a record with which readers drop all that other files of this folder have of this step and later ones."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._add(step=int(step), session_log=SessionLog(status=SessionLog.START))
 
     def flush(self) -> None:
         """Append the records to the file. Records that cannot be written are lost.

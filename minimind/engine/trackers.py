@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.config import DEEPSPEED_FILE, Settings
+from minimind.config import DEEPSPEED_FILE, RunConfig, Settings
 from minimind.errors import ConfigError
 
 SWANLAB, WANDB = "swanlab", "wandb"
@@ -33,6 +33,11 @@ def tracker_name() -> str | None:
     specs = ((name, importlib.util.find_spec(name)) for name in (SWANLAB, WANDB))
     # A folder of runs in the current directory looks like a package, but has no file of its own.
     return next((name for name, spec in specs if spec is not None and spec.origin is not None), None)
+
+
+def run_name(run: RunConfig) -> str:
+    """The name of a run: --run_name, else that of its folder."""
+    return run.run_name or Path(run.save_dir).absolute().name or "run"
 
 
 def bind_wandb(values: dict[str, Any], settings: Settings, problems: list[str]) -> Settings:
@@ -76,13 +81,14 @@ class SwanLab:
 
 
 def start_tracker(
-    project: str, folder: Path, settings: Mapping[str, Any], section: Mapping[str, Any]
+    project: str, name: str, folder: Path, settings: Mapping[str, Any], section: Mapping[str, Any]
 ) -> SwanLab | None:
     """Start the tracker's run; only rank 0 calls it.
 
     Args:
         project: value of --wandb_project.
-        folder: of the run; its name names the tracker's run.
+        name: of the tracker's run.
+        folder: of the run.
         settings: every setting, for the tracker's table of runs.
         section: DeepSpeed's configuration of wandb.
 
@@ -92,19 +98,19 @@ def start_tracker(
     Raises:
         ConfigError: the run cannot be started.
     """
-    name = tracker_name()
-    assert name is not None  # setup/checks.py
-    module = importlib.import_module(name)
+    package = tracker_name()
+    assert package is not None  # setup/checks.py
+    module = importlib.import_module(package)
     shown = {key: value for key, value in settings.items() if value not in (None, ())}
     try:
-        if name == SWANLAB:
+        if package == SWANLAB:
             # Without a login it would ask for one where there is a terminal, while all ranks wait.
             os.environ.setdefault("SWANLAB_INTERACTIVE", "false")
-            module.init(project=project, name=folder.name, config=shown)
+            module.init(project=project, name=name, config=shown)
             return SwanLab(module)
         module.init(
             project=project,
-            name=folder.name,
+            name=name,
             config=shown,
             dir=str(folder),
             group=section.get("group"),
@@ -113,5 +119,5 @@ def start_tracker(
         )
     except Exception as error:
         # Each package has exceptions of its own.
-        raise ConfigError(f"--use_wandb 1: {name} cannot start a run: {error}; {_OFFLINE[name]}") from error
+        raise ConfigError(f"--use_wandb 1: {package} cannot start a run: {error}; {_OFFLINE[package]}") from error
     return None

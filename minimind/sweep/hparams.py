@@ -1,7 +1,7 @@
 """The sweep in TensorBoard's HPARAMS tab: one experiment, in which the runs can be compared.
 
-    save_dir/events...                  the experiment: which flags differ, which metrics count
-    save_dir/RUN/tensorboard/events...  the run: its values of these flags, beside the metrics that it has logged
+    save_dir/events...                      the experiment: which flags differ, which metrics count
+    save_dir/RUN/tensorboard/RUN/events...  the run: its settings, beside the metrics that it has logged; it writes both
 
 `tensorboard --logdir save_dir` shows them. A run whose DeepSpeed file writes no TensorBoard files is left out.
 """
@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from minimind.engine.monitor import EventFile
+from minimind.engine.summaries import tag_of
 from minimind.sweep.results import RunResult
-
-# Marks a run's folder whose values are written: they are written once.
-_MARK = "hparams.json"
 
 
 def write_hparams(folder: Path, results: Sequence[RunResult]) -> list[str]:
-    """Write the experiment anew, and the values of finished runs that have none yet.
+    """Write the experiment anew.
 
     Returns:
         Names of finished runs without TensorBoard files.
@@ -41,26 +39,15 @@ def write_hparams(folder: Path, results: Sequence[RunResult]) -> list[str]:
     # TensorBoard knows no domain of mixed types.
     domains = {name: found if len({type(one) for one in found}) == 1 else list(map(str, found))
                for name, found in domains.items()}  # fmt: skip
-    without = []
-    metrics = {tag: 0.0 for result in finished for tag in result.tag.values()}
-    as_text = {name for name, found in domains.items() if isinstance(found[0], str)}
+    metrics = {tag_of(name): 0.0 for result in finished for name in result.tag.values()}
     experiment, _, _ = hparams({name: found[0] for name, found in domains.items()}, metrics, domains)
     _mark_differing(experiment)
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    _append(folder, [experiment])
-    for result in finished:
-        events = _events_folder(result.plan.folder)
-        if events is None:
-            without.append(result.plan.name)
-            continue
-        given = {name: value if name in as_text else _typed(value) for name, value in result.plan.differing.items()}
-        if _is_marked(result.plan.folder, given):
-            continue
-        _, start, end = hparams(given, metrics)
-        _append(events, [start, end])
-        (result.plan.folder / _MARK).write_text(json.dumps(given), encoding="utf-8")
-    return without
+    file = EventFile(folder)
+    file.add_summary(experiment, step=0)
+    file.flush()
+    return [result.plan.name for result in finished if _events_folder(result.plan.folder) is None]
 
 
 def _mark_differing(experiment: Any) -> None:
@@ -76,13 +63,6 @@ def _mark_differing(experiment: Any) -> None:
     plugin.content = data.SerializeToString()
 
 
-def _append(folder: Path, summaries: Sequence[Any]) -> None:
-    file = EventFile(folder)
-    for summary in summaries:
-        file.add_summary(summary, step=0)
-    file.flush()
-
-
 def _events_folder(run: Path) -> Path | None:
     """Where a run has written its TensorBoard events; None if nowhere below its own folder."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -93,14 +73,8 @@ def _events_folder(run: Path) -> Path | None:
     return None
 
 
-def _is_marked(run: Path, given: dict[str, Any]) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return bool(json.loads((run / _MARK).read_text(encoding="utf-8")) == given)
-    return False
-
-
 def _typed(value: str) -> float | str:
-    """A number if the value is one, so that TensorBoard draws it on a numeric axis."""
+    """A number if the value is one, as in the run's own settings: TensorBoard draws it on a numeric axis."""
     try:
         return float(value)
     except ValueError:

@@ -1,7 +1,7 @@
 """Events of a run, and the listeners that react to them.
 
     loop: Start -> (Step, [Log])* -> End              raised by loop.train, in this order
-    listeners: Evaluated, Saved                       raised by the evaluation and by saving
+    listeners: Evaluated, Saved, Found                raised by the evaluation, by saving and by the guard
 
 A listener is a small object with a method per event. Evaluation, saving, metrics files and the console are listeners,
 so a new one (samples, best checkpoint, early stop) needs no edit of the loop. Listeners hear each event in their list
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimind.diagnosis.curves import Finding
 from minimind.diagnosis.pair_signals import HeldOut
 
 
@@ -93,11 +94,32 @@ class Saved:
     Attributes:
         checkpoint: the new checkpoint; None if none was written.
         failures: why files were not written; empty if all were.
+        metrics: what the written weights have kept of the training, by name; empty if no weights were written.
     """
 
     step: int
     checkpoint: Path | None
     failures: Sequence[str] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """The guard has found something that goes wrong.
+
+    Attributes:
+        step: at which it was noticed; the finding may be about an earlier one.
+        name: of the set of held-out data; empty for one without, and for findings of training.
+    """
+
+    step: int
+    finding: Finding
+    name: str = ""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"{self.name}: {self.finding}" if self.name else str(self.finding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +157,7 @@ class Halt:
             self.step, self.reason = step, reason
 
 
-Event = Start | Step | Log | Evaluated | Saved | End
+Event = Start | Step | Log | Evaluated | Saved | Found | End
 
 
 class Listener:
@@ -156,6 +178,8 @@ class Listener:
     def on_evaluated(self, event: Evaluated) -> None: ...
 
     def on_saved(self, event: Saved) -> None: ...
+
+    def on_found(self, event: Found) -> None: ...
 
     def on_end(self, event: End) -> None: ...
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minimind.diagnosis.rules.weights import MOVED
 from minimind.durable import whole_folder
 from minimind.engine.policy import Policy
 from minimind.errors import WeightsError
@@ -26,13 +27,18 @@ from minimind.training.setup.start_weights import adapter_name, weights_name
 from minimind.weights.adapter_files import merged_state, save_adapter, save_minimind_adapter
 from minimind.weights.construction import empty_model
 from minimind.weights.io import save_huggingface, save_minimind
+from minimind.weights.moved import shares_moved
 
 # Folder of the best weights in a run's folder; their record in it.
 BEST, BEST_RECORD = "best", "best.json"
 
 
-def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[], object]) -> None:
+def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[], object]) -> dict[str, float]:
     """Write the policy's weights into the run's folder; all ranks must call.
+
+    Returns:
+        `moved/DTYPE` -> share of the weights that differ from the start weights in a written dtype, and in float32;
+        empty for a run with adapters, whose weights do not change.
 
     Raises:
         WeightsError: on all ranks, if a file could not be written.
@@ -40,7 +46,20 @@ def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[],
     # A collective under ZeRO: every rank contributes its shards, rank 0 gets the tensors.
     state = policy.full_state()
     folder = Path(prepared.settings.config.run.save_dir)
-    from_main(policy.world, lambda: _write(prepared, state, on_progress, folder))
+
+    def write() -> dict[str, float]:
+        _write(prepared, state, on_progress, folder)
+        return {} if prepared.adapters is not None else _moved(prepared, state)
+
+    return from_main(policy.world, write)
+
+
+def _moved(prepared: Prepared, state: dict[str, Tensor]) -> dict[str, float]:
+    config = prepared.settings.config
+    dtypes = ["float32", config.optimisation.dtype]
+    if family_of(prepared.source.config).exports_pth:
+        dtypes.append(config.run.save_dtype)
+    return {f"{MOVED}{dtype}": share for dtype, share in shares_moved(state, prepared.source, dtypes).items()}
 
 
 def export_best(

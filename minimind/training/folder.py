@@ -13,6 +13,7 @@ from typing import Any
 
 from minimind.checkpoints.manifest import write_atomically
 from minimind.errors import ConfigError
+from minimind.training.findings import FINDINGS
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
 from minimind.version import __version__
@@ -20,6 +21,7 @@ from minimind.version import __version__
 # Files and folders of a run's records. Those of an earlier run are moved aside, never mixed or overwritten.
 _RECORDS = (
     "metrics.jsonl",
+    FINDINGS,
     "run.json",
     "ds_config.json",
     "ds_reference_config.json",

@@ -21,6 +21,7 @@ from minimind.training.events import End, Events, Halt, Log, Start, Step
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import StepMetrics
 from minimind.training.nonfinite import NonFiniteReport
+from minimind.training.speed import Speed
 from minimind.training.step import train_step
 
 
@@ -34,6 +35,7 @@ class Run:
         log_interval: global steps between logged steps; the first and the last are always logged.
         seed: of dropout.
         metrics: of the steps since the last logged one.
+        speed: measures the steps' phases.
         nonfinite: makes the error of a step whose gradient is not finite.
         halt: by which listeners end the run early.
     """
@@ -47,6 +49,7 @@ class Run:
     log_interval: int
     seed: int
     metrics: StepMetrics
+    speed: Speed
     events: Events
     nonfinite: NonFiniteReport
     halt: Halt
@@ -71,7 +74,7 @@ def train(run: Run, start: int) -> bool:
         return _end_early(run, start)
     run.policy.train()
     run.metrics.resume()
-    for step, batches in enumerate(run.batches(start), start=start + 1):
+    for step, batches in enumerate(run.speed.waiting(run.batches(start)), start=start + 1):
         watch.enter("data", step)
         # The vote travels while the step computes, so that it costs no time.
         vote.start(watch.stop_reason is not None)
@@ -108,15 +111,17 @@ def _take_step(run: Run, step: int, batches: Sequence[Batch], logged: bool) -> N
     """Train on one global step's micro-batches of this rank."""
     # Dropout draws from a seed of the step's own, so a resumed run needs no saved generator state.
     torch.manual_seed(hash((run.seed, step, run.world.rank)))
+    run.speed.begin(batches)
     try:
         train_step(
             run.policy,
             run.job,
             batches,
             run.metrics.sums,
-            run.watch,
+            run.speed,
             distributions=logged and bool(run.job.token_metrics),
         )
     except TrainingError as error:
         raise run.nonfinite.error_at(step, batches, error) from error
     run.metrics.add_norm(run.policy.grad_norm)
+    run.speed.end()

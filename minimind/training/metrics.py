@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class MetricSums:
         metrics |= self._derived(metrics)
         metrics["tokens_per_second"] = tokens / seconds
         metrics[f"{self._item}_per_second"] = items / seconds
-        metrics["peak_memory_gib"] = peak_memory_gib(self.world)
+        metrics["memory_gib"], metrics["peak_memory_gib"] = memory_gib(self.world)
         return metrics
 
 
@@ -100,13 +101,25 @@ class StepMetrics:
         job: names the metrics.
         unlogged: result of `unlogged` from the checkpoint that the run resumes; empty for a fresh run. That of a
             version with other metrics is left out: the first logged means then are over the steps since the checkpoint.
+        clip: gradients are clipped to this norm; 0: they are not.
+        others: what else is measured since the last logged step: the metrics so far -> more metrics, as a collective.
     """
 
-    def __init__(self, world: World, job: Job, unlogged: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        world: World,
+        job: Job,
+        unlogged: Mapping[str, Any],
+        *,
+        clip: float = 0.0,
+        others: Sequence[Callable[[Mapping[str, float]], Mapping[str, float]]] = (),
+    ) -> None:
         self.sums = MetricSums(world, job)
+        self._clip, self._others = clip, others
         self.reset()
         self._running = False  # the loop starts the clock when it starts to train
-        if unlogged.get("names") != self._names:
+        # Manifests of earlier versions have no count of clipped norms.
+        if unlogged.get("names") != self._names or len(unlogged["norms"]) != len(self._norms):
             return
         parts = torch.tensor(unlogged["sums"], dtype=torch.float64, device=world.device)
         if len(parts) == world.size:
@@ -120,14 +133,17 @@ class StepMetrics:
     def reset(self) -> None:
         """Set everything to 0 and restart the clock."""
         self.sums.reset()
-        # Sum and count of norms. A step that float16's loss scaling skipped has no norm and is not counted.
-        self._norms = torch.zeros(2, dtype=torch.float64, device=self.sums.world.device)
+        # Sum and count of norms, number of clipped ones. A step that float16's loss scaling skipped has no norm and is
+        # not counted.
+        self._norms = torch.zeros(3, dtype=torch.float64, device=self.sums.world.device)
         self._seconds, self._since = 0.0, time.monotonic()
         self._running = True
 
     def add_norm(self, norm: Tensor) -> None:
         """Add a step's gradient norm, a scalar that stays on the device."""
-        self._norms += torch.stack((norm.nan_to_num(0.0, 0.0, 0.0), norm.isfinite().to(norm.dtype)))
+        norm = norm.nan_to_num(-1.0, -1.0, -1.0)
+        flags = (norm >= 0).to(norm.dtype), (norm > self._clip).to(norm.dtype)
+        self._norms += torch.stack((norm.clamp_min(0), *flags))
 
     def pause(self) -> None:
         """Stop the clock after the device has finished its queued work; no effect while the clock is stopped."""
@@ -144,8 +160,14 @@ class StepMetrics:
 
     def reduce(self) -> dict[str, float]:
         """Means over all items of all ranks, and rates over the time up to the pause; all ranks must call."""
-        total, count = self._norms.tolist()
-        return {**self.sums.reduce(self._seconds), "grad_norm": total / max(1.0, count)}
+        total, count, clipped = self._norms.tolist()
+        count = max(1.0, count)
+        metrics = {**self.sums.reduce(self._seconds), "grad_norm": total / count}
+        if self._clip:
+            metrics["grad_clipped"] = clipped / count
+        for measure in self._others:
+            metrics |= measure(metrics)
+        return metrics
 
     def unlogged(self) -> dict[str, Any]:
         """The steps since the last logged one, as JSON values; all ranks must call.
@@ -162,10 +184,16 @@ class StepMetrics:
         return [*self.sums.names, *self.sums.token_names]
 
 
-def peak_memory_gib(world: World) -> float:
-    """Largest memory that any rank has held, in GiB: a GPU's allocations, on a CPU the process's resident memory."""
+def memory_gib(world: World) -> tuple[float, float]:
+    """Memory now and its peak, in GiB, each of the rank with most: a GPU's allocations, on a CPU the process's resident
+    memory. All ranks must call."""
     if world.on_cpu:
-        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        now = pages * resource.getpagesize() / 2**30
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux
     else:
-        mine = torch.cuda.max_memory_allocated(world.device) / 2**30
-    return float(all_reduce(torch.tensor(mine, device=world.device), "max"))
+        now = torch.cuda.memory_allocated(world.device) / 2**30
+        peak = torch.cuda.max_memory_allocated(world.device) / 2**30
+    # The kernel counts what a process holds now more coarsely than its peak.
+    now, peak = all_reduce(torch.tensor((now, max(now, peak)), device=world.device), "max").tolist()
+    return now, peak

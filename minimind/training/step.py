@@ -8,7 +8,7 @@ The loss of a global step is the mean over its items on all ranks, however they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,17 +18,23 @@ from minimind.data.packs import Batch
 from minimind.engine.policy import Policy
 from minimind.errors import TrainingError
 from minimind.model.device_transfer import to_device
-from minimind.ranks.watch import Watch
 from minimind.training.jobs.job import Job
 from minimind.training.metrics import MetricSums
 
 
+class Phases(Protocol):
+    """Hears of each phase of a step when it begins: the watch, or what measures phases and tells it (`Speed`)."""
+
+    def enter(self, phase: str, step: int | None = None) -> None: ...
+
+
 def train_step(
-    policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricSums, watch: Watch, distributions: bool = False
+    policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricSums, watch: Phases, distributions: bool = False
 ) -> None:
     """Train on one rank's micro-batches of a global step, and add their metrics to `sums`.
 
     Args:
+        watch: hears of the phases.
         distributions: also compute what `Policy.score` adds, for the metrics of logged steps.
 
     Raises:

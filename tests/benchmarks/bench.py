@@ -38,10 +38,11 @@ from minimind.data.selection import select_pairs
 from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
 from minimind.native.processor import Products, describe, fastest_products
+from minimind.plan.peaks import stated_peak
 from tests.benchmarks import report
 from tests.benchmarks.common import Task, processor_name
 from tests.benchmarks.peers import CORES, PEERS, NotHereError, PeerError, run_peer, task_of
-from tests.benchmarks.work import GemmRates, Work, gemm_rates, stated_peak, work_of
+from tests.benchmarks.work import GemmRates, Work, gemm_rates, work_of
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimind.plan.peaks import stated_peak
 from tests.benchmarks.peers import PEERS
-from tests.benchmarks.work import GemmRates, Work, stated_peak
+from tests.benchmarks.work import GemmRates, Work
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = {"ours": "#0072B2", "minimind": "#E69F00", "trl": "#009E73"}

@@ -199,9 +199,9 @@ def test_metrics_that_cannot_be_written_do_not_stop_training(obstacle, error, da
     for name in ("metrics.jsonl", "TensorBoard"):
         assert done.output.count(f"NOT LOGGED: {name}: {error}") == 1
         assert done.output.count(f"{name} is written again") == 1
-    events = EventAccumulator(str(small_disk / "run/tensorboard"))
+    events = EventAccumulator(str(small_disk / "run/tensorboard/run"))
     events.Reload()
-    logged = [event.step for event in events.Scalars("loss")]
+    logged = [event.step for event in events.Scalars("train/loss")]
     assert {1, 14, 20, 26} < set(logged)
     assert 13 not in logged
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 SMALL = "tests/distributed/workers/small.py"
 # Speed and memory of a process are its own.
-MEASURED = re.compile(r"(eval/)?(tokens_per_second|pairs_per_second|peak_memory_gib)")
+MEASURED = re.compile(r"(eval/)?(tokens_per_second(_per_rank)?|pairs_per_second|(peak_)?memory_gib|mfu|time/\w+)")
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 import minimind  # noqa: F401 - registers MiniMind with the Auto classes
 from minimind import demo
 from minimind.conversion.trained import open_trained
+from minimind.engine.summaries import tag_of
 from minimind.training.folder_lock import FolderLock
 from minimind.weights.sources import open_weights
 from tests.distributed.launching import REPO, metrics, train
@@ -24,9 +25,11 @@ TRAINED = {
     *("loss", "dpo_loss", "aux_loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies"),
     *("rewards/margins", "logps/chosen", "logps/rejected", "grad_norm", "learning_rate"),
     *("lengths/chosen", "lengths/rejected", "nll", "entropy", "token_accuracy"),
-    *("tokens_per_second", "pairs_per_second", "peak_memory_gib"),
+    *("tokens_per_second", "pairs_per_second", "memory_gib", "peak_memory_gib"),
 }
 EVALUATED = {f"eval/{name}" for name in TRAINED - {"grad_norm", "learning_rate"}}
+PHASES = {f"time/{phase}" for phase in ("data", "reference", "forward", "backward", "optimizer")}
+TRAINED |= PHASES | {"time/step", "mfu", "tokens_per_second_per_rank", "grad_clipped"}
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +103,58 @@ def test_the_best_weights_are_those_of_the_best_evaluation(run):
 
 def test_tensorboard_and_csv_have_the_same_events_by_global_step(run):
     folder, _ = run
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard" / "out"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) >= TRAINED | EVALUATED
+    saved = {f"moved/{dtype}" for dtype in ("float32", "bfloat16", "float16")}
+    assert set(events.Tags()["scalars"]) == {tag_of(name) for name in TRAINED | EVALUATED | saved}
     logged = {entry["step"]: entry for entry in metrics(folder)}
     for name in ("loss", "rewards/margins", "grad_norm", "learning_rate"):
-        scalars = {event.step: event.value for event in events.Scalars(name)}
+        scalars = {event.step: event.value for event in events.Scalars(tag_of(name))}
         assert scalars == pytest.approx({step: entry[name] for step, entry in logged.items()}, rel=1e-6)
     # Two of four steps are warm-up; then the rate falls in two steps of one half each.
     rates = {step: entry["learning_rate"] for step, entry in logged.items()}
     assert rates == pytest.approx({1: 0.5e-3, 2: 1e-3, 4: 0.5e-3}, rel=1e-12)
     rows = list(csv.reader((folder / "csv" / "loss.csv").open()))
     assert [int(row[0]) for row in rows[1:]] == [1, 2, 4]
+
+
+def test_tensorboard_has_settings_histograms_and_hyperparameters(run):
+    folder, output = run
+    assert f"tensorboard --logdir {folder / 'tensorboard'}" in output
+    events = EventAccumulator(str(folder / "tensorboard" / "out"), size_guidance={"histograms": 0})
+    events.Reload()
+    (settings,) = events.Tensors("settings/text_summary")
+    assert b"| learning_rate | 0.001 | flag |" in settings.tensor_proto.string_val[0]
+    parts = ("margins", "log_ratios_chosen", "log_ratios_rejected", "lengths_chosen", "lengths_rejected")
+    assert set(events.Tags()["histograms"]) == {f"eval/pairs/{part}" for part in parts}
+    margins = events.Histograms("eval/pairs/margins")
+    assert [(one.step, one.histogram_value.num) for one in margins] == [(step, 7) for step in range(5)]
+    mean = metrics(folder, "eval/loss")[-1]["eval/rewards/margins"]
+    assert margins[-1].histogram_value.sum / 7 == pytest.approx(mean, rel=1e-4)
+    plugins = events.PluginTagToContent("hparams")
+    assert set(plugins) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_times_and_the_mfu_of_logged_steps_add_up(run):
+    folder, output = run
+    for entry in metrics(folder):
+        assert 0 < entry["mfu"] < 1
+        assert sum(entry[name] for name in PHASES) < 1.5 * entry["time/step"]
+        assert entry["tokens_per_second_per_rank"] == entry["tokens_per_second"] / 2
+        assert 0 <= entry["grad_clipped"] <= 1
+    assert output.count("  mfu: over ") == 1
+
+
+def test_a_save_says_how_much_of_the_training_the_files_keep(run):
+    folder, _ = run
+    (saved,) = metrics(folder, "moved/float32")
+    assert saved["step"] == 4
+    assert 0 < saved["moved/bfloat16"] < saved["moved/float16"] <= saved["moved/float32"] <= 1
+    start, trained = open_weights(demo.WEIGHT_PATH, {}), open_weights(folder / "dpo_96.pth", {})
+    same = [(trained.read(name) == start.read(name)).flatten() for name in start.shapes()]
+    # The demo's tensors are small, most of them are compared as a whole.
+    assert 1 - torch.cat(same).double().mean() == pytest.approx(saved["moved/float16"], abs=0.02)
 
 
 def test_settings_are_written_with_their_origins_and_without_auto(run):

@@ -22,10 +22,12 @@ from minimind.engine.reference import LiveReference
 from minimind.engine.start import start_rank
 from minimind.model.configuration import MiniMindConfig
 from minimind.objective.losses import build_objective
+from minimind.plan.work import ModelWork
 from minimind.ranks import process
 from minimind.ranks.watch import Watch
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.metrics import StepMetrics
+from minimind.training.speed import Speed, Useful
 from minimind.training.step import train_step
 from minimind.weights.sources import RandomSource
 
@@ -60,7 +62,9 @@ def main() -> None:
     reference = LiveReference(source, reference_config, world, sys.argv[1])
     policy.train()
     job = DPOJob(objective=build_objective("sigmoid"), reference=reference)
-    metrics = StepMetrics(world, job, {})
+    metrics = StepMetrics(world, job, {}, clip=1.0)
+    useful = Useful(work=ModelWork.of(config, source.shapes()), passes=4)
+    speed = Speed(world=world, watch=Watch(), job=job, useful=useful, dtype="bfloat16", say=print)
 
     def allowing(function: Callable[..., Any]) -> Callable[..., Any]:
         def outer(*arguments: Any, **options: Any) -> Any:
@@ -75,8 +79,12 @@ def main() -> None:
         batches = [batch.pin_memory() for batch in batches] if on_gpu else batches
         # The first steps load kernels, and compare DeepSpeed with its patches.
         with waits(allowed=step < 2, on_gpu=on_gpu):
-            train_step(policy, job, batches, metrics.sums, Watch(), distributions=True)
+            speed.begin(batches)
+            train_step(policy, job, batches, metrics.sums, speed, distributions=True)
             metrics.add_norm(policy.grad_norm)
+            speed.end()
+    found = speed.reduce({"tokens_per_second": 1.0})
+    assert all(found[f"time/{phase}"] > 0 for phase in ("reference", "forward", "backward", "optimizer")), found
     print("no wait outside of DeepSpeed's step", flush=True)
     process.end(0, None)
 

@@ -215,7 +215,10 @@ def test_metrics_are_those_of_a_run(suffix):
     section = read(REPO / f"launch/README{suffix}.md").split(table)[1]
     rows = re.findall(r"^\| (`.*?) \|", table + section.split("\n\n")[0], re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
-    rates = {"grad_norm", "learning_rate", "tokens_per_second", "pairs_per_second", "peak_memory_gib"}
+    rates = {"grad_norm", "grad_clipped", "learning_rate", "moved/NAME", "experts/dead", "experts/busiest"}
+    rates |= {"tokens_per_second", "pairs_per_second", "tokens_per_second_per_rank", "mfu", "experts/tokens"}
+    phases = ("step", "data", "reference", "forward", "backward", "optimizer")
+    rates |= {"memory_gib", "peak_memory_gib", *(f"time/{phase}" for phase in phases)}
     losses = {*SigmoidLoss.metrics, *loss_class("kto").metrics}
     answers = {*LENGTH_METRICS, *TOKEN_METRICS}
     assert listed == {"loss", "dpo_loss", "aux_loss", "loss/NAME"} | losses | answers | rates

@@ -1,20 +1,23 @@
 """The guard of a run (--guard): says once what goes wrong, and ends the run if it is asked to.
 
-Log, Evaluated -> curves, kept with every checkpoint -> diagnosis/guard.py -> one line, perhaps Halt
+Log, Evaluated, Saved -> curves, kept with every checkpoint -> diagnosis/guard.py -> one line, Found, perhaps Halt
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minimind.diagnosis.guard import EVALUATED, LOGGED, PAIRS, RULES, STILL_WRONG, Curves, Point
+from minimind.diagnosis.curves import Curves, Point
+from minimind.diagnosis.guard import EVALUATED, LOGGED, OF_SETS, RULES
 from minimind.diagnosis.pair_signals import HeldOut, signals, still_wrong
+from minimind.diagnosis.rules.pairs import PAIRS, STILL_WRONG
 from minimind.ranks.collectives import from_main
 from minimind.ranks.world import World
 from minimind.training.console import Console
-from minimind.training.events import Evaluated, Halt, Listener, Log, Start
+from minimind.training.events import Evaluated, Event, Found, Halt, Listener, Log, Saved, Start
+from minimind.training.findings import FindingsFile
 
 # Points of a curve that are kept: the first and the latest ones.
 _POINTS = 200
@@ -31,17 +34,31 @@ class Guard(Listener):
         log_ratios, logistic: as in `Curves`.
         data: hash of the held-out data; the curves of other data do not go on.
         halt: ends the run.
+        file: where findings are written.
+        emit: raises an event.
     """
 
     name = "guard"
 
     def __init__(
-        self, *, stops: bool, log_ratios: bool, logistic: bool, data: str, halt: Halt, console: Console, world: World
+        self,
+        *,
+        stops: bool,
+        log_ratios: bool,
+        logistic: bool,
+        data: str,
+        halt: Halt,
+        console: Console,
+        world: World,
+        file: FindingsFile,
+        emit: Callable[[Event], None],
     ) -> None:
+        self._file, self._emit = file, emit
         self._stops, self._log_ratios, self._logistic = stops, log_ratios, logistic
         self._halt, self._console, self._world = halt, console, world
         self._data, self._total_steps = data, 0
         self._logs: list[Point] = []
+        self._saves: list[Point] = []
         # By the name of the held-out set: its evaluations, and the pairs that get more wrong.
         self._evaluations: dict[str, list[Point]] = {}
         self._wrong: dict[str, dict[int, tuple[int, float]]] = {}
@@ -49,6 +66,8 @@ class Guard(Listener):
 
     def on_start(self, event: Start) -> None:
         self._total_steps = event.total_steps
+        if event.step:
+            self._say(self._file.keep(self._said))
 
     def on_log(self, event: Log) -> None:
         _append(self._logs, _point(event.step, event.metrics, LOGGED))
@@ -62,6 +81,11 @@ class Guard(Listener):
         _append(self._evaluations.setdefault(event.name, []), point)
         self._judge(event.name, event.step)
 
+    def on_saved(self, event: Saved) -> None:
+        if event.metrics:
+            _append(self._saves, Point(step=event.step, metrics=event.metrics))
+            self._judge("", event.step)
+
     def _of_pairs(self, name: str, pairs: HeldOut) -> dict[str, float]:
         number, found = len(pairs.chosen), signals(pairs)
         if number <= _FOLLOWED:
@@ -74,11 +98,13 @@ class Guard(Listener):
         curves = Curves(
             logs=self._logs,
             evaluations=self._evaluations.get(name, ()),
+            saves=self._saves,
             total_steps=self._total_steps,
             log_ratios=self._log_ratios,
             logistic=self._logistic,
         )
-        findings = [finding for rule in RULES if (finding := rule(curves)) is not None]
+        rules = OF_SETS if name else RULES
+        findings = [finding for rule in rules if (finding := rule(curves)) is not None]
         if self._stops:
             # Ranks must end at the same step, so rank 0 judges for all.
             findings = from_main(self._world, lambda: findings)
@@ -87,16 +113,23 @@ class Guard(Listener):
             if key in self._said:
                 continue
             self._said.add(key)
-            line = f"{name}: {finding}" if name else str(finding)
-            self._console.say(f"GUARD: {line}")
+            # A finding of a logged step may be about an earlier evaluation.
+            found = Found(step=step, finding=finding, name=name)
+            self._console.say(f"GUARD: {found.line}")
+            self._say(self._file.add(key, found))
+            self._emit(found)
             if self._stops:
-                # A finding of a logged step may be about an earlier evaluation.
-                self._halt.ask(step, f"--guard stop: {line}")
+                self._halt.ask(step, f"--guard stop: {found.line}")
+
+    def _say(self, news: Sequence[str]) -> None:
+        for message in news:
+            self._console.say(message)
 
     def state(self) -> dict[str, Any]:
         return {
             "data": self._data,
             "logs": _rows(self._logs),
+            "saves": _rows(self._saves),
             "evaluations": {name: _rows(points) for name, points in self._evaluations.items()},
             "wrong": {name: [[at, *seen] for at, seen in wrong.items()] for name, wrong in self._wrong.items()},
             "said": sorted(self._said),
@@ -104,6 +137,7 @@ class Guard(Listener):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._logs, self._said = _points(state["logs"]), set(state["said"])
+        self._saves = _points(state.get("saves", ()))  # manifests of earlier versions have none
         if state["data"] != self._data:
             return
         self._evaluations = {name: _points(rows) for name, rows in state["evaluations"].items()}

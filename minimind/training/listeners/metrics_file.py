@@ -46,8 +46,9 @@ class MetricsFile(Listener):
         self._write(event.step, event.metrics)
 
     def on_saved(self, event: Saved) -> None:
-        if event.failures:
-            self._write(event.step, {"save_failed": 1.0})
+        metrics = {**event.metrics, **({"save_failed": 1.0} if event.failures else {})}
+        if metrics:
+            self._write(event.step, metrics)
 
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self._enabled:

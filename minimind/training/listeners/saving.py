@@ -5,7 +5,7 @@ Step (every interval, last), End (stopped or ended early) -> checkpoint, exporte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minimind.checkpoints.store import Checkpoints
@@ -26,7 +26,7 @@ class Saving(Listener):
 
     Args:
         checkpoints: writes checkpoints; None where states swap to NVMe, because such a run cannot be resumed.
-        export: writes the weights; all ranks call it.
+        export: writes the weights and returns the metrics of `Saved`; all ranks call it.
         folder: the run's folder, for messages.
         interval: global steps between saves; 0: only at the end.
         policy: the model that is saved.
@@ -42,7 +42,7 @@ class Saving(Listener):
         self,
         *,
         checkpoints: Checkpoints | None,
-        export: Callable[[], None],
+        export: Callable[[], Mapping[str, float]],
         folder: Path,
         interval: int,
         policy: Policy,
@@ -110,13 +110,14 @@ class Saving(Listener):
         # The weights are tried even if the checkpoint failed: they are smaller and may still fit.
         failures: list[str] = []
         checkpoint: Path | None = None
+        metrics: Mapping[str, float] = {}
         try:
             checkpoint = self._write_checkpoint(step)
         except CheckpointError as error:  # raised on all ranks alike
             failures.append(str(error))
         if weights:
             try:
-                self._write_weights()
+                metrics = self._write_weights()
             except WeightsError as error:  # raised on all ranks alike
                 failures.append(str(error))
         if failures:
@@ -124,7 +125,7 @@ class Saving(Listener):
         else:
             self._saved = step
             self._console.say(f"saved step {step} under {self._folder}")
-        self._events.emit(Saved(step=step, checkpoint=checkpoint, failures=failures))
+        self._events.emit(Saved(step=step, checkpoint=checkpoint, failures=failures, metrics=metrics))
 
     def _write_checkpoint(self, step: int) -> Path | None:
         if self._checkpoints is None:
@@ -139,9 +140,9 @@ class Saving(Listener):
             moving=self._moving,
         )
 
-    def _write_weights(self) -> None:
+    def _write_weights(self) -> Mapping[str, float]:
         self._watch.enter("exporting")
-        self._export()
+        return self._export()
 
     def _report(self, step: int, failures: list[str], *, last: bool) -> None:
         """Say what could not be written; after the last save there is no next try, so raise it."""

@@ -19,6 +19,7 @@ from minimind.training.best import parse_early_stop, parse_save_best
 from minimind.training.console import Console
 from minimind.training.events import Events, Halt, Listener
 from minimind.training.export import BEST, export_best, export_weights
+from minimind.training.findings import FindingsFile
 from minimind.training.jobs.job import Job
 from minimind.training.jobs.kinds import Parts, kind_of
 from minimind.training.listeners.batch_statistics import BatchStatistics
@@ -35,6 +36,7 @@ from minimind.training.metrics import StepMetrics
 from minimind.training.nonfinite import NonFiniteReport
 from minimind.training.setup.engines import Engines
 from minimind.training.setup.evaluation_checks import evaluated_metrics
+from minimind.training.setup.measures import board, other_measures, shows_on_board, step_speed
 from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
@@ -63,7 +65,9 @@ def assemble_run(
         for reference in engines.references
     ]
     unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}
-    metrics = StepMetrics(world, jobs[0], unlogged)
+    speed = step_speed(prepared, engines, jobs[0], world, watch, console)
+    clip, others = prepared.policy_config.values["gradient_clipping"], other_measures(engines, speed, world)
+    metrics = StepMetrics(world, jobs[0], unlogged, clip=clip, others=others)
     events = Events()
     folder = Path(config.run.save_dir)
     run = Run(
@@ -76,6 +80,7 @@ def assemble_run(
         log_interval=config.run.log_interval,
         seed=config.data.seed,
         metrics=metrics,
+        speed=speed,
         events=events,
         nonfinite=NonFiniteReport(
             folder=folder,
@@ -120,6 +125,10 @@ def _listeners(
     folder, world, watch = Path(config.run.save_dir), run.world, run.watch
     if engines.moving is not None:
         yield ReferenceUpdates(moving=engines.moving, policy=policy, watch=watch)
+    draws = shows_on_board(prepared)
+    if draws and world.is_main:
+        # Before the evaluation at the start: a resumed run tells TensorBoard first where it goes on.
+        yield board(prepared, engines, world)
     yield MetricsFile(folder=folder, monitor=policy.monitor, epoch_of=epoch_of, console=console, enabled=world.is_main)
     if data.eval_table is not None:
         yield Evaluation(
@@ -134,7 +143,7 @@ def _listeners(
             watch=watch,
             steps=run.metrics,
             emit=run.events.emit,
-            keeps_pairs=config.run.guard != "off" and _has_pairs(jobs[-1]),
+            keeps_pairs=(config.run.guard != "off" or draws) and _has_pairs(jobs[-1]),
         )
     yield _saving(prepared, data, opened, engines, run, console)
     writes_weights = prepared.adapters is None or config.adapters.merge
@@ -170,6 +179,8 @@ def _guard(prepared: Prepared, data: TrainingData, run: Run, console: Console) -
         halt=run.halt,
         console=console,
         world=run.world,
+        file=FindingsFile(Path(prepared.settings.config.run.save_dir), enabled=run.world.is_main),
+        emit=run.events.emit,
     )
 
 

@@ -56,6 +56,13 @@ def flags_have_their_partner(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError("--wandb_project needs --use_wandb 1")
 
 
+def run_name_names_a_folder(draft: Draft) -> Iterator[MiniMindError]:
+    """--run_name can be the name of a folder, which is where TensorBoard finds it."""
+    name = draft.settings.config.run.run_name
+    if name is not None and (name != Path(name).name or name in (".", "..")):
+        yield ConfigError(f"--run_name {name}: TensorBoard takes it from a folder of this name; leave out the path")
+
+
 def tracker_is_installed(draft: Draft) -> Iterator[MiniMindError]:
     """A package for --use_wandb is installed where rank 0 runs."""
     if draft.settings.config.run.use_wandb and draft.world.is_main and tracker_name() is None:
@@ -248,6 +255,7 @@ CHECKS: Sequence[Check] = (
     data_files_exist,
     *EVALUATION_CHECKS,
     flags_have_their_partner,
+    run_name_names_a_folder,
     tracker_is_installed,
     device_is_that_of_the_launcher,
     one_flag_names_the_shape,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minimind.engine.trackers import SwanLab, start_tracker
+from minimind.engine.trackers import SwanLab, run_name, start_tracker
 from minimind.ranks.collectives import from_main
 from minimind.ranks.world import World
 from minimind.training.setup.prepare import Prepared
@@ -27,9 +27,9 @@ def open_tracker(prepared: Prepared, world: World) -> SwanLab | None:
         return None
 
     def start() -> None:
-        project, folder = settings.config.run.wandb_project, Path(settings.config.run.save_dir)
+        run = settings.config.run
         section = prepared.policy_config.values.get("wandb", {})
-        started.append(start_tracker(project, folder, settings.values, section))
+        started.append(start_tracker(run.wandb_project, run_name(run), Path(run.save_dir), settings.values, section))
 
     from_main(world, start)
     return started[0] if started else None

@@ -52,7 +52,20 @@ def test_monitors_write_into_the_run_s_folder(tmp_path):
     changes = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True, "output_path": "elsewhere"}}
     done = resolved(tmp_path, changes, "--save_dir", "out/mine")
     assert done.values["csv_monitor"] == {"enabled": True, "output_path": "out/mine", "job_name": "csv"}
-    assert done.values["tensorboard"]["output_path"] == "elsewhere"
+    assert done.values["tensorboard"] == {"enabled": True, "output_path": "elsewhere", "job_name": "mine"}
+
+
+def test_a_run_has_its_name_in_tensorboard_from_a_folder(tmp_path):
+    def section(changes, *flags):
+        return resolved(tmp_path, {"tensorboard": changes}, "--save_dir", "out/mine", *flags).values["tensorboard"]
+
+    auto = {"output_path": "auto", "job_name": "auto"}
+    assert section(auto) == {"output_path": "out/mine/tensorboard", "job_name": "mine"}
+    assert section(auto, "--run_name", "a") == {"output_path": "out/mine/tensorboard", "job_name": "a"}
+    assert section({"job_name": "b"})["job_name"] == "b"
+    assert section({"job_name": "b"}, "--run_name", "b")["job_name"] == "b"
+    with pytest.raises(ConfigError, match=r"'tensorboard\.job_name' is 'b', but --run_name is a; drop one"):
+        section({"job_name": "b"}, "--run_name", "a")
 
 
 def test_clipping_is_off_at_0_and_never_missing(tmp_path):

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from minimind.engine import monitor
 from minimind.engine.monitor import EventFile, Outage, RunMonitor
+from minimind.engine.summaries import text
 
 
 def fail(error):
@@ -67,18 +68,73 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def board(folder):
+    """DeepSpeed's monitor with a part for TensorBoard."""
+    return RunMonitor(master(tb_monitor=SimpleNamespace(summary_writer=SummaryWriter(str(folder)))))
+
+
 def test_tensorboard_s_own_writer_is_replaced_and_its_file_continued(tmp_path):
-    part = SimpleNamespace(summary_writer=SummaryWriter(str(tmp_path)))
-    part.write_events = lambda events: ([part.summary_writer.add_scalar(*event) for event in events], flush(part))
-    guarded = RunMonitor(master(tb_monitor=part))
-    guarded.write_events([("loss", torch.tensor(0.5), 1), ("lr", 0.25, 8)])
-    assert scalars(tmp_path) == {"loss": [(1, 0.5)], "lr": [(8, 0.25)]}
+    guarded = board(tmp_path)
+    guarded.write_events([("loss", torch.tensor(0.5), 1), ("eval/loss", 0.25, 8)])
+    # DeepSpeed's own: the rate of the next step is of no use, the rest stays.
+    guarded.write_events([("Train/Samples/lr", 0.1, 16), ("Train/Samples/loss_scale", 2.0, 16)])
+    expected = {"train/loss": [(1, 0.5)], "eval/loss": [(8, 0.25)], "Train/Samples/loss_scale": [(16, 2.0)]}
+    assert scalars(tmp_path) == expected
     assert len(list(tmp_path.iterdir())) == 1
     assert guarded.news() == []
 
 
-def flush(part):
-    part.summary_writer.flush()
+def test_summaries_go_to_tensorboard_alone(tmp_path):
+    csv = []
+    guarded = RunMonitor(
+        master(
+            tb_monitor=SimpleNamespace(summary_writer=SummaryWriter(str(tmp_path))),
+            csv_monitor=SimpleNamespace(write_events=csv.append),
+        )
+    )
+    guarded.write_summaries([text("settings", "**beta** 0.1")], 3)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Tensors("settings/text_summary")
+    assert (event.step, event.tensor_proto.string_val[0]) == (3, b"**beta** 0.1")
+    assert csv == []
+
+
+def test_summaries_without_tensorboard_go_nowhere():
+    guarded = RunMonitor(master())
+    guarded.write_summaries([text("settings", "a")], 0)
+    guarded.restart(4)
+    assert guarded.news() == []
+
+
+def test_a_full_disk_costs_summaries_and_is_said_once(tmp_path, monkeypatch):
+    guarded = board(tmp_path)
+    monkeypatch.setattr(monitor, "append_whole", lambda path, data: fail(OSError(errno.ENOSPC, "No space")))
+    guarded.write_summaries([text("settings", "a")], 0)
+    guarded.write_events([("loss", 0.5, 1)])
+    (line,) = guarded.news()
+    assert line.startswith("NOT LOGGED: TensorBoard: [Errno 28] No space. Training continues; free disk space")
+
+
+def test_steps_that_a_resumed_run_repeats_are_shown_once(tmp_path):
+    first = board(tmp_path)
+    for step in (1, 2, 3):
+        first.write_events([("loss", float(step), step)])
+    second = RunMonitor(master(tb_monitor=SimpleNamespace(summary_writer=other_file(tmp_path))))
+    second.restart(3)
+    second.write_events([("loss", 30.0, 3), ("loss", 40.0, 4)])
+    assert len(list(tmp_path.iterdir())) == 2
+    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]}
+
+
+def other_file(folder):
+    """The writer of another process, whose file comes later by name."""
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", ".1.")))
+    writer = SummaryWriter(str(folder))
+    ours = next(path for path in folder.iterdir() if f".{os.getpid()}." in path.name)
+    ours.rename(ours.with_name(f"events.out.tfevents.9999999999.host.{os.getpid()}.0"))
+    return writer
 
 
 @pytest.mark.parametrize("removed", ["nothing", "the file's folder", "the run's folder"])

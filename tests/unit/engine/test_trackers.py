@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from minimind.config import parse_settings
-from minimind.engine.trackers import SwanLab, bind_wandb, start_tracker, tracker_name
+from minimind.engine.trackers import SwanLab, bind_wandb, run_name, start_tracker, tracker_name
 from minimind.errors import ConfigError
 
 _RECORDING = """
@@ -55,12 +55,14 @@ def test_swanlab_comes_first(names, expected, install):
 def test_wandb_is_started_for_deepspeed_s_monitor(install, tmp_path):
     install("wandb")
     section = {"group": "mine", "team": "ours"}
-    assert start_tracker("MiniMind-DPO", tmp_path / "run", {"beta": 0.1, "chat_template": None}, section) is None
+    assert (
+        start_tracker("MiniMind-DPO", "mine", tmp_path / "run", {"beta": 0.1, "chat_template": None}, section) is None
+    )
     ((_, given),) = sys.modules["wandb"].calls
     assert given.pop("settings").limits == (30.0, 60.0)
     assert given == {
         "project": "MiniMind-DPO",
-        "name": "run",
+        "name": "mine",
         "config": {"beta": 0.1},
         "dir": str(tmp_path / "run"),
         "group": "mine",
@@ -70,7 +72,7 @@ def test_wandb_is_started_for_deepspeed_s_monitor(install, tmp_path):
 
 def test_swanlab_gets_one_record_a_step(install, tmp_path):
     install("swanlab")
-    tracker = start_tracker("MiniMind-DPO", tmp_path / "run", {"beta": 0.1}, {})
+    tracker = start_tracker("MiniMind-DPO", "run", tmp_path / "run", {"beta": 0.1}, {})
     assert isinstance(tracker, SwanLab)
     tracker.write_events([("loss", 0.5, 1), ("lr", 1e-4, 1), ("loss", 0.25, 2)])
     tracker.close()
@@ -83,7 +85,16 @@ def test_swanlab_gets_one_record_a_step(install, tmp_path):
 def test_a_missing_login_is_said_with_its_remedies(name, remedy, install, tmp_path):
     install(name)
     with pytest.raises(ConfigError, match=rf"{name} cannot start a run: no API key; log in .*{remedy}"):
-        start_tracker("no login", tmp_path, {}, {})
+        start_tracker("no login", "run", tmp_path, {}, {})
+
+
+def test_a_run_has_the_name_of_its_flag_else_of_its_folder():
+    def name(*flags):
+        return run_name(parse_settings(flags).config.run)
+
+    assert name("--save_dir", "out/mine/") == "mine"
+    assert name("--save_dir", "out/mine", "--run_name", "beta 0.1") == "beta 0.1"
+    assert name("--save_dir", "/") == "run"
 
 
 def bound(section, *flags):

@@ -20,10 +20,10 @@ def write_run(plan: RunPlan, status: str, *entries: dict, exit_status: int | Non
     write_record(plan, status, exit_status)
     text = "".join(f"{json.dumps(entry)}\n" for entry in entries)
     (plan.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    section = {"enabled": tensorboard, "output_path": str(plan.folder), "job_name": "tensorboard"}
+    section = {"enabled": tensorboard, "output_path": str(plan.folder / "tensorboard"), "job_name": plan.name}
     (plan.folder / "ds_config.json").write_text(json.dumps({"tensorboard": section}), encoding="utf-8")
     if tensorboard:
-        (plan.folder / "tensorboard").mkdir(exist_ok=True)
+        (plan.folder / "tensorboard" / plan.name).mkdir(parents=True, exist_ok=True)
 
 
 def trained(step: int, loss: float) -> dict:

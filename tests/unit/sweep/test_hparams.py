@@ -1,14 +1,16 @@
-"""TensorBoard reads one experiment, and for each finished run its values; both are written once."""
+"""TensorBoard reads one experiment of the sweep; the runs themselves write their values."""
 
 from __future__ import annotations
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from minimind.config import parse_settings
+from minimind.engine.summaries import session_start
 from minimind.sweep.hparams import write_hparams
 from minimind.sweep.plan import FAILED, FINISHED
 from minimind.sweep.results import read_result
-from tests.unit.sweep.made import evaluated, plans, write_run
+from tests.unit.sweep.made import evaluated, plans, trained, write_run
 
 
 def read(folder) -> list[HParamsPluginData]:
@@ -42,15 +44,22 @@ def test_an_experiment_and_the_values_of_finished_runs(tmp_path):
         "eval/rewards/margins",
         "eval/loss",
     ]
-    start, end = read(found[1].folder / "tensorboard")
-    assert start.session_start_info.hparams["beta"].number_value == 0.05
-    assert start.session_start_info.hparams["loss"].string_value == "ipo"
-    assert end.HasField("session_end_info")
-    assert read(found[2].folder / "tensorboard") == []
-    # Again: a new experiment in place of the old one, and nothing twice.
+    # Again: a new experiment in place of the old one.
     write_hparams(tmp_path, results(found))
     assert len(read(tmp_path)) == 1
-    assert len(read(found[1].folder / "tensorboard")) == 2
+
+
+def test_the_experiment_and_the_runs_name_values_and_metrics_alike(tmp_path):
+    found = plans(tmp_path, "--beta", "0.05,0.1", "--loss", "sigmoid,ipo", "--use_compile", "0,1")
+    for plan in found:
+        write_run(plan, FINISHED, trained(8, 0.7))
+    write_hparams(tmp_path, results(found))
+    (experiment,) = (data.experiment for data in read(tmp_path))
+    assert "train/loss" in [info.name.tag for info in experiment.metric_infos]
+    own = session_start(parse_settings(found[-1].argv).values).value[0].metadata.plugin_data.content
+    values = HParamsPluginData.FromString(own).session_start_info.hparams
+    for info in experiment.hparam_infos:
+        assert values[info.name] in list(info.domain_discrete.values)
 
 
 def test_values_of_mixed_kinds_are_texts(tmp_path):
@@ -58,9 +67,10 @@ def test_values_of_mixed_kinds_are_texts(tmp_path):
     for plan in found:
         write_run(plan, FINISHED, evaluated(8, 0.7))
     write_hparams(tmp_path, results(found))
-    start, _ = read(found[0].folder / "tensorboard")
-    assert start.session_start_info.hparams["from_weight"].string_value == "3"
-    assert start.session_start_info.hparams["filter_score_gap"].number_value == 1
+    (experiment,) = (data.experiment for data in read(tmp_path))
+    infos = {info.name: list(info.domain_discrete.values) for info in experiment.hparam_infos}
+    assert [value.string_value for value in infos["from_weight"]] == ["3", "start.pth"]
+    assert [value.number_value for value in infos["filter_score_gap"]] == [1, 0.5]
 
 
 def test_runs_without_tensorboard_are_named(tmp_path):

@@ -24,12 +24,15 @@ from minimind.model import grouped_linear, varlen_attention
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.packed_attention import SDPA, VARLEN
 from minimind.objective.losses import SigmoidLoss, build_objective
+from minimind.plan.work import ModelWork
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
+from minimind.training.expert_load import ExpertLoad
 from minimind.training.jobs import global_batch
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.metrics import StepMetrics
+from minimind.training.speed import Speed, Useful
 from minimind.training.step import eval_step, train_step
 from minimind.weights.construction import uninitialized_model
 from tests.distributed.workers.engines import random_pair
@@ -38,6 +41,8 @@ from tests.unit.training.host_waits import DEVICE, HostWaitError, host_waits_rai
 
 WORLD = World(rank=0, local_rank=0, size=1, device=DEVICE)
 PAIRS = [[random_pair(10 * batch + number, 24 + 5 * number) for number in range(2)] for batch in range(2)]
+
+WORK = ModelWork(layers=2, to_attention=1, after=1, head=1, scores=1)
 
 
 def minimind(generation: int, *, moe: bool) -> MiniMindConfig:
@@ -105,11 +110,16 @@ def take_step(policy: Policy, reference, layout=pack, spec="sigmoid,bco_pair:0.5
     objective = build_objective(spec)
     statistics = BatchStatistics(weights_of_past=objective.statistics, world=WORLD)
     job = DPOJob(objective=objective, reference=reference, statistics=statistics, world=WORLD)
-    metrics = StepMetrics(WORLD, job, {})
+    metrics = StepMetrics(WORLD, job, {}, clip=1.0)
+    ExpertLoad.of(policy.engine.module.model, WORLD)
+    useful = Useful(work=WORK, passes=4)
+    speed = Speed(world=WORLD, watch=Watch(), job=job, useful=useful, dtype="bfloat16", say=print)
     batches = [layout(pairs) for pairs in PAIRS]
     with host_waits_raise():
-        train_step(policy, job, batches, metrics.sums, Watch(), distributions=True)
+        speed.begin(batches)
+        train_step(policy, job, batches, metrics.sums, speed, distributions=True)
         metrics.add_norm(policy.grad_norm)
+        speed.end()
         if not job.whole_batch:  # whose evaluation counts its pairs on the host, once
             eval_step(policy, job, batches[0], [1.0, 0.0], metrics.sums)
     assert all(p.grad is not None and p.grad.is_meta for p in policy.engine.parameters())

@@ -43,7 +43,7 @@ def run(monkeypatch):
     monkeypatch.setattr(loop, "train_step", step)
     recorder, events = Recorder(), Events()
     events.add(recorder)
-    clock = []
+    clock, phases = [], []
     metrics = SimpleNamespace(
         sums=None,
         resume=lambda: clock.append("resume"),
@@ -62,6 +62,12 @@ def run(monkeypatch):
         log_interval=2,
         seed=42,
         metrics=metrics,
+        speed=SimpleNamespace(
+            waiting=lambda batches: batches,
+            begin=lambda batches: phases.append("begin"),
+            end=lambda: phases.append("end"),
+        ),
+        phases=phases,
         events=events,
         nonfinite=SimpleNamespace(error_at=lambda step, batches, error: TrainingError(f"step {step}: {error}")),
         halt=Halt(),
@@ -89,6 +95,7 @@ def test_events_of_a_whole_run(run):
         End(step=5, finished=True),
     ]
     assert run.clock == ["resume", *["pause", "reset"] * 4]
+    assert run.phases == ["begin", "end"] * 5
     # What is computed for logged steps only is computed in these.
     assert run.detailed == [True, True, False, True, True]
 

@@ -52,7 +52,7 @@ def test_means_are_over_pairs_not_over_micro_batches(one_rank):
     assert means["aux_loss"] == pytest.approx(0.25)
     assert means["tokens_per_second"] == pytest.approx(20)
     assert means["pairs_per_second"] == pytest.approx(2)
-    assert means["peak_memory_gib"] > 0
+    assert 0 < means["memory_gib"] <= means["peak_memory_gib"]
 
 
 def test_means_over_tokens_are_over_the_tokens_of_the_batches_that_know_them(one_rank):
@@ -140,7 +140,8 @@ def test_a_run_resumed_between_logged_steps_logs_the_same_as_an_uninterrupted_ru
     take_steps(resumed, clock, *margins[3:])
     resumed.pause()
     logged = resumed.reduce()
-    assert {**logged, "peak_memory_gib": 0} == {**expected, "peak_memory_gib": 0}
+    memory = {"memory_gib": 0, "peak_memory_gib": 0}
+    assert {**logged, **memory} == {**expected, **memory}
 
     resumed.reset()
     take_steps(resumed, clock, 2.0)
@@ -170,12 +171,36 @@ def test_steps_skipped_by_loss_scaling_have_no_norm(one_rank, clock):
     assert since.reduce()["grad_norm"] == 2.0
 
 
+def test_the_share_of_clipped_gradients(one_rank, clock):
+    since = StepMetrics(WORLD, JOB, {}, clip=2.0)
+    since.resume()
+    for norm in (1.0, 2.0, 3.0, math.inf):  # the last step is skipped, and was not clipped
+        since.sums.add(outcome(1.0), torch.tensor(0.0), row_tokens=1)
+        since.add_norm(torch.tensor(norm))
+    clock.seconds += 1.0
+    since.pause()
+    assert since.reduce()["grad_clipped"] == pytest.approx(1 / 3)
+    unclipped = StepMetrics(WORLD, JOB, {})
+    take_steps(unclipped, clock, 1.0)
+    unclipped.pause()
+    assert "grad_clipped" not in unclipped.reduce()
+
+
+def test_other_measures_get_the_metrics_so_far_and_add_theirs(one_rank, clock):
+    others = (lambda so_far: {"double": 2 * so_far["tokens_per_second"]}, lambda so_far: {"more": so_far["double"]})
+    since = StepMetrics(WORLD, JOB, {}, others=others)
+    take_steps(since, clock, 1.0)
+    since.pause()
+    logged = since.reduce()
+    assert (logged["tokens_per_second"], logged["double"], logged["more"]) == (2.0, 4.0, 4.0)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_unlogged_sums_are_counted_once_on_any_number_of_ranks(ranks):
     sums = MetricSums(WORLD, JOB)
     width = len(sums.sums)
     of_ranks = [[float(i) for i in range(width)], [10.0] * width]
-    saved = {"names": list(sums.names), "sums": of_ranks, "norms": [3.0, 2.0], "seconds": 5.0}
+    saved = {"names": list(sums.names), "sums": of_ranks, "norms": [3.0, 2.0, 1.0], "seconds": 5.0}
     worlds = [dataclasses.replace(WORLD, rank=rank, size=ranks) for rank in range(ranks)]
     shares = [StepMetrics(world, JOB, saved).sums.sums.tolist() for world in worlds]
     assert [sum(column) for column in zip(*shares, strict=True)] == [10.0 + i for i in range(width)]
@@ -212,7 +237,8 @@ def test_sums_of_a_version_with_other_metrics_are_left_out(one_rank, clock):
     saved = json.loads(json.dumps(stopped.unlogged()))
     earlier = {name: value for name, value in saved.items() if name != "names"}
     other = SimpleNamespace(**{**vars(JOB), "token_metrics": ("nll",)})
-    for job, unlogged in ((JOB, earlier), (other, saved)):
+    without_clipped = {**saved, "norms": saved["norms"][:2]}
+    for job, unlogged in ((JOB, earlier), (other, saved), (JOB, without_clipped)):
         resumed = StepMetrics(WORLD, job, unlogged)
         take_steps(resumed, clock, 1.0)
         resumed.pause()

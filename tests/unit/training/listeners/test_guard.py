@@ -11,7 +11,8 @@ import torch
 
 from minimind.diagnosis.pair_signals import HeldOut
 from minimind.ranks.world import World
-from minimind.training.events import Evaluated, Events, Halt, Log, Start
+from minimind.training.events import Evaluated, Events, Halt, Listener, Log, Saved, Start
+from minimind.training.findings import FINDINGS, FindingsFile
 from minimind.training.listeners import guard as module
 from minimind.training.listeners.guard import Guard
 
@@ -19,17 +20,32 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 FORGETTING = (1.2, 1.3, 1.5, 1.6)
 
 
+class Recorder(Listener):
+    name = "recorder"
+
+    def __init__(self):
+        self.heard = []
+
+    def on_found(self, event):
+        self.heard.append(event)
+
+
 @pytest.fixture
-def made():
-    def make(stops=False, data="key"):
-        printed, halt, events = [], Halt(), Events()
+def made(tmp_path):
+    def make(stops=False, data="key", state=None):
+        printed, halt, events, recorder = [], Halt(), Events(), Recorder()
         world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
         console = SimpleNamespace(say=printed.append)
         facts = {"log_ratios": True, "logistic": True, "data": data}
-        listener = Guard(stops=stops, **facts, halt=halt, console=console, world=world)
-        events.add(listener)
-        events.emit(Start(step=0, total_steps=100))
-        return SimpleNamespace(listener=listener, printed=printed, halt=halt, events=events)
+        file = FindingsFile(tmp_path, enabled=True)
+        listener = Guard(stops=stops, **facts, halt=halt, console=console, world=world, file=file, emit=events.emit)
+        events.add(listener, recorder)
+        if state is not None:
+            events.restore(state)
+        events.emit(Start(step=0 if state is None else 2, total_steps=100))
+        return SimpleNamespace(
+            listener=listener, printed=printed, halt=halt, events=events, heard=recorder.heard, file=tmp_path / FINDINGS
+        )
 
     return make
 
@@ -49,6 +65,47 @@ def test_a_finding_is_one_line_once(made):
         "sigmoid:1,sft:0.2, a larger --beta or a lower --learning_rate"
     ]
     assert run.halt.step is None
+    # Other listeners hear of it, and it is a line of a file.
+    (found,) = run.heard
+    assert (found.step, found.name, f"GUARD: {found.line}") == (2, "", run.printed[0])
+    (line,) = run.file.read_text().splitlines()
+    assert json.loads(line)["rule"] == "forgetting"
+
+
+def test_what_is_said_of_the_run_is_not_said_again_of_each_set(made):
+    run = made()
+    for step in (1, 2, 3):
+        run.events.emit(Log(step=step, metrics={"rewards/accuracies": 1.0, "loss": 1e-3}))
+        evaluate(run, step, "zh", nll=1.2)
+    assert [line[:30] for line in run.printed] == ["GUARD: training pairs are lear"]
+
+
+def test_saved_weights_are_judged(made):
+    run = made()
+    run.events.emit(Saved(step=40, checkpoint=None))
+    lost = {"moved/float32": 1.0, "moved/float16": 0.25}
+    for step in (10, 50, 60):
+        run.events.emit(Saved(step=step, checkpoint=None, metrics=lost))
+    (line,) = run.printed
+    assert line.startswith("GUARD: the written weights keep few of the changes of training: float16 25% of")
+    assert "(step 50)" in line  # not in the first quarter of 100 steps
+
+
+def test_a_finding_after_the_checkpoint_is_made_again_and_stands_once_in_the_file(made):
+    run = made()
+    evaluate(run, 1, nll=1.2)
+    evaluate(run, 2, nll=1.5)
+    state = json.loads(json.dumps(run.events.states()))
+    for step in (2, 3):  # found after the checkpoint of step 2
+        evaluate(run, step, "zh", nll=step)
+    assert len(run.file.read_text().splitlines()) == 2
+    again = made(state=state)
+    assert [json.loads(line)["set"] for line in run.file.read_text().splitlines()] == [""]
+    for step in (2, 3):
+        evaluate(again, step, nll=1.5)
+        evaluate(again, step, "zh", nll=step)
+    assert [json.loads(line)["set"] for line in run.file.read_text().splitlines()] == ["", "zh"]
+    assert len(again.printed) == 1
 
 
 def test_each_set_has_its_own_curves(made):

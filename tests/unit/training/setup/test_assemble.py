@@ -6,20 +6,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from minimind.config import parse_settings
+from minimind.model.configuration import MiniMindConfig
 from minimind.objective.losses import build_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
 from minimind.training.setup.assemble import assemble_run
 
+MODEL = MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers=2)
+
 
 @pytest.fixture
 def assemble(tmp_path):
     asked = []
 
-    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None, loss="sigmoid", moving=None):
+    def run(*flags, rank=0, is_demo=False, eval_table=None, unlogged=None, loss="sigmoid", moving=None, draws=False):
         world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
         manifest = SimpleNamespace(unlogged=unlogged or {})
         prepared = SimpleNamespace(
@@ -28,7 +32,10 @@ def assemble(tmp_path):
             objective=build_objective(loss),
             checkpoint=SimpleNamespace(manifest=manifest) if unlogged else None,
             adapters=None,
-            source=None,
+            source=SimpleNamespace(config=MODEL, shapes=dict, origin="start.pth"),
+            policy_config=SimpleNamespace(
+                stage=2, values={"gradient_clipping": 0.5, "tensorboard": {"enabled": draws}}
+            ),
             tokenizer=None,
         )
         data = SimpleNamespace(
@@ -43,7 +50,12 @@ def assemble(tmp_path):
         references = ["training", "held out"] if eval_table else ["training"]
         engines = SimpleNamespace(
             moving=moving,
-            policy=SimpleNamespace(monitor=None, add_collisions=lambda: asked.append(True)),
+            policy=SimpleNamespace(
+                monitor=None,
+                add_collisions=lambda: asked.append(True),
+                has_adapters=False,
+                engine=SimpleNamespace(module=SimpleNamespace(model=nn.Linear(1, 1))),
+            ),
             layout=None,
             references=references,
         )
@@ -59,6 +71,14 @@ def names(run):
 
 def test_listeners_of_a_plain_run(assemble):
     assert names(assemble()) == ["metrics_file", "saving", "progress", "guard"]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, ["board", "metrics_file"]), (1, ["metrics_file", "evaluation"])])
+def test_rank_0_writes_for_tensorboard_before_anything_else_does(assemble, rank, expected):
+    run = assemble("--guard", "off", rank=rank, draws=True, eval_table=[1, 2])
+    assert names(run)[:2] == expected
+    # Histograms need the single pairs, on every rank.
+    assert next(one for one in run.events._listeners if one.name == "evaluation")._keeps_pairs
 
 
 def test_the_reference_moves_before_an_evaluation_and_the_save_of_its_step(assemble):
@@ -116,13 +136,15 @@ def test_settings_reach_the_loop(assemble, tmp_path):
     run = assemble("--log_interval", "3", "--seed", "5")
     assert (run.total_steps, run.log_interval, run.seed) == (7, 3, 5)
     assert run.nonfinite.latest == tmp_path / "checkpoints" / "latest"
+    assert run.metrics._clip == 0.5
+    assert run.metrics._others == (run.speed.reduce,)
 
 
 def test_unlogged_metrics_of_the_checkpoint_are_taken_over(assemble):
     fresh = assemble().metrics.sums
     names = [*fresh.names, *fresh.token_names]
     sums = [[float(rank)] * len(fresh.sums) for rank in (1, 2)]
-    run = assemble(unlogged={"names": names, "sums": sums, "norms": [3.0, 1.0], "seconds": 4.0}, rank=1)
+    run = assemble(unlogged={"names": names, "sums": sums, "norms": [3.0, 1.0, 1.0], "seconds": 4.0}, rank=1)
     assert run.metrics.sums.sums.tolist() == sums[1]
 
 

@@ -130,6 +130,12 @@ def test_a_project_needs_its_switch():
     assert problems(draft("--wandb_project", "mine")) == ["ConfigError: --wandb_project needs --use_wandb 1"]
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("beta 0.1", False), ("a/b", True), ("..", True), ("a/", True)])
+def test_the_name_of_a_run_can_be_a_folder_s(name, wrong):
+    message = f"ConfigError: --run_name {name}: TensorBoard takes it from a folder of this name; leave out the path"
+    assert problems(draft("--run_name", name)) == [message] * wrong
+
+
 def test_a_tracker_is_installed_where_rank_0_runs(monkeypatch):
     given = draft("--use_wandb")
     monkeypatch.setattr(checks, "tracker_name", lambda: None)

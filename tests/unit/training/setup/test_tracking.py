@@ -39,8 +39,8 @@ def test_without_the_flag_nothing_is_started(started):
 def test_rank_0_starts_a_run_with_all_settings(started):
     part, settings = opened("--use_wandb", "--wandb_project", "mine")
     assert part == "part"
-    ((project, folder, values, section),) = started
-    assert (project, str(folder), section) == ("mine", "out/mine", {"team": "ours"})
+    ((project, name, folder, values, section),) = started
+    assert (project, name, str(folder), section) == ("mine", "mine", "out/mine", {"team": "ours"})
     assert values == settings.values
 
 

@@ -1,0 +1,109 @@
+"""Rules about held-out pairs: chosen answers that lose likelihood, length, vanished gradients, wrong labels.
+
+an evaluation's metrics, and signals of its single pairs (pair_signals.py) -> rule -> Finding, or None
+"""
+
+from __future__ import annotations
+
+from minimind.diagnosis.curves import Curves, Finding
+from minimind.diagnosis.pair_signals import (
+    CORRELATION,
+    DISPLACED,
+    EQUAL_LENGTH_ACCURACY,
+    EQUAL_LENGTHS,
+    SATURATED,
+)
+
+# Share of held-out pairs that grow more wrong, and their number; see `mislabelled`.
+STILL_WRONG, PAIRS = "still wrong", "pairs"
+# Pairs below which a share says little.
+_FEW = 20
+
+
+def displacement(curves: Curves) -> Finding | None:
+    """Chosen answers lose likelihood while the margin grows.
+
+    In two evaluations in a row most held-out pairs have a chosen answer below the reference, and margins are positive.
+    Pal et al., 2024 (Smaug, arXiv 2402.13228); Razin et al., 2024 (arXiv 2410.08847).
+    """
+    # At step 0 rewards are rounding errors.
+    shares = [(step, share) for step, share in curves.evaluated(DISPLACED) if step]
+    margins = curves.evaluated("rewards/margins")
+    if not curves.log_ratios or len(shares) < 2 or not margins or margins[-1][1] < 0.01:
+        return None
+    if min(share for _, share in shares[-2:]) < 0.6:
+        return None
+    return Finding(
+        rule="displacement",
+        step=shares[-1][0],
+        text=f"{shares[-1][1]:.0%} of chosen answers have become less likely than under the reference",
+        remedy="try --loss sigmoid:1,sft:0.2 or dpop",
+    )
+
+
+def length(curves: Curves) -> Finding | None:
+    """The model learns the length: margins follow the difference of lengths, and pairs of equal lengths are not learnt.
+
+    Singhal et al., 2023 (arXiv 2310.03716); Park et al., 2024 (R-DPO, arXiv 2403.19159).
+    """
+    if not curves.evaluations:
+        return None
+    latest = curves.evaluations[-1]
+    names = (CORRELATION, EQUAL_LENGTH_ACCURACY, EQUAL_LENGTHS, "rewards/accuracies")
+    if any(name not in latest.metrics for name in names):
+        return None
+    correlation, equal, number, accuracy = (latest.metrics[name] for name in names)
+    if number < _FEW or abs(correlation) < 0.5 or accuracy < 0.6 or equal > accuracy - 0.1:
+        return None
+    kind = "longer" if correlation > 0 else "shorter"
+    return Finding(
+        rule="length",
+        step=latest.step,
+        text=(
+            f"{kind} answers win: margins correlate by {correlation:+.2f} with the difference of lengths, and accuracy "
+            f"is {equal:.2f} where both answers are about equally long, {accuracy:.2f} over all"
+        ),
+        remedy="try --average_log_prob 1, --loss rdpo, or pairs of similar lengths",
+    )
+
+
+def saturation(curves: Curves) -> Finding | None:
+    """Most held-out pairs have margins at which the gradient of the logistic loss is gone.
+
+    Rafailov et al., 2023 (arXiv 2305.18290): a pair's gradient has the weight sigmoid(-margin).
+    """
+    shares = curves.evaluated(SATURATED)
+    if not curves.logistic or not shares or shares[-1][1] < 0.8:
+        return None
+    return Finding(
+        rule="saturation",
+        step=shares[-1][0],
+        text=f"{shares[-1][1]:.0%} of held-out pairs have less than 1 % of the gradient that they began with",
+        remedy="end here, or take harder pairs; more steps only raise margins",
+    )
+
+
+def mislabelled(curves: Curves) -> Finding | None:
+    """Pairs stay wrong, and more so at each of three evaluations, while most others are learnt.
+
+    Swayamdipta et al., 2020 (arXiv 2009.10795); the remedies: Mitchell, 2023 (cDPO), Chowdhury et al., 2024
+    (robust DPO, arXiv 2403.00409).
+    """
+    if not curves.evaluations:
+        return None
+    latest = curves.evaluations[-1]
+    names = (STILL_WRONG, PAIRS, "rewards/accuracies")
+    if any(name not in latest.metrics for name in names):
+        return None
+    share, number, accuracy = (latest.metrics[name] for name in names)
+    if number < 2 * _FEW or share < 0.05 or accuracy < 0.6:
+        return None
+    return Finding(
+        rule="label noise",
+        step=latest.step,
+        text=(
+            f"{share:.0%} of held-out pairs are ranked wrongly, and more clearly at each of three evaluations, while "
+            f"{accuracy:.0%} are right: labels may be flipped, in training pairs too"
+        ),
+        remedy="look at them; --loss robust, or --label_smoothing with the share of wrong labels",
+    )

@@ -1,0 +1,112 @@
+"""TensorBoard beside its curves: settings, histograms of the held-out pairs, the guard's findings, and hyperparameters.
+
+Start     -> settings as a text, the run's hyperparameters, which curves come first; resumed: where it goes on
+Evaluated -> histograms of margins, log-ratios and lengths       (values that are on the host already)
+Found     -> a text
+End       -> the run is finished, for the comparison of runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from minimind.engine import summaries
+from minimind.engine.monitor import RunMonitor
+from minimind.training.events import End, Evaluated, Found, Listener, Start
+
+# The six charts that come first in the tab CUSTOM SCALARS, and what else tells how the run is doing.
+_LEARNING = {
+    "loss: falls, on held-out pairs too": ("train/loss", "eval/loss"),
+    "accuracy: rises": ("rewards/accuracies", "eval/rewards/accuracies"),
+    "margin: grows": ("rewards/margins", "eval/rewards/margins"),
+    "rewards: chosen should stay above 0": ("eval/rewards/chosen", "eval/rewards/rejected"),
+    "nll of chosen, in nats: should not rise": ("train/nll", "eval/nll"),
+    "gradient norm, learning rate": ("optimizer/grad_norm", "optimizer/learning_rate"),
+}
+_TOKENS = {
+    "loss: falls, on held-out rows too": ("train/loss", "eval/loss"),
+    "accuracy of the next token: rises": ("train/token_accuracy", "eval/token_accuracy"),
+    "perplexity: falls": ("train/perplexity", "eval/perplexity"),
+    "entropy, in nats": ("train/entropy", "eval/entropy"),
+    "gradient norm": ("optimizer/grad_norm",),
+    "learning rate": ("optimizer/learning_rate",),
+}
+_SPEED = {
+    "tokens per second": ("speed/tokens_per_second",),
+    "useful operations over the peak (mfu)": ("speed/mfu",),
+    "seconds of a step": ("time/data", "time/reference", "time/forward", "time/backward", "time/optimizer"),
+    "memory, GiB": ("memory/memory_gib", "memory/peak_memory_gib"),
+}
+SETTINGS, GUARD = "settings", "guard"
+
+
+class Board(Listener):
+    """Writes what TensorBoard shows besides curves. Rank 0 alone has this listener.
+
+    Args:
+        monitor: the engine's monitor.
+        values: every setting.
+        origins: where each comes from.
+        facts: what else is worth knowing of the run: name -> value.
+        beta: by which a reward is divided to get a log-ratio to the reference; None: rewards are something else.
+        pairs: the job trains on pairs, rather than on tokens.
+    """
+
+    name = "board"
+
+    def __init__(
+        self,
+        *,
+        monitor: RunMonitor,
+        values: Mapping[str, Any],
+        origins: Mapping[str, str],
+        facts: Mapping[str, object],
+        beta: float | None,
+        pairs: bool,
+    ) -> None:
+        self._monitor, self._values, self._origins, self._facts = monitor, values, origins, facts
+        self._beta, self._pairs = beta, pairs
+
+    def on_start(self, event: Start) -> None:
+        if event.step:
+            # The first process has written what follows; TensorBoard forgets the steps that are repeated now.
+            self._monitor.restart(event.step + 1)
+            return
+        rows = [(name, "-" if value in (None, "", ()) else value, self._origins[name])
+                for name, value in self._values.items()]  # fmt: skip
+        facts = summaries.table(("", ""), list(self._facts.items()))
+        settings = summaries.table(("setting", "value", "from"), rows)
+        charts = {"Is it learning?": _LEARNING if self._pairs else _TOKENS, "How fast is it?": _SPEED}
+        written = [
+            summaries.text(SETTINGS, f"{facts}\n\n{settings}"),
+            summaries.session_start(self._values),
+            summaries.layout(charts),
+        ]
+        self._monitor.write_summaries(written, 0)
+
+    def on_evaluated(self, event: Evaluated) -> None:
+        written = [one for one in self._histograms(event) if one is not None]
+        if written:
+            self._monitor.write_summaries(written, event.step)
+
+    def _histograms(self, event: Evaluated) -> Iterator[Any]:
+        if event.pairs is None:
+            return
+        pairs, scale, what = event.pairs, 1.0, "rewards"
+        if self._beta is not None:
+            scale, what = 1 / self._beta, "log_ratios"
+        prefix = f"{event.prefix}pairs/"
+        yield summaries.histogram(f"{prefix}margins", pairs.margins)
+        yield summaries.histogram(f"{prefix}{what}_chosen", pairs.chosen * scale)
+        yield summaries.histogram(f"{prefix}{what}_rejected", pairs.rejected * scale)
+        if event.step == 0:  # they stay the same
+            yield summaries.histogram(f"{prefix}lengths_chosen", pairs.chosen_tokens)
+            yield summaries.histogram(f"{prefix}lengths_rejected", pairs.rejected_tokens)
+
+    def on_found(self, event: Found) -> None:
+        self._monitor.write_summaries([summaries.text(f"{GUARD}/{event.finding.rule}", event.line)], event.step)
+
+    def on_end(self, event: End) -> None:
+        if event.finished:
+            self._monitor.write_summaries([summaries.session_end()], event.step)

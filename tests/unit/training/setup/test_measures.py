@@ -1,0 +1,92 @@
+"""What measures a run: the operations that count, by reference and adapters, and what TensorBoard is told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minimind.config import parse_settings
+from minimind.engine.reference import ModelReference
+from minimind.errors import WeightsError
+from minimind.model.configuration import MiniMindConfig
+from minimind.objective.losses import build_objective
+from minimind.objective.token_mean import TokenMean
+from minimind.ranks.watch import Watch
+from minimind.ranks.world import World
+from minimind.training.console import Console
+from minimind.training.setup import measures
+from minimind.training.setup.measures import board, other_measures, shows_on_board, step_speed
+from minimind.weights.construction import empty_model, tensor_shapes, uninitialized_model
+
+WORLD = World(rank=0, local_rank=0, size=2, device=torch.device("cpu"))
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "moe_intermediate_size": 16}
+
+
+class Computed(ModelReference):
+    def __init__(self):
+        pass
+
+    def log_probs(self, batch):
+        raise NotImplementedError
+
+
+def prepared(*flags, objective=None, tensorboard=None):
+    config = MiniMindConfig(generation=3, **SIZES)
+    return SimpleNamespace(
+        settings=parse_settings(["--save_dir", "out/mine", *flags]),
+        objective=objective or build_objective("sigmoid"),
+        policy_config=SimpleNamespace(stage=2, values={} if tensorboard is None else {"tensorboard": tensorboard}),
+        source=SimpleNamespace(config=config, shapes=lambda: tensor_shapes(empty_model(config)), origin="start.pth"),
+    )
+
+
+def engines(reference=None, has_adapters=False, use_moe=False):
+    config = MiniMindConfig(generation=3, use_moe=use_moe, **SIZES)
+    module = SimpleNamespace(model=uninitialized_model(config, torch.float32))
+    policy = SimpleNamespace(has_adapters=has_adapters, engine=SimpleNamespace(module=module), monitor="monitor")
+    return SimpleNamespace(references=[reference], policy=policy)
+
+
+def speed(of):
+    return step_speed(prepared(), of, None, WORLD, Watch(), Console(enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("reference", "has_adapters", "passes"),
+    [(Computed(), False, 4), ("cached", False, 3), (None, False, 3), (Computed(), True, 3), (None, True, 2)],
+)
+def test_forwards_that_a_step_is_worth(reference, has_adapters, passes):
+    assert speed(engines(reference, has_adapters))._useful.passes == passes
+
+
+def test_a_model_that_cannot_be_planned_has_no_work(monkeypatch):
+    def fail(*_):
+        raise WeightsError("no heads")
+
+    monkeypatch.setattr(measures.ModelWork, "of", fail)
+    assert speed(engines())._useful.work is None
+
+
+def test_a_mixture_s_load_is_measured_too():
+    one = speed(engines())
+    assert other_measures(engines(), one, WORLD) == (one.reduce,)
+    assert len(other_measures(engines(use_moe=True), one, WORLD)) == 2
+
+
+def test_tensorboard_is_on_if_the_file_says_so():
+    assert not shows_on_board(prepared())
+    assert not shows_on_board(prepared(tensorboard={"enabled": False}))
+    assert shows_on_board(prepared(tensorboard={"enabled": True}))
+
+
+def test_the_board_knows_the_run():
+    one = board(prepared("--run_name", "first"), engines(), WORLD)
+    assert one._facts["run"] == "first"
+    assert one._facts["on"] == "2 ranks of cpu, ZeRO-2, bfloat16"
+    assert (one._monitor, one._beta, one._pairs) == ("monitor", 0.1, True)
+    # Rewards of losses without a reference are no log-ratios, and tokens have none.
+    assert board(prepared(objective=build_objective("simpo")), engines(), WORLD)._beta is None
+    tokens = board(prepared(objective=TokenMean()), engines(), WORLD)
+    assert (tokens._beta, tokens._pairs) == (None, False)

@@ -1,0 +1,48 @@
+"""findings.jsonl: a line a finding, which a resumed run neither loses nor repeats."""
+
+from __future__ import annotations
+
+import json
+
+from minimind.diagnosis.curves import Finding
+from minimind.training.events import Found
+from minimind.training.findings import FINDINGS, FindingsFile
+
+
+def found(rule, step=4, name=""):
+    return Found(step=step, name=name, finding=Finding(rule=rule, step=3, text="太长", remedy="try"))
+
+
+def test_a_finding_is_a_line(tmp_path):
+    file = FindingsFile(tmp_path, enabled=True)
+    assert file.add("zh/length", found("length", name="zh")) == []
+    line = (tmp_path / FINDINGS).read_text(encoding="utf-8")
+    assert json.loads(line) == {
+        "step": 4, "set": "zh", "rule": "length", "at": 3, "text": "太长", "remedy": "try", "key": "zh/length",
+    }  # fmt: skip
+    assert "太长" in line
+
+
+def test_only_what_the_checkpoint_knows_is_kept(tmp_path):
+    file = FindingsFile(tmp_path, enabled=True)
+    assert file.keep({"/a"}) == []
+    assert not (tmp_path / FINDINGS).exists()
+    for rule in ("a", "b", "c"):
+        file.add(f"/{rule}", found(rule))
+    with (tmp_path / FINDINGS).open("a") as lines:
+        lines.write('{"step": 9, "key": "/a')  # cut off by a kill
+    file.keep({"/a", "/c"})
+    assert [json.loads(line)["rule"] for line in (tmp_path / FINDINGS).read_text().splitlines()] == ["a", "c"]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    FindingsFile(tmp_path, enabled=False).add("/a", found("a"))
+    assert not (tmp_path / FINDINGS).exists()
+
+
+def test_a_file_that_cannot_be_written_is_said_once(tmp_path):
+    (tmp_path / FINDINGS).mkdir()
+    file = FindingsFile(tmp_path, enabled=True)
+    news = [*file.add("/a", found("a")), *file.add("/b", found("b"))]
+    assert len(news) == 1
+    assert news[0].startswith("NOT LOGGED: findings.jsonl: ")
