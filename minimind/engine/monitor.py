@@ -75,30 +75,29 @@ class RunMonitor:
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.enabled = inner, inner.enabled
-        self._board: _TensorBoard | None = None
+        # Services count steps themselves: what has a smaller number than the last event is dropped.
+        self._parts = [
+            _Part(part, name, wants)
+            for name, part, wants in (
+                ("wandb", inner.wandb_monitor, _has_step),
+                ("csv_monitor", inner.csv_monitor, _is_any),
+                ("comet", inner.comet_monitor, _has_step),
+            )
+            if part is not None
+        ]
+        self._board: _Part | None = None
         if inner.tb_monitor is not None:
             writer = inner.tb_monitor.summary_writer
             with contextlib.suppress(OSError):
                 writer.close()
-            self._board = _TensorBoard(EventFile(Path(writer.log_dir)))
-        parts = {
-            "TensorBoard": self._board,
-            "wandb": inner.wandb_monitor,
-            "csv_monitor": inner.csv_monitor,
-            "comet": inner.comet_monitor,
-        }
-        # Services count steps themselves: what has a smaller number than the last event is dropped.
-        parts |= {name: _OwnEvents(parts[name]) for name in ("wandb", "comet") if parts[name] is not None}
-        # Services raise exceptions of their own.
-        self._parts: list[tuple[Any, Outage]] = [
-            (part, Outage(name, Exception)) for name, part in parts.items() if part is not None
-        ]
+            self._board = _Part(_TensorBoard(EventFile(Path(writer.log_dir))), "TensorBoard", _is_for_board)
+            self._parts.append(self._board)
         self._added: list[Any] = []
         self._news: list[str] = []
 
     def add(self, name: str, part: Any) -> None:
         """Add a part that DeepSpeed does not have, with `write_events` and `close`."""
-        self._parts.append((_OwnEvents(part), Outage(name, Exception)))
+        self._parts.append(_Part(part, name, _has_step))
         self._added.append(part)
         self.enabled = True
 
@@ -109,26 +108,58 @@ class RunMonitor:
 
     def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
         """Write events (tag, value, place on the x-axis); a failure becomes news."""
-        for part, outage in self._parts:
-            self._news += outage.attempt(functools.partial(part.write_events, events))
+        for part in self._parts:
+            # What is not written at all is no success either.
+            if wanted := [event for event in events if part.wants(event[0])]:
+                self._news += part.attempt("write_events", wanted)
 
     def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
         """Write summaries of any kind (engine/summaries.py) to TensorBoard, if it is on; a failure becomes news."""
-        self._to_board(lambda board: board.write_summaries(summaries, step))
+        if self._board is not None:
+            self._news += self._board.attempt("write_summaries", summaries, step)
 
     def restart(self, step: int) -> None:
         """Tell TensorBoard that the run goes on at a step: what an earlier process wrote of later ones is dropped."""
-        self._to_board(lambda board: board.restart(step))
-
-    def _to_board(self, write: Callable[[_TensorBoard], None]) -> None:
-        for part, outage in self._parts:
-            if part is self._board and self._board is not None:
-                self._news += outage.attempt(functools.partial(write, self._board))
+        if self._board is not None:
+            self._news += self._board.attempt("restart", step)
 
     def news(self) -> list[str]:
         """Messages for the user since the last call."""
         news, self._news = self._news, []
         return news
+
+
+class _Part:
+    """A monitor, with the events that it takes and what is said when it fails.
+
+    Args:
+        inner: it has `write_events`.
+        name: for messages.
+        wants: whether it takes the events of a tag.
+    """
+
+    def __init__(self, inner: Any, name: str, wants: Callable[[str], bool]) -> None:
+        self._inner, self.wants = inner, wants
+        # Services raise exceptions of their own.
+        self._outage = Outage(name, Exception)
+
+    def attempt(self, method: str, *arguments: Any) -> list[str]:
+        """Call a method; returns messages for the user."""
+        return self._outage.attempt(functools.partial(getattr(self._inner, method), *arguments))
+
+
+def _is_any(tag: str) -> bool:
+    return True
+
+
+def _has_step(tag: str) -> bool:
+    """Not the engine's own events, whose place on the x-axis is a number of samples, not a global step."""
+    return not tag.startswith(_ENGINE)
+
+
+def _is_for_board(tag: str) -> bool:
+    """Not the rate of the next step, which the engine writes beside ours."""
+    return tag != _NEXT_RATE
 
 
 class _TensorBoard:
@@ -138,10 +169,9 @@ class _TensorBoard:
         self._file = file
 
     def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
-        if scalars := [event for event in events if event[0] != _NEXT_RATE]:
-            for name, value, step in scalars:
-                self._file.add_scalar(tag_of(name), value, step)
-            self._file.flush()
+        for name, value, step in events:
+            self._file.add_scalar(tag_of(name), value, step)
+        self._file.flush()
 
     def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
         for summary in summaries:
@@ -151,17 +181,6 @@ class _TensorBoard:
     def restart(self, step: int) -> None:
         self._file.add_restart(step)
         self._file.flush()
-
-
-class _OwnEvents:
-    """A part without the engine's own events, whose place on the x-axis is a number of samples, not a global step."""
-
-    def __init__(self, part: Any) -> None:
-        self._part = part
-
-    def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
-        if own := [event for event in events if not event[0].startswith(_ENGINE)]:
-            self._part.write_events(own)
 
 
 class EventFile:

@@ -62,6 +62,15 @@ def test_a_part_that_fails_does_not_stop_the_others():
     assert guarded.news() == []
 
 
+def test_events_that_a_part_does_not_take_do_not_end_its_outage():
+    wandb = SimpleNamespace(write_events=lambda events: fail(ConnectionError("no network")))
+    guarded = RunMonitor(master(wandb_monitor=wandb))
+    guarded.write_events([("loss", 0.5, 1)])
+    for sample in range(50):
+        guarded.write_events([("Train/Samples/lr", 0.1, sample)])
+    assert guarded.news() == ["NOT LOGGED: wandb: no network. Training continues"]
+
+
 def scalars(folder):
     events = EventAccumulator(str(folder))
     events.Reload()
