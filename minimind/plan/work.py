@@ -81,8 +81,8 @@ def _tokens(batch: Batch) -> tuple[int, int]:
         return len(batch.token_ids), sum(_seen(*segment) for segment in batch.segments)
     assert isinstance(batch, PaddedPairs)
     # Which tokens two rows share is not known.
-    lengths = batch.attention_mask.sum(1).tolist()
-    return batch.row_tokens, sum(length * (length + 1) // 2 for length in map(int, lengths))
+    lengths = [int(length) for length in batch.attention_mask.sum(1).tolist()]
+    return sum(lengths), sum(length * (length + 1) // 2 for length in lengths)
 
 
 def _seen(prefix: int, chosen: int, rejected: int) -> int:

@@ -35,10 +35,8 @@ def write_hparams(folder: Path, results: Sequence[RunResult]) -> list[str]:
     # Imported only here: slow, and not needed to train.
     from torch.utils.tensorboard.summary import hparams
 
-    domains = {name: list(dict.fromkeys(_typed(one.plan.differing[name]) for one in results)) for name in differing}
-    # TensorBoard knows no domain of mixed types.
-    domains = {name: found if len({type(one) for one in found}) == 1 else list(map(str, found))
-               for name, found in domains.items()}  # fmt: skip
+    words = {name: list(dict.fromkeys(one.plan.differing[name] for one in results)) for name in differing}
+    domains = {name: _typed(found) for name, found in words.items()}
     metrics = {tag_of(name): 0.0 for result in finished for name in result.tag.values()}
     experiment, _, _ = hparams({name: found[0] for name, found in domains.items()}, metrics, domains)
     _mark_differing(experiment)
@@ -73,9 +71,9 @@ def _events_folder(run: Path) -> Path | None:
     return None
 
 
-def _typed(value: str) -> float | str:
-    """A number if the value is one, as in the run's own settings: TensorBoard draws it on a numeric axis."""
+def _typed(words: Sequence[str]) -> Sequence[float | str]:
+    """Numbers if all are, as in the runs' own settings: TensorBoard draws them on a numeric axis and mixes no types."""
     try:
-        return float(value)
+        return list(map(float, words))
     except ValueError:
-        return value
+        return words

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from minimind.diagnosis.rules.weights import DEAD, EXPECTED
 from minimind.model.moe import Experts
@@ -43,14 +44,15 @@ class ExpertLoad:
                 layer.register_forward_hook(_AddChosen(row))
 
     @classmethod
-    def of(cls, model: nn.Module, world: World) -> ExpertLoad | None:
+    def of(cls, model: PreTrainedModel, world: World) -> ExpertLoad | None:
         """Of a model; None if it has no experts that can be counted."""
         layers: dict[nn.Module, int] = {}
         for module in model.modules():
-            if isinstance(module, Experts):
-                layers[module] = model.config.num_experts
-            elif type(module).__name__.endswith("Router") and isinstance(getattr(module, "num_experts", None), int):
-                layers[module] = module.num_experts
+            is_router = isinstance(module, Experts) or type(module).__name__.endswith("Router")
+            # MiniMind's experts have no number of their own: under ZeRO-3 their tensors are empty.
+            owner: Any = model.config if isinstance(module, Experts) else module
+            if is_router and isinstance(number := getattr(owner, "num_experts", None), int):
+                layers[module] = number
         return cls(layers, world) if layers else None
 
     def reduce(self, metrics: Mapping[str, float]) -> dict[str, float]:

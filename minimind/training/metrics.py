@@ -141,9 +141,8 @@ class StepMetrics:
 
     def add_norm(self, norm: Tensor) -> None:
         """Add a step's gradient norm, a scalar that stays on the device."""
-        norm = norm.nan_to_num(-1.0, -1.0, -1.0)
-        flags = (norm >= 0).to(norm.dtype), (norm > self._clip).to(norm.dtype)
-        self._norms += torch.stack((norm.clamp_min(0), *flags))
+        finite, norm = norm.isfinite(), norm.nan_to_num(0.0, 0.0, 0.0)
+        self._norms += torch.stack((norm, finite.to(norm.dtype), (norm > self._clip).to(norm.dtype)))
 
     def pause(self) -> None:
         """Stop the clock after the device has finished its queued work; no effect while the clock is stopped."""

@@ -41,6 +41,7 @@ from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
 from minimind.training.setup.training_data import TrainingData
+from minimind.training.speed import Speed
 
 
 def assemble_run(
@@ -53,7 +54,7 @@ def assemble_run(
     console: Console,
 ) -> Run:
     """The run, with its listeners in the order in which they hear events."""
-    config, checkpoint = prepared.settings.config, prepared.checkpoint
+    config = prepared.settings.config
     if Need.COLLISIONS in prepared.objective.needs:
         # Only now: what is compared before training are log-probs alone.
         engines.policy.add_collisions()
@@ -64,10 +65,7 @@ def assemble_run(
         kind_of(config).make(prepared.objective, Parts(world=world, reference=reference, statistics=statistics))
         for reference in engines.references
     ]
-    unlogged = checkpoint.manifest.unlogged if checkpoint is not None else {}
     speed = step_speed(prepared, engines, jobs[0], world, watch, console)
-    clip, others = prepared.policy_config.values["gradient_clipping"], other_measures(engines, speed, world)
-    metrics = StepMetrics(world, jobs[0], unlogged, clip=clip, others=others)
     events = Events()
     folder = Path(config.run.save_dir)
     run = Run(
@@ -79,7 +77,7 @@ def assemble_run(
         total_steps=data.total_steps,
         log_interval=config.run.log_interval,
         seed=config.data.seed,
-        metrics=metrics,
+        metrics=_step_metrics(prepared, engines, jobs[0], speed, world),
         speed=speed,
         events=events,
         nonfinite=NonFiniteReport(
@@ -95,6 +93,17 @@ def assemble_run(
         events.add(statistics)  # first, so that a save at the same step writes the new means
     events.add(*_listeners(prepared, data, opened, engines, run, jobs, console))
     return run
+
+
+def _step_metrics(prepared: Prepared, engines: Engines, job: Job, speed: Speed, world: World) -> StepMetrics:
+    checkpoint = prepared.checkpoint
+    return StepMetrics(
+        world,
+        job,
+        checkpoint.manifest.unlogged if checkpoint is not None else {},
+        clip=prepared.policy_config.values["gradient_clipping"],
+        others=other_measures(engines, speed, world),
+    )
 
 
 def _batches(data: TrainingData, engines: Engines, world: World, start: int) -> Iterator[Sequence[Batch]]:

@@ -16,6 +16,8 @@ from minimind.training.listeners.saving import Saving
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
+MOVED = {"moved/float16": 0.5}
+
 
 class Recorder(Listener):
     name = "recorder"
@@ -55,7 +57,7 @@ def made(tmp_path):
         printed, exports, clock, recorder, events = [], [], [], Recorder(), Events()
         saving = Saving(
             checkpoints=checkpoints,
-            export=lambda: exports.append("weights") or {"moved/float16": 0.5},
+            export=lambda: exports.append("weights") or MOVED,
             folder=tmp_path,
             interval=interval,
             policy=None,
@@ -86,7 +88,7 @@ def test_saves_every_interval_and_at_the_end(made):
     assert checkpoints.saves[0] == (2, {"at": 2}, {"n": 1}, {"recorder": {"saved": 0}})
     assert checkpoints.saves[1][3] == {"recorder": {"saved": 1}}
     assert run.exports == ["weights"] * 3
-    assert run.saved[0] == Saved(step=2, checkpoint=Path("step2"), failures=[])
+    assert run.saved[0] == Saved(step=2, checkpoint=Path("step2"), failures=[], metrics=MOVED)
     assert run.clock == ["pause", "resume"] * 3
 
 
@@ -153,7 +155,7 @@ def test_a_failure_is_reported_and_training_continues(made):
         "NOT SAVED: step 4: the disk is full. The newest complete checkpoint is step2. Training continues; the next "
         "save tries again."
     )
-    assert run.saved[-1] == Saved(step=4, checkpoint=None, failures=["the disk is full"])
+    assert run.saved[-1] == Saved(step=4, checkpoint=None, failures=["the disk is full"], metrics=MOVED)
 
 
 def test_a_failure_of_the_last_save_is_an_error(made):
