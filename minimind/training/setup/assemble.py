@@ -102,7 +102,7 @@ def _step_metrics(prepared: Prepared, engines: Engines, job: Job, speed: Speed, 
         job,
         checkpoint.manifest.unlogged if checkpoint is not None else {},
         clip=prepared.policy_config.values["gradient_clipping"],
-        others=other_measures(engines, speed, world),
+        others=other_measures(prepared, engines, speed, world),
     )
 
 

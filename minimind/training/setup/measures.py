@@ -47,9 +47,12 @@ def step_speed(prepared: Prepared, engines: Engines, job: Job, world: World, wat
 
 
 def other_measures(
-    engines: Engines, speed: Speed, world: World
+    prepared: Prepared, engines: Engines, speed: Speed, world: World
 ) -> Sequence[Callable[[Mapping[str, float]], Mapping[str, float]]]:
     """What StepMetrics adds to a logged step."""
+    # Blocks that were compiled before do not see a new hook.
+    if prepared.settings.config.engine.use_compile:
+        return (speed.reduce,)
     load = ExpertLoad.of(engines.policy.engine.module.model, world)
     return (speed.reduce,) if load is None else (speed.reduce, load.reduce)
 

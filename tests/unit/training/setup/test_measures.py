@@ -71,8 +71,10 @@ def test_a_model_that_cannot_be_planned_has_no_work(monkeypatch):
 
 def test_a_mixture_s_load_is_measured_too():
     one = speed(engines())
-    assert other_measures(engines(), one, WORLD) == (one.reduce,)
-    assert len(other_measures(engines(use_moe=True), one, WORLD)) == 2
+    assert other_measures(prepared(), engines(), one, WORLD) == (one.reduce,)
+    assert len(other_measures(prepared(), engines(use_moe=True), one, WORLD)) == 2
+    compiled = prepared("--use_compile", "1")
+    assert other_measures(compiled, engines(use_moe=True), one, WORLD) == (one.reduce,)
 
 
 def test_tensorboard_is_on_if_the_file_says_so():
