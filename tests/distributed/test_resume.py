@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minimind import demo
 from tests.distributed.launching import metrics, train
@@ -32,7 +33,7 @@ def flags(data, save_dir, *more, ranks=2):
         # 52 pairs in global batches of 4 pairs x 2 micro-batches: 6 steps, 4 pairs left over, an epoch ends within
         # step 4. Steps 1, 3 and 6 are logged, 2, 4 and 6 saved.
         *("--batch_size", 4 // ranks, "--accumulation_steps", 2, "--save_interval", 2, "--log_interval", 3),
-        *("--save_dir", save_dir),
+        *("--save_dir", save_dir, "--run_name", "same"),
         *more,
     ]
 
@@ -85,6 +86,10 @@ def test_resume_is_bit_exact(config, ranks, more, small_data, tmp_path):
     one, other = metrics(whole), metrics(resumed)
     assert [entry["step"] for entry in other] == [1, 3, 6]
     assert [[e[name] for name in EXACT] for e in one] == [[e[name] for name in EXACT] for e in other]
+    events = EventAccumulator(str(resumed / "tensorboard/same"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 3, 6]
+    assert len(events.Tensors("settings/text_summary")) == 1
     (weights,) = whole.glob("dpo_*.pth")
     end, other = (torch.load(folder / weights.name, weights_only=True) for folder in (whole, resumed))
     assert all(torch.equal(end[name], other[name]) for name in end)

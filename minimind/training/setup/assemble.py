@@ -134,26 +134,12 @@ def _listeners(
     folder, world, watch = Path(config.run.save_dir), run.world, run.watch
     if engines.moving is not None:
         yield ReferenceUpdates(moving=engines.moving, policy=policy, watch=watch)
-    draws = shows_on_board(prepared)
-    if draws and world.is_main:
+    if shows_on_board(prepared) and world.is_main:
         # Before the evaluation at the start: a resumed run tells TensorBoard first where it goes on.
         yield board(prepared, engines, world)
     yield MetricsFile(folder=folder, monitor=policy.monitor, epoch_of=epoch_of, console=console, enabled=world.is_main)
     if data.eval_table is not None:
-        yield Evaluation(
-            table=data.eval_table,
-            sets=data.eval_sets,
-            layout=engines.layout,
-            batch_size=config.optimisation.batch_size,
-            interval=config.run.eval_interval,
-            job=jobs[-1],
-            policy=policy,
-            world=world,
-            watch=watch,
-            steps=run.metrics,
-            emit=run.events.emit,
-            keeps_pairs=(config.run.guard != "off" or draws) and _has_pairs(jobs[-1]),
-        )
+        yield _evaluation(prepared, data, engines, run, jobs[-1])
     yield _saving(prepared, data, opened, engines, run, console)
     writes_weights = prepared.adapters is None or config.adapters.merge
     if prepared.is_demo and world.is_main and writes_weights:
@@ -171,6 +157,26 @@ def _listeners(
         yield _guard(prepared, data, run, console)
     if config.run.save_best:
         yield _best_weights(prepared, data, engines, run, console)
+
+
+def _evaluation(prepared: Prepared, data: TrainingData, engines: Engines, run: Run, job: Job) -> Evaluation:
+    config = prepared.settings.config
+    assert data.eval_table is not None
+    return Evaluation(
+        table=data.eval_table,
+        sets=data.eval_sets,
+        layout=engines.layout,
+        batch_size=config.optimisation.batch_size,
+        interval=config.run.eval_interval,
+        job=job,
+        policy=engines.policy,
+        world=run.world,
+        watch=run.watch,
+        steps=run.metrics,
+        emit=run.events.emit,
+        # For the guard, and for TensorBoard's histograms.
+        keeps_pairs=(config.run.guard != "off" or shows_on_board(prepared)) and _has_pairs(job),
+    )
 
 
 def _has_pairs(job: Job) -> bool:
