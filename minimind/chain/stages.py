@@ -123,6 +123,6 @@ STAGES = (
         weights="dpo",
         metric="rewards/accuracies",
         rises=True,
-        flags=("--batch_size", "8", "--learning_rate", "3e-4", "--log_interval", "5", "--eval_interval", "15"),
+        flags=("--batch_size", "8", "--learning_rate", "5e-5", "--log_interval", "5", "--eval_interval", "15"),
     ),
 )

@@ -217,7 +217,9 @@ def flags_for_pth(weights: WeightSource) -> str:
     if lost:
         listed = ", ".join(f"{name} {value!r} (it would be {again[name]!r})" for name, value in lost.items())
         raise WeightsError(f"a .pth does not tell {listed}; export --to minimind, whose config.json does")
-    return " ".join(f"--{name} {int(value) if isinstance(value, bool) else value:g}" for name, value in needed.items())
+    # 15 digits: fewer would round a rope_theta.
+    shown = {name: int(value) if isinstance(value, bool) else f"{value:.15g}" for name, value in needed.items()}
+    return " ".join(f"--{name} {value}" for name, value in shown.items())
 
 
 def _read_config(weights: WeightSource, given: dict[str, Any]) -> MiniMindConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def record(
             "path": str(trained.run) if trained.run else None,
             "step": trained.step,
             "total_steps": identity.get("total_steps"),
+            "packed_base": _packed_base(identity),
             "job": {name: identity[name] for name in ("loss", "beta", "learning_rate", "data") if name in identity},
             "versions": trained.record.get("versions", {}),
         },
@@ -67,6 +68,13 @@ def record(
         "versions": {"minimind": __version__, **{n: importlib.metadata.version(n) for n in ("torch", "transformers")}},
         "files": {path.name: fingerprint_file(path) for path in sorted(files)},
     }
+
+
+def _packed_base(identity: Mapping[str, Any]) -> str | None:
+    """How the weights under the adapters of a run were packed; None: not at all."""
+    packed = (identity.get("adapters") or {}).get("base")
+    # The value of --quantize without packing.
+    return None if packed == "none" else packed
 
 
 def write_record(values: dict[str, Any], folder: Path) -> None:
@@ -95,6 +103,8 @@ def summary(values: dict[str, Any]) -> list[str]:
     dtype, run = values["dtype"], values["run"]
     step = "" if run["step"] is None else f", step {run['step']} of {run['total_steps']}"
     lines = [f"from   {values['source']['path']} ({values['source']['kind']}{step})"]
+    if run["packed_base"]:
+        lines.append(f"       trained over a base in 4 bits ({run['packed_base']}), merged with the base's own values")
     if values["differ_from_base"] is None:
         lines.append(f"base   not compared: {values['base']['not_compared']}")
     else:

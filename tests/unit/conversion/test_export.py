@@ -59,6 +59,8 @@ def test_flags_that_a_pth_needs(tmp_path):
     model.save_pretrained(tmp_path)
     needed = "--num_experts_per_tok 2 --rope_theta 500000 --inference_rope_scaling 1"
     assert flags_for_pth(open_weights(tmp_path, {})) == needed
+    made("qwen3", rope_theta=1234567.0).save_pretrained(tmp_path / "exact")
+    assert flags_for_pth(open_weights(tmp_path / "exact", {})) == "--rope_theta 1234567"
     made("qwen3").save_pretrained(tmp_path / "plain")
     assert flags_for_pth(open_weights(tmp_path / "plain", {})) == ""
 

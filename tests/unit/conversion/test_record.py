@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -43,10 +44,21 @@ def test_a_dtype_that_loses_what_training_changed_is_a_warning(values):
     assert "checkpoint, step 7 of 9" in text
     assert "float32 90.00%, bfloat16 0.90%, float16 89.90%" in text
     assert "WARNING: bfloat16 loses 99.00% of what training changed; --dtype float16 keeps 99.89%" in text
+    assert values["run"]["packed_base"] is None
+    values["run"]["packed_base"] = "nf4"
+    assert "trained over a base in 4 bits (nf4)" in "\n".join(summary(values))
     values["dtype"] = "float16"
     assert "WARNING" not in "\n".join(summary(values))
     values["base"]["hash_of_the_run"] = "def"
     assert "WARNING: the run started from others (hash def)" in "\n".join(summary(values))
+
+
+def test_a_run_over_a_packed_base_is_known(tmp_path):
+    run = write_run(tmp_path / "run", made(), "start.pth", "abc")
+    trained = dataclasses.replace(open_trained(run, {}), identity={"adapters": {"base": "nf4"}})
+    base = Base(weights=None, origin=None, fingerprint=None)
+    values = record(trained, base, None, to="pth", dtype="float32", logits_differ_by=None, files=[])
+    assert values["run"]["packed_base"] == "nf4"
 
 
 def test_unknown_start_weights_are_said(values):
