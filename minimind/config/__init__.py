@@ -28,6 +28,7 @@ from minimind.config.settings import (
     DEMO,
     FLAG,
     MEASURED,
+    STREAMING,
     WEIGHTS,
     Settings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "DEMO",
     "FLAG",
     "MEASURED",
+    "STREAMING",
     "WEIGHTS",
     "AdapterConfig",
     "DPOConfig",

@@ -21,8 +21,8 @@ def held_out_flag(items: str) -> Any:
 class DataConfig:
     """Preference files, tokenizer and order of pairs. A path that was not given is None."""
 
-    # Whether rows may be described by LLaMA-Factory's dataset_info.json.
-    has_dataset_info: ClassVar[bool] = True
+    # What a row is, for entries of LLaMA-Factory's dataset_info.json: a key of `dataset_info.KINDS`.
+    described_as: ClassVar[str] = "pairs"
 
     data_path: tuple[str, ...] = flag(
         (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from minimind.config.data import held_out_flag
 from minimind.config.fields import absent, flag
@@ -12,6 +13,8 @@ from minimind.config.rows import RowDataConfig, RowModelConfig, RowOptimisationC
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainDataConfig(RowDataConfig):
     """Files of texts, tokenizer and order. No chat template is involved."""
+
+    described_as: ClassVar[str] = "texts"
 
     data_path: tuple[str, ...] = files_flag("texts")
     data_format: str = absent("auto")

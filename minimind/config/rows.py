@@ -5,7 +5,7 @@ DPO, with defaults of their own. A flag about pairs or a reference is absent the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 from minimind.config.adapters import AdapterConfig
 from minimind.config.data import DataConfig
@@ -45,9 +45,6 @@ class TokenLossConfig:
 class RowDataConfig(DataConfig):
     """Files, tokenizer and order of rows."""
 
-    has_dataset_info: ClassVar[bool] = False
-
-    dataset_info: str | None = absent(None)
     pairing: str = absent("best_worst")
     score_gap: float = absent(0.0)
     filter_score_gap: float | None = absent(None)
@@ -63,6 +60,26 @@ class RowDataConfig(DataConfig):
     shuffle: bool = flag(True, "1: shuffle the rows anew in every epoch; 0: keep the order of the file")
     seed: int = flag(42, "random seed for the order of rows, dropout and new weights", low=0)
     cache_dir: str | None = flag(None, "folder of tokenised data; without it $XDG_CACHE_HOME/minimind")
+    streaming: bool = flag(
+        False, "1: tokenise the data in shards while training reads those that are ready; needs --max_steps"
+    )
+    shard_tokens: int = flag(10_000_000, "for --streaming 1: tokens after which a shard ends", low=1)
+    window_tokens: int = flag(
+        100_000_000,
+        "for --streaming 1: tokens of consecutive shards after which a window ends, in which rows are shuffled",
+        low=1,
+    )
+    keep_windows: int | None = flag(
+        None,
+        "for --streaming 1: number of windows on the disk; tokenising waits, and shards that are used up are removed; "
+        "0: keep all shards",
+        low=0,
+    )
+
+
+def streams(data: DataConfig) -> bool:
+    """Whether a run streams its data; jobs over pairs do not."""
+    return isinstance(data, RowDataConfig) and data.streaming
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from minimind.config.jobs import JobConfig
 
 FLAG, DEFAULT, DEMO, DEEPSPEED_FILE, WEIGHTS = "flag", "default", "demo", "DeepSpeed file", "weights"
 CHECKPOINT, MEASURED, ENVIRONMENT, BAD_ROWS_KEPT = "checkpoint", "measured", "environment", "--on_bad_row keep"
+STREAMING = "--streaming 1"
 
 Job = TypeVar("Job", bound=JobConfig, default=JobConfig, covariant=True)
 

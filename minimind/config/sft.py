@@ -4,6 +4,7 @@ train_full_sft.py."""
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from minimind.config.data import held_out_flag
 from minimind.config.fields import flag
@@ -13,6 +14,8 @@ from minimind.config.rows import RowDataConfig, RowModelConfig, RowOptimisationC
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTDataConfig(RowDataConfig):
     """Files of conversations, tokenizer and order."""
+
+    described_as: ClassVar[str] = "conversations"
 
     data_path: tuple[str, ...] = files_flag("conversations")
     data_format: str = flag(

@@ -1,6 +1,6 @@
 """Builds batches: a thread prepares the next batches while the current one computes.
 
-PairSampler (indices) + PairTables (pairs) -> thread: layout(pairs) -> one list of batches per global step
+Sampler (indices) + Rows (pairs)       -> thread: layout(pairs) -> one list of batches per global step
 held-out pairs                             -> thread: layout(pairs) -> batches of an evaluation
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from minimind.data.packs import Layout, PairBatch
-from minimind.data.pair_tables import PairTables
-from minimind.data.sampler import PairSampler
+from minimind.data.pair_tables import PairTables, Rows
+from minimind.data.sampler import Sampler
 
 # Items to prepare ahead. Building a batch takes far less time than computing it, so few are enough.
 _AHEAD = 2
@@ -63,7 +63,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def train_batches(
-    table: PairTables, sampler: PairSampler, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
+    table: Rows, sampler: Sampler, layout: Layout, *, rank: int, start: int, end: int, pin: bool = False
 ) -> Iterator[list[PairBatch]]:
     """Yield one rank's micro-batches of each global step.
 

@@ -8,6 +8,7 @@ pairs, so it stays the same whatever is selected.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -21,8 +22,38 @@ from minimind.data.sources import Source
 from minimind.data.table import PairTable, PreferencePair
 
 
+class Rows(abc.ABC):
+    """What a run trains on, by index: the pairs of tables, or streamed rows (streaming/rows.py)."""
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> PreferencePair:
+        """The pair of an index that a sampler gives."""
+
+    @property
+    @abc.abstractmethod
+    def items(self) -> str:
+        """As `PairTable.items`."""
+
+    @abc.abstractmethod
+    def row_of(self, index: int) -> tuple[Source, int]:
+        """The source and the row's number of a pair, given by its `PreferencePair.index`."""
+
+    def place(self, index: int) -> str:
+        """Where a pair is from, for messages: "pairs.jsonl, line 7"."""
+        source, row = self.row_of(index)
+        return source.place(row)
+
+    def places(self, indices: Iterable[int], most: int) -> str:
+        """Where some pairs are from: "lines 3, 7, ... of a.jsonl, rows 1 of b.parquet"."""
+        rows: dict[Source, set[int]] = {}
+        for index in sorted(indices):
+            source, row = self.row_of(index)
+            rows.setdefault(source, set()).add(row)
+        return ", ".join(f"{source.listed(sorted(found), most)} of {source.name}" for source, found in rows.items())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairTables:
+class PairTables(Rows):
     """The selected pairs of several tables.
 
     Attributes:
@@ -55,7 +86,6 @@ class PairTables:
 
     @property
     def items(self) -> str:
-        """As `PairTable.items`."""
         return self.tables[0].items
 
     @property
@@ -82,23 +112,9 @@ class PairTables:
         return np.cumsum([0, *(len(table) for table in self.tables)])
 
     def row_of(self, index: int) -> tuple[Source, int]:
-        """The source and the row's number of a pair, given by its `PreferencePair.index`."""
         part = self._part(self.starts, index)
         table = self.tables[part]
         return table.source, int(table.lines[index - int(self.starts[part])])
-
-    def place(self, index: int) -> str:
-        """Where a pair is from, for messages: "pairs.jsonl, line 7"."""
-        source, row = self.row_of(index)
-        return source.place(row)
-
-    def places(self, indices: Iterable[int], most: int) -> str:
-        """Where some pairs are from: "lines 3, 7, ... of a.jsonl, rows 1 of b.parquet"."""
-        rows: dict[Source, set[int]] = {}
-        for index in sorted(indices):
-            source, row = self.row_of(index)
-            rows.setdefault(source, set()).add(row)
-        return ", ".join(f"{source.listed(sorted(found), most)} of {source.name}" for source, found in rows.items())
 
     @staticmethod
     def _part(starts: NDArray[np.int64], index: int) -> int:

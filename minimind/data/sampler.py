@@ -11,12 +11,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.mix import Mix
+
+
+class Sampler(Protocol):
+    """The order of what a run trains on: `PairSampler`, or that of streamed rows (streaming/rows.py)."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def global_batch_size(self) -> int: ...
+
+    def epoch_of(self, step: int) -> float: ...
+
+    def micro_batches(self, step: int, rank: int) -> list[list[int]]: ...
+
+    def position_after(self, step: int) -> dict[str, int | str]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,16 +97,15 @@ class PairSampler:
         All ranks have the same number of micro-batches, because under ZeRO-3 they run every forward together.
         """
         batch = self._batch(step)
-        size, ranks = self.micro_batch_size, self.world_size
-        if self.costs is None:
-            starts = ((micro * ranks + rank) * size for micro in range(self.accumulation_steps))
-            return [batch[start : start + size] for start in starts]
-        if self.token_budget is not None:
-            assert self.tokens is not None
-            shares = _distribute(batch, self.costs, ranks, self.accumulation_steps * size)
-            return _split_by_tokens(shares, self.costs, self.tokens, self.token_budget)[rank]
-        groups = _distribute(batch, self.costs, self.accumulation_steps * ranks, size)
-        return groups[rank::ranks]
+        return distribute(
+            batch,
+            None if self.costs is None else self.costs[batch],
+            None if self.tokens is None else self.tokens[batch],
+            micro_batch_size=self.micro_batch_size,
+            accumulation_steps=self.accumulation_steps,
+            world_size=self.world_size,
+            token_budget=self.token_budget,
+        )[rank]
 
     def position_after(self, step: int) -> dict[str, int | str]:
         """Position after global step `step` (from 1), for the checkpoint's manifest.
@@ -123,7 +139,42 @@ def _epoch_order(mix: Mix, seed: int, epoch: int, shuffle: bool) -> NDArray[np.i
     return draws[np.random.default_rng((seed, epoch)).permutation(len(draws))] if shuffle else draws
 
 
-def _distribute(pairs: list[int], costs: NDArray[Any], num_groups: int, size: int) -> list[list[int]]:
+def distribute(
+    batch: Sequence[int],
+    costs: NDArray[np.float64] | None,
+    tokens: NDArray[np.int64] | None,
+    *,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    world_size: int,
+    token_budget: int | None,
+) -> list[list[list[int]]]:
+    """Distribute a global batch over ranks and micro-batches.
+
+    Args:
+        batch: pair indices.
+        costs, tokens: of each pair of the batch; see `PairSampler`. Without costs micro-batches have consecutive pairs.
+        micro_batch_size, accumulation_steps, world_size, token_budget: as in `PairSampler`.
+
+    Returns:
+        The micro-batches of each rank.
+    """
+    size, ranks = micro_batch_size, world_size
+    places = list(range(len(batch)))
+    if costs is None:
+        groups = [places[start : start + size] for start in range(0, len(places), size)]
+        split = [groups[rank::ranks] for rank in range(ranks)]
+    elif token_budget is not None:
+        assert tokens is not None
+        shares = _groups(places, costs, ranks, accumulation_steps * size)
+        split = _split_by_tokens(shares, costs, tokens, token_budget)
+    else:
+        groups = _groups(places, costs, accumulation_steps * ranks, size)
+        split = [groups[rank::ranks] for rank in range(ranks)]
+    return [[[batch[place] for place in group] for group in of_rank] for of_rank in split]
+
+
+def _groups(pairs: list[int], costs: NDArray[Any], num_groups: int, size: int) -> list[list[int]]:
     """Distribute pairs over groups of about equal cost.
 
     Greedy: the most expensive pair first, each to the cheapest group with room.
@@ -153,7 +204,7 @@ def _split_by_tokens(
     # A pair over the budget counts as a full micro-batch. The sum gives a lower bound; more are tried until all fit.
     most_tokens = max(int(np.minimum(tokens[share], budget).sum()) for share in shares)
     for number in range(max(1, -(-most_tokens // budget)), len(shares[0]) + 1):
-        split = [_distribute(share, tokens, number, len(share)) for share in shares]
+        split = [_groups(share, tokens, number, len(share)) for share in shares]
         if all(len(part) == 1 or tokens[part].sum() <= budget for parts in split for part in parts):
             break
     # Ranks wait for each other in every micro-batch, so those with the same index should cost about the same.

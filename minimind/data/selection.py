@@ -105,18 +105,27 @@ def select_pairs(
         problems.append(_long_rows_problem(table, too_long))
     if problems:
         raise DataError("\n".join(problems))
-    left_out = np.zeros_like(wrong)
-    if on_bad_row != KEEP:
-        left_out |= wrong
-    if on_long_row == SKIP:
-        left_out |= too_long
-    elif on_long_row != KEEP:
-        left_out |= table.cuts & LOST > 0
-    if filter_score_gap is not None:
-        left_out |= ~scored_apart(table, filter_score_gap)
-    if left_out.all():
+    out = left_out(table, on_bad_row=on_bad_row, on_long_row=on_long_row, filter_score_gap=filter_score_gap)
+    if out.all():
         raise DataError(_nothing_left(table, on_long_row, filter_score_gap))
-    return dataclasses.replace(table, selected=np.flatnonzero(~left_out))
+    return dataclasses.replace(table, selected=np.flatnonzero(~out))
+
+
+def left_out(
+    table: PairTable, *, on_bad_row: str, on_long_row: str, filter_score_gap: float | None = None
+) -> NDArray[np.bool_]:
+    """Which pairs are not trained on, (n,); see `select_pairs`. Nothing is refused."""
+    wrong = _wrong(table)
+    out = np.zeros_like(wrong)
+    if on_bad_row != KEEP:
+        out |= wrong
+    if on_long_row == SKIP:
+        out |= ~wrong & (_needed(table) > table.max_length)
+    elif on_long_row != KEEP:
+        out |= table.cuts & LOST > 0
+    if filter_score_gap is not None:
+        out |= ~scored_apart(table, filter_score_gap)
+    return out
 
 
 def _wrong(table: PairTable) -> NDArray[np.bool_]:

@@ -104,13 +104,9 @@ def _key(
 ) -> str:
     """Hash of everything that the arrays depend on."""
     digest = hashlib.sha256()
-    tokenizer = encoder.tokenizer
-    # A fast tokenizer can serialise its whole pipeline (normaliser, merges, ...), a slow one only its vocabulary.
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     settings = [_FORMAT, limit.max_length, limit.cut_prompt, shapes.key(), *encoder.key()]
     settings += [limit.long_text] if limit.long_text else []
-    digest.update(json.dumps([settings, content, tokenizer.chat_template, _special(tokenizer)]).encode())
+    digest.update(json.dumps([settings, *_content(encoder.tokenizer)]).encode())
     for number, path in enumerate(source.files):
         # Other files with the same bytes one after the other are other rows.
         digest.update(f"file {number}".encode() if number else b"")
@@ -124,6 +120,15 @@ def _key(
     return digest.hexdigest()[:24]
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """What a tokenizer's Python side decides about special tokens."""
-    return [tokenizer.special_tokens_map, bool(getattr(tokenizer, "split_special_tokens", False))]
+def encoder_key(encoder: RowEncoder) -> str:
+    """Hash of what tokens depend on besides the rows and their cutting."""
+    return hashlib.sha256(json.dumps([_FORMAT, encoder.key(), *_content(encoder.tokenizer)]).encode()).hexdigest()
+
+
+def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What tokens depend on in a tokenizer: its pipeline, its template, and what its Python side decides."""
+    # A fast tokenizer can serialise its whole pipeline (normaliser, merges, ...), a slow one only its vocabulary.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = [tokenizer.special_tokens_map, bool(getattr(tokenizer, "split_special_tokens", False))]
+    return [content, tokenizer.chat_template, special]

@@ -123,7 +123,7 @@ class TableWriter:
             except FileNotFoundError:
                 return
             files[file_name("offsets")].seek(np.dtype(ARRAYS["offsets"]).itemsize)
-            for entry in _entries(journal):
+            for entry in journal_entries(journal):
                 blocks = {name: files[name].read(length) for name, (length, _) in entry["files"].items()}
                 if _known(blocks) != entry["files"]:
                     return
@@ -147,7 +147,7 @@ class TableWriter:
         for name, values in counters.items():
             _add(self._counters[name], values)
         entry = json.dumps({"files": _known(blocks), "bad": bad, **counters}).encode()
-        self._journal.write(b"%08x %s\n" % (zlib.crc32(entry), entry))
+        self._journal.write(journal_line(entry))
         self._journal.flush()
 
     def _write(self, blocks: Mapping[str, bytes]) -> None:
@@ -162,7 +162,12 @@ def _known(blocks: Mapping[str, bytes]) -> dict[str, list[int]]:
     return {name: [len(block), zlib.crc32(block)] for name, block in blocks.items()}
 
 
-def _entries(journal: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+def journal_line(entry: bytes) -> bytes:
+    """A line of a journal, with a checksum that shows whether it is whole."""
+    return b"%08x %s\n" % (zlib.crc32(entry), entry)
+
+
+def journal_entries(journal: Iterator[bytes]) -> Iterator[dict[str, Any]]:
     """The entries of a journal, up to the first that is damaged."""
     for line in journal:
         known, _, entry = line.rstrip(b"\n").partition(b" ")

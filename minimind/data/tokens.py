@@ -16,7 +16,7 @@ import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def tokenize(
     num_workers: int,
     skip: int = 0,
     on_read: Callable[[], object] = lambda: None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk]:
     """Yield the chunks of a source, in its order.
 
     Args:

@@ -44,7 +44,7 @@ def run_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], work
     with pool:
         try:
             for task in tasks:
-                with _without_interrupts():
+                with without_interrupts():
                     pending.append(pool.submit(_run, task))
                 if len(pending) == _TASKS_PER_WORKER * workers:
                     yield pending.popleft().result()
@@ -70,7 +70,7 @@ def _start_pool(function: Callable[[Any], Any], workers: int) -> ProcessPoolExec
 def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _run(task: Any) -> Any:
@@ -78,7 +78,7 @@ def _run(task: Any) -> Any:
     return _function(task)
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
     """Exit when the parent process dies: after a kill, a worker of the pool would wait forever for its next task."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -87,7 +87,7 @@ def _exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Worker processes that start in the block do not get SIGINT: at a Ctrl-C each would print a traceback.
 
     They end with this process, in which another thread gets the signal.

@@ -31,7 +31,7 @@ from minimind.objective.losses import Need
 from minimind.plan.report import explicit_flags, launch_command
 from minimind.ranks.launchers import rank_variables
 from minimind.training.console import Console
-from minimind.training.setup.training_data import shape_options
+from minimind.training.setup.row_options import shape_options
 from minimind.training.tokenising_line import TokenisingLine
 
 # Where nothing was given: the file to begin with.

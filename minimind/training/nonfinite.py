@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minimind.data.packs import Batch
-from minimind.data.pair_tables import PairTables
+from minimind.data.pair_tables import Rows
 from minimind.data.sources import Source, parse_json
 from minimind.errors import DataError, TrainingError
 from minimind.ranks.collectives import from_main, gather
@@ -48,7 +48,7 @@ class NonFiniteReport:
     """
 
     folder: Path
-    data: PairTables
+    data: Rows
     world: World
     latest: Path | None
 
@@ -68,7 +68,7 @@ class NonFiniteReport:
         )
 
 
-def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: PairTables) -> str:
+def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: Rows) -> str:
     """Names the rows of the micro-batches that were not finite, or all rows if every micro-batch was finite.
 
     Args:
@@ -84,7 +84,7 @@ def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: PairTables) 
     return f"The losses of all micro-batches were finite, so any of them can be the cause: {data.items} in {listed}"
 
 
-def write_pairs(folder: Path, step: int, data: PairTables, ranks: Sequence[Sequence[MicroBatch]]) -> str:
+def write_pairs(folder: Path, step: int, data: Rows, ranks: Sequence[Sequence[MicroBatch]]) -> str:
     """Write a step's pairs, one JSON object each: source, line (or number of the row), rank, micro-batch (from 1),
     whether that was finite, and the row.
 

@@ -12,6 +12,8 @@ import numpy as np
 from minimind.config import JobConfig
 from minimind.data.narrowing import shared_prompts
 from minimind.data.pair_tables import PairTables
+from minimind.data.sampler import PairSampler
+from minimind.data.streaming.rows import StreamSampler
 from minimind.data.table import PairTable
 from minimind.data.tokens import OTHER_MASK
 from minimind.engine.ds_schema import value_at
@@ -148,18 +150,13 @@ def _report_memory(prepared: Prepared, console: Console, world: World) -> None:
 
 def report_data(console: Console, data: TrainingData, config: JobConfig, objective: AnyObjective) -> None:
     """Print the number of pairs and steps, and every row and pair that is not trained on."""
-    items = data.table.items
-    stream, total_steps, max_steps = data.stream, data.total_steps, config.optimisation.max_steps
-    epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
-    each_epoch = _number(stream.mix.pairs_per_epoch)
-    console.say(f"{each_epoch} {items} x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} {items}")
-    for line in (*_shares(data.table), *_narrowed(data, config.data.limit), *_labels(data.table, objective)):
-        console.say(f"  {line}")
-    if total_steps < stream.total_steps:
-        console.say(f"  ends after {total_steps} of them (--max_steps)")
-    if max_steps is not None and max_steps > stream.total_steps:
-        console.say(f"  --max_steps {max_steps} will not be reached: the {items} make {stream.total_steps} steps")
-    for table in itertools.chain.from_iterable(tables.tables for tables in data.tables):
+    if isinstance(data.stream, StreamSampler):
+        lines, tables = _streamed(data, data.stream), [*_of_each_source(data.table), *data.tables[1:]]
+    else:
+        lines, tables = _tables(data, data.stream, config, objective), data.tables
+    for line in lines:
+        console.say(line)
+    for table in itertools.chain.from_iterable(one.tables for one in tables):
         for message in row_messages(table, config.data):
             console.say(f"  {table.source.name}: {message}")
         if number := table.counts.get(OTHER_MASK):
@@ -167,12 +164,45 @@ def report_data(console: Console, data: TrainingData, config: JobConfig, objecti
                 f"  {table.source.name}: in {number} of {table.total_rows} rows MiniMind's rule would lose a turn or "
                 "count a user's words, and the turns count here instead (--mask minimind: the rule)"
             )
-    schedule = make_schedule(config.optimisation, total_steps)
+    schedule = make_schedule(config.optimisation, data.total_steps)
     if schedule.name != "minimind" or schedule.warmup_steps:
         console.say(f"  learning rate: {schedule.describe()}")
     # With --max_steps the end of the stream is not reached, so nothing is left over.
-    if stream.left_over and total_steps == stream.total_steps:
-        console.say(f"  the last {stream.left_over} {items} do not fill a global batch and are not trained on")
+    if isinstance(data.stream, PairSampler) and data.stream.left_over and data.total_steps == data.stream.total_steps:
+        left = f"{data.stream.left_over} {data.table.items}"
+        console.say(f"  the last {left} do not fill a global batch and are not trained on")
+
+
+def _tables(data: TrainingData, stream: PairSampler, config: JobConfig, objective: AnyObjective) -> Iterator[str]:
+    """Pairs and steps of data that are tokenised as a whole."""
+    items, total_steps, max_steps = data.table.items, data.total_steps, config.optimisation.max_steps
+    epochs = f"{stream.epochs} epoch{'s' if stream.epochs > 1 else ''}"
+    each_epoch = _number(stream.mix.pairs_per_epoch)
+    yield f"{each_epoch} {items} x {epochs} = {stream.total_steps} steps of {stream.global_batch_size} {items}"
+    for line in (*_shares(data.table), *_narrowed(data, config.data.limit), *_labels(data.table, objective)):
+        yield f"  {line}"
+    if total_steps < stream.total_steps:
+        yield f"  ends after {total_steps} of them (--max_steps)"
+    if max_steps is not None and max_steps > stream.total_steps:
+        yield f"  --max_steps {max_steps} will not be reached: the {items} make {stream.total_steps} steps"
+
+
+def _streamed(data: TrainingData, stream: StreamSampler) -> Iterator[str]:
+    """Steps of streamed data, and their first window."""
+    items, size = data.table.items, stream.global_batch_size
+    yield f"{data.total_steps} steps of {size} {items}, streamed"
+    yield (
+        f"  window to begin with: {len(data.table):,} {items} of {int(data.table.packed_tokens.sum()):,} tokens in "
+        f"{len(data.table.tables)} shards; of its rows:"
+    )
+    for line in (*_shares(data.table), *_narrowed(data, None)):
+        yield f"  {line}"
+
+
+def _of_each_source(tables: PairTables) -> Iterator[PairTables]:
+    """The first shard of each source: the others would repeat its messages."""
+    first = {table.source: table for table in reversed(tables.tables)}
+    yield PairTables(tables=tuple(first.values()))
 
 
 def _narrowed(data: TrainingData, limit: int | None) -> Iterator[str]:

@@ -11,6 +11,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
 from minimind import demo
@@ -174,3 +176,64 @@ def test_pretraining_is_minimind_s(moe, ranks, config, tokenizer, tmp_path):
     split = ("--batch_size", 2, "--accumulation_steps", 4 // ranks, "--loss_mean", "micro_batch")
     run(folder, data, moe, *split, "--on_long_row", "keep", script="launch/pretrain.py", ranks=ranks, config=config)
     check(folder, "pretrain", plain_loop(rows, 2, 4, False, moe), moe)
+
+
+def adapted(data, folder, *more, ranks):
+    return launch(
+        *("launch/train_sft.py", "--deepspeed", "ds_configs/zero2.json", "--data_path", data, "--eval_data_path", data),
+        *("--from_weight", demo.WEIGHT_PATH, "--tokenizer_path", demo.TOKENIZER_PATH, "--lora_rank", 4),
+        *("--learning_rate", 1e-2, "--dtype", "float32", "--max_seq_len", 64, "--log_interval", 1),
+        *("--save_interval", 2, "--save_dir", folder, *more),
+        ranks=ranks,
+    ).succeeded()
+
+
+def test_adapters_of_conversations_go_on_on_fewer_ranks(tokenizer, tmp_path):
+    """LoRA, a kill after step 3, resuming on one rank, and TensorBoard, in two launches."""
+    data, whole, resumed = tmp_path / "rows.jsonl", tmp_path / "whole", tmp_path / "resumed"
+    found = conversations(tokenizer, moe=False)
+    data.write_text("".join(json.dumps({"conversations": row}) + "\n" for row in found), encoding="utf-8")
+    adapted(data, whole, "--batch_size", 2, "--accumulation_steps", 2, ranks=2)
+    assert not (whole / "full_sft_96.pth").exists()
+    adapter = load_file(whole / "lora_full_sft_96/adapter_model.safetensors")
+    assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+    first, last = (metrics(whole, "eval/loss")[place]["eval/loss"] for place in (0, -1))
+    assert last < first
+    events = EventAccumulator(str(whole / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"sft_loss", "perplexity", "token_accuracy", "eval/perplexity"} <= tags, tags
+
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints/step00000004")
+    (resumed / "checkpoints/latest").write_text("step00000002")
+    done = adapted(data, resumed, "--from_resume", 1, ranks=1)
+    assert "resuming after step 2, resharded: 2 ranks" in done.output
+    names = ("step", "loss", "perplexity", "token_accuracy", "grad_norm", "learning_rate")
+    curves = [[[entry[name] for name in names] for entry in metrics(folder)] for folder in (whole, resumed)]
+    for now, was in zip(*curves, strict=True):
+        assert now == pytest.approx(was, rel=1e-4)
+
+
+# Compiling takes each rank half a minute.
+@pytest.mark.long
+@pytest.mark.parametrize("script", ["launch/pretrain.py", "launch/train_sft.py"])
+def test_a_compiled_run_takes_the_same_steps_and_resumes(script, tokenizer, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    rows = [
+        {"conversations": row} if "sft" in script else {"text": row[-1]["content"] * 3}
+        for row in conversations(tokenizer, moe=False)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {"script": script, "ranks": 1, "config": "zero1"}
+    split = ("--batch_size", 2, "--accumulation_steps", 2)
+    run(tmp_path / "plain", data, False, *split, **options)
+    run(tmp_path / "compiled", data, False, *split, "--use_compile", 1, **options)
+    losses = [[entry["loss"] for entry in metrics(tmp_path / name)] for name in ("plain", "compiled")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    was = untimed(tmp_path / "compiled")
+    last = max((tmp_path / "compiled/checkpoints").glob("step*"))
+    shutil.rmtree(last)
+    more = ("--use_compile", 1, "--from_resume", 1, "--on_bad_checkpoint", "previous")
+    run(tmp_path / "compiled", data, False, *split, *more, **options)
+    assert untimed(tmp_path / "compiled") == was

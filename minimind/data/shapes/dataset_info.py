@@ -18,15 +18,24 @@ from minimind.data.sources import RowError
 from minimind.errors import DataError
 
 FILE_NAME = "dataset_info.json"
-# formatting -> name of the shape.
-_SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "sharegpt"}
-# Key of `columns` -> the usual name of the column, by shape.
-_COMMON = {name: name for name in ("system", "tools", "chosen", "rejected", "images", "videos", "audios", "kto_tag")}
-_COLUMNS = {
-    "alpaca": {**_COMMON, "prompt": "instruction", "query": "input", "response": "output", "history": "history"},
-    "sharegpt": {**_COMMON, "messages": "conversations"},
+# What the job's rows are -> formatting -> name of the shape.
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "pairs": {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "sharegpt"},
+    "conversations": {"alpaca": "instructions", "sharegpt": "conversations", "openai": "conversations"},
+    "texts": {"alpaca": "texts"},
 }
-_NEEDED = ("instruction", "conversations", "chosen", "rejected", "kto_tag")
+# Key of `columns` -> the usual name of the column, by shape.
+_ALONE = {name: name for name in ("system", "tools", "images", "videos", "audios")}
+_COMMON = {**_ALONE, **{name: name for name in ("chosen", "rejected", "kto_tag")}}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
+_COLUMNS = {
+    "alpaca": {**_COMMON, **_ALPACA},
+    "sharegpt": {**_COMMON, "messages": "conversations"},
+    "instructions": {**_ALONE, **_ALPACA},
+    "conversations": {**_ALONE, "messages": "conversations"},
+    "texts": {"prompt": "text"},
+}
+_NEEDED = ("instruction", "conversations", "chosen", "rejected", "kto_tag", "text")
 # Shape of rows with one answer, whose label is in the column of this key.
 _LABEL, _LABELLED = "kto_tag", "unpaired"
 # Key of `tags` -> role of a message.
@@ -81,22 +90,21 @@ def dataset_info(files: Sequence[Path], config: DataConfig) -> DatasetInfo | Non
     """The entry of the files of one source, in the file of --dataset_info or in the one beside them.
 
     Returns:
-        None if --data_format names a shape, if the job reads no such files, if there is none, or, where none was given,
-        if it has no entry.
+        None if --data_format names a shape, if there is no such file, or, where none was given, if it has no entry.
 
     Raises:
         DataError: the file cannot be read, the entry cannot be used, or the data files have different entries.
     """
-    if config.data_format != "auto" or not config.has_dataset_info:
+    if config.data_format != "auto":
         return None
     given = Path(config.dataset_info) if config.dataset_info else None
-    found = [_entry(file, given) for file in files]
+    found = [_entry(file, given, config.described_as) for file in files]
     if len({json.dumps(one and one.key()) for one in found}) > 1:
         raise DataError(f"{files[0]} and others are read together, but {FILE_NAME} has different entries for them")
     return found[0] if found else None
 
 
-def _entry(file: Path, given: Path | None) -> DatasetInfo | None:
+def _entry(file: Path, given: Path | None, kind: str) -> DatasetInfo | None:
     path = given or file.parent / FILE_NAME
     if given is None and not path.is_file():
         return None
@@ -110,7 +118,7 @@ def _entry(file: Path, given: Path | None) -> DatasetInfo | None:
         if given is None:
             return None
         raise DataError(f'{path}: no entry has the "file_name" {file.name}')
-    found = [_read(f"{path}, entry {name!r}", entry) for name, entry in named.items()]
+    found = [_read(f"{path}, entry {name!r}", entry, kind) for name, entry in named.items()]
     if len({json.dumps(one.key()) for one in found}) > 1:
         raise DataError(f"{path}: the entries {listed(named)} read {file.name} in different ways; keep one of them")
     return found[0]
@@ -126,28 +134,19 @@ def _names(entry: Mapping[str, Any], path: Path, file: Path) -> bool:
     )
 
 
-def _read(origin: str, entry: Mapping[str, Any]) -> DatasetInfo:
-    formatting = entry.get("formatting", "alpaca")
-    if not isinstance(formatting, str) or formatting not in _SHAPES:
-        raise DataError(f'{origin}: unknown "formatting" {formatting!r}; known are {", ".join(_SHAPES)}')
+def _read(origin: str, entry: Mapping[str, Any], kind: str) -> DatasetInfo:
+    formatting, shapes = entry.get("formatting", "alpaca"), KINDS[kind]
+    if not isinstance(formatting, str) or formatting not in shapes:
+        raise DataError(f'{origin}: unknown "formatting" {formatting!r}; known are {", ".join(shapes)}')
     if entry.get("num_samples"):
         raise DataError(f'{origin}: "num_samples" is not read; remove it, and limit the run by --max_steps')
-    shape = _SHAPES[formatting]
     columns, tags = (_texts(origin, name, entry.get(name)) for name in ("columns", "tags"))
-    usual = _COLUMNS[shape]
+    shape = _shape(origin, shapes[formatting], kind, entry, is_labelled=bool(columns.get(_LABEL)))
+    usual = _COLUMNS[shapes[formatting]]
     if unknown := [name for name in columns if name not in usual]:
         raise DataError(f'{origin}: "columns" has {listed(unknown)}, which {formatting} does not have')
     if unknown := [name for name in tags if name not in {"role_tag", "content_tag", *_ROLE_TAGS}]:
         raise DataError(f'{origin}: "tags" has {listed(unknown)}, which is no tag')
-    if columns.get(_LABEL):
-        if entry.get("ranking"):
-            raise DataError(f'{origin}: "ranking" is for pairs, "{_LABEL}" for single answers; remove one of them')
-        shape = _LABELLED
-    elif entry.get("ranking") is not True:
-        raise DataError(
-            f'{origin}: it has no "ranking": true, so its rows have one answer each; a preference has two, or a label '
-            f'in the column of "{_LABEL}"'
-        )
     plain = ("role", "content") if formatting == "openai" else ("from", "value")
     return DatasetInfo(
         origin=origin,
@@ -159,6 +158,25 @@ def _read(origin: str, entry: Mapping[str, Any]) -> DatasetInfo:
             roles={**ROLES, **{tags[name]: role for name, role in _ROLE_TAGS.items() if name in tags}},
         ),
     )
+
+
+def _shape(origin: str, shape: str, kind: str, entry: Mapping[str, Any], *, is_labelled: bool) -> str:
+    """The shape of the rows: that of the formatting, or that of answers with labels."""
+    if kind != "pairs":
+        if is_labelled or entry.get("ranking"):
+            what = f'a column of "{_LABEL}"' if is_labelled else '"ranking"'
+            raise DataError(f"{origin}: it has {what}: its rows judge answers; they are for launch/train_dpo.py")
+        return shape
+    if is_labelled:
+        if entry.get("ranking"):
+            raise DataError(f'{origin}: "ranking" is for pairs, "{_LABEL}" for single answers; remove one of them')
+        return _LABELLED
+    if entry.get("ranking") is not True:
+        raise DataError(
+            f'{origin}: it has no "ranking": true, so its rows have one answer each; a preference has two, or a label '
+            f'in the column of "{_LABEL}"'
+        )
+    return shape
 
 
 def _texts(origin: str, name: str, value: Any) -> dict[str, str]:

@@ -162,7 +162,7 @@ def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOpt
     try:
         return _convert(entry.shape, entry.renamed(row), options)
     except RowError as error:
-        raise RowError(f"read by {FILE_NAME} as {SHAPES[entry.shape].title}: {error}") from error
+        raise RowError(f"read by {FILE_NAME} as {shape_named(entry.shape).title}: {error}") from error
 
 
 def _known(options: ShapeOptions) -> Mapping[str, RowShape]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minimind.checkpoints.store import Checkpoints
-from minimind.data.sampler import PairSampler
+from minimind.data.sampler import Sampler
 from minimind.engine.moving_reference import MovingReference
 from minimind.engine.policy import Policy
 from minimind.errors import CheckpointError, TrainingError, WeightsError
@@ -46,7 +46,7 @@ class Saving(Listener):
         folder: Path,
         interval: int,
         policy: Policy,
-        stream: PairSampler,
+        stream: Sampler,
         steps: StepMetrics,
         events: Events,
         console: Console,

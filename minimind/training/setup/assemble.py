@@ -11,6 +11,7 @@ from pathlib import Path
 from minimind import demo
 from minimind.data.loader import train_batches
 from minimind.data.packs import Batch
+from minimind.data.streaming.rows import StreamSampler
 from minimind.diagnosis.pair_signals import COLUMNS
 from minimind.objective.losses import Need
 from minimind.ranks.watch import Watch
@@ -31,6 +32,7 @@ from minimind.training.listeners.progress import Progress
 from minimind.training.listeners.reference_updates import ReferenceUpdates
 from minimind.training.listeners.samples import Samples
 from minimind.training.listeners.saving import Saving
+from minimind.training.listeners.stream_report import StreamReport
 from minimind.training.loop import Run
 from minimind.training.metrics import StepMetrics
 from minimind.training.nonfinite import NonFiniteReport
@@ -82,7 +84,7 @@ def assemble_run(
         events=events,
         nonfinite=NonFiniteReport(
             folder=folder,
-            data=data.table,
+            data=data.rows,
             world=world,
             latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
         ),
@@ -109,7 +111,7 @@ def _step_metrics(prepared: Prepared, engines: Engines, job: Job, speed: Speed, 
 def _batches(data: TrainingData, engines: Engines, world: World, start: int) -> Iterator[Sequence[Batch]]:
     """This rank's micro-batches of every global step after `start`."""
     return train_batches(
-        data.table,
+        data.rows,
         data.stream,
         engines.layout,
         rank=world.rank,
@@ -152,6 +154,8 @@ def _listeners(
         )
     # Its clock starts at `Start`, after the work of the listeners before it.
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)
+    if isinstance(data.stream, StreamSampler):
+        yield StreamReport(rows=data.stream.rows, console=console)
     # After the lines about the metrics that it judges. An evaluation is over before the save of its step.
     if config.run.guard != "off":
         yield _guard(prepared, data, run, console)

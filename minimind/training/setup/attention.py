@@ -123,7 +123,7 @@ def _require(shape: AttentionShape, name: str, segments: Segments) -> None:
 
 def _measured_pack(data: TrainingData) -> Segments:
     """Segments of the first micro-batch, cut to the measured size; a longer first pair keeps its proportions."""
-    segments = pack([data.table[index] for index in data.stream.micro_batches(1, 0)[0]]).segments
+    segments = pack(data.first_micro_batch()).segments
     tokens = sum(segments[0])
     if tokens > _MEASURED_TOKENS:
         prefix, chosen, rejected = (part * _MEASURED_TOKENS // tokens for part in segments[0])

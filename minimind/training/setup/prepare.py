@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind import demo
 from minimind.checkpoints.find import Checkpoint
-from minimind.config import BAD_ROWS_KEPT, DEMO, JobConfig, ModelDefaults, Settings
+from minimind.config import BAD_ROWS_KEPT, DEMO, STREAMING, JobConfig, ModelDefaults, Settings
 from minimind.config.environment import with_switches
 from minimind.config.generations import defaults_of_run, with_model_defaults
-from minimind.data.selection import KEEP
+from minimind.config.rows import streams
+from minimind.data.selection import KEEP, SKIP
 from minimind.data.sets import plain_words
 from minimind.data.sources import local_paths
 from minimind.engine.ds_config import ResolvedConfig, resolve_policy, resolve_reference, take_batch
@@ -206,6 +207,8 @@ def with_implied(settings: Settings) -> Settings:
         settings = settings.with_defaults({"learning_rate": ADAPTERS_RATE}, "adapters")
     if _is_demo(settings.config):
         settings = settings.with_defaults(demo.SETTINGS | (demo.ADAPTER_SETTINGS if adapted else {}), DEMO)
+    if streams(settings.config.data):
+        settings = settings.with_defaults({"on_bad_row": SKIP}, STREAMING)
     if settings.config.data.on_bad_row == KEEP:
         settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
     return settings

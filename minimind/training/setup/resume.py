@@ -16,7 +16,7 @@ from typing import Any
 
 from minimind.checkpoints.find import Checkpoint
 from minimind.config import DEFAULT
-from minimind.data.sampler import PairSampler
+from minimind.data.sampler import Sampler
 from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import CheckpointError
 from minimind.model.dropout import dropout_fields
@@ -82,9 +82,7 @@ def describe(
             **prepared.objective.options(),
             "optimizer": {**optimizer, "params": params},
             **model_identity(prepared.source.config),
-            "data": data.table.key,
-            "mix": [str(weight) for weight in data.stream.mix.weights],
-            "pairs": len(data.table),
+            **data.identity,
             "pairs a step": data.stream.global_batch_size,
             "start weights": fingerprint,
             "reference weights": reference,
@@ -132,7 +130,7 @@ def _adapters(prepared: Prepared) -> dict[str, object] | None:
     }
 
 
-def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: PairSampler) -> None:
+def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Sampler) -> None:
     """Refuse a checkpoint of another run, a stream that would repeat or skip pairs, and states that swap to NVMe.
 
     Raises:

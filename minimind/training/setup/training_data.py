@@ -1,36 +1,32 @@
 """The run's data: tokenised pairs, the order in which they are trained on, and the number of global steps.
 
 sources -> PairTable of each -> PairTables -> PairSampler -> TrainingData
+           or, under --streaming 1, shards (streamed_data.py) -> StreamSampler -> TrainingData
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from minimind.config import JobConfig, Settings
 from minimind.config.data import DataConfig
-from minimind.data.columns import NO_VARIABLES
-from minimind.data.encoding import EncodingOptions
-from minimind.data.left_out import words_of
+from minimind.config.rows import streams
 from minimind.data.narrowing import first_pairs, without_duplicates
-from minimind.data.pair_tables import PairTables
+from minimind.data.pair_tables import PairTables, Rows
 from minimind.data.sampler import PairSampler
 from minimind.data.scores import check_scores
 from minimind.data.selection import CUT_PROMPT, select_pairs
 from minimind.data.sets import plain_words, set_ranges, without_duplicates_in_sets
-from minimind.data.shapes import Items, ShapeOptions, shape_named
-from minimind.data.shapes.dataset_info import dataset_info
+from minimind.data.shapes import Items, shape_named
 from minimind.data.sources import Source, find_sources
-from minimind.data.table import PairTable
+from minimind.data.streaming.rows import StreamSampler
+from minimind.data.table import PairTable, PreferencePair
 from minimind.data.table_build import TokenisingListener
 from minimind.data.table_cache import load_table
-from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError, LaunchError
 from minimind.objective.interface import AnyObjective
 from minimind.objective.losses import Need
@@ -40,6 +36,8 @@ from minimind.ranks.world import World
 from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.prepare import Prepared, cache_dir
 from minimind.training.setup.problems import Problems
+from minimind.training.setup.row_options import encoding_options, shape_options
+from minimind.training.setup.streamed_data import open_stream
 
 # Sources with problems that are listed: all files of a folder may have the same one.
 _PROBLEMS = 5
@@ -50,7 +48,7 @@ class TrainingData:
     """Data of a run.
 
     Attributes:
-        table: the pairs that are trained on.
+        table: the pairs that are trained on; of streamed data those of the first window that the run takes.
         eval_table: held-out pairs of all sets; None without --eval_data_path.
         eval_sets: name of each set -> its indices in `eval_table`.
         stream: order of the pairs, by global step, rank and micro-batch.
@@ -59,9 +57,28 @@ class TrainingData:
 
     table: PairTables
     eval_table: PairTables | None
-    stream: PairSampler
+    stream: PairSampler | StreamSampler
     total_steps: int
     eval_sets: Mapping[str, range] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> Rows:
+        """What the indices of the stream are of."""
+        return self.stream.rows if isinstance(self.stream, StreamSampler) else self.table
+
+    def first_micro_batch(self) -> list[PreferencePair]:
+        """Pairs of a micro-batch, for measurements; of streamed data rows of the first window, which is there."""
+        if isinstance(self.stream, StreamSampler):
+            return [self.table[index] for index in range(min(len(self.table), self.stream.micro_batch_size))]
+        return [self.table[index] for index in self.stream.micro_batches(1, 0)[0]]
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """What the global batches depend on besides seed, size and epochs, for manifests."""
+        if isinstance(self.stream, StreamSampler):
+            return self.stream.identity
+        mix = [str(weight) for weight in self.stream.mix.weights]
+        return {"data": self.table.key, "mix": mix, "pairs": len(self.table)}
 
     @property
     def tables(self) -> list[PairTables]:
@@ -84,8 +101,10 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
         LaunchError: the machines have other data.
     """
     config = prepared.settings.config
-    table = _load_pairs(prepared, world, config.data.data_path, listener)
     held_out = config.data.eval_data_path
+    if streams(config.data):
+        return _streamed(prepared, world, listener)
+    table = _load_pairs(prepared, world, config.data.data_path, listener)
     eval_table = _load_pairs(prepared, world, plain_words(held_out), listener) if held_out else None
     _check_pairing(prepared.settings, [*table.tables, *(eval_table.tables if eval_table is not None else ())])
     table, eval_table = narrowed(table, eval_table, config.data)
@@ -96,6 +115,18 @@ def load_data(prepared: Prepared, world: World, listener: TokenisingListener) ->
     total_steps = from_main(world, lambda: count_steps(stream, config))
     sets = set_ranges(eval_table, held_out) if eval_table is not None else {}
     return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=total_steps, eval_sets=sets)
+
+
+def _streamed(prepared: Prepared, world: World, listener: TokenisingListener) -> TrainingData:
+    """Data of which shards are made while the run trains on others; held-out data are tokenised before."""
+    config = prepared.settings.config
+    steps, held_out = config.optimisation.max_steps, config.data.eval_data_path
+    assert steps is not None
+    eval_table = _load_pairs(prepared, world, plain_words(held_out), listener) if held_out else None
+    stream, table = open_stream(prepared, world, listener)
+    from_main(world, lambda: make_schedule(config.optimisation, steps))  # raises
+    sets = set_ranges(eval_table, held_out) if eval_table is not None else {}
+    return TrainingData(table=table, eval_table=eval_table, stream=stream, total_steps=steps, eval_sets=sets)
 
 
 def _load_pairs(prepared: Prepared, world: World, words: Sequence[str], listener: TokenisingListener) -> PairTables:
@@ -168,7 +199,7 @@ def tokenized_table(
         source,
         tokenizer,
         max_length=data.max_seq_len,
-        options=encoding_options(data, words_of(ChatTemplate(tokenizer)) if data.template_kwargs else frozenset()),
+        options=encoding_options(data, tokenizer),
         shapes=dataclasses.replace(shape_options(data, source), items=items),
         cut_prompt=data.on_long_row == CUT_PROMPT,
         long_text=data.on_long_row if items is Items.TEXTS else "",
@@ -238,49 +269,6 @@ def _check_pairing(settings: Settings, tables: list[PairTable]) -> None:
     given = [f"--{name}" for name in ("pairing", "score_gap") if settings.explicit(name)]
     if given and not any(shape_named(name).several for table in tables for name in table.shapes):
         raise ConfigError(f"{' and '.join(given)}: no row has several answers with scores or ranks", agreed=True)
-
-
-def shape_options(config: DataConfig, source: Source) -> ShapeOptions:
-    """How the rows of a source are read under these flags.
-
-    Raises:
-        DataError: `dataset_info.json` cannot be used.
-    """
-    return ShapeOptions(
-        data_format=config.data_format,
-        pairing=config.pairing,
-        score_gap=config.score_gap,
-        dataset_info=dataset_info(source.files, config),
-    )
-
-
-def encoding_options(config: DataConfig, words: frozenset[str]) -> EncodingOptions:
-    """How conversations are encoded under these flags.
-
-    Args:
-        words: all words of the chat template's source.
-
-    Raises:
-        ConfigError: --template_kwargs is not a JSON object of variables that the template reads.
-    """
-    kwargs: Any = {}
-    if config.template_kwargs:
-        try:
-            kwargs = json.loads(config.template_kwargs)
-        except ValueError as error:
-            raise ConfigError(f"--template_kwargs: invalid JSON ({error}): {config.template_kwargs}") from error
-    if not isinstance(kwargs, dict):
-        raise ConfigError(f"--template_kwargs: not a JSON object: {config.template_kwargs}")
-    if taken := sorted(NO_VARIABLES.intersection(kwargs)):
-        raise ConfigError(f"--template_kwargs: {taken[0]!r} is no variable of a chat template")
-    if unknown := sorted(kwargs.keys() - words):
-        raise ConfigError(f"--template_kwargs: the chat template does not read {unknown[0]!r}; see its source")
-    return EncodingOptions(
-        mask=config.mask,
-        empty_think_ratio=config.empty_think_ratio,
-        template_kwargs=kwargs,
-        last_turn_only=config.last_turn_only,
-    )
 
 
 def count_steps(stream: PairSampler, config: JobConfig) -> int:

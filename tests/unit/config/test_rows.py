@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from minimind.config import DPOConfig, SFTConfig, fields_of
-from minimind.config.rows import RowDataConfig, RowEngineConfig, RowModelConfig, TokenLossConfig
+from minimind.config import DataConfig, DPOConfig, SFTConfig, fields_of
+from minimind.config.rows import RowDataConfig, RowEngineConfig, RowModelConfig, TokenLossConfig, streams
 
-OF_PAIRS = {"pairing", "score_gap", "filter_score_gap", "dataset_info", "reference", "reference_weight"} | {
+OF_PAIRS = {"pairing", "score_gap", "filter_score_gap", "reference", "reference_weight"} | {
     "reference_update",
     "reference_config",
     "loss",
@@ -17,20 +17,23 @@ OF_PAIRS = {"pairing", "score_gap", "filter_score_gap", "dataset_info", "referen
     "loss_options",
     "lora_reference",
 }
+OF_STREAMING = {"streaming", "shard_tokens", "window_tokens", "keep_windows"}
 
 
 def test_flags_about_pairs_are_absent_and_no_others():
     own = {item.name for item in fields_of(SFTConfig)}
     assert {item.name for item in fields_of(DPOConfig)} - own == OF_PAIRS
-    assert own - {item.name for item in fields_of(DPOConfig)} == {item.name for item in fields_of_section()}
+    of_loss = {item.name for item in dataclasses.fields(TokenLossConfig)}
+    assert own - {item.name for item in fields_of(DPOConfig)} == of_loss | OF_STREAMING
 
 
-def fields_of_section():
-    return dataclasses.fields(TokenLossConfig)
+def test_only_rows_are_streamed():
+    assert streams(RowDataConfig(streaming=True))
+    assert not streams(RowDataConfig())
+    assert not streams(DataConfig())
 
 
 def test_what_is_absent_has_the_value_of_a_run_without_it():
     assert RowEngineConfig().reference == "none"
     assert RowModelConfig().reference_weight is None
     assert RowDataConfig().filter_score_gap is None
-    assert not RowDataConfig.has_dataset_info

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from minimind.config import DataConfig
-from minimind.data.shapes import ShapeOptions, parse_answers, parse_rows
+from minimind.config import DataConfig, PretrainConfig, SFTConfig
+from minimind.data.shapes import Items, ShapeOptions, parse_answers, parse_items, parse_rows
 from minimind.data.shapes.dataset_info import DatasetInfo, dataset_info
 from minimind.data.sources import RowError
 from minimind.errors import DataError
@@ -31,10 +31,10 @@ TEXTS = {"good": "Hay.", "bad": "Who cares."}
 def found(tmp_path):
     """The entry that is found for pairs.json beside a dataset_info.json of these entries."""
 
-    def find(entries: object, *files: str, **flags: str) -> DatasetInfo | None:
+    def find(entries: object, *files: str, kind: type = DataConfig, **flags: str) -> DatasetInfo | None:
         content = entries if isinstance(entries, str) else json.dumps(entries)
         (tmp_path / "dataset_info.json").write_text(content, encoding="utf-8")
-        return dataset_info([tmp_path / name for name in files or ("pairs.json",)], DataConfig(**flags))
+        return dataset_info([tmp_path / name for name in files or ("pairs.json",)], kind(**flags))
 
     return find
 
@@ -178,3 +178,50 @@ def test_the_key_is_what_is_read_and_not_where(found):
     info = found({"mine": ALPACA})
     assert dataclasses.replace(info, origin="elsewhere").key() == info.key()
     assert found({"mine": SHAREGPT}).key() != info.key()
+
+
+SFT, PRETRAIN = type(SFTConfig().data), type(PretrainConfig().data)
+
+
+def alone(info: DatasetInfo, row: dict, items: Items):
+    (found,) = parse_items(row, ShapeOptions(dataset_info=info, items=items))
+    return found
+
+
+def test_conversations_of_fine_tuning_are_renamed(found):
+    """The entries that LLaMA-Factory has for fine-tuning, without a ranking."""
+    talk = conversation("What do horses eat?", "Hay.")
+    alpaca = {"file_name": "pairs.json", "columns": {"prompt": "q", "response": "a", "system": "rule"}}
+    row = alone(found({"mine": alpaca}, kind=SFT), {"q": "What do horses eat?", "a": "Hay."}, Items.CONVERSATIONS)
+    assert (row.shape, row.messages) == ("instructions", talk)
+    sharegpt = {name: value for name, value in SHAREGPT.items() if name != "ranking"}
+    turns = [{"who": "boy", "says": "What do horses eat?"}, {"who": "bot", "says": "Hay."}]
+    row = alone(found({"mine": sharegpt}, kind=SFT), {"talk": turns, "rule": "Be kind."}, Items.CONVERSATIONS)
+    assert (row.shape, row.messages) == ("conversations", [{"role": "system", "content": "Be kind."}, *talk])
+    openai = {name: value for name, value in OPENAI.items() if name != "ranking"}
+    row = alone(found({"mine": openai}, kind=SFT), {"talk": talk}, Items.CONVERSATIONS)
+    assert row.messages == talk
+
+
+def test_texts_of_pretraining_are_renamed(found):
+    info = found({"mine": {"file_name": "pairs.json", "columns": {"prompt": "body"}}}, kind=PRETRAIN)
+    assert alone(info, {"body": "Horses eat hay."}, Items.TEXTS).text == "Horses eat hay."
+    with pytest.raises(
+        RowError, match=r"read by dataset_info.json as a text: .* does not have|names the column 'body'"
+    ):
+        alone(info, {"text": "x"}, Items.TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "reason"),
+    [
+        (SFT, {"ranking": True}, 'it has "ranking": its rows judge answers; they are for launch/train_dpo.py'),
+        (SFT, {"columns": {"kto_tag": "good"}}, 'it has a column of "kto_tag": its rows judge answers'),
+        (SFT, {"columns": {"chosen": "good"}}, "\"columns\" has 'chosen', which alpaca does not have"),
+        (PRETRAIN, {"formatting": "openai"}, "unknown \"formatting\" 'openai'; known are alpaca"),
+    ],
+)
+def test_entries_of_another_job_are_refused(found, kind, entry, reason):
+    with pytest.raises(DataError) as error:
+        found({"mine": {"file_name": "pairs.json", **entry}}, kind=kind)
+    assert reason in str(error.value)

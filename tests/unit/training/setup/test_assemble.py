@@ -40,6 +40,7 @@ def assemble(tmp_path):
         )
         data = SimpleNamespace(
             table=SimpleNamespace(source=None),
+            rows=None,
             eval_table=eval_table,
             eval_sets={"": range(2)},
             eval_identity="key",

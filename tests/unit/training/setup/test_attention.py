@@ -13,8 +13,6 @@ from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MistralConfi
 from minimind.checkpoints.find import Checkpoint
 from minimind.checkpoints.manifest import Manifest
 from minimind.config import parse_settings
-from minimind.data.mix import Mix
-from minimind.data.sampler import PairSampler
 from minimind.errors import ConfigError
 from minimind.model.backend_choice import AttentionShape, BackendChoice
 from minimind.model.configuration import MiniMindConfig
@@ -155,11 +153,8 @@ def test_latent_attention_has_another_size_for_values():
 
 
 def test_the_first_micro_batch_is_measured_in_whole_pairs(monkeypatch):
-    stream = PairSampler(
-        mix=Mix.plain(4), epochs=1, micro_batch_size=4, accumulation_steps=1, world_size=1, shuffle=False, seed=0
-    )
     segments = ((9, 1, 2), (3, 4, 5), (2, 2, 2), (1, 1, 1))
-    data = SimpleNamespace(stream=stream, table=segments)
+    data = SimpleNamespace(first_micro_batch=lambda: segments)
     monkeypatch.setattr(attention, "pack", lambda pairs: SimpleNamespace(segments=tuple(pairs)))
     assert attention._measured_pack(data) == segments
     monkeypatch.setattr(attention, "_MEASURED_TOKENS", 25)

@@ -20,6 +20,7 @@ from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.setup.open_run import find_resumed, open_run
 from minimind.training.setup.resume import START_WEIGHTS
+from minimind.training.setup.training_data import TrainingData
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -51,7 +52,7 @@ def opened(tmp_path):
             policy_config=SimpleNamespace(stage=2, values=values, overridden={}),
             reference_config=SimpleNamespace(values={}),
         )
-        data = SimpleNamespace(table=table, stream=stream, total_steps=5)
+        data = TrainingData(table=table, eval_table=None, stream=stream, total_steps=5)
         console = SimpleNamespace(say=lambda line: None)
         return open_run(prepared, data, WORLD, watch or Watch(), console), stream
 

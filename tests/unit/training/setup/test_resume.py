@@ -22,6 +22,7 @@ from minimind.objective.choice import choose_objective
 from minimind.objective.losses import SigmoidLoss, option, registry
 from minimind.training.jobs.kinds import KINDS
 from minimind.training.setup.resume import check_same_run, describe, describe_reshard
+from minimind.training.setup.training_data import TrainingData
 
 # MiniMind's optimizer in a DeepSpeed file for a CPU, and in one for offloading.
 TORCH = {"type": "AdamW", "params": {"lr": 0.1, "betas": [0.9, 0.999], "torch_adam": True, "fused": True}}
@@ -57,7 +58,7 @@ def description(ranks=2, stage=2, optimizer=TORCH, flags="", model=None, order=N
         adapters=None,
     )
     table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
-    data = SimpleNamespace(table=table, stream=order or stream(ranks), total_steps=6)
+    data = TrainingData(table=table, eval_table=None, stream=order or stream(ranks), total_steps=6)
     return describe(prepared, data, "weights'")
 
 
@@ -271,5 +272,5 @@ def of_job(flags):
         adapters=None,
     )
     table = type("Table", (), {"key": "data's", "__len__": lambda self: 26})()
-    data = SimpleNamespace(table=table, stream=stream(), total_steps=6)
+    data = TrainingData(table=table, eval_table=None, stream=stream(), total_steps=6)
     return describe(prepared, data, "weights'")["identity"]

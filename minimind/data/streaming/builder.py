@@ -1,0 +1,271 @@
+"""Makes shards in the order in which a run takes them, ahead of it, in a process of its own.
+
+    sources -> tokenize (tokens.py) -> chunks -> ShardStore.write, shard after shard
+    Position of the run -> which windows are made, and which are removed where the disk is to hold a few only
+
+A killed run loses the shard that was being written. What a shard holds depends on the data alone: it ends with the
+chunk that reaches its number of tokens, and at the end of a source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from minimind.data.encoding import RowEncoder
+from minimind.data.pairs import LengthLimit
+from minimind.data.shapes import ShapeOptions
+from minimind.data.sources import Source
+from minimind.data.streaming.order import StreamOrder, Word
+from minimind.data.streaming.shards import LOCK, Policies, Shard, ShardStore
+from minimind.data.tokens import ROWS, Chunk, tokenize
+from minimind.data.worker_pool import exit_with_parent, without_interrupts
+from minimind.errors import MiniMindError
+from minimind.locks import held
+
+# Why a shard is not there when all have been made.
+GONE = "a shard of tokenised data is gone that was there; resume the run (--from_resume 1), which makes it again"
+_POLL_SECONDS = 0.2
+# Added to the niceness: training comes first.
+_NICENESS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordRecipe:
+    """How the shards of a word are made.
+
+    Attributes:
+        folder: of the shards; its name is a hash of everything that they depend on.
+        sources: in the order in which they are tokenised.
+        shapes: how the rows of each source are read.
+    """
+
+    word: Word
+    folder: Path
+    sources: tuple[Source, ...]
+    shapes: tuple[ShapeOptions, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How all shards of a run are made. It is sent to another process.
+
+    Attributes:
+        shard_tokens, window_tokens: a shard, and a window, ends when it has so many.
+        seed: of the order; None: that of the data.
+        rows: number of rows that the run takes.
+        keep_windows: number of windows on the disk, from the one that the run is in; None: all.
+        behind: number of rows before the last one that the run has asked for, which some rank may still need.
+        num_workers: largest number of processes that tokenise.
+    """
+
+    words: tuple[WordRecipe, ...]
+    encoder: RowEncoder
+    limit: LengthLimit
+    policies: Policies
+    shard_tokens: int
+    window_tokens: int
+    seed: int | None
+    rows: int
+    keep_windows: int | None
+    behind: int
+    num_workers: int
+
+    def stores(self, *, checked: bool = True) -> list[ShardStore]:
+        """The folders of shards, one for each word."""
+        return [ShardStore(one.folder, one.sources, self.policies, checked=checked) for one in self.words]
+
+    def order(self, shard_of: Callable[[int, int], Shard | None]) -> StreamOrder:
+        """The order of rows, see `StreamOrder`."""
+        words = [one.word for one in self.words]
+        return StreamOrder(words, shard_of, window_tokens=self.window_tokens, seed=self.seed)
+
+
+class _Reader:
+    """The chunks of a source from a row on.
+
+    Attributes:
+        source, row: the next row is this one of this source.
+        bytes: read of the source up to there.
+    """
+
+    def __init__(self, chunks: Generator[Chunk], source: int, row: int, byte_count: int) -> None:
+        self.source, self.row, self.bytes = source, row, byte_count
+        self._chunks = chunks
+        self._ahead: Chunk | None = None
+
+    def is_over(self) -> bool:
+        """Whether no row follows."""
+        self._ahead = self._ahead or next(self._chunks, None)
+        return self._ahead is None
+
+    def shard(self, tokens: int) -> Iterator[Chunk]:
+        """Chunks up to the one that reaches so many tokens."""
+        while tokens > 0 and not self.is_over():
+            chunk, self._ahead = self._ahead, None
+            assert chunk is not None
+            self.row, self.bytes = self.row + chunk.counts[ROWS], chunk.bytes_read
+            tokens -= len(chunk.tokens)
+            yield chunk
+
+    def close(self) -> None:
+        """End the processes that tokenise."""
+        self._chunks.close()
+
+
+class WordBuilder:
+    """Makes the shards of one word. The process holds the lock of its folder."""
+
+    def __init__(self, recipe: Recipe, word: WordRecipe, store: ShardStore) -> None:
+        self._recipe, self._word, self.store = recipe, word, store
+        self._reader: _Reader | None = None
+
+    def shard(self, number: int) -> Shard | None:
+        """A shard of the list, which is made if the list is that short; None behind the last one."""
+        while number >= len(self.store.shards) and not self.store.ended:
+            self._make_next()
+        return self.store.shards[number] if number < len(self.store.shards) else None
+
+    def ensure(self, shard: Shard) -> None:
+        """Make a shard of the list again if it is no longer on the disk."""
+        if not self.store.has(shard.number):
+            chunks = self._read(shard.source, shard.first, 0).shard(self._recipe.shard_tokens)
+            self.store.rewrite(shard, chunks, self._recipe.limit.max_length)
+
+    def close(self) -> None:
+        """End the processes that tokenise."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _make_next(self) -> None:
+        done = self.store.shards
+        source, row = (done[-1].source, done[-1].first + done[-1].rows) if done else (0, 0)
+        reader = self._read(source, row, sum(shard.bytes for shard in done if shard.source == source))
+        while reader.is_over():
+            if reader.source + 1 == len(self._word.sources):
+                self.store.end()
+                return
+            reader = self._read(reader.source + 1, 0, 0)
+        row, bytes_before = reader.row, reader.bytes
+        chunks = reader.shard(self._recipe.shard_tokens)
+        shard = self.store.write(reader.source, row, chunks, self._recipe.limit.max_length)
+        self.store.append(dataclasses.replace(shard, bytes=reader.bytes - bytes_before))
+
+    def _read(self, source: int, row: int, byte_count: int) -> _Reader:
+        """A reader from a row of a source on: the present one, if it is there."""
+        reader = self._reader
+        if reader is None or (reader.source, reader.row) != (source, row):
+            self.close()
+            chunks = tokenize(
+                self._word.sources[source],
+                self._recipe.encoder,
+                self._recipe.limit,
+                self._word.shapes[source],
+                num_workers=self._recipe.num_workers,
+                skip=row,
+            )
+            self._reader = reader = _Reader(chunks, source, row, byte_count)
+        return reader
+
+
+def build(recipe: Recipe, wanted: Callable[[], int], on_wait: Callable[[], object] = lambda: None) -> None:
+    """Make the shards of a run, and return when it needs no further ones.
+
+    Args:
+        wanted: the last row that the run has asked for, or asks for first.
+        on_wait: called now and then while another process holds the lock, or while there is enough on the disk.
+
+    Raises:
+        MiniMindError: data cannot be used.
+        OSError: a file cannot be written.
+        BrokenProcessPool: a tokenising process died.
+    """
+    with contextlib.ExitStack() as stack:
+        builders = []
+        for word, store in zip(recipe.words, recipe.stores(), strict=True):
+            word.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(word.folder / LOCK, on_wait))
+            store.prepare()
+            builders.append(WordBuilder(recipe, word, store))
+            stack.callback(builders[-1].close)
+        order = recipe.order(lambda word, number: builders[word].shard(number))
+        number = end = 0
+        while end < recipe.rows:
+            most = recipe.keep_windows
+            while most is not None and number >= most and order.window(number - most).end > wanted():
+                on_wait()
+                time.sleep(_POLL_SECONDS)
+            window = order.window(number)
+            kept_from = wanted() - recipe.behind
+            if most is not None:
+                _remove_used(order, number, kept_from, builders)
+            if window.end > kept_from:
+                for part in window.parts:
+                    builders[part.word].ensure(part.shard)
+            number, end = number + 1, window.end
+
+
+def _remove_used(order: StreamOrder, number: int, kept_from: int, builders: Sequence[WordBuilder]) -> None:
+    """Remove the shards of windows that end before a row, unless the window of this number or one before needs them."""
+    used: list[set[int]] = [{len(builder.store.shards) - 1} for builder in builders]  # the order reads one ahead
+    while number >= 0 and (window := order.window(number)).end > kept_from:
+        for part in window.parts:
+            used[part.word].add(part.shard.number)
+        number -= 1
+    for builder, numbers in zip(builders, used, strict=True):
+        builder.store.remove_but(numbers)
+
+
+class Process:
+    """A process that makes shards ahead of a run.
+
+    Args:
+        wanted: the first row that the run needs.
+    """
+
+    def __init__(self, recipe: Recipe, wanted: int) -> None:
+        # Not fork, as in worker_pool.py.
+        context = multiprocessing.get_context("spawn")
+        self._wanted = context.Value("q", wanted)
+        self._process = context.Process(target=_work, args=(recipe, self._wanted), name="tokenising")
+        with without_interrupts():
+            self._process.start()
+
+    def wants(self, row: int) -> None:
+        """Tell that the run needs rows up to this one."""
+        self._wanted.value = row
+
+    def problem(self) -> str:
+        """Why it makes no further shards, if it has ended; else empty."""
+        status = self._process.exitcode
+        if status is None:
+            return ""
+        return GONE if status == 0 else f"the tokenising process died (exit status {status})"
+
+
+def _work(recipe: Recipe, wanted: Any) -> None:
+    """The process: an error is written where the ranks see it."""
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    os.nice(_NICENESS)
+    try:
+        build(recipe, lambda: int(wanted.value))
+    except (MiniMindError, OSError, BrokenProcessPool) as error:
+        for store in recipe.stores():
+            store.fail(describe(error, recipe))
+
+
+def describe(error: BaseException, recipe: Recipe) -> str:
+    """What to tell the user of an error of `build`."""
+    if isinstance(error, OSError):
+        return f"{recipe.words[0].folder.parent}: cannot write the tokenised data ({error}); try another --cache_dir"
+    if isinstance(error, BrokenProcessPool):
+        return "a tokenising process died, perhaps for lack of memory (--num_workers sets the number of processes)"
+    return str(error)
