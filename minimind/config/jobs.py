@@ -7,6 +7,7 @@ the dataclass, so they need no change.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 from minimind.config.adapters import AdapterConfig
@@ -117,3 +118,7 @@ class PretrainConfig:
     optimisation: PretrainOptimisationConfig = dataclasses.field(default_factory=PretrainOptimisationConfig)
     engine: RowEngineConfig = dataclasses.field(default_factory=RowEngineConfig)
     run: PretrainRunConfig = dataclasses.field(default_factory=PretrainRunConfig)
+
+
+# Configuration of each job, by its name, in the order in which a model passes through them.
+JOBS: Mapping[str, type[JobConfig]] = {job.name: job for job in (PretrainConfig, SFTConfig, DPOConfig)}

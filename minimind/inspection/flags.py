@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from minimind.config import DPOConfig, Settings, parse_settings
 from minimind.config.command_line import check_misspelt
+from minimind.config.jobs import JOBS
 from minimind.errors import ConfigError
 from minimind.plan.command import parse_size
 from minimind.ranks.launchers import rank_variables
@@ -57,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
+        "--job", choices=tuple(JOBS), default=DPOConfig.name, help="job of the data; only dpo has a report"
+    )
+    parser.add_argument(
         "--out", default="out/prepare", help="folder of report.html, report.json and split files (default: out/prepare)"
     )
     parser.add_argument(
@@ -88,6 +92,14 @@ def read_flags(argv: Sequence[str]) -> tuple[OwnFlags, Settings]:
         ConfigError: flags are unknown, out of range or contradict each other.
     """
     given, rest = build_parser().parse_known_args(list(argv))
+    if given.job != DPOConfig.name:
+        job = JOBS[given.job]
+        raise ConfigError(
+            f"--job {given.job}: this report describes pairs. {job.script} itself says of its {job.items}, before it "
+            "trains, how many steps they make and which rows are wrong or too long, and keeps its tokenised cache; "
+            f"launch/plan.py --job {given.job} plans its memory"
+        )
+    del given.job
     check_misspelt(rest, own=vars(given), job=DPOConfig)
     settings = parse_settings(rest)
     memory = None if given.gpu_memory is None else parse_size("gpu_memory", given.gpu_memory)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -22,13 +22,12 @@ from minimind.config import (
     FLAG,
     DPOConfig,
     JobConfig,
-    PretrainConfig,
     Settings,
-    SFTConfig,
     model_defaults,
     parse_settings,
 )
 from minimind.config.command_line import check_misspelt
+from minimind.config.jobs import JOBS
 from minimind.errors import ConfigError, WeightsError, one_line_errors
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.family import family_of
@@ -47,10 +46,6 @@ from minimind.weights.quantized import packed_weights
 from minimind.weights.sources import open_weights
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-# --job: configuration of the job.
-JOBS: Mapping[str, type[JobConfig]] = {job.name: job for job in (PretrainConfig, SFTConfig, DPOConfig)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

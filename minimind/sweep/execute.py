@@ -1,6 +1,6 @@
 """Runs one training by the deepspeed launcher, and ends it when the sweep is asked to stop.
 
-    RunPlan -> deepspeed launch/train_dpo.py ... -> console.log in the run's folder, shown as it grows -> exit status
+    RunPlan -> deepspeed SCRIPT OF THE JOB ... -> console.log in the run's folder, shown as it grows -> exit status
 
 The launcher is in a session of its own, so that a Ctrl-C reaches the sweep alone. The sweep then ends the launcher; the
 ranks notice it, save a checkpoint and exit, and the sweep waits for them by the lock of their folder.
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from minimind.config.jobs import JOBS
 from minimind.errors import ConfigError, LaunchError
 from minimind.ranks.exits import PREEMPTED
 from minimind.ranks.signals import STOP_SIGNALS
@@ -27,7 +28,7 @@ from minimind.sweep.plan import RunPlan
 from minimind.training.folder_lock import FolderLock
 
 LOG = "console.log"
-_SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train_dpo.py"
+_REPO = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.2
 # A second signal within this time is the first one, sent to a process group and forwarded by a parent as well.
 _REPEAT_SECONDS = 1.0
@@ -106,7 +107,7 @@ def deepspeed_command() -> str:
 
 
 def _start(plan: RunPlan, launcher: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes]:
-    command = [deepspeed_command(), *launcher, str(_SCRIPT), *plan.argv]
+    command = [deepspeed_command(), *launcher, str(_REPO / JOBS[plan.job].script), *plan.argv]
     try:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

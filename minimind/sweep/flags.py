@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from minimind.config import DPOConfig, Flag, fields_of
+from minimind.config.jobs import JOBS
 from minimind.errors import ConfigError
 
 # The launcher's flags that are passed on: with a value, and alone.
@@ -45,11 +46,13 @@ class SweepFlags:
     """What a command line asks for.
 
     Attributes:
+        job: name of the job that is trained.
         launcher: arguments of the deepspeed launcher.
         save_dir: the sweep's folder.
         values: flag -> its values, in the order in which the flags are given; one value is for all runs.
     """
 
+    job: str
     launcher: tuple[str, ...]
     save_dir: Path
     values: Mapping[str, tuple[Value, ...]]
@@ -74,10 +77,11 @@ def read_flags(argv: Sequence[str]) -> SweepFlags:
     Raises:
         ConfigError: lists unknown flags, flags that a sweep sets itself, and values that could mean two things.
     """
-    flags = {flag.name: flag for flag in fields_of(DPOConfig)}
+    job, argv = _job_of(argv)
+    flags = {flag.name: flag for flag in fields_of(JOBS[job])}
     found, unknown = _parser(flags).parse_known_args(list(argv), argparse.Namespace(given={}))
     given: Mapping[str, list[list[str]]] = found.given
-    names = [*flags, *LAUNCHER_VALUES, *LAUNCHER_SWITCHES]
+    names = ["job", *flags, *LAUNCHER_VALUES, *LAUNCHER_SWITCHES]
     problems = [_unrecognized(word, names) for word in unknown if word.startswith("-")]
     if unknown and not problems:
         problems = [f"unrecognized argument: {word}" for word in unknown]
@@ -97,7 +101,20 @@ def read_flags(argv: Sequence[str]) -> SweepFlags:
         raise ConfigError.from_problems(problems)
     launcher = [f"--{name}={value}" for name in LAUNCHER_VALUES if (value := getattr(found, name)) is not None]
     launcher += [f"--{name}" for name in LAUNCHER_SWITCHES if getattr(found, name)]
-    return SweepFlags(launcher=tuple(launcher), save_dir=Path(folders[0][0]), values=values)
+    return SweepFlags(job=job, launcher=tuple(launcher), save_dir=Path(folders[0][0]), values=values)
+
+
+def _job_of(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The job, which decides what flags there are, and the other arguments."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    _add_job(parser)
+    given, rest = parser.parse_known_args(list(argv))
+    return given.job, rest
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    names = tuple(JOBS)
+    parser.add_argument("--job", choices=names, default=DPOConfig.name, help="job that is trained (default: dpo)")
 
 
 def split_values(flag: Flag, times: Sequence[Sequence[str]]) -> tuple[Value, ...]:
@@ -150,10 +167,11 @@ def _parser(flags: Mapping[str, Flag]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python launch/sweep.py",
         description="Train every combination of several values of flags, one run after the other.",
-        epilog="Every flag of launch/train_dpo.py is accepted, with one value or several: --beta 0.05,0.1 --loss "
+        epilog="Every flag of the job's script is accepted, with one value or several: --beta 0.05,0.1 --loss "
         "'sigmoid:0.8,sft:1;ipo'. The same command again skips finished runs and resumes stopped ones.",
         allow_abbrev=False,
     )
+    _add_job(parser)
     parser.add_argument(f"--{'save_dir'}", action=_InOrder, help=f"folder of the sweep (default: {_DEFAULT_FOLDER})")
     for name in flags:
         if name != "save_dir":

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from minimind.checkpoints.manifest import write_atomically
-from minimind.config import parse_settings
+from minimind.config import DPOConfig, parse_settings
+from minimind.config.jobs import JOBS
 from minimind.errors import ConfigError
 from minimind.objective.choice import choose_objective
 from minimind.objective.losses import Need
 from minimind.sweep.flags import SweepFlags, Value
+from minimind.training.jobs.kinds import KINDS
 
 # Beside a run's own files: what the sweep gave it, and how it ended.
 RECORD = "sweep_run.json"
@@ -35,12 +37,14 @@ class RunPlan:
     """One run of a sweep.
 
     Attributes:
+        job: name of the job that is trained.
         name: of its folder, made of the values that differ between runs.
         folder: its --save_dir.
         differing: flag -> value, of the flags that have several values.
         arguments: flag -> words, all that the run gets, without --save_dir and --from_resume.
     """
 
+    job: str
     name: str
     folder: Path
     differing: Mapping[str, str]
@@ -48,7 +52,7 @@ class RunPlan:
 
     @property
     def argv(self) -> list[str]:
-        """Command line of `launch/train_dpo.py`."""
+        """Command line of the job's script."""
         return [*_argv(self.arguments), "--save_dir", str(self.folder), "--from_resume", "1"]
 
 
@@ -67,10 +71,12 @@ def plan_runs(flags: SweepFlags) -> list[RunPlan]:
         differing = {name: " ".join(arguments[name]) for name in several}
         name = _name(differing)
         try:
-            arguments = _with_cached_reference(arguments)
+            arguments = _checked(flags.job, arguments)
         except ConfigError as error:
             problems.append(f"{name}: {error}")
-        plans.append(RunPlan(name=name, folder=flags.save_dir / name, differing=differing, arguments=arguments))
+        plans.append(
+            RunPlan(job=flags.job, name=name, folder=flags.save_dir / name, differing=differing, arguments=arguments)
+        )
     if problems:
         raise ConfigError.from_problems(problems)
     return plans
@@ -87,7 +93,7 @@ def todo(plan: RunPlan) -> str:
         if (plan.folder / "run.json").exists():
             raise ConfigError(f"{plan.folder}: has a run that no sweep has started; give another --save_dir")
         return NEW
-    then, now = record["arguments"], _stored(plan.arguments)
+    then, now = {**record["arguments"], "job": [record["job"]]}, {**_stored(plan.arguments), "job": [plan.job]}
     differing = [
         f"--{name} was {' '.join(then.get(name, ['not given']))}, is {' '.join(now.get(name, ['not given']))}"
         for name in {**then, **now}
@@ -110,7 +116,13 @@ def read_record(plan: RunPlan) -> dict[str, Any] | None:
     path = plan.folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {"arguments": dict(record["arguments"]), "status": str(record["status"]), "exit": record.get("exit")}
+        return {
+            "arguments": dict(record["arguments"]),
+            "status": str(record["status"]),
+            "exit": record.get("exit"),
+            # Before there were other jobs, records did not name it.
+            "job": str(record.get("job", DPOConfig.name)),
+        }
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -123,7 +135,7 @@ def write_record(plan: RunPlan, status: str, exit_status: int | None = None) -> 
     Raises:
         ConfigError: it cannot be written.
     """
-    record = {"status": status, "exit": exit_status, "arguments": _stored(plan.arguments)}
+    record = {"status": status, "exit": exit_status, "job": plan.job, "arguments": _stored(plan.arguments)}
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -141,6 +153,18 @@ def _argv(arguments: Mapping[str, Value]) -> list[str]:
         # A value that begins with a minus sign is no flag.
         argv += [f"--{name}={value[0]}"] if len(value) == 1 else [f"--{name}", *value]
     return argv
+
+
+def _checked(job: str, arguments: dict[str, Value]) -> dict[str, Value]:
+    """The arguments of a run.
+
+    Raises:
+        ConfigError: training would refuse them.
+    """
+    if job == DPOConfig.name:
+        return _with_cached_reference(arguments)
+    KINDS[job].choose(parse_settings(_argv(arguments), JOBS[job]), None)  # raises
+    return arguments
 
 
 def _with_cached_reference(arguments: dict[str, Value]) -> dict[str, Value]:

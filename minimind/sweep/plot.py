@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minimind.inspection.markup import Markup, element
-from minimind.sweep.results import METRICS, RunResult
+from minimind.sweep.results import RunResult, metrics_of
 from minimind.sweep.table import best_first
 
 _BAR, _GAP, _TOP, _BOTTOM = 20, 8, 46, 12
@@ -19,16 +19,16 @@ _COLOURS = ("#2f6f9f", "#4f9d69", "#b9683a")
 
 def sweep_svg(results: Sequence[RunResult]) -> str:
     """The picture, the best run at the top. Runs that are not finished are pale."""
-    ordered = best_first(results)
+    ordered, metrics = best_first(results), metrics_of(results[0].plan)
     labels = [", ".join(f"{name} {value}" for name, value in one.plan.differing.items()) or "run" for one in ordered]
     left = 24 + _LETTER * max(map(len, labels))
-    width = left + len(METRICS) * (_PANEL + _BETWEEN)
+    width = left + len(metrics) * (_PANEL + _BETWEEN)
     height = _TOP + len(ordered) * (_BAR + _GAP) + _BOTTOM
     drawn: list[Markup] = [element("rect", width=_number(width), height=_number(height), fill="#fff")]
     for index, label in enumerate(labels):
         drawn.append(_text(left - 12, _middle(index), label, anchor="end"))
     kind = "held-out" if all(one.held_out for one in ordered if one.metrics) else "logged"
-    for panel, (metric, colour) in enumerate(zip(METRICS, _COLOURS, strict=True)):
+    for panel, (metric, colour) in enumerate(zip(metrics, _COLOURS, strict=True)):
         drawn += _panel(ordered, metric, f"{metric}, {kind}", colour, left + panel * (_PANEL + _BETWEEN))
     svg = element(
         "svg",
@@ -49,7 +49,7 @@ def _panel(results: Sequence[RunResult], metric: str, title: str, colour: str, l
     values = [result.metrics.get(metric) for result in results]
     known = [value for value in values if value is not None]
     # Accuracies end at 1, whatever was reached.
-    high = 1.0 if metric == "rewards/accuracies" else max([0.0, *known])
+    high = 1.0 if metric in ("rewards/accuracies", "token_accuracy") else max([0.0, *known])
     low = min([0.0, *known])
     scale = _PANEL / ((high - low) or 1.0)
     zero = left - low * scale

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minimind.config import DPOConfig
 from minimind.sweep.plan import FINISHED, RunPlan, read_record
 
-# Metrics of the table; of held-out pairs they begin with eval/.
+# Metrics of the table, of pairs and of tokens; of held-out data they begin with eval/.
 METRICS = ("rewards/accuracies", "rewards/margins", "loss")
+TOKEN_METRICS = ("token_accuracy", "perplexity", "loss")
 _EVAL = "eval/"
 
 
@@ -26,7 +28,7 @@ class RunResult:
         status: finished, failed, stopped, started (by a sweep that was killed), or "not started".
         exit_status: of the launcher; None if it is not known.
         step: the last logged global step; 0 without one.
-        metrics: name of `METRICS` -> last value.
+        metrics: name of a metric of the table -> last value.
         held_out: the metrics are those of the last evaluation, not those of the last logged step of training.
     """
 
@@ -43,8 +45,13 @@ class RunResult:
 
     @property
     def tag(self) -> Mapping[str, str]:
-        """Metric of `METRICS` -> name under which the run has logged it."""
-        return {name: f"{_EVAL}{name}" if self.held_out else name for name in METRICS}
+        """Metric of the table -> name under which the run has logged it."""
+        return {name: f"{_EVAL}{name}" if self.held_out else name for name in metrics_of(self.plan)}
+
+
+def metrics_of(plan: RunPlan) -> tuple[str, ...]:
+    """Metrics of the table."""
+    return METRICS if plan.job == DPOConfig.name else TOKEN_METRICS
 
 
 def read_result(plan: RunPlan) -> RunResult:
@@ -59,7 +66,7 @@ def read_result(plan: RunPlan) -> RunResult:
     # The first evaluation is before training.
     held_out = bool(evaluations)
     last = (evaluations or [entry for entry in entries if "loss" in entry] or [{}])[-1]
-    names = {name: f"{_EVAL}{name}" if held_out else name for name in METRICS}
+    names = {name: f"{_EVAL}{name}" if held_out else name for name in metrics_of(plan)}
     return RunResult(
         plan=plan,
         status=record["status"],

@@ -10,17 +10,33 @@ import io
 import json
 from collections.abc import Sequence
 
-from minimind.sweep.results import METRICS, RunResult
+from minimind.config.jobs import JOBS
+from minimind.sweep.results import RunResult, metrics_of
 
-_HEADS = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "loss": "last loss"}
-_FORMATS = {"rewards/accuracies": ".3f", "rewards/margins": "+.4f", "loss": ".4f"}
+_HEADS = {
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "token_accuracy": "accuracy",
+    "perplexity": "perplexity",
+    "loss": "last loss",
+}
+_FORMATS = {
+    "rewards/accuracies": ".3f",
+    "rewards/margins": "+.4f",
+    "token_accuracy": ".4f",
+    "perplexity": ".3f",
+    "loss": ".4f",
+}
 
 
 def best_first(results: Sequence[RunResult]) -> list[RunResult]:
-    """Finished runs by accuracy and then margin, the highest first; the others after them, in their order."""
+    """Finished runs by accuracy and then margin, the highest first, or by perplexity, the lowest first; the others
+    after them, in their order."""
 
     def rank(result: RunResult) -> tuple[bool, float, float]:
         values = result.metrics
+        if (perplexity := values.get("perplexity")) is not None:
+            return (not result.finished, perplexity, 0.0)
         return (not result.finished, -values.get("rewards/accuracies", -1.0), -values.get("rewards/margins", -1e30))
 
     return sorted(results, key=rank)
@@ -28,10 +44,10 @@ def best_first(results: Sequence[RunResult]) -> list[RunResult]:
 
 def console_table(results: Sequence[RunResult]) -> str:
     """The table, the best run first, and what its numbers are."""
-    flags = list(results[0].plan.differing)
-    rows = [[*flags, "steps", *_HEADS.values(), "status"]]
+    flags, metrics = list(results[0].plan.differing), metrics_of(results[0].plan)
+    rows = [[*flags, "steps", *(_HEADS[name] for name in metrics), "status"]]
     for result in best_first(results):
-        cells = [format(result.metrics[name], _FORMATS[name]) if name in result.metrics else "-" for name in METRICS]
+        cells = [format(result.metrics[name], _FORMATS[name]) if name in result.metrics else "-" for name in metrics]
         status = result.status if result.status != "failed" else f"failed (exit status {result.exit_status})"
         rows.append([*result.plan.differing.values(), str(result.step), *cells, status])
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
@@ -43,8 +59,9 @@ def console_table(results: Sequence[RunResult]) -> str:
         ).rstrip()
         for row in rows
     ]
+    items = JOBS[results[0].plan.job].items
     held_out = {result.held_out for result in results if result.metrics}
-    kind = {True: "held-out pairs, last evaluation", False: "training pairs, last logged step"}
+    kind = {True: f"held-out {items}, last evaluation", False: f"training {items}, last logged step"}
     notes = " or ".join(kind[one] for one in sorted(held_out, reverse=True)) or "no run has logged anything yet"
     return "\n".join([*lines, "", f"({notes}; losses of different kinds and betas are not comparable)"])
 
@@ -74,11 +91,11 @@ def to_csv(results: Sequence[RunResult]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     flags = list(results[0].plan.differing)
     # --loss may be one of the flags.
-    heads = [head.replace(" ", "_") for head in _HEADS.values()]
+    heads = [_HEADS[name].replace(" ", "_") for name in metrics_of(results[0].plan)]
     writer.writerow(["run", *flags, "status", "exit_status", "step", "held_out", *heads])
     for result in results:
         exit_status = "" if result.exit_status is None else result.exit_status
-        values = [result.metrics.get(name, "") for name in METRICS]
+        values = [result.metrics.get(name, "") for name in metrics_of(result.plan)]
         writer.writerow(
             [
                 result.plan.name,

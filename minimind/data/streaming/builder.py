@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -140,6 +141,11 @@ class WordBuilder:
             chunks = self._read(shard.source, shard.first, 0).shard(self._recipe.shard_tokens)
             self.store.rewrite(shard, chunks, self._recipe.limit.max_length)
 
+    def is_whole(self) -> bool:
+        """Whether all shards of the word are on the disk."""
+        store = self.store
+        return store.ended and all(store.has(shard.number) for shard in store.shards)
+
     def close(self) -> None:
         """End the processes that tokenise."""
         if self._reader is not None:
@@ -210,6 +216,8 @@ def build(recipe: Recipe, wanted: Callable[[], int], on_wait: Callable[[], objec
             if window.end > kept_from:
                 for part in window.parts:
                     builders[part.word].ensure(part.shard)
+            if most is None and all(builder.is_whole() for builder in builders):
+                return
             number, end = number + 1, window.end
 
 
@@ -253,13 +261,21 @@ class Process:
 
 def _work(recipe: Recipe, wanted: Any) -> None:
     """The process: an error is written where the ranks see it."""
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-    os.nice(_NICENESS)
+    _step_back()
     try:
         build(recipe, lambda: int(wanted.value))
     except (MiniMindError, OSError, BrokenProcessPool) as error:
         for store in recipe.stores():
             store.fail(describe(error, recipe))
+
+
+def _step_back() -> None:
+    """Leave the processor to training, and the end to the parent: a signal to all processes of a run asks it to save,
+    for which it may need further rows."""
+    os.nice(_NICENESS)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def describe(error: BaseException, recipe: Recipe) -> str:

@@ -63,3 +63,11 @@ def test_an_incomplete_launch_is_an_error():
     own, _ = read_flags([])
     with pytest.raises(LaunchError, match="MASTER_ADDR"):
         ranks_of(dataclasses.replace(own, nodes=None), {"RANK": "0"})
+
+
+@pytest.mark.parametrize(("job", "script"), [("sft", "launch/train_sft.py"), ("pretrain", "launch/pretrain.py")])
+def test_data_of_other_jobs_have_no_report(job, script):
+    with pytest.raises(ConfigError, match=f"--job {job}: this report describes pairs. {script} itself says"):
+        read_flags(["--job", job, "--data_path", "rows.jsonl"])
+    own, _ = read_flags(["--job", "dpo"])
+    assert not hasattr(own, "job")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from minimind.config import parse_settings
+from minimind.config import SFTConfig, parse_settings
 from minimind.errors import ConfigError
 from minimind.sweep.plan import (
     FAILED,
@@ -119,3 +119,21 @@ def test_a_damaged_record_is_named(tmp_path, text):
     (plan.folder / RECORD).write_text(text)
     with pytest.raises(ConfigError, match=f"{RECORD}: cannot be read"):
         todo(plan)
+
+
+def test_runs_of_another_job_have_its_flags(tmp_path):
+    flags = ("--job", "sft", "--learning_rate", "1e-5,1e-4", "--loss_mean", "micro_batch")
+    found = plans(tmp_path, *flags)
+    assert [(plan.job, plan.name) for plan in found] == [("sft", "learning_rate-1e-5"), ("sft", "learning_rate-1e-4")]
+    settings = parse_settings(found[0].argv, SFTConfig)
+    assert (settings.config.objective.loss_mean, settings.config.optimisation.learning_rate) == ("micro_batch", 1e-5)
+    with pytest.raises(ConfigError, match="unrecognized argument: --beta"):
+        plans(tmp_path, "--job", "sft", "--beta", "0.1")
+    with pytest.raises(ConfigError, match="the loss would depend on how --micro_batch_tokens splits a step"):
+        plans(tmp_path, *flags, "--micro_batch_tokens", "99")
+    # A folder of one job is not taken for one of another.
+    (plan,) = plans(tmp_path)
+    write_record(plan, FINISHED)
+    (other,) = plans(tmp_path, "--job", "sft")
+    with pytest.raises(ConfigError, match="--job was dpo, is sft"):
+        todo(other)

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from minimind.sweep.plan import FAILED, FINISHED
+from minimind.sweep.plot import sweep_svg
 from minimind.sweep.results import read_result
 from minimind.sweep.table import best_first, console_table, to_csv, to_json
 from tests.unit.sweep.made import evaluated, plans, write_run
@@ -51,3 +52,18 @@ def test_json_and_csv_have_all_runs_in_their_order(results):
     assert [row["loss"] for row in rows] == ["sigmoid", "sigmoid:1,sft:0.5"] * 2
     assert [row["status"] for row in rows] == ["finished", "failed", "finished", "not started"]
     assert (rows[3]["margin"], float(rows[2]["margin"]), float(rows[2]["last_loss"])) == ("", 0.3, 0.55)
+
+
+def test_runs_over_tokens_are_compared_by_their_perplexity(tmp_path):
+    found = plans(tmp_path, "--job", "pretrain", "--learning_rate", "1e-4,1e-3")
+    for plan, perplexity in zip(found, (9.5, 8.25), strict=True):
+        metrics = {"loss": 2.2, "perplexity": perplexity, "token_accuracy": 0.5}
+        write_run(plan, FINISHED, {"step": 4, **{f"eval/{name}": value for name, value in metrics.items()}})
+    results = [read_result(plan) for plan in found]
+    lines = console_table(results).splitlines()
+    assert lines[0].split() == ["learning_rate", "steps", "accuracy", "perplexity", "last", "loss", "status"]
+    assert lines[1].split() == ["1e-3", "4", "0.5000", "8.250", "2.2000", "finished"]
+    assert lines[-1].startswith("(held-out texts, last evaluation")
+    assert to_csv(results).splitlines()[0].endswith("held_out,accuracy,perplexity,last_loss")
+    assert results[0].tag == {name: f"eval/{name}" for name in ("token_accuracy", "perplexity", "loss")}
+    assert "perplexity, held-out" in sweep_svg(results)

@@ -51,6 +51,14 @@ def test_only_what_the_run_needs_is_made(tokenizer, tmp_path, files):
     assert [sum(shard.rows for shard in grown.shards if shard.source == source) for source in range(3)] == [22] * 3
 
 
+def test_a_run_of_many_passes_needs_no_more_than_all_shards(tokenizer, tmp_path, files):
+    """Its windows are as many as its passes, which would take hours here."""
+    recipe = recipe_of(tokenizer, tmp_path, files, rows=10**12)
+    build(recipe, lambda: 0)
+    (store,) = stores(recipe)
+    assert store.ended
+
+
 def test_a_stopped_builder_goes_on_with_the_same_shards(tokenizer, tmp_path, files, monkeypatch):
     whole = recipe_of(tokenizer, tmp_path / "whole", files, rows=66)
     build(whole, lambda: 0)
@@ -141,8 +149,7 @@ def test_words_have_shards_of_their_own(tokenizer, tmp_path, files):
 
 def test_the_process_makes_them_and_tells_what_is_wrong(tokenizer, tmp_path, files, monkeypatch):
     """What the process runs; test_streaming.py of the distributed tests starts it."""
-    monkeypatch.setattr(builder, "exit_with_parent", lambda: None)
-    monkeypatch.setattr(builder.os, "nice", lambda more: None)
+    monkeypatch.setattr(builder, "_step_back", lambda: None)
     recipe = recipe_of(tokenizer, tmp_path / "process", files, rows=66)
     builder._work(recipe, SimpleNamespace(value=0))
     (store,) = stores(recipe)
