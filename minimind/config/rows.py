@@ -127,4 +127,5 @@ class RowEngineConfig(EngineConfig):
 class RowRunConfig(RunConfig):
     """Output folder, logging, evaluation, checkpoints and resuming."""
 
+    ledger: bool = absent(False)
     save_interval: int = flag(1000, "global steps between two checkpoints; 0: only one, at the end", low=0)

@@ -34,6 +34,11 @@ class RunConfig:
         "run then; off: say nothing",
         choices=("off", "warn", "stop"),
     )
+    ledger: bool = flag(
+        False,
+        "1: keep the log-probs, loss and margin of every pair each time it is trained on or evaluated, in "
+        "save_dir/ledger (parquet), for launch/report.py",
+    )
     timeout: int = flag(
         1800, "seconds without progress of any rank after which the run names the missing ranks and ends", low=1
     )

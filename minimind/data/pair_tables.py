@@ -53,6 +53,23 @@ class Rows(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PairRows:
+    """Where n pairs are from.
+
+    Attributes:
+        sources: (n,) places of their sources among the tables.
+        lines: (n,) numbers of their rows in the sources, from 1.
+        parts: (n,) places among the pairs of the row, from 0.
+        prompt_lengths: (n,) as in `PairTable`.
+    """
+
+    sources: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    parts: NDArray[np.int64]
+    prompt_lengths: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PairTables(Rows):
     """The selected pairs of several tables.
 
@@ -110,6 +127,26 @@ class PairTables(Rows):
     @functools.cached_property
     def _selected_starts(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(len(table) for table in self.tables)])
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(len,) `PreferencePair.index` of each selected pair."""
+        return np.concatenate(
+            [start + table.selected for start, table in zip(self.starts[:-1], self.tables, strict=True)]
+        )
+
+    def rows_of(self, indices: NDArray[np.int64]) -> PairRows:
+        """Where pairs are from, as arrays, given by their `PreferencePair.index`."""
+        sources = np.searchsorted(self.starts, indices, side="right") - 1
+        lines, parts, prompts = (np.zeros(len(indices), np.int64) for _ in range(3))
+        for number, table in enumerate(self.tables):
+            of_table = sources == number
+            own = indices[of_table] - self.starts[number]
+            lines[of_table] = table.lines[own]
+            # Pairs of one row follow each other, and rows are in their order.
+            parts[of_table] = own - np.searchsorted(table.lines, table.lines[own])
+            prompts[of_table] = table.prompt_lengths[own]
+        return PairRows(sources=sources, lines=lines, parts=parts, prompt_lengths=prompts)
 
     def row_of(self, index: int) -> tuple[Source, int]:
         part = self._part(self.starts, index)

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from minimind.inspection.scripts import CODE, MIXED, NONE, SCRIPTS, script_of, word_count
+from minimind.data.scripts import CODE, MIXED, NONE, SCRIPTS, script_of, word_count
 
 # Phrases with which models refuse, where an answer begins. Any list misses some and hits some that are none.
 REFUSALS = (

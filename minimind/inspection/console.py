@@ -10,11 +10,11 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from minimind.inspection.lengths import Histogram
 from minimind.inspection.report import NOTE, Report
 from minimind.inspection.sections import memory_text, time_text
 from minimind.inspection.texts import Run
-from minimind.inspection.words import count, part, share
+from minimind.pages.charts import Histogram
+from minimind.pages.words import count, part, share
 
 _WIDTH, _NAME = 110, 13
 _PAIR = "First pair"

@@ -14,7 +14,7 @@ from minimind.inspection.lengths import LengthBias, LimitEffect
 from minimind.inspection.report import NOTE, STOPS, WARNING, Finding
 from minimind.inspection.rows import SourceReport
 from minimind.inspection.scores import ScoreReport
-from minimind.inspection.words import gib, part, plural, share
+from minimind.pages.words import gib, part, plural, share
 
 # A rule that is right so often tells more about length than about quality.
 _BIASED = 0.6

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimind.inspection.pairs import PairArrays
+from minimind.pages.charts import Histogram
 
 # Values of --max_seq_len that every report has, beside the run's own.
 LIMITS = (256, 512, 1024, 2048, 4096, 8192)
@@ -23,22 +24,6 @@ LIMITS = (256, 512, 1024, 2048, 4096, 8192)
 _BARS = 30
 # Share of the values that the bars before the last one show.
 _SHOWN_SHARE = 0.99
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """Counts of numbers in bins of one width, from the first edge on.
-
-    Attributes:
-        start, width: the first edge, and the width of a bin.
-        counts: of each bin; the first also has everything below, the last everything above.
-        whole: all numbers are whole.
-    """
-
-    start: float
-    width: float
-    counts: tuple[int, ...]
-    whole: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,54 +5,41 @@ Report -> page -> text of report.html
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from minimind.inspection import sections
-from minimind.inspection.markup import Markup, element, raw
 from minimind.inspection.report import Report
-from minimind.inspection.words import count, gib, share
-
-_STYLE = Path(__file__).with_name("page.css")
+from minimind.pages.markup import element
+from minimind.pages.parts import document, section, tiles
+from minimind.pages.words import count, gib, share
 
 
 def page(report: Report) -> str:
     """The whole page."""
     title = "Preference data before training"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", raw(_STYLE.read_text(encoding="utf-8"))),
-    )
     names = ", ".join(source.name for source in report.sources)
     body = element(
         "main",
         element("h1", title),
         element("p", names, cls="soft"),
-        _tiles(report),
-        _section("To look at", sections.findings(report)),
-        _section("Rows", sections.rows(report)),
-        _section("Lengths", sections.lengths(report)),
-        _section("Length bias", sections.bias(report)),
-        *([_section("Scores", sections.scores(report.scores))] if report.scores else []),
-        _section("Equal pairs", sections.equal_pairs(report)),
-        _section("Answers", sections.answers(report)),
-        _section("Packing and cost", sections.cost(report)),
-        _section("Pairs as the run sees them", sections.examples(report)),
-        _section("The run", [element("pre", report.command, cls="command")]),
+        tiles(_figures(report)),
+        section("To look at", sections.findings(report)),
+        section("Rows", sections.rows(report)),
+        section("Lengths", sections.lengths(report)),
+        section("Length bias", sections.bias(report)),
+        *([section("Scores", sections.scores(report.scores))] if report.scores else []),
+        section("Equal pairs", sections.equal_pairs(report)),
+        section("Answers", sections.answers(report)),
+        section("Packing and cost", sections.cost(report)),
+        section("Pairs as the run sees them", sections.examples(report)),
+        section("The run", [element("pre", report.command, cls="command")]),
     )
-    return "<!doctype html>\n" + element("html", head, element("body", body), lang="en") + "\n"
+    return document(title, body)
 
 
-def _section(title: str, content: Iterable[Markup]) -> Markup:
-    return element("section", element("h2", title), *content)
-
-
-def _tiles(report: Report) -> Markup:
+def _figures(report: Report) -> Sequence[tuple[str, str]]:
     cost, memory = report.cost, report.cost.memory
-    tiles: Sequence[tuple[str, str]] = [
+    return [
         (count(report.rows), "rows"),
         (count(report.pairs), "pairs to train on"),
         (count(report.eval_pairs), "held-out pairs"),
@@ -61,6 +48,3 @@ def _tiles(report: Report) -> Markup:
         (share(report.bias.rule), "right by “longer wins”"),
         (f"{gib(memory.peak)} GiB" if memory else "-", "planned memory of a rank"),
     ]
-    return element(
-        "div", *(element("div", element("b", value), name, cls="tile") for value, name in tiles), cls="tiles"
-    )

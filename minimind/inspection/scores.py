@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from minimind.data.scores import score_gaps, scored_apart
 from minimind.data.table import PairTable
-from minimind.inspection.lengths import Histogram
 from minimind.inspection.pairs import right
+from minimind.pages.charts import Histogram
 
 # Bars of the histogram, about, and gaps that are tried; shares of the values below and above the bars between the ends.
 _BARS, _TRIED = 30, 6

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from minimind.inspection.charts import Bar, Part, Series, bars, histogram
-from minimind.inspection.markup import Markup, element, joined
 from minimind.inspection.report import Report
 from minimind.inspection.scores import ScoreReport
 from minimind.inspection.texts import PairTexts, Run
-from minimind.inspection.words import count, duration, gib, part, plural, share
+from minimind.pages.charts import Bar, Part, Series, bars, histogram
+from minimind.pages.markup import Markup, element, joined
+from minimind.pages.parts import note, table
+from minimind.pages.words import count, duration, gib, part, plural, share
 
 _CHOSEN, _REJECTED, _PLAIN, _KEPT, _CUT, _LOST = "#3b8d5b", "#d2694a", "#4c78a8", "#4c78a8", "#e3b34c", "#c8553d"
 _PREFIX, _PADDING = "#9ecae1", "#d5dbe1"
@@ -26,7 +27,7 @@ def findings(report: Report) -> Iterator[Markup]:
 
 def rows(report: Report) -> Iterator[Markup]:
     """The rows of each source, and what is refused."""
-    yield _table(
+    yield table(
         ["source", "#rows", "#refused", "#pairs", "#used", "shapes"],
         [
             [
@@ -44,7 +45,7 @@ def rows(report: Report) -> Iterator[Markup]:
     for one in (*report.sources, *report.eval_sources):
         if one.refused:
             yield element("h3", f"Refused rows of {one.name}")
-            yield _table(
+            yield table(
                 ["#rows", "reason", "where", "the first of them"],
                 [[count(group.rows), group.reason, group.first, group.excerpt] for group in one.refused],
             )
@@ -65,7 +66,7 @@ def lengths(report: Report) -> Iterator[Markup]:
         element("figure", element("h3", "Answers"), histogram(answers, "tokens")),
         cls="columns",
     )
-    yield _table(
+    yield table(
         ["tokens", "#mean", "#median", "#90 % up to", "#99 % up to", "#longest"],
         [
             [name, f"{one.mean:.1f}", *(count(value) for value in (one.median, one.p90, one.p99, one.longest))]
@@ -96,7 +97,7 @@ def _limits(report: Report) -> Iterator[Markup]:
             for one in report.limits
         ]
     )
-    yield _table(
+    yield table(
         ["#--max_seq_len", "#whole", "#cut at the end", "#lost"],
         [
             [
@@ -107,7 +108,7 @@ def _limits(report: Report) -> Iterator[Markup]:
         ],
         marked=[one.limit == report.max_seq_len for one in report.limits],
     )
-    yield _note(
+    yield note(
         f"A lost pair keeps no difference that counts. --max_seq_len {report.whole_limit} keeps all pairs whole. "
         "--on_long_row says what happens to the others."
     )
@@ -139,7 +140,7 @@ def scores(one: ScoreReport) -> Iterator[Markup]:
     series = [Series(name="pairs", colour=_PLAIN, histogram=one.histogram)]
     yield element("figure", histogram(series, "score of chosen minus score of rejected", open_start=True))
     left = [[f"{effect.gap:.6g}", part(effect.left, one.pairs)] for effect in one.effects]
-    yield _table(["#--filter_score_gap", "#pairs that it leaves"], left)
+    yield table(["#--filter_score_gap", "#pairs that it leaves"], left)
 
 
 def equal_pairs(report: Report) -> Iterator[Markup]:
@@ -153,17 +154,17 @@ def equal_pairs(report: Report) -> Iterator[Markup]:
         listed.append(("prompts that the held-out pairs have too", one.leaked_prompts))
         listed.append(("whole pairs that are held out too", one.leaked_pairs))
     yield element("p", f"{count(pairs)} pairs have {count(one.prompts)} different prompts.")
-    yield _table(
+    yield table(
         ["", "#pairs", "the first of them"],
         [[name, part(found.pairs, pairs), "; ".join(found.places)] for name, found in listed],
     )
-    yield _note("Messages are compared exactly: texts that differ in one character are different.")
+    yield note("Messages are compared exactly: texts that differ in one character are different.")
 
 
 def answers(report: Report) -> Iterator[Markup]:
     """What a sample of answers says."""
     one = report.answers
-    yield _note(
+    yield note(
         f"Counted in {count(one.pairs)} of {count(report.pairs)} pairs, none of which is cut at its end. Scripts are "
         "those of the letters and stand in for languages."
     )
@@ -183,17 +184,17 @@ def answers(report: Report) -> Iterator[Markup]:
         ]
     )
     names = ("empty", "one word", "reads like a refusal")
-    yield _table(
+    yield table(
         ["answers", "#chosen", "#rejected"],
         [
             [name, *(part(value, one.pairs) for value in values)]
             for name, values in zip(names, (one.empty, one.one_word, one.refusals), strict=True)
         ],
     )
-    yield _note(f"In {part(one.other_script, one.pairs)} of the pairs the two answers are in different scripts.")
+    yield note(f"In {part(one.other_script, one.pairs)} of the pairs the two answers are in different scripts.")
     if one.examples:
         yield element("h3", "Chosen answers that read like refusals")
-        yield _table(["where", "beginning"], [[example.place, example.text] for example in one.examples])
+        yield table(["where", "beginning"], [[example.place, example.text] for example in one.examples])
 
 
 def cost(report: Report) -> Iterator[Markup]:
@@ -227,7 +228,7 @@ def cost(report: Report) -> Iterator[Markup]:
         ["memory of a rank", memory_text(report)],
         ["time", time_text(report)],
     ]
-    yield _table(["", ""], lines)
+    yield table(["", ""], lines)
 
 
 def memory_text(report: Report) -> str:
@@ -276,24 +277,3 @@ def _example(one: PairTexts, *, is_open: bool) -> Markup:
 def _runs(runs: Sequence[Run], half: str) -> Iterator[Markup]:
     for run in runs:
         yield element("mark", run.text, cls=half or None) if run.counts else joined(run.text)
-
-
-def _note(text: str) -> Markup:
-    return element("p", text, cls="soft")
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> Markup:
-    """A table; a column whose head begins with # has numbers."""
-    kinds = ["number" if head.startswith("#") else None for head in heads]
-    first = element(
-        "tr", *(element("th", head.removeprefix("#"), cls=kind) for head, kind in zip(heads, kinds, strict=True))
-    )
-    rest = [
-        element(
-            "tr",
-            *(element("td", cell, cls=kind) for cell, kind in zip(line, kinds, strict=True)),
-            cls="now" if index < len(marked) and marked[index] else None,
-        )
-        for index, line in enumerate(lines)
-    ]
-    return element("table", first, *rest)

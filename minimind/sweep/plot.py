@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minimind.inspection.markup import Markup, element
+from minimind.pages.markup import Markup, element
 from minimind.sweep.results import RunResult, metrics_of
 from minimind.sweep.table import best_first
 

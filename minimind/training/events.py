@@ -1,7 +1,7 @@
 """Events of a run, and the listeners that react to them.
 
     loop: Start -> (Step, [Log])* -> End              raised by loop.train, in this order
-    listeners: Evaluated, Saved, Found                raised by the evaluation, by saving and by the guard
+    listeners: Evaluated, Save, Saved, Found          raised by the evaluation, by saving and by the guard
 
 A listener is a small object with a method per event. Evaluation, saving, metrics files and the console are listeners,
 so a new one (samples, best checkpoint, early stop) needs no edit of the loop. Listeners hear each event in their list
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.diagnosis.curves import Finding
-from minimind.diagnosis.pair_signals import HeldOut
+from minimind.diagnosis.pair_signals import HeldOut, Values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class Evaluated:
         items: number of these items.
         name: of the set; empty for one without.
         pairs: the single pairs of the set; None where they were not kept.
+        kept: name -> (items,) values of the set's items in their order, for who asked the evaluation to keep them.
     """
 
     step: int
@@ -80,11 +81,19 @@ class Evaluated:
     items: int
     name: str = ""
     pairs: HeldOut | None = None
+    kept: Mapping[str, Values] = dataclasses.field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
         """What all metrics begin with."""
         return prefix_of(self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Save:
+    """A save begins: what a resumed run will not write again must be on the disk before the checkpoint is."""
+
+    step: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,7 +166,7 @@ class Halt:
             self.step, self.reason = step, reason
 
 
-Event = Start | Step | Log | Evaluated | Saved | Found | End
+Event = Start | Step | Log | Evaluated | Save | Saved | Found | End
 
 
 class Listener:
@@ -176,6 +185,8 @@ class Listener:
     def on_log(self, event: Log) -> None: ...
 
     def on_evaluated(self, event: Evaluated) -> None: ...
+
+    def on_save(self, event: Save) -> None: ...
 
     def on_saved(self, event: Saved) -> None: ...
 

@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minimind.checkpoints.manifest import write_atomically
+from minimind.diagnosis.ledger import FOLDER, drop_after
 from minimind.errors import ConfigError
+from minimind.ranks.world import World
 from minimind.training.findings import FINDINGS
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
@@ -29,10 +33,12 @@ _RECORDS = (
     "csv",
     "checkpoints",
     "best",
+    "ledger",
+    "report.html",
 )
 
 
-def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming: bool) -> None:
+def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming: bool, world: World) -> None:
     """Make the run's folder, move an earlier run's records aside, and write the settings of this run.
 
     Raises:
@@ -43,7 +49,7 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
         folder.mkdir(parents=True, exist_ok=True)
         if not resuming:
             _move_aside(folder, weights_name(prepared.settings.config))
-        _write_json(folder / "run.json", _describe(prepared, identity))
+        _write_json(folder / "run.json", _describe(prepared, identity, world))
         _write_json(folder / "ds_config.json", prepared.policy_config.values)
         _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
     except OSError as error:
@@ -82,7 +88,7 @@ def _move_aside(folder: Path, weights: str) -> None:
             os.replace(path, folder / "earlier" / str(number) / path.name)
 
 
-def _describe(prepared: Prepared, identity: Mapping[str, object]) -> dict[str, object]:
+def _describe(prepared: Prepared, identity: Mapping[str, object], world: World) -> dict[str, object]:
     settings = prepared.settings
     return {
         "settings": {
@@ -96,7 +102,19 @@ def _describe(prepared: Prepared, identity: Mapping[str, object]) -> dict[str, o
             **{package: importlib.metadata.version(package) for package in ("torch", "deepspeed", "transformers")},
             "python": platform.python_version(),
         },
+        "hardware": {"ranks": world.size, "machines": len(set(world.hosts)) or 1, "device": _device_name(world)},
     }
+
+
+def _device_name(world: World) -> str:
+    if not world.on_cpu:
+        return str(torch.get_device_module(world.device).get_device_name(world.device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _write_json(path: Path, values: object) -> None:
@@ -118,6 +136,19 @@ def drop_metrics_after(folder: Path, step: int) -> None:
             write_atomically(path, kept)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error})") from error
+
+
+def drop_ledger_after(folder: Path, step: int) -> None:
+    """Remove the rows of the ledger after a checkpoint; the resumed run writes them again.
+
+    Raises:
+        ConfigError: a file cannot be written.
+        DataError: a file is damaged.
+    """
+    try:
+        drop_after(folder, step)
+    except OSError as error:
+        raise ConfigError(f"{folder / FOLDER}: cannot be written ({error})") from error
 
 
 def _step_of(line: str) -> float:

@@ -19,10 +19,10 @@ from minimind.training.metrics import MetricSums
 
 
 class KeptItems(MetricSums):
-    """Keeps C metrics of each item on the device until `kept`.
+    """Keeps C values of each item on the device until `kept`.
 
     Args:
-        names: of the metrics; all are among the job's.
+        names: of the values; as of `BatchOutcome.of_items`.
     """
 
     def __init__(self, world: World, job: Job, names: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class KeptItems(MetricSums):
     def add(self, outcome: BatchOutcome, aux_loss: Tensor, row_tokens: int, weights: Tensor | None = None) -> None:
         super().add(outcome, aux_loss, row_tokens, weights)
         counted = torch.ones_like(outcome.losses.detach()) if weights is None else weights
-        columns = (*(outcome.metrics[name] for name in self._kept_names), counted)
+        columns = (*(outcome.of_items(name) for name in self._kept_names), counted)
         self._kept.append(torch.stack([column.double() for column in columns]))
 
     def kept(self) -> NDArray[np.float64]:

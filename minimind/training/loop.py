@@ -7,6 +7,7 @@ a listener that asks for it (`Halt`) -> End(finished=True) before the last step
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from minimind.ranks.collectives import StopVote
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.events import End, Events, Halt, Log, Start, Step
-from minimind.training.jobs.job import Job
+from minimind.training.jobs.job import BatchOutcome, Job
 from minimind.training.metrics import StepMetrics
 from minimind.training.nonfinite import NonFiniteReport
 from minimind.training.speed import Speed
@@ -38,6 +39,7 @@ class Run:
         speed: measures the steps' phases.
         nonfinite: makes the error of a step whose gradient is not finite.
         halt: by which listeners end the run early.
+        met: called with a global step, one of its micro-batches and its outcome, as by `train_step`; may be None.
     """
 
     world: World
@@ -53,6 +55,7 @@ class Run:
     events: Events
     nonfinite: NonFiniteReport
     halt: Halt
+    met: Callable[[int, Batch, BatchOutcome], object] | None = None
 
 
 def train(run: Run, start: int) -> bool:
@@ -120,6 +123,7 @@ def _take_step(run: Run, step: int, batches: Sequence[Batch], logged: bool) -> N
             run.metrics.sums,
             run.speed,
             distributions=logged and bool(run.job.token_metrics),
+            met=None if run.met is None else functools.partial(run.met, step),
         )
     except TrainingError as error:
         raise run.nonfinite.error_at(step, batches, error) from error

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minimind.config import DPOConfig, JobConfig, Settings, parse_settings
+from minimind.diagnosis.command import report_finished
 from minimind.engine.start import start_rank
 from minimind.ranks.collectives import agree, from_main, gather
 from minimind.ranks.preflight import check_alike
@@ -18,7 +19,7 @@ from minimind.ranks.process import PREEMPTED, end, tell_errors, user_errors
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
-from minimind.training.folder import drop_metrics_after
+from minimind.training.folder import drop_ledger_after, drop_metrics_after
 from minimind.training.folder_lock import FolderLock
 from minimind.training.loop import Run, train
 from minimind.training.outlook import report_outlook
@@ -132,6 +133,7 @@ def _resume(prepared: Prepared, opened: OpenedRun, run: Run, engines: Engines, c
     run.events.restore(checkpoint.manifest.listeners)
     console.say(f"  resuming after step {opened.start}{describe_reshard(checkpoint, opened.described)}")
     from_main(run.world, lambda: drop_metrics_after(folder, opened.start))
+    from_main(run.world, lambda: drop_ledger_after(folder, opened.start))
 
 
 def _report_finished(prepared: Prepared, run: Run, console: Console) -> None:
@@ -139,5 +141,7 @@ def _report_finished(prepared: Prepared, run: Run, console: Console) -> None:
     if run.halt.step is not None and run.halt.step < run.total_steps:
         done = f"Ended after step {run.halt.step} of {run.total_steps}: {run.halt.reason}"
     console.say(f"\n{done}. Everything is in {prepared.settings.config.run.save_dir}")
+    if run.world.is_main:
+        console.say(f"    {report_finished(Path(prepared.settings.config.run.save_dir))}")
     if (tensorboard := prepared.policy_config.values.get("tensorboard", {})).get("enabled"):
         console.say(f"    tensorboard --logdir {tensorboard['output_path']}")

@@ -18,7 +18,7 @@ from minimind.data.packs import Batch
 from minimind.engine.policy import Policy
 from minimind.errors import TrainingError
 from minimind.model.device_transfer import to_device
-from minimind.training.jobs.job import Job
+from minimind.training.jobs.job import BatchOutcome, Job
 from minimind.training.metrics import MetricSums
 
 
@@ -29,13 +29,20 @@ class Phases(Protocol):
 
 
 def train_step(
-    policy: Policy, job: Job, batches: Sequence[Batch], sums: MetricSums, watch: Phases, distributions: bool = False
+    policy: Policy,
+    job: Job,
+    batches: Sequence[Batch],
+    sums: MetricSums,
+    watch: Phases,
+    distributions: bool = False,
+    met: Callable[[Batch, BatchOutcome], object] | None = None,
 ) -> None:
     """Train on one rank's micro-batches of a global step, and add their metrics to `sums`.
 
     Args:
         watch: hears of the phases.
         distributions: also compute what `Policy.score` adds, for the metrics of logged steps.
+        met: called with each micro-batch and its outcome; it must not wait for the device.
 
     Raises:
         TrainingError: on every rank, before any weight changes, if the gradient is not finite. Its attribute `finite`
@@ -48,12 +55,7 @@ def train_step(
     scored: tuple[Tensor, Tensor] | None = None
     if job.whole_batch:
         watch.enter("policy forward")
-        ahead = [job.ahead(batch) for batch in batches]
-        # A single micro-batch is computed once: its log-probs are those of the whole batch on this rank.
-        once = len(batches) == 1 and ahead[0] is job.trained(batches[0])
-        scored = policy.score(ahead[0], distributions) if once else None
-        seen = [scored[0].detach()] if scored is not None else policy.look_ahead(ahead)
-        targets = job.share(batches, seen, targets)
+        targets, scored = _shared(policy, job, batches, targets, distributions)
     weights = job.weights(batches)
     # Collected on the device: the host reads them only if the step fails, so that it never waits for a GPU here.
     finite: list[Tensor] = []
@@ -73,6 +75,20 @@ def train_step(
             known = torch.stack(finite).tolist()
             raise TrainingError(str(error), agreed=error.agreed, finite=known) from error
         sums.add(outcome, aux_loss, batch.row_tokens)
+        if met is not None:
+            met(batch, outcome)
+
+
+def _shared(
+    policy: Policy, job: Job, batches: Sequence[Batch], targets: Sequence[Any], distributions: bool
+) -> tuple[Sequence[Any], tuple[Tensor, Tensor] | None]:
+    """Targets with what the whole global batch gives to each item, and the scores of a single micro-batch."""
+    ahead = [job.ahead(batch) for batch in batches]
+    # A single micro-batch is computed once: its log-probs are those of the whole batch on this rank.
+    once = len(batches) == 1 and ahead[0] is job.trained(batches[0])
+    scored = policy.score(ahead[0], distributions) if once else None
+    seen = [scored[0].detach()] if scored is not None else policy.look_ahead(ahead)
+    return job.share(batches, seen, targets), scored
 
 
 @torch.no_grad()

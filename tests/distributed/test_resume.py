@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minimind import demo
+from minimind.diagnosis import ledger
 from tests.distributed.launching import metrics, train
 
 pytestmark = pytest.mark.distributed
@@ -48,8 +51,12 @@ needs_bitsandbytes = pytest.mark.skipif(
     ("config", "ranks", "more"),
     [
         ("zero2", 2, ()),
-        # The best weights of a run that has them go on.
-        ("zero3", 2, ("--eval_data_path", demo.EVAL_PATH, "--eval_interval", 2, "--save_best", "eval/loss")),
+        # The best weights and the ledger of a run that has them go on.
+        (
+            "zero3",
+            2,
+            ("--eval_data_path", demo.EVAL_PATH, "--eval_interval", 2, "--save_best", "eval/loss", "--ledger", 1),
+        ),
         # Running means and a loss of the global batch.
         ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
         # A momentum of whole matrices, which the ranks' partitions cut; torch compiles it, too.
@@ -95,6 +102,21 @@ def test_resume_is_bit_exact(config, ranks, more, small_data, tmp_path):
     assert all(torch.equal(end[name], other[name]) for name in end)
     if best.is_file():
         assert json.loads(best.read_text()) == json.loads((whole / "best/best.json").read_text())
+    if "--ledger" in more:
+        assert_equal_ledgers(whole, resumed)
+
+
+def assert_equal_ledgers(one: Path, other: Path) -> None:
+    """Each pair was met twice in training and at all four evaluations, in both runs with the same values."""
+    ledgers = [ledger.read(folder).ordered() for folder in (one, other)]
+    trained, evaluated = (ledgers[0].of_set(name) for name in (ledger.TRAIN, ledger.EVAL))
+    assert np.bincount(trained.step).tolist() == [0, *[8] * 6]
+    assert np.unique(evaluated.step, return_counts=True)[1].tolist() == [100] * 4
+    assert ledgers[0].sets == ledgers[1].sets
+    for name in ("step", "set", "source", "line", "pair"):
+        np.testing.assert_array_equal(*(getattr(one, name) for one in ledgers))
+    for name in ledger.VALUES:
+        np.testing.assert_array_equal(*(one.values[name] for one in ledgers))
 
 
 def test_run_with_other_settings_is_not_resumed_and_no_file_is_lost(small_data, tmp_path):

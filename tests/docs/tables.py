@@ -18,6 +18,7 @@ from minimind.chain.command import build_parser as chain_parser
 from minimind.chat.command import ChatConfig
 from minimind.config import DPOConfig, Flag, JobConfig, PretrainConfig, SFTConfig, fields_of
 from minimind.conversion.command import ExportConfig
+from minimind.diagnosis.command import build_parser as report_parser
 from minimind.evaluation.command import EvaluateConfig
 from minimind.inspection.flags import build_parser as prepare_parser
 from minimind.plan.command import _parser as plan_parser
@@ -88,6 +89,11 @@ def evaluate_flags() -> list[FlagRow]:
     return [dataclasses.replace(row, default=" ".join(row.default)) if row.name == "tasks" else row for row in rows]
 
 
+def report_flags() -> list[FlagRow]:
+    """The flags of `launch/report.py`."""
+    return _rows_of(report_parser())
+
+
 def every_flag() -> list[FlagRow]:
     """The flags of all scripts."""
     return [row for rows in TABLES.values() for row in rows()]
@@ -117,7 +123,7 @@ def _rows_of(parser: argparse.ArgumentParser) -> list[FlagRow]:
             help=(action.help or "").split(" (default: ")[0],
         )
         for action in parser._actions
-        if not isinstance(action, argparse._HelpAction)
+        if action.option_strings and not isinstance(action, argparse._HelpAction)
     ]
 
 
@@ -154,6 +160,7 @@ TABLES: Mapping[str, Callable[[], list[FlagRow]]] = {
     "sft flags": functools.partial(job_flags, SFTConfig),
     "plan flags": plan_flags,
     "chain flags": chain_flags,
+    "report flags": report_flags,
     "prepare flags": prepare_flags,
     "export flags": export_flags,
     "chat flags": chat_flags,

@@ -2,7 +2,7 @@
 
 launch -> {sweep, inspection, evaluation} -> {training, chat, conversion} -> checkpoints -> engine ->
 {ranks, data, objective} -> {weights, model} -> {native, config, errors}; training and chat -> generation;
-training -> diagnosis
+training -> diagnosis -> {data, pages}
 """
 
 from __future__ import annotations
@@ -38,18 +38,22 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": BOTTOM | {"ranks", "engine"},
     "plan": BELOW_TRAINING,
     "generation": {"errors"},  # a model is given
-    "diagnosis": {"errors"},  # reads numbers of a run, touches no engine
+    "pages": set(),  # markup and charts
+    "diagnosis": BOTTOM | {"data", "pages"},  # reads numbers and rows of a run, touches no engine
     "training": BELOW_TRAINING | {"diagnosis", "demo", "plan", "native", "generation"},
     "demo": set(),
     "demo's make_* scripts": BELOW_TRAINING | {"the public face", "demo"},
-    "inspection": BELOW_TRAINING | {"training", "plan"},  # by the run's own code, so that it sees what a run sees
+    "inspection": BELOW_TRAINING
+    | {"training", "plan", "pages"},  # by the run's own code, so that it sees what a run sees
     "conversion": MIDDLE | {"checkpoints"},  # reads what training wrote; needs no engine
     "chat": MIDDLE | {"conversion", "generation"},
     "evaluation": MIDDLE | {"conversion", "chat"},
-    "sweep": BELOW_TRAINING | {"training", "inspection"},  # starts runs as other processes, and reads their files
+    "sweep": BELOW_TRAINING
+    | {"training", "inspection", "pages"},  # starts runs as other processes, and reads their files
     "chain": BELOW_TRAINING | {"training", "sweep", "demo"},  # starts runs as other processes
     "launch": BELOW_TRAINING
-    | {"training", "plan", "inspection", "sweep", "chain", "conversion", "chat", "evaluation", "the public face"},
+    | {"training", "plan", "inspection", "sweep", "chain", "conversion", "chat", "evaluation", "diagnosis"}
+    | {"the public face"},
 }
 FREE = {"version"}
 

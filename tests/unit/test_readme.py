@@ -79,6 +79,7 @@ def test_flags_and_tree_are_generated(suffix):
         "prepare flags",
         "defaults",
         "flags",
+        "report flags",
         "losses",
         "loss options",
         "chain flags",

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from minimind.data.shapes.dataset_info import DatasetInfo
+from minimind.config.data import DataConfig
+from minimind.data.shapes.dataset_info import DatasetInfo, dataset_info
 from minimind.data.shapes.turns import TurnNames
 
 # --data_format: each row is recognised by its columns.
@@ -64,3 +67,17 @@ class ShapeOptions:
 
 
 DEFAULT_SHAPES = ShapeOptions()
+
+
+def options_of_files(config: DataConfig, files: Sequence[Path]) -> ShapeOptions:
+    """How the rows of the files of one source are read under these flags.
+
+    Raises:
+        DataError: `dataset_info.json` cannot be used.
+    """
+    return ShapeOptions(
+        data_format=config.data_format,
+        pairing=config.pairing,
+        score_gap=config.score_gap,
+        dataset_info=dataset_info(files, config),
+    )

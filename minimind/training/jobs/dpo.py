@@ -32,6 +32,8 @@ _COLUMNS = (
     Column(metric="rewards/accuracies", label="accuracy", format=".2f", eval_format=".3f"),
     Column(metric="rewards/margins", label="margin", format="+.4f", eval_format="+.4f"),
 )
+# `BatchOutcome.values` of pairs; the last two with a reference only.
+ROW_VALUES = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
             losses=result.losses,
             metrics={**result.metrics, **answer_lengths(batch.target_counts, labels)},
             token_metrics=token_metrics(policy.sums, batch.target_counts, distributions, labels),
+            values=_row_values(policy.sums, None if known is None else known.sums),
         )
 
     def _split(self, columns: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -215,6 +218,12 @@ class DPOJob(Job[PairBatch, PairTargets]):
             target_counts=batch.target_counts,
             per_token=per_token if self._per_token else None,
         )
+
+
+def _row_values(policy: Tensor, reference: Tensor | None) -> dict[str, Tensor]:
+    """The summed log-probs of both rows under each model, by the names in `ROW_VALUES`; only views of (N, 2)."""
+    of_reference = () if reference is None else reference.unbind(1)
+    return dict(zip(ROW_VALUES, (*policy.detach().unbind(1), *of_reference), strict=False))
 
 
 def _of_pairs(

@@ -63,11 +63,19 @@ class BatchOutcome:
         metrics: name -> (N,) float32, without gradient; the job's `metrics`.
         token_metrics: name -> what a metric that is a mean over tokens is made of; of the job's `token_metrics` those
             that this micro-batch knows.
+        values: name -> (N,) float32, without gradient: what a ledger keeps of each item beside its loss and metrics.
     """
 
     losses: Tensor
     metrics: Mapping[str, Tensor]
     token_metrics: Mapping[str, TokenSums] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def of_items(self, name: str) -> Tensor:
+        """(N,) without gradient: a metric, one of `values`, or the losses under the name "loss"."""
+        if name == "loss":
+            return self.losses.detach()
+        return self.metrics[name] if name in self.metrics else self.values[name]
 
 
 class Job(abc.ABC, Generic[BatchKind, Target]):

@@ -6,12 +6,14 @@ Start, Step -> evaluate all held-out items once over all ranks -> Evaluated
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from minimind.data.loader import eval_batches
 from minimind.data.packs import Layout
 from minimind.data.pair_tables import PairTables
-from minimind.diagnosis.pair_signals import COLUMNS, HeldOut
+from minimind.diagnosis.pair_signals import COLUMNS, HeldOut, Values
 from minimind.engine.policy import Policy
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
@@ -35,6 +37,7 @@ class Evaluation(Listener):
         steps: training metrics, whose clock stops during an evaluation.
         emit: raises an event.
         keeps_pairs: `Evaluated` has the single pairs; the job has the metrics in `COLUMNS`, one value for each pair.
+        keeps: values of single items, by the names of `BatchOutcome.of_items`, that `Evaluated` has too.
     """
 
     name = "evaluation"
@@ -54,8 +57,9 @@ class Evaluation(Listener):
         steps: StepMetrics,
         emit: Callable[[Event], None],
         keeps_pairs: bool = False,
+        keeps: Sequence[str] = (),
     ) -> None:
-        self._keeps_pairs = keeps_pairs
+        self._keeps_pairs, self._keeps = keeps_pairs, tuple(keeps)
         self._sets = sets
         self._table, self._layout, self._batch_size, self._interval = table, layout, batch_size, interval
         self._job, self._policy, self._world, self._watch = job, policy, world, watch
@@ -89,14 +93,18 @@ class Evaluation(Listener):
         self._latest = step
         for name, part in self._sets.items():
             self._policy.eval()
-            metrics, pairs = self._evaluate_part(part)
+            metrics, columns = self._evaluate_part(part)
+            pairs = HeldOut.of_columns(np.stack([columns[one] for one in COLUMNS])) if self._keeps_pairs else None
+            kept = {one: columns[one] for one in self._keeps}
             self._policy.train()
             prefixed = {f"{prefix_of(name)}{metric}": value for metric, value in metrics.items()}
-            self._emit(Evaluated(step=step, metrics=prefixed, items=len(part), name=name, pairs=pairs))
+            self._emit(Evaluated(step=step, metrics=prefixed, items=len(part), name=name, pairs=pairs, kept=kept))
 
-    def _evaluate_part(self, part: range) -> tuple[dict[str, float], HeldOut | None]:
+    def _evaluate_part(self, part: range) -> tuple[dict[str, float], dict[str, Values]]:
+        """Metrics of a set, and what is kept of its single items."""
         started = time.monotonic()
-        kept = KeptItems(self._world, self._job, COLUMNS) if self._keeps_pairs else None
+        names = tuple(dict.fromkeys((*(COLUMNS if self._keeps_pairs else ()), *self._keeps)))
+        kept = KeptItems(self._world, self._job, names) if names else None
         sums = kept or MetricSums(self._world, self._job)
         batches = eval_batches(
             self._table,
@@ -115,4 +123,4 @@ class Evaluation(Listener):
                 eval_step(self._policy, self._job, batch, weights, sums)
                 self._watch.tick()
         metrics = sums.reduce(time.monotonic() - started)
-        return metrics, None if kept is None else HeldOut.of_columns(kept.kept())
+        return metrics, {} if kept is None else dict(zip(names, kept.kept(), strict=True))

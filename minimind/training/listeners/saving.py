@@ -1,6 +1,6 @@
 """Saving: a checkpoint to resume from, and the weights to use.
 
-Step (every interval, last), End (stopped or ended early) -> checkpoint, exported weights -> Saved
+Step (every interval, last), End (stopped or ended early) -> Save -> checkpoint, exported weights -> Saved
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minimind.ranks.collectives import from_main
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
-from minimind.training.events import End, Events, Listener, Saved, Start, Step
+from minimind.training.events import End, Events, Listener, Save, Saved, Start, Step
 from minimind.training.metrics import StepMetrics
 
 
@@ -101,12 +101,13 @@ class Saving(Listener):
             self.save(step, last=True)
 
     def save(self, step: int, *, last: bool, weights: bool = True) -> None:
-        """Write a checkpoint and the weights, and raise `Saved`.
+        """Raise `Save`, write a checkpoint and the weights, and raise `Saved`.
 
         Raises:
             CheckpointError: on all ranks, if it was the last save and a file could not be written.
         """
         self._watch.enter("saving")
+        self._events.emit(Save(step=step))
         # The weights are tried even if the checkpoint failed: they are smaller and may still fit.
         failures: list[str] = []
         checkpoint: Path | None = None

@@ -27,6 +27,7 @@ from minimind.training.listeners.batch_statistics import BatchStatistics
 from minimind.training.listeners.best_weights import BestWeights
 from minimind.training.listeners.evaluation import Evaluation
 from minimind.training.listeners.guard import Guard
+from minimind.training.listeners.ledger import LedgerFiles, kept_values
 from minimind.training.listeners.metrics_file import MetricsFile
 from minimind.training.listeners.progress import Progress
 from minimind.training.listeners.reference_updates import ReferenceUpdates
@@ -69,7 +70,8 @@ def assemble_run(
     ]
     speed = step_speed(prepared, engines, jobs[0], world, watch, console)
     events = Events()
-    folder = Path(config.run.save_dir)
+    latest = opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None
+    ledger = _ledger(prepared, data, jobs, world, console) if config.run.ledger else None
     run = Run(
         world=world,
         watch=watch,
@@ -82,18 +84,14 @@ def assemble_run(
         metrics=_step_metrics(prepared, engines, jobs[0], speed, world),
         speed=speed,
         events=events,
-        nonfinite=NonFiniteReport(
-            folder=folder,
-            data=data.rows,
-            world=world,
-            latest=opened.checkpoints.folder / "latest" if opened.checkpoints is not None else None,
-        ),
+        nonfinite=NonFiniteReport(folder=Path(config.run.save_dir), data=data.rows, world=world, latest=latest),
         halt=Halt(),
+        met=None if ledger is None else ledger.met,
     )
     # Listeners need the run, and the run needs the events, so they are added last.
     if statistics is not None:
         events.add(statistics)  # first, so that a save at the same step writes the new means
-    events.add(*_listeners(prepared, data, opened, engines, run, jobs, console))
+    events.add(*_listeners(prepared, data, opened, engines, run, jobs, ledger, console))
     return run
 
 
@@ -128,6 +126,7 @@ def _listeners(
     engines: Engines,
     run: Run,
     jobs: Sequence[Job],
+    ledger: LedgerFiles | None,
     console: Console,
 ) -> Iterator[Listener]:
     """Metrics are written before they are shown; an evaluation comes before the save at the same step, and a move of
@@ -141,7 +140,9 @@ def _listeners(
         yield board(prepared, engines, world)
     yield MetricsFile(folder=folder, monitor=policy.monitor, epoch_of=epoch_of, console=console, enabled=world.is_main)
     if data.eval_table is not None:
-        yield _evaluation(prepared, data, engines, run, jobs[-1])
+        yield _evaluation(prepared, data, engines, run, jobs[-1], ledger)
+    if ledger is not None:
+        yield ledger  # it has what an evaluation at the end found before that is over
     yield _saving(prepared, data, opened, engines, run, console)
     writes_weights = prepared.adapters is None or config.adapters.merge
     if prepared.is_demo and world.is_main and writes_weights:
@@ -163,7 +164,9 @@ def _listeners(
         yield _best_weights(prepared, data, engines, run, console)
 
 
-def _evaluation(prepared: Prepared, data: TrainingData, engines: Engines, run: Run, job: Job) -> Evaluation:
+def _evaluation(
+    prepared: Prepared, data: TrainingData, engines: Engines, run: Run, job: Job, ledger: LedgerFiles | None
+) -> Evaluation:
     config = prepared.settings.config
     assert data.eval_table is not None
     return Evaluation(
@@ -180,12 +183,25 @@ def _evaluation(prepared: Prepared, data: TrainingData, engines: Engines, run: R
         emit=run.events.emit,
         # For the guard, and for TensorBoard's histograms.
         keeps_pairs=(config.run.guard != "off" or shows_on_board(prepared)) and _has_pairs(job),
+        keeps=() if ledger is None else tuple(ledger.values.values()),
     )
 
 
 def _has_pairs(job: Job) -> bool:
     """Whether the job has one value of each pair's reward and length, none of them a mean over a part of the pairs."""
     return set(COLUMNS) <= set(job.metrics) and not set(COLUMNS) & set(job.metric_parts)
+
+
+def _ledger(prepared: Prepared, data: TrainingData, jobs: Sequence[Job], world: World, console: Console) -> LedgerFiles:
+    return LedgerFiles(
+        folder=Path(prepared.settings.config.run.save_dir),
+        values=kept_values(jobs[0], has_reference=Need.REFERENCE in prepared.objective.needs),
+        table=data.table,
+        eval_table=data.eval_table,
+        eval_sets=data.eval_sets,
+        console=console,
+        world=world,
+    )
 
 
 def _guard(prepared: Prepared, data: TrainingData, run: Run, console: Console) -> Guard:

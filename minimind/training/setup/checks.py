@@ -64,6 +64,15 @@ def run_name_names_a_folder(draft: Draft) -> Iterator[MiniMindError]:
         yield ConfigError(f"--run_name {name}: TensorBoard takes it from a folder of this name; leave out the path")
 
 
+def ledger_has_pairs(draft: Draft) -> Iterator[MiniMindError]:
+    """--ledger 1 is for losses of pairs."""
+    objective = draft.objective
+    if draft.settings.config.run.ledger and objective is not None and Need.LABELS in objective.needs:
+        yield ConfigError(
+            f"--ledger 1: a ledger is of pairs, and --loss {objective.name} takes answers with labels; drop --ledger"
+        )
+
+
 def tracker_is_installed(draft: Draft) -> Iterator[MiniMindError]:
     """A package for --use_wandb is installed where rank 0 runs."""
     if draft.settings.config.run.use_wandb and draft.world.is_main and tracker_name() is None:
@@ -258,6 +267,7 @@ CHECKS: Sequence[Check] = (
     *STREAMING_CHECKS,
     flags_have_their_partner,
     run_name_names_a_folder,
+    ledger_has_pairs,
     tracker_is_installed,
     device_is_that_of_the_launcher,
     one_flag_names_the_shape,

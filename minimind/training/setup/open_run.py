@@ -83,7 +83,7 @@ def open_run(prepared: Prepared, data: TrainingData, world: World, watch: Watch,
     if warning := from_main(world, lambda: check_space(prepared, start, data.total_steps)):
         console.say(warning)
     # The folder is written last: a run that is refused leaves an earlier run's records untouched.
-    from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None))
+    from_main(world, lambda: open_run_folder(prepared, described["identity"], checkpoint is not None, world))
     return OpenedRun(
         reference=reference,
         reference_fingerprint=own,

@@ -15,7 +15,7 @@ from minimind.data.columns import NO_VARIABLES
 from minimind.data.encoding import EncodingOptions
 from minimind.data.left_out import words_of
 from minimind.data.shapes import ShapeOptions
-from minimind.data.shapes.dataset_info import dataset_info
+from minimind.data.shapes.options import options_of_files
 from minimind.data.sources import Source
 from minimind.data.template import ChatTemplate
 from minimind.errors import ConfigError
@@ -27,12 +27,7 @@ def shape_options(config: DataConfig, source: Source) -> ShapeOptions:
     Raises:
         DataError: `dataset_info.json` cannot be used.
     """
-    return ShapeOptions(
-        data_format=config.data_format,
-        pairing=config.pairing,
-        score_gap=config.score_gap,
-        dataset_info=dataset_info(source.files, config),
-    )
+    return options_of_files(config, source.files)
 
 
 def encoding_options(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> EncodingOptions:

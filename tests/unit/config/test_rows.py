@@ -16,6 +16,7 @@ OF_PAIRS = {"pairing", "score_gap", "filter_score_gap", "reference", "reference_
     "label_smoothing",
     "loss_options",
     "lora_reference",
+    "ledger",
 }
 OF_STREAMING = {"streaming", "shard_tokens", "window_tokens", "keep_windows"}
 

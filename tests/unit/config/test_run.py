@@ -21,6 +21,8 @@ def test_defaults_are_minimind_s():
         "save_best": None,
         "early_stop": None,
         "guard": "warn",
+        "ledger": False,
+        "run_name": None,
         "timeout": 1800,
         "use_wandb": False,
         "wandb_project": "MiniMind-DPO",

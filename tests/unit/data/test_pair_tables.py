@@ -48,3 +48,18 @@ def test_key_is_that_of_a_single_table_and_tells_orders(tables):
     one, other = tables.tables
     assert PairTables(tables=(one,)).key == one.key
     assert len({one.key, other.key, tables.key, PairTables(tables=(other, one)).key}) == 4
+
+
+def test_many_pairs_lead_to_their_rows_at_once(tables):
+    assert tables.indices.tolist() == [1, 2, 3]
+    found = tables.rows_of(np.array([3, 0, 1, 2]))
+    assert found.sources.tolist() == [1, 0, 0, 1]
+    assert found.lines.tolist() == [3, 1, 4, 1]
+    assert found.parts.tolist() == [0, 0, 0, 0]
+    lengths = [table.prompt_lengths.tolist() for table in tables.tables]
+    assert found.prompt_lengths.tolist() == [lengths[1][1], lengths[0][0], lengths[0][1], lengths[1][0]]
+
+
+def test_pairs_of_one_row_are_counted(tables):
+    one = dataclasses.replace(tables.tables[1], lines=np.array([7, 7, 9][: len(tables.tables[1].lines)]))
+    assert PairTables(tables=(one,)).rows_of(np.array([1, 0])).parts.tolist() == [1, 0]

@@ -13,13 +13,14 @@ from minimind.data.table import PairTable
 from minimind.inspection.answers import AnswerReport, Refusal
 from minimind.inspection.cost import Cost, Memory
 from minimind.inspection.equal_pairs import EqualPairs, Found
-from minimind.inspection.lengths import Distribution, Histogram, LengthBias, Lengths, LimitEffect
+from minimind.inspection.lengths import Distribution, LengthBias, Lengths, LimitEffect
 from minimind.inspection.packing import Packing
 from minimind.inspection.pairs import PairArrays, gather, right
 from minimind.inspection.report import NOTE, STOPS, WARNING, Finding, Report
 from minimind.inspection.rows import RefusedRows, SourceReport
 from minimind.inspection.scores import GapEffect, ScoreReport
 from minimind.inspection.texts import PairTexts, Run
+from minimind.pages.charts import Histogram
 from tests.unit.data.tables import table_of
 
 # A text that would run a program, close the page's elements or leave an attribute.

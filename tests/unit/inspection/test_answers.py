@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from minimind.data.scripts import CHINESE, LATIN, NONE
 from minimind.inspection.answers import Refusal, is_refusal, read_sample, said
-from minimind.inspection.scripts import CHINESE, LATIN, NONE
 
 
 def test_counts_over_a_sample():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.inspection.lengths import Histogram, LimitEffect, describe_lengths, length_bias, try_limits
+from minimind.inspection.lengths import LimitEffect, describe_lengths, length_bias, try_limits
 from minimind.inspection.pairs import gather, right
+from minimind.pages.charts import Histogram
 from tests.unit.inspection.made import made_table
 
 # Rows of 12 and 10, 25 and 30, 40 and 40 tokens; the last pair differs from token 38 on.

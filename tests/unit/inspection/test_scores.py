@@ -9,8 +9,8 @@ import pytest
 
 from minimind.data.selection import select_pairs
 from minimind.data.tokens import WRONG
-from minimind.inspection.lengths import Histogram
 from minimind.inspection.scores import describe_scores
+from minimind.pages.charts import Histogram
 from tests.unit.inspection.made import made_table
 
 NAN = float("nan")

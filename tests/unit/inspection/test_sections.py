@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from minimind.inspection import sections
-from minimind.inspection.markup import joined
+from minimind.pages.markup import joined
 from tests.unit.inspection.made import Page, made_report
 
 REPORT = made_report()

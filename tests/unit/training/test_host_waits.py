@@ -7,7 +7,9 @@ tests/gpu has the same on a GPU, with the engines.
 
 from __future__ import annotations
 
+import functools
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +33,7 @@ from minimind.training.expert_load import ExpertLoad
 from minimind.training.jobs import global_batch
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.listeners.batch_statistics import BatchStatistics
+from minimind.training.listeners.ledger import LedgerFiles, kept_values
 from minimind.training.metrics import StepMetrics
 from minimind.training.speed import Speed, Useful
 from minimind.training.step import eval_step, train_step
@@ -115,9 +118,19 @@ def take_step(policy: Policy, reference, layout=pack, spec="sigmoid,bco_pair:0.5
     useful = Useful(work=WORK, passes=4)
     speed = Speed(world=WORLD, watch=Watch(), job=job, useful=useful, dtype="bfloat16", say=print)
     batches = [layout(pairs) for pairs in PAIRS]
+    ledger = LedgerFiles(
+        folder=Path(),
+        values=kept_values(job, has_reference=True),
+        table=None,
+        eval_table=None,
+        eval_sets={},
+        console=None,
+        world=WORLD,
+    )
     with host_waits_raise():
         speed.begin(batches)
-        train_step(policy, job, batches, metrics.sums, speed, distributions=True)
+        met = functools.partial(ledger.met, 1)
+        train_step(policy, job, batches, metrics.sums, speed, distributions=True, met=met)
         metrics.add_norm(policy.grad_norm)
         speed.end()
         if not job.whole_batch:  # whose evaluation counts its pairs on the host, once

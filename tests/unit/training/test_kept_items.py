@@ -16,7 +16,7 @@ from minimind.training.metrics import MetricSums
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 JOB = SimpleNamespace(
-    name="dpo", item="pairs", metrics=("reward", "length"), token_metrics=(), metric_parts={}, derived=lambda means: {}
+    name="dpo", item="pairs", metrics=("reward",), token_metrics=(), metric_parts={}, derived=lambda means: {}
 )
 
 
@@ -26,7 +26,7 @@ def rank_of(size, rank):
 
 def outcome(*rewards):
     values = torch.tensor(rewards)
-    return BatchOutcome(losses=values, metrics={"reward": values, "length": 10 * values})
+    return BatchOutcome(losses=values, metrics={"reward": values}, values={"length": 10 * values})
 
 
 def test_the_order_is_that_of_the_set_whatever_the_ranks(monkeypatch):

@@ -36,9 +36,11 @@ def run(monkeypatch):
     seeds: list[int] = []
     detailed: list[bool] = []
 
-    def step(*_, distributions):
+    def step(*_, distributions, met):
         seeds.append(int(torch.randint(10**9, ())))
         detailed.append(distributions)
+        if met is not None:
+            met("batch", "outcome")
 
     monkeypatch.setattr(loop, "train_step", step)
     recorder, events = Recorder(), Events()
@@ -71,6 +73,7 @@ def run(monkeypatch):
         events=events,
         nonfinite=SimpleNamespace(error_at=lambda step, batches, error: TrainingError(f"step {step}: {error}")),
         halt=Halt(),
+        met=None,
         heard=recorder.heard,
         seeds=seeds,
         detailed=detailed,
@@ -98,6 +101,13 @@ def test_events_of_a_whole_run(run):
     assert run.phases == ["begin", "end"] * 5
     # What is computed for logged steps only is computed in these.
     assert run.detailed == [True, True, False, True, True]
+
+
+def test_what_was_met_is_told_with_its_step(run):
+    heard = []
+    run.met = lambda *told: heard.append(told)
+    loop.train(run, 3)
+    assert heard == [(4, "batch", "outcome"), (5, "batch", "outcome")]
 
 
 def test_a_resumed_run_begins_after_its_checkpoint(run):
@@ -168,7 +178,7 @@ def test_a_resumed_run_draws_the_same_random_numbers(run):
 
 
 def test_a_step_that_is_not_finite_is_reported_with_its_number(run, monkeypatch):
-    def fail(*_, distributions):
+    def fail(*_, distributions, met):
         raise TrainingError("the gradient is not finite")
 
     monkeypatch.setattr(loop, "train_step", fail)

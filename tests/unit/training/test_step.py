@@ -96,6 +96,15 @@ def test_micro_batches_are_weighted_by_their_pairs():
     assert (first_last, second_last) == (False, True)
 
 
+def test_each_micro_batch_is_told_with_its_outcome():
+    told = []
+    batches = [pack([pair(1)]), pack([pair(2), pair(3)])]
+    sums = MetricSums(WORLD, job())
+    train_step(Policy(), job(), batches, sums, Watch(), met=lambda batch, outcome: told.append((batch, outcome)))
+    assert [batch.indices for batch, _ in told] == [batch.indices for batch in batches]
+    assert [outcome.of_items("chosen_logps").tolist() for _, outcome in told] == [[-3.0], [-3.0, -3.0]]
+
+
 def test_an_evaluation_counts_only_pairs_with_weight(one_rank):
     """Targets of a row: 3, each -1. Reference sums -3, so every reward is 0 and every loss ln 2."""
     sums = MetricSums(WORLD, job())

@@ -12,7 +12,7 @@ import torch
 from minimind.objective.losses import Need, Objective, PairLosses, Part, PreferenceLoss, build_objective
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
-from minimind.training.jobs.dpo import DPOJob
+from minimind.training.jobs.dpo import ROW_VALUES, DPOJob, PairTargets
 
 # Two pairs: one target in the prefix, one of chosen, one of rejected; none, two of chosen, one of rejected.
 COUNTS = torch.tensor([[1, 1, 1], [0, 2, 1]])
@@ -97,6 +97,23 @@ def test_a_loss_without_a_reference_gets_none():
     assert [target.reference for target in job.targets([BATCH, BATCH])] == [None, None]
     job.outcome(BATCH, LOG_PROBS, job.targets([BATCH])[0])
     assert loss.seen[0].reference is None
+
+
+def test_values_of_single_pairs_are_sums_without_gradient():
+    job = DPOJob(objective=build_objective("sigmoid"), reference=Reference())
+    (target,) = job.targets([BATCH])
+    outcome = job.outcome(BATCH, LOG_PROBS.clone().requires_grad_(), target)
+    assert tuple(outcome.values) == ROW_VALUES
+    assert torch.stack([outcome.of_items(name) for name in ROW_VALUES[:2]], 1).tolist() == SUMS
+    assert outcome.of_items("ref_rejected_logps").tolist() == target.reference.sums[:, 1].tolist()
+    assert outcome.of_items("rewards/margins").tolist() == outcome.metrics["rewards/margins"].tolist()
+    names = ("loss", *ROW_VALUES)
+    assert not any(outcome.of_items(name).requires_grad for name in names)
+
+
+def test_values_without_a_reference_are_those_of_the_policy():
+    outcome = DPOJob(objective=build_objective("simpo"), reference=None).outcome(BATCH, LOG_PROBS, PairTargets())
+    assert tuple(outcome.values) == ROW_VALUES[:2]
 
 
 def test_the_console_shows_only_metrics_that_the_loss_has():

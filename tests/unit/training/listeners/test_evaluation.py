@@ -37,7 +37,7 @@ class Batch(SimpleNamespace):
 def made():
     """A run over three held-out pairs, whose losses are the table's values."""
 
-    def make(interval, sets=None):
+    def make(interval, sets=None, keeps=()):
         world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
         events, recorder, calls = Events(), Recorder(), []
         policy = SimpleNamespace(
@@ -71,6 +71,7 @@ def made():
             watch=Watch(),
             steps=SimpleNamespace(pause=lambda: calls.append("pause"), resume=lambda: calls.append("resume")),
             emit=events.emit,
+            keeps=keeps,
         )
         events.add(listener, recorder)
         return SimpleNamespace(events=events, heard=recorder.heard, calls=calls)
@@ -86,6 +87,15 @@ def test_the_metrics_are_means_over_all_held_out_pairs(made):
     assert (event.step, event.items) == (0, 3)
     assert event.metrics["eval/loss"] == 3.0
     assert run.calls == ["eval", "train"]
+
+
+def test_asked_values_of_single_pairs_are_kept_in_their_order(made):
+    run = made(0, {"zh": range(1), "en": range(1, 3)}, keeps=("loss",))
+    run.events.emit(Start(step=0, total_steps=4))
+    assert [(event.name, event.kept["loss"].tolist(), event.pairs) for event in run.heard] == [
+        ("zh", [1.0], None),
+        ("en", [2.0, 6.0], None),
+    ]
 
 
 def test_each_set_is_evaluated_by_itself(made):

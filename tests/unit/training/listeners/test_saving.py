@@ -92,6 +92,21 @@ def test_saves_every_interval_and_at_the_end(made):
     assert run.clock == ["pause", "resume"] * 3
 
 
+def test_what_must_be_on_the_disk_first_is_told_of_a_save(made):
+    class First(Listener):
+        name = "first"
+
+        def on_save(self, event):
+            told.append((event.step, len(checkpoints.saves)))
+
+    told, checkpoints = [], Checkpoints()
+    run = made(checkpoints)
+    run.events.add(First())
+    for step in (2, 4):
+        run.events.emit(Step(step=step, last=False))
+    assert told == [(2, 0), (4, 1)]
+
+
 def test_interval_0_saves_only_at_the_end(made):
     checkpoints = Checkpoints()
     run = made(checkpoints, interval=0)

@@ -119,6 +119,16 @@ def test_the_guard_gets_what_the_loss_has(assemble):
     assert guard(loss="kto") == ((False, False, False), False)
 
 
+def test_a_ledger_hears_of_an_evaluation_before_the_save_of_its_step(assemble):
+    run = assemble("--ledger", "1", eval_table=[1, 2])
+    assert names(run) == ["metrics_file", "evaluation", "ledger", "saving", "progress", "guard"]
+    _, evaluation, ledger, *_ = run.events._listeners
+    assert run.met == ledger.met
+    assert evaluation._keeps == tuple(ledger.values.values())
+    assert "ref_chosen_logps" in ledger.values
+    assert assemble().met is None
+
+
 @pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
 def test_rank_0_of_the_demo_shows_samples(assemble, rank, shown):
     assert ("samples" in names(assemble(is_demo=True, rank=rank))) == shown

@@ -48,6 +48,12 @@ def other(vocab_size=100, tokenizer_path=None, **changes):
     return SimpleNamespace(config=model, origin="other", check_fit=lambda: None, tokenizer_path=tokenizer_path)
 
 
+@pytest.mark.parametrize(("loss", "refused"), [("sigmoid", False), ("simpo", False), ("kto", True)])
+def test_a_ledger_is_of_pairs(loss, refused):
+    found = problems(draft("--ledger", "1", objective=build_objective(loss)))
+    assert any("--ledger 1: a ledger is of pairs, and --loss kto takes answers" in one for one in found) == refused
+
+
 def test_a_reference_of_other_sizes_and_family_is_right():
     assert problems(draft(other_reference=other())) == []
 

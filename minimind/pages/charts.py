@@ -9,15 +9,30 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from minimind.inspection.lengths import Histogram
-from minimind.inspection.markup import Markup, element, joined
+from minimind.pages.markup import Markup, element, joined
+from minimind.pages.svg import WIDTH, legend, number, svg, text
 
-# Units of a chart's own coordinates; a unit is a pixel where the chart has its full width.
-_WIDTH, _HEIGHT = 640, 180
+_HEIGHT = 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 12, 40
 _BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH = 22, 10, 130
 # A tick stands at about so many places of an axis.
 _TICKS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of numbers in bins of one width, from the first edge on.
+
+    Attributes:
+        start, width: the first edge, and the width of a bin.
+        counts: of each bin; the first also has everything below, the last everything above.
+        whole: all numbers are whole.
+    """
+
+    start: float
+    width: float
+    counts: tuple[int, ...]
+    whole: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +72,7 @@ def histogram(series: Sequence[Series], axis: str, *, open_start: bool = False) 
     first = series[0].histogram
     bars = len(first.counts)
     highest = max(max(one.histogram.counts) for one in series) or 1
-    step = (_WIDTH - _LEFT - _RIGHT) / bars
+    step = (WIDTH - _LEFT - _RIGHT) / bars
     floor = _HEIGHT - _BOTTOM
 
     def x(bar: float) -> float:
@@ -70,10 +85,10 @@ def histogram(series: Sequence[Series], axis: str, *, open_start: bool = False) 
         element(
             "rect",
             element("title", f"{_bin_name(one.histogram, bar, open_start)} {axis}: {count} {one.name}"),
-            x=_number(x(bar)),
-            y=_number(y(count)),
-            width=_number(max(step - 1, 0.5)),
-            height=_number(floor - y(count)),
+            x=number(x(bar)),
+            y=number(y(count)),
+            width=number(max(step - 1, 0.5)),
+            height=number(floor - y(count)),
             fill=one.colour,
             fill_opacity=0.55 if len(series) > 1 else 1,
         )
@@ -82,50 +97,43 @@ def histogram(series: Sequence[Series], axis: str, *, open_start: bool = False) 
         if count
     ]
     every = -(-bars // _TICKS)
-    ticks = [_text(x(bar), floor + 16, _edge(first, bar), anchor="middle") for bar in range(0, bars + 1, every)]
+    ticks = [text(x(bar), floor + 16, _edge(first, bar), anchor="middle") for bar in range(0, bars + 1, every)]
     lines = [
-        _text(_LEFT - 6, y(highest) + 4, str(highest), anchor="end"),
-        _text(_LEFT - 6, floor + 4, "0", anchor="end"),
+        text(_LEFT - 6, y(highest) + 4, str(highest), anchor="end"),
+        text(_LEFT - 6, floor + 4, "0", anchor="end"),
     ]
-    baseline = element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=floor, y2=floor, cls="axis")
-    name = _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, axis, anchor="middle")
+    baseline = element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=floor, y2=floor, cls="axis")
+    name = text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, axis, anchor="middle")
     return joined(
-        _legend([(one.name, one.colour) for one in series]), _svg(_HEIGHT, *drawn, baseline, *ticks, *lines, name)
+        legend([(one.name, one.colour) for one in series]), svg(_HEIGHT, *drawn, baseline, *ticks, *lines, name)
     )
 
 
 def bars(rows: Sequence[Bar]) -> Markup:
     """Horizontal bars; all have the length of the largest sum."""
     whole = max(sum(part.value for part in row.parts) for row in rows) or 1
-    room = _WIDTH - _LABEL_WIDTH - 150
+    room = WIDTH - _LABEL_WIDTH - 150
     drawn: list[Markup] = []
     for index, row in enumerate(rows):
         top = index * (_BAR_HEIGHT + _BAR_GAP)
-        drawn.append(_text(_LABEL_WIDTH - 8, top + 15, row.label, anchor="end"))
+        drawn.append(text(_LABEL_WIDTH - 8, top + 15, row.label, anchor="end"))
         starts = itertools.accumulate((part.value for part in row.parts), initial=0.0)
         for start, part in zip(starts, row.parts, strict=False):
             drawn.append(
                 element(
                     "rect",
                     element("title", f"{row.label}, {part.name}: {part.value:g}"),
-                    x=_number(_LABEL_WIDTH + room * start / whole),
+                    x=number(_LABEL_WIDTH + room * start / whole),
                     y=top,
-                    width=_number(room * part.value / whole),
+                    width=number(room * part.value / whole),
                     height=_BAR_HEIGHT,
                     fill=part.colour,
                 )
             )
         end = _LABEL_WIDTH + room * sum(part.value for part in row.parts) / whole
-        drawn.append(_text(end + 8, top + 15, row.note))
+        drawn.append(text(end + 8, top + 15, row.note))
     names = dict.fromkeys((part.name, part.colour) for row in rows for part in row.parts)
-    return joined(_legend(list(names)), _svg(len(rows) * (_BAR_HEIGHT + _BAR_GAP), *drawn))
-
-
-def _legend(names: Sequence[tuple[str, str]]) -> Markup:
-    if len(names) < 2:
-        return Markup()
-    keys = [element("span", element("i", style=f"background:{colour}"), name) for name, colour in names]
-    return element("div", *keys, cls="legend")
+    return joined(legend(list(names)), svg(len(rows) * (_BAR_HEIGHT + _BAR_GAP), *drawn))
 
 
 def _bin_name(one: Histogram, bar: int, open_start: bool) -> str:
@@ -142,15 +150,3 @@ def _edge(one: Histogram, bar: int) -> str:
     """Where a bin begins. Sums of a width such as 0.1 have digits that say nothing."""
     place = one.start + bar * one.width
     return f"{place:.0f}" if one.whole else f"{round(place / one.width) * one.width:.6g}"
-
-
-def _svg(height: float, *children: Markup) -> Markup:
-    return element("svg", *children, viewBox=f"0 0 {_WIDTH} {_number(height)}", role="img", cls="chart")
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start") -> Markup:
-    return element("text", text, x=_number(x), y=_number(y), text_anchor=anchor)
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

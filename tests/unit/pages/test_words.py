@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.inspection.words import count, duration, gib, part, plural, share
+from minimind.pages.words import count, duration, gib, part, plural, share
 
 
 @pytest.mark.parametrize(

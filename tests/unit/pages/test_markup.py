@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.inspection.markup import Markup, element, joined, raw
+from minimind.pages.markup import Markup, element, joined, raw
 
 HOSTILE = "<script>alert('1')</script> & \"quoted\""
 ESCAPED = "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; &amp; &quot;quoted&quot;"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.inspection.scripts import (
+from minimind.data.scripts import (
     ARABIC,
     CHINESE,
     CODE,

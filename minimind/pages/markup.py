@@ -16,7 +16,7 @@ class Markup(str):
 
 
 # Elements that have no content and no closing tag.
-_EMPTY = frozenset({"meta", "br", "hr"})
+_EMPTY = frozenset({"meta", "br", "hr", "input"})
 # Elements of HTML, not of SVG, whose texts are broken into lines.
 _PROSE = frozenset({"p", "li", "td", "th", "h3"})
 # Letters and underscores alone, so that an escaped text stays one.

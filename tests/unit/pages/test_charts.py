@@ -6,8 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minimind.inspection.charts import Bar, Part, Series, bars, histogram
-from minimind.inspection.lengths import Histogram
+from minimind.pages.charts import Bar, Histogram, Part, Series, bars, histogram
 
 COUNTS = Histogram(start=-10, width=10, counts=(1, 0, 4))
 

@@ -1,0 +1,69 @@
+"""Sections about single pairs: numbers, places and texts; what a row says cannot become markup."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from minimind.diagnosis import pair_sections
+from minimind.diagnosis.language import Language
+from minimind.diagnosis.reported import open_reported
+from tests.unit.diagnosis.made_runs import made, made_run
+
+SAY = Language("en")
+FLAG = '<span class="flag">--ledger</span>'
+
+
+@pytest.fixture
+def run(tmp_path):
+    return open_reported(made_run(tmp_path / "run"))
+
+
+def shown(content):
+    return "".join(content)
+
+
+def test_margins_are_drawn_against_lengths(run):
+    found = shown(pair_sections.length(run.pairs, SAY))
+    assert "12 held-out pairs, evaluated at step 3." in found
+    assert found.count("<circle") == 12
+    assert math.isnan(run.pairs.correlation)
+    assert "correlates" not in found
+
+
+def test_a_correlation_is_a_sentence():
+    from minimind.diagnosis.analysis import analyse
+
+    pairs = analyse(made([1, 1], [1, 2], [-1.0, 1.0], chosen_tokens=[1, 3]), {}, texts=False)
+    found = shown(pair_sections.length(pairs, SAY))
+    assert "correlates by +1.00" in found
+    assert "2 training pairs, each when it was met last." in found
+
+
+def test_groups_have_their_accuracy_and_number(run):
+    found = shown(pair_sections.groups(run.pairs, SAY))
+    for text in ("By source", "By language", "100 % of 6", "0 % of 6", "50 % of 12"):
+        assert text in found
+
+
+def test_lists_have_places_numbers_and_escaped_texts(run):
+    found = shown(pair_sections.lists(run.pairs, SAY))
+    assert "run.jsonl, line 12: margin -1.000, times met: 1" in found
+    assert "<script" not in found
+    assert "&lt;script&gt;ask(11)&lt;/script&gt;" in found
+    assert "bad &lt;b&gt;11&lt;/b&gt;" in found
+    assert "好12" in found
+
+
+def test_what_cannot_be_shown_is_said(tmp_path, run):
+    (tmp_path / "run.jsonl").unlink()
+    found = shown(pair_sections.lists(open_reported(tmp_path / "run").pairs, SAY))
+    assert "Texts cannot be shown" in found
+    assert "好12" not in found
+
+
+def test_a_run_without_pairs_says_why(tmp_path, run):
+    without = open_reported(made_run(tmp_path / "other", with_ledger=False))
+    assert "Train with --ledger 1" in shown(pair_sections.without_ledger(without, SAY)).replace(FLAG, "--ledger")
+    assert "has no margins" in shown(pair_sections.without_ledger(run, SAY))
