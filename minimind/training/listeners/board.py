@@ -22,15 +22,19 @@ _LEARNING = {
     "margin: grows": ("rewards/margins", "eval/rewards/margins"),
     "rewards: chosen should stay above 0": ("eval/rewards/chosen", "eval/rewards/rejected"),
     "nll of chosen, in nats: should not rise": ("train/nll", "eval/nll"),
-    "gradient norm, learning rate": ("optimizer/grad_norm", "optimizer/learning_rate"),
+    "gradient norm: of one magnitude": ("optimizer/grad_norm",),
 }
 _TOKENS = {
     "loss: falls, on held-out rows too": ("train/loss", "eval/loss"),
     "accuracy of the next token: rises": ("train/token_accuracy", "eval/token_accuracy"),
     "perplexity: falls": ("train/perplexity", "eval/perplexity"),
     "entropy, in nats": ("train/entropy", "eval/entropy"),
-    "gradient norm": ("optimizer/grad_norm",),
+    "gradient norm: of one magnitude": ("optimizer/grad_norm",),
+    "seconds of a step": ("time/step",),
+}
+_OPTIMIZER = {
     "learning rate": ("optimizer/learning_rate",),
+    "share of steps with a clipped gradient": ("optimizer/grad_clipped",),
 }
 _SPEED = {
     "tokens per second": ("speed/tokens_per_second",),
@@ -73,11 +77,14 @@ class Board(Listener):
             # The first process has written what follows; TensorBoard forgets the steps that are repeated now.
             self._monitor.restart(event.step + 1)
             return
-        rows = [(name, "-" if value in (None, "", ()) else value, self._origins[name])
-                for name, value in self._values.items()]  # fmt: skip
+        rows = [(name, _shown(value), self._origins[name]) for name, value in self._values.items()]
         facts = summaries.table(("", ""), list(self._facts.items()))
         settings = summaries.table(("setting", "value", "from"), rows)
-        charts = {"Is it learning?": _LEARNING if self._pairs else _TOKENS, "How fast is it?": _SPEED}
+        charts = {
+            "Is it learning?": _LEARNING if self._pairs else _TOKENS,
+            "The optimizer": _OPTIMIZER,
+            "How fast is it?": _SPEED,
+        }
         written = [
             summaries.text(SETTINGS, f"{facts}\n\n{settings}"),
             summaries.session_start(self._values),
@@ -110,3 +117,9 @@ class Board(Listener):
     def on_end(self, event: End) -> None:
         if event.finished:
             self._monitor.write_summaries([summaries.session_end()], event.step)
+
+
+def _shown(value: object) -> str:
+    if value in (None, "", ()):
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -78,12 +78,12 @@ def board(prepared: Prepared, engines: Engines, world: World) -> Board:
 
 def _facts(prepared: Prepared, settings: Settings, world: World) -> dict[str, object]:
     config, model = settings.config, prepared.source.config
+    ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
     return {
         "run": run_name(config.run),
         "job": f"{config.name}, {prepared.objective.describe()}",
         "model": f"{family_of(model).label(model)}, weights from {prepared.source.origin}",
-        "on": f"{world.size} ranks of {world.device.type}, ZeRO-{prepared.policy_config.stage}, "
-        f"{config.optimisation.dtype}",
+        "on": f"{ranks} on {world.device.type}, ZeRO-{prepared.policy_config.stage}, {config.optimisation.dtype}",
         "versions": ", ".join(f"{name} {version}" for name, version in {"minimind": __version__, **versions}.items()),
     }

@@ -25,7 +25,8 @@ def made():
             write_summaries=lambda found, step: written.append((step, [one.value[0] for one in found])),
             restart=restarts.append,
         )
-        values, origins = {"beta": 0.5, "limit": None}, {"beta": "flag", "limit": "default"}
+        values = {"beta": 0.5, "limit": None, "data_path": ("a.jsonl", "b.jsonl")}
+        origins = {"beta": "flag", "limit": "default", "data_path": "flag"}
         listener = Board(monitor=monitor, values=values, origins=origins, facts={"job": "dpo"}, beta=beta, pairs=pairs)
         return SimpleNamespace(listener=listener, written=written, restarts=restarts)
 
@@ -41,6 +42,7 @@ def test_a_run_begins_with_its_settings_and_the_layout_of_its_charts(made):
     assert "| job | dpo |" in text
     assert "| beta | 0.5 | flag |" in text
     assert "| limit | - | default |" in text
+    assert "| data_path | a.jsonl b.jsonl | flag |" in text
     tags = ["settings/text_summary", "_hparams_/session_start_info", "custom_scalars__config__"]
     assert [value.tag for value in values] == tags
 
@@ -109,8 +111,8 @@ def test_findings_and_the_end(made):
 
 
 def test_the_charts_are_of_metrics_that_exist():
-    answers = ("loss", "grad_norm", "learning_rate", *REWARD_METRICS, *TOKEN_METRICS)
-    tokens = ("loss", "grad_norm", "learning_rate", "perplexity", "entropy", "token_accuracy")
+    answers = ("loss", "grad_norm", *REWARD_METRICS, *TOKEN_METRICS)
+    tokens = ("loss", "grad_norm", "time/step", "perplexity", "entropy", "token_accuracy")
     for charts, names in ((module._LEARNING, answers), (module._TOKENS, tokens)):
         known = {tag_of(name) for name in names} | {tag_of(f"eval/{name}") for name in names}
         assert {tag for tags in charts.values() for tag in tags} <= known

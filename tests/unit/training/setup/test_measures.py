@@ -86,7 +86,7 @@ def test_tensorboard_is_on_if_the_file_says_so():
 def test_the_board_knows_the_run():
     one = board(prepared("--run_name", "first"), engines(), WORLD)
     assert one._facts["run"] == "first"
-    assert one._facts["on"] == "2 ranks of cpu, ZeRO-2, bfloat16"
+    assert one._facts["on"] == "2 ranks on cpu, ZeRO-2, bfloat16"
     assert (one._monitor, one._beta, one._pairs) == ("monitor", 0.1, True)
     # Rewards of losses without a reference are no log-ratios, and tokens have none.
     assert board(prepared(objective=build_objective("simpo")), engines(), WORLD)._beta is None
