@@ -242,10 +242,18 @@ def test_any_hugging_face_model_trains_from_its_folder(kind, config, dtype, toke
 def test_small_updates_survive_in_bf16(config, run, tmp_path):
     """A step at learning rate 1e-9 moves no weight: the start weights are written, not their bf16 rounding."""
     flags = ("--learning_rate", 1e-9, "--max_steps", 1, "--save_dtype", "float32", "--save_dir", tmp_path)
-    train(*flags, config=config, ranks=2).succeeded()
+    done = train(*flags, config=config, ranks=2).succeeded()
     start, end = open_weights(demo.WEIGHT_PATH, {}), open_weights(tmp_path / "dpo_96.pth", {})
     for name in start.shapes():
         torch.testing.assert_close(end.read(name), start.read(name).float(), rtol=0, atol=1e-8)
+    # The folder, in bf16, has lost even what float32 has kept, and the guard says so.
+    lost = (
+        "GUARD: the written weights keep few of the changes of training: bfloat16 0% of the weights that have changed"
+    )
+    assert done.output.count(lost) == 1
+    rules = [json.loads(line)["rule"] for line in (tmp_path / "findings.jsonl").read_text().splitlines()]
+    assert "lost updates" in rules
+    assert "GUARD: the written weights" not in run[1]  # at a learning rate of 1e-3
 
 
 @pytest.mark.long
