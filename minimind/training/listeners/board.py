@@ -8,7 +8,7 @@ End       -> the run is finished, for the comparison of runs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minimind.engine import summaries
@@ -16,7 +16,7 @@ from minimind.engine.monitor import RunMonitor
 from minimind.training.events import End, Evaluated, Found, Listener, Start
 
 # The six charts that come first in the tab CUSTOM SCALARS, and what else tells how the run is doing.
-_LEARNING = {
+_LEARNING: Mapping[str, Sequence[str]] = {
     "loss: falls, on held-out pairs too": ("train/loss", "eval/loss"),
     "accuracy: rises": ("rewards/accuracies", "eval/rewards/accuracies"),
     "margin: grows": ("rewards/margins", "eval/rewards/margins"),
@@ -24,7 +24,7 @@ _LEARNING = {
     "nll of chosen, in nats: should not rise": ("train/nll", "eval/nll"),
     "gradient norm: of one magnitude": ("optimizer/grad_norm",),
 }
-_TOKENS = {
+_TOKENS: Mapping[str, Sequence[str]] = {
     "loss: falls, on held-out rows too": ("train/loss", "eval/loss"),
     "accuracy of the next token: rises": ("train/token_accuracy", "eval/token_accuracy"),
     "perplexity: falls": ("train/perplexity", "eval/perplexity"),
@@ -32,11 +32,11 @@ _TOKENS = {
     "gradient norm: of one magnitude": ("optimizer/grad_norm",),
     "seconds of a step": ("time/step",),
 }
-_OPTIMIZER = {
+_OPTIMIZER: Mapping[str, Sequence[str]] = {
     "learning rate": ("optimizer/learning_rate",),
     "share of steps with a clipped gradient": ("optimizer/grad_clipped",),
 }
-_SPEED = {
+_SPEED: Mapping[str, Sequence[str]] = {
     "tokens per second": ("speed/tokens_per_second",),
     "useful operations over the peak (mfu)": ("speed/mfu",),
     "seconds of a step": ("time/data", "time/reference", "time/forward", "time/backward", "time/optimizer"),
@@ -80,7 +80,7 @@ class Board(Listener):
         rows = [(name, _shown(value), self._origins[name]) for name, value in self._values.items()]
         facts = summaries.table(("", ""), list(self._facts.items()))
         settings = summaries.table(("setting", "value", "from"), rows)
-        charts = {
+        charts: dict[str, Mapping[str, Sequence[str]]] = {
             "Is it learning?": _LEARNING if self._pairs else _TOKENS,
             "The optimizer": _OPTIMIZER,
             "How fast is it?": _SPEED,
