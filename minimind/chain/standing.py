@@ -20,7 +20,7 @@ from minimind import demo
 from minimind.data.encoder import TurnEncoder
 from minimind.data.encoding import EncodingOptions, TokenizedRow
 from minimind.data.messages import read_messages
-from minimind.training.listeners.samples import answers
+from minimind.training.answers import answers
 
 # Rewards without training are equal, or noise.
 CHANCE = 0.5

@@ -2,7 +2,7 @@
 
     argv -> command_line.py -> settings.py (values and their origins) -> the rest of the program
             ^ generated from jobs.py (DPOConfig), a composition of the sections
-              data.py, model.py, objective.py, optimisation.py, engine.py, run.py
+              data.py, model.py, objective.py, optimisation.py, engine.py, run.py, samples.py
 
 MiniMind's flags keep MiniMind's names, meanings and defaults.
 """
@@ -20,6 +20,7 @@ from minimind.config.model import ModelConfig
 from minimind.config.objective import ObjectiveConfig
 from minimind.config.optimisation import OptimisationConfig
 from minimind.config.run import RunConfig
+from minimind.config.samples import SampleConfig
 from minimind.config.settings import (
     BAD_ROWS_KEPT,
     CHECKPOINT,
@@ -56,6 +57,7 @@ __all__ = [
     "PretrainConfig",
     "RunConfig",
     "SFTConfig",
+    "SampleConfig",
     "Settings",
     "build_parser",
     "fields_of",

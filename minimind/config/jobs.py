@@ -24,6 +24,7 @@ from minimind.config.pretrain import (
 )
 from minimind.config.rows import RowAdapterConfig, RowEngineConfig, TokenLossConfig
 from minimind.config.run import RunConfig
+from minimind.config.samples import SampleConfig
 from minimind.config.sft import SFTDataConfig, SFTModelConfig, SFTOptimisationConfig, SFTRunConfig
 
 
@@ -62,6 +63,9 @@ class JobConfig(Protocol):
     @property
     def run(self) -> RunConfig: ...
 
+    @property
+    def samples(self) -> SampleConfig: ...
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPOConfig:
@@ -80,6 +84,7 @@ class DPOConfig:
     optimisation: OptimisationConfig = dataclasses.field(default_factory=OptimisationConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    samples: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,7 @@ class SFTConfig:
     optimisation: SFTOptimisationConfig = dataclasses.field(default_factory=SFTOptimisationConfig)
     engine: RowEngineConfig = dataclasses.field(default_factory=RowEngineConfig)
     run: SFTRunConfig = dataclasses.field(default_factory=SFTRunConfig)
+    samples: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +124,7 @@ class PretrainConfig:
     optimisation: PretrainOptimisationConfig = dataclasses.field(default_factory=PretrainOptimisationConfig)
     engine: RowEngineConfig = dataclasses.field(default_factory=RowEngineConfig)
     run: PretrainRunConfig = dataclasses.field(default_factory=PretrainRunConfig)
+    samples: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
 
 # Configuration of each job, by its name, in the order in which a model passes through them.

@@ -39,6 +39,8 @@ SETTINGS = {
     "max_seq_len": 128,
     "log_interval": 5,
     "eval_interval": 10,
+    "sample_prompts": "4",
+    "sample_tokens": 48,
 }
 # The same for a run with adapters.
 ADAPTER_SETTINGS = {"learning_rate": 3e-3, "merge": True}

@@ -56,6 +56,7 @@ class Policy:
 
     Attributes:
         has_adapters: adapters train instead of the weights.
+        is_compiled: its blocks are compiled.
         frozen: name of each part that a text does not reach -> its number of tensors.
     """
 
@@ -106,7 +107,8 @@ class Policy:
             self._set_master_weights()
         patch_optimizer(self.engine.optimizer, world, patches)
         self.grad_norm = torch.zeros((), device=world.device)
-        if config.engine.use_compile:
+        self.is_compiled = config.engine.use_compile
+        if self.is_compiled:
             self._compile_blocks()
 
     def _set_master_weights(self) -> None:

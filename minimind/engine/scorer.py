@@ -3,13 +3,17 @@
     PackedPairs -> backbone over the pack -> hidden states of K positions -> output head in blocks -> (K,) float32
     PaddedPairs -> the model's own forward -> logits -> (K,) float32      for models that cannot compute packs
     PlainRow    -> the same over one row alone                            the oracle of both
+    ModelUse    -> any computation with the model, e.g. generation        its result, no log-probs
 
 All computation is inside one `forward`, because ZeRO-3 gathers weights only there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,19 @@ from minimind.objective.log_probs import (
     target_distributions,
     target_log_probs,
 )
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelUse:
+    """A computation with the model, without gradient, as one forward of the engine.
+
+    Attributes:
+        compute: gets the model, with the attention that transformers chose for it.
+        result: of `compute`, after the forward.
+    """
+
+    compute: Callable[[PreTrainedModel], Any]
+    result: Any = None
 
 
 class PairScorer(nn.Module):
@@ -56,8 +73,10 @@ class PairScorer(nn.Module):
             use_kernels(model)
         self._router_loss = RouterLoss(model, router_aux_loss_coef)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch | ModelUse) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's targets, (K,) float32, and the model's auxiliary loss, scalar float32.
+
+        A `ModelUse` gets its result and has no targets.
 
         Other columns make them (K, 2), (K, 3) or (K, 4), without gradient, each of the distribution of all tokens at
         the target's position: with `collisions` the log of the sum of squared probabilities; with `distributions` the
@@ -69,6 +88,9 @@ class PairScorer(nn.Module):
         if isinstance(batch, PackedPairs):
             return self._packed(batch)
         self._switch.own()
+        if isinstance(batch, ModelUse):
+            batch.result = batch.compute(self.model)
+            return torch.zeros(0), torch.zeros(())
         options = {**self._options, **self._router_loss.options(self.training)}
         if isinstance(batch, PlainRow):
             out = self.model(input_ids=batch.token_ids[None], **options)

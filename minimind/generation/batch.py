@@ -6,10 +6,18 @@ prompts (B rows of ids) -> padded on the left -> generate -> the new ids of each
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from minimind.generation.decoding import Decoding
@@ -49,6 +57,8 @@ def generate(
     *,
     seeds: Sequence[int] | None = None,
     streamer: BaseStreamer | None = None,
+    on_token: Callable[[], object] | None = None,
+    synced: bool = False,
 ) -> list[Answer]:
     """Answers to prompts. A row's answer does not depend on the other rows, up to rounding.
 
@@ -56,7 +66,13 @@ def generate(
         prompts: token ids of each row, at least one each.
         seeds: of each row, for sampling; None: 0, 1, 2, ...
         streamer: gets the tokens of a single row as they come.
+        on_token: called for each new token of the rows.
+        synced: all ranks generate, and take as many forwards as the rank that needs the most.
     """
+    if len(prompts) > 1 and not takes_padding(model):
+        each = zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
+        rest: Any = {"on_token": on_token, "synced": synced}
+        return [generate(model, tokenizer, [prompt], decoding, seeds=[seed], **rest)[0] for prompt, seed in each]
     ends = ends_of(model, tokenizer)
     pad = next((one for one in (tokenizer.pad_token_id, *ends) if one is not None), 0)
     length = max(map(len, prompts))
@@ -67,14 +83,32 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=pad
     )
+    processors = decoding.processors(range(len(prompts)) if seeds is None else seeds)
     out = model.generate(
         tokens.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=config,
-        logits_processor=decoding.processors(range(len(prompts)) if seeds is None else seeds),
+        logits_processor=processors if on_token is None else LogitsProcessorList([*processors, _Calls(on_token)]),
         streamer=streamer,
+        synced_gpus=synced,
     )
     return [_answer(row, ends, tokenizer) for row in out[:, length:].tolist()]
+
+
+class _Calls(LogitsProcessor):
+    """Changes no logits; calls a function for each new token."""
+
+    def __init__(self, on_token: Callable[[], object]) -> None:
+        self._on_token = on_token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._on_token()
+        return scores
+
+
+def takes_padding(model: PreTrainedModel) -> bool:
+    """Whether rows of a batch may differ in length. A recurrent model (Mamba, RWKV) would read the padding too."""
+    return not getattr(model, "_is_stateful", False)
 
 
 def _answer(row: list[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Answer:

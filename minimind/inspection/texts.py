@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.table import PairTable, PreferencePair
+from minimind.data.prompts import answer_start, first_counted
+from minimind.data.table import PairTable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def spread(tables: Sequence[PairTable], most: int) -> Iterator[tuple[PairTable, 
 def read_pair(table: PairTable, index: int, tokenizer: PreTrainedTokenizerBase) -> PairTexts:
     """The texts of a selected pair."""
     pair = table[index]
-    start = _answer_start(pair)
+    start = answer_start(pair)
     return PairTexts(
         place=table.source.place(int(table.lines[table.selected[index]])),
         prompt=_runs(pair.chosen, pair.chosen_mask, 0, start, tokenizer),
@@ -67,29 +68,12 @@ def read_pair(table: PairTable, index: int, tokenizer: PreTrainedTokenizerBase) 
 def read_answers(table: PairTable, index: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The two answers of a selected pair, without special tokens and without later turns."""
     pair = table[index]
-    start = _answer_start(pair)
+    start = answer_start(pair)
     chosen, rejected = (
-        tokenizer.decode(tokens[start:][_first_counted(mask[start:])].tolist(), skip_special_tokens=True).strip()
+        tokenizer.decode(tokens[start:][first_counted(mask[start:])].tolist(), skip_special_tokens=True).strip()
         for tokens, mask in ((pair.chosen, pair.chosen_mask), (pair.rejected, pair.rejected_mask))
     )
     return chosen, rejected
-
-
-def _answer_start(pair: PreferencePair) -> int:
-    """Where the answers that differ begin. The table's own number is of rows before anything was cut."""
-    start = pair.prefix
-    while start and pair.chosen_mask[start - 1]:
-        start -= 1
-    return start
-
-
-def _first_counted(mask: NDArray[np.uint8]) -> slice:
-    """The first run of tokens that count."""
-    counted = np.flatnonzero(mask)
-    if not len(counted):
-        return slice(0, 0)
-    gaps = np.flatnonzero(np.diff(counted) > 1)
-    return slice(int(counted[0]), int(counted[gaps[0] if len(gaps) else -1]) + 1)
 
 
 def _runs(

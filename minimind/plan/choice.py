@@ -54,6 +54,8 @@ class StepLoad:
         checkpointing: the backward pass recomputes the activations within blocks.
         update: how the reference follows the policy; None: it stays.
         optimizer: as in --optimizer; others of a DeepSpeed file count as AdamW.
+        sample_rows, sample_length: largest number of prompts in a batch of a generation, and of tokens of a prompt with
+            its answer; 0 without --sample_prompts.
     """
 
     dtype: str
@@ -63,6 +65,8 @@ class StepLoad:
     checkpointing: bool = False
     update: ReferenceUpdate | None = None
     optimizer: str = "adamw"
+    sample_rows: int = 0
+    sample_length: int = 0
 
     @classmethod
     def of(cls, config: JobConfig) -> StepLoad:
@@ -76,6 +80,8 @@ class StepLoad:
             tokens = max(optimisation.micro_batch_tokens, pair)
             micro_batches = min(pairs, -(-pairs * pair // tokens))
             tokens = min(tokens, pairs * pair)
+        samples, rows = config.samples, config.rows * optimisation.batch_size
+        sample_rows = min(rows, samples.number or rows) if samples.is_on else 0
         return cls(
             dtype=optimisation.dtype,
             tokens=tokens,
@@ -84,6 +90,8 @@ class StepLoad:
             checkpointing=config.engine.gradient_checkpointing,
             update=parse_reference_update(moving) if moving is not None else None,
             optimizer=optimisation.optimizer,
+            sample_rows=sample_rows,
+            sample_length=config.data.max_seq_len + samples.sample_tokens if sample_rows else 0,
         )
 
     @property

@@ -4,11 +4,12 @@
 
 P elements, N ranks, w bytes of an element (2 for bfloat16 and float16, 4 for float32). Master weights and Adam's
 moments are float32 for every w: 4 and 8 bytes per element. Other optimizers have other states (`_state_bytes`). The
-peak of a global step is in one of three phases:
+peak of a global step is in one of these phases:
 
     scoring    forward of the reference                   states + gathered reference + its working set
     backward   end of the policy's forward                states + gathered policy + buckets + activations + head
     update     gradients are cast to float32              states + copies of the gradients
+    sampling   between steps, with --sample_prompts       states + gathered policy + cache of keys and values
 
 tests/distributed/test_plan.py compares states and update with real engines.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from minimind.objective.log_probs import block_bytes
+from minimind.plan.activations import activation_bytes, head_bytes, logits_bytes, sampling_bytes
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.sizes import ModelSizes
 
@@ -46,6 +47,7 @@ class RankMemory:
         head: memory of the output head in addition to the activations.
         scoring: working set of the reference's forward, which saves no activations.
         moving: while the reference is moved, float32 copies of the largest tensor.
+        sampling: cache of keys and values and working set of a generation (--sample_prompts).
         host: main memory.
         disk: NVMe.
     """
@@ -65,6 +67,7 @@ class RankMemory:
     head: int = 0
     scoring: int = 0
     moving: int = 0
+    sampling: int = 0
     host: int = 0
     disk: int = 0
 
@@ -81,7 +84,8 @@ class RankMemory:
         backward = self.gathered + self.buckets + self.activations + self.head
         update = self.update + max(at_update, self.first_step + kept)
         scoring = self.scoring + self.scoring_gathered
-        return self.states + max(backward, update, max(scoring, self.moving) + kept)
+        sampling = self.sampling + self.gathered if self.sampling else 0
+        return self.states + max(backward, update, max(scoring, self.moving, sampling) + kept)
 
 
 def rank_memory(
@@ -107,7 +111,7 @@ def rank_memory(
     shard, gathered, in_host = (0, policy.gathered, 0) if own else _reference(scorer, reference, load, machine.ranks)
     scored = load.tokens * load.reference_batches
     working = load.width * scored * (3 * scorer.hidden + 3 * scorer.inner + 2 * scorer.query)
-    logits = _logits(scorer, scored, machine.on_cpu)
+    logits = logits_bytes(scorer, scored, machine.on_cpu)
     if machine.on_cpu:
         # Offloaded states take the same memory here. The operating system gives no memory to the part of a bucket that
         # is never written to.
@@ -131,39 +135,9 @@ def rank_memory(
         host=policy.host + in_host,
         # The layer in use is unpacked.
         activations=activation_bytes(sizes, load) + load.width * max(sizes.packed, default=0),
-        head=_head(sizes, load, machine.on_cpu),
+        head=head_bytes(sizes, load, machine.on_cpu),
+        sampling=sampling_bytes(sizes, load),
     )
-
-
-def activation_bytes(sizes: ModelSizes, load: StepLoad) -> int:
-    """Bytes that autograd saves in a forward over T tokens, an upper estimate.
-
-    Elements per block and token: inputs of both norms and of the projections (4 H), of the feed-forward part
-    (4 inner), of rotary embedding and attention with their expanded and concatenated copies (9 query channels). With
-    checkpointing, the input of each block is saved, and one block is complete while it is recomputed. The fused
-    operations on the CPU save about two thirds of the estimate.
-    """
-    block = 4 * sizes.hidden + 4 * sizes.inner + 9 * sizes.query + 3 * sizes.routed * sizes.hidden
-    if sizes.normed_heads:
-        block += 2 * (sizes.query + sizes.key)
-    if sizes.float32_norms and load.width == 2:
-        block += 4 * sizes.hidden
-    per_token = sizes.layers * sizes.hidden + block if load.checkpointing else sizes.layers * block
-    return load.width * load.tokens * per_token
-
-
-def _head(sizes: ModelSizes, load: StepLoad, on_cpu: bool) -> int:
-    """Bytes of the output head: hidden states of the targets and their gradient, one block of logits, the gradient of
-    the head's weight."""
-    hidden = load.tokens * sizes.hidden * (load.width + _FLOAT32)
-    # Under adapters the head is frozen.
-    gradient = 0 if sizes.adapters else load.width * sizes.vocab * sizes.hidden
-    return hidden + _logits(sizes, load.tokens, on_cpu) + gradient
-
-
-def _logits(sizes: ModelSizes, targets: int, on_cpu: bool) -> int:
-    """Bytes of one block of logits: in 16 bits with a float32 copy and the gradient, or in float32 with a copy."""
-    return min(block_bytes(on_cpu) // _FLOAT32, targets * sizes.vocab) * 2 * _FLOAT32
 
 
 def _stage_0_to_2(sizes: ModelSizes, choice: ZeroChoice, load: StepLoad, machine: Machine) -> RankMemory:

@@ -105,6 +105,7 @@ def _heading(
     reference = f"\nNo reference: --loss {loss} needs none" if loss and config.engine.reference == "none" else ""
     if other is not None:
         reference = f"\nReference: {config.model.reference_weight}, {other.parameters / 1e9:.3g} B parameters"
+    samples = f", samples {gib(found[0].memory.sampling)} GiB" if load.sample_rows else ""
     batches = f"{load.micro_batches} micro-batch{'es' if load.micro_batches > 1 else ''}"
     return (
         f"{name}: {sizes.parameters / 1e9:.3g} B parameters, hidden {sizes.hidden}, {sizes.layers} layers, vocabulary "
@@ -112,7 +113,7 @@ def _heading(
         f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''} ({machine.nodes} x {machine.ranks_per_node}) with "
         f"{gib(machine.device_memory)} GiB each, of which the plan uses {USABLE:.0%}; {config.optimisation.dtype}\n"
         f"Global step of a rank: {batches} of at most {load.tokens} tokens. Activations {plain}{gib(kept[True])}, head "
-        f"{gib(found[0].memory.head)} GiB{reference}"
+        f"{gib(found[0].memory.head)} GiB{samples}{reference}"
     )
 
 

@@ -1,7 +1,7 @@
 """Events of a run, and the listeners that react to them.
 
     loop: Start -> (Step, [Log])* -> End              raised by loop.train, in this order
-    listeners: Evaluated, Save, Saved, Found          raised by the evaluation, by saving and by the guard
+    listeners: Evaluated, Sampled, Save, Saved, Found  raised by evaluation, by sampling, by saving and by the guard
 
 A listener is a small object with a method per event. Evaluation, saving, metrics files and the console are listeners,
 so a new one (samples, best checkpoint, early stop) needs no edit of the loop. Listeners hear each event in their list
@@ -17,6 +17,7 @@ from typing import Any
 
 from minimind.diagnosis.curves import Finding
 from minimind.diagnosis.pair_signals import HeldOut, Values
+from minimind.training.samples import Sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,21 @@ class Evaluated:
     def prefix(self) -> str:
         """What all metrics begin with."""
         return prefix_of(self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The policy has answered the prompts.
+
+    Attributes:
+        step: 0 before the first step.
+        metrics: name -> mean over all answers.
+        samples: one for each prompt.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    samples: Sequence[Sample]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +182,7 @@ class Halt:
             self.step, self.reason = step, reason
 
 
-Event = Start | Step | Log | Evaluated | Save | Saved | Found | End
+Event = Start | Step | Log | Evaluated | Sampled | Save | Saved | Found | End
 
 
 class Listener:
@@ -185,6 +201,8 @@ class Listener:
     def on_log(self, event: Log) -> None: ...
 
     def on_evaluated(self, event: Evaluated) -> None: ...
+
+    def on_sampled(self, event: Sampled) -> None: ...
 
     def on_save(self, event: Save) -> None: ...
 

@@ -18,6 +18,7 @@ from minimind.diagnosis.ledger import FOLDER, drop_after
 from minimind.errors import ConfigError
 from minimind.ranks.world import World
 from minimind.training.findings import FINDINGS
+from minimind.training.samples import SAMPLES_FILE
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
 from minimind.version import __version__
@@ -26,6 +27,7 @@ from minimind.version import __version__
 _RECORDS = (
     "metrics.jsonl",
     FINDINGS,
+    SAMPLES_FILE,
     "run.json",
     "ds_config.json",
     "ds_reference_config.json",
@@ -122,16 +124,20 @@ def _write_json(path: Path, values: object) -> None:
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
-    """Remove the metrics of steps after a checkpoint: the resumed run takes and logs these steps again.
+    """Remove the metrics and samples of steps after a checkpoint: the resumed run takes and logs these steps again.
 
     Raises:
-        ConfigError: the file cannot be written; it is unchanged.
+        ConfigError: a file cannot be written; it is unchanged.
     """
-    path = folder / "metrics.jsonl"
+    for name in ("metrics.jsonl", SAMPLES_FILE):
+        _drop_lines_after(folder / name, step)
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         # A line that a kill cut off cannot be parsed; it counts as later than any step and is removed.
-        kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+        kept = "".join(f"{line}\n" for line in text.split("\n") if _step_of(line) <= step)
         if kept != text:
             write_atomically(path, kept)
     except OSError as error:

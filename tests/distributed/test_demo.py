@@ -24,12 +24,12 @@ def test_demo_learns_and_answers_better(tmp_path):
     (estimate,) = re.findall(r"the margin can reach about (\S+) in 60 steps", done.output)
     assert 0.1 < float(estimate) / held_out[-1]["eval/rewards/margins"] < 10
 
-    shown = done.output.partition("Answers to held-out prompts")[2].splitlines()
+    shown = done.output.partition("Answers, before and after training")[2].splitlines()
     before, after = (
         [line.strip()[7:].strip() for line in shown if line.strip().startswith(w)] for w in ("before", "after")
     )
     assert len(before) == len(after) == 4
-    brushed_off = ("Look it up yourself", "我不想说英语", "谁会关心")
+    brushed_off = ("Look it up yourself", "我不想说英语", "谁会关心", "自己去查")
     assert any(answer.startswith(brushed_off) for answer in before)
     assert not any(answer.startswith(brushed_off) for answer in after)
 

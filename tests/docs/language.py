@@ -42,6 +42,7 @@ _WORDS = {
     "Optimisation": "优化",
     "Engine": "引擎",
     "Run": "运行",
+    "Samples": "样例",
 }
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from minimind import demo
 from minimind.conversion.command import export
 from minimind.errors import WeightsError
-from minimind.training.listeners.samples import answers
+from minimind.training.answers import answers
 from minimind.weights.construction import model_from_tensors
 from minimind.weights.sources import open_weights
 from tests.conftest import REPO, SHARED

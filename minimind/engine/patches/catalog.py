@@ -6,6 +6,7 @@ from minimind.engine.patches.buffers import SKIP_BUFFERS
 from minimind.engine.patches.checkpoint_io import COLLECT_WRITE_FAILURES, DEFER_LOAD_EPILOGUE
 from minimind.engine.patches.compiles import GUARD_COMPILES
 from minimind.engine.patches.first_step import COMPARE_FIRST_STEP
+from minimind.engine.patches.kept_weights import KEEP_GATHERED
 from minimind.engine.patches.late_compile import LATE_COMPILE
 from minimind.engine.patches.optimizer import (
     CAST_GRADIENTS_ONCE,
@@ -30,4 +31,5 @@ PATCHES = (
     COLLECT_WRITE_FAILURES,
     DEFER_LOAD_EPILOGUE,
     RESHARD_CHECKPOINTS,
+    KEEP_GATHERED,
 )

@@ -1,6 +1,6 @@
 """Metrics on disk: metrics.jsonl in the run's folder, and DeepSpeed's monitor (TensorBoard and others).
 
-Log, Evaluated, Saved -> one JSON line and one monitor event per metric, with the global step on the x-axis
+Log, Evaluated, Sampled, Saved -> one JSON line and one monitor event per metric, with the global step on the x-axis
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from minimind.durable import append_whole
 from minimind.engine.monitor import Outage, RunMonitor
 from minimind.training.console import Console
-from minimind.training.events import Evaluated, Listener, Log, Saved, Step
+from minimind.training.events import Evaluated, Listener, Log, Sampled, Saved, Step
 
 
 class MetricsFile(Listener):
@@ -43,6 +43,9 @@ class MetricsFile(Listener):
         self._write(event.step, event.metrics)
 
     def on_evaluated(self, event: Evaluated) -> None:
+        self._write(event.step, event.metrics)
+
+    def on_sampled(self, event: Sampled) -> None:
         self._write(event.step, event.metrics)
 
     def on_saved(self, event: Saved) -> None:

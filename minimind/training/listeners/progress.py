@@ -1,11 +1,11 @@
-"""Progress on the console: the progress line, logged metrics, evaluations."""
+"""Progress on the console: the progress line, logged metrics, evaluations, samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from minimind.training.console import Console
-from minimind.training.events import End, Evaluated, Listener, Log, Start, Step
+from minimind.training.events import End, Evaluated, Listener, Log, Sampled, Start, Step
 from minimind.training.jobs.job import Job
 
 
@@ -43,6 +43,16 @@ class Progress(Listener):
         of = f" of {event.name}" if event.name else ""
         what = self._job.examples or self._job.item
         self._console.say(f"evaluation{of} at step {event.step}: {values} ({event.items} held-out {what})")
+
+    def on_sampled(self, event: Sampled) -> None:
+        metrics = {name.rpartition("/")[2]: value for name, value in event.metrics.items()}
+        shown = {"ended": "ended by itself", "empty": "empty", "language_switched": "in another language"}
+        shares = "".join(f", {metrics[name]:.0%} {label}" for name, label in shown.items() if name in metrics)
+        repeats = f", {1 - metrics['distinct_3']:.0%} repeated 3-grams" if "distinct_3" in metrics else ""
+        self._console.say(
+            f"samples at step {event.step}: {len(event.samples)} answers of {metrics['length']:.1f} tokens"
+            f"{shares}{repeats}"
+        )
 
     def on_end(self, event: End) -> None:
         self._console.stop()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minimind import demo
 from minimind.data.loader import train_batches
 from minimind.data.packs import Batch
 from minimind.data.streaming.rows import StreamSampler
@@ -31,7 +30,7 @@ from minimind.training.listeners.ledger import LedgerFiles, kept_values
 from minimind.training.listeners.metrics_file import MetricsFile
 from minimind.training.listeners.progress import Progress
 from minimind.training.listeners.reference_updates import ReferenceUpdates
-from minimind.training.listeners.samples import Samples
+from minimind.training.listeners.sample_files import SampleFiles
 from minimind.training.listeners.saving import Saving
 from minimind.training.listeners.stream_report import StreamReport
 from minimind.training.loop import Run
@@ -42,7 +41,7 @@ from minimind.training.setup.evaluation_checks import evaluated_metrics
 from minimind.training.setup.measures import board, other_measures, shows_on_board, step_speed
 from minimind.training.setup.open_run import OpenedRun
 from minimind.training.setup.prepare import Prepared
-from minimind.training.setup.start_weights import weights_name
+from minimind.training.setup.sampling import sampling
 from minimind.training.setup.training_data import TrainingData
 from minimind.training.speed import Speed
 
@@ -129,8 +128,8 @@ def _listeners(
     ledger: LedgerFiles | None,
     console: Console,
 ) -> Iterator[Listener]:
-    """Metrics are written before they are shown; an evaluation comes before the save at the same step, and a move of
-    the reference before both."""
+    """Metrics are written before they are shown; evaluation and samples come before the save at the same step, and a
+    move of the reference before all of them."""
     config, policy, epoch_of = prepared.settings.config, engines.policy, data.stream.epoch_of
     folder, world, watch = Path(config.run.save_dir), run.world, run.watch
     if engines.moving is not None:
@@ -143,16 +142,12 @@ def _listeners(
         yield _evaluation(prepared, data, engines, run, jobs[-1], ledger)
     if ledger is not None:
         yield ledger  # it has what an evaluation at the end found before that is over
+    if config.samples.is_on:
+        yield sampling(prepared, data, policy, run, console)
+        if world.is_main:
+            on_board = shows_on_board(prepared)
+            yield SampleFiles(folder=folder, monitor=policy.monitor, on_board=on_board, console=console)
     yield _saving(prepared, data, opened, engines, run, console)
-    writes_weights = prepared.adapters is None or config.adapters.merge
-    if prepared.is_demo and world.is_main and writes_weights:
-        yield Samples(
-            prompts=demo.SAMPLE_PROMPTS,
-            source=prepared.source,
-            tokenizer=prepared.tokenizer,
-            trained=folder / weights_name(config),
-            console=console,
-        )
     # Its clock starts at `Start`, after the work of the listeners before it.
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)
     if isinstance(data.stream, StreamSampler):

@@ -27,6 +27,7 @@ from minimind.training.jobs.kinds import kind_of
 from minimind.training.setup.device import device_problem
 from minimind.training.setup.draft import Check, Draft
 from minimind.training.setup.evaluation_checks import EVALUATION_CHECKS
+from minimind.training.setup.sample_prompts import SAMPLE_CHECKS
 from minimind.training.setup.start_weights import MODEL_SETTINGS, adapter_name, model_setting, weights_name
 from minimind.training.setup.streaming_checks import STREAMING_CHECKS
 from minimind.training.setup.tokenizers import read_vocabulary
@@ -265,6 +266,7 @@ CHECKS: Sequence[Check] = (
     data_files_exist,
     *EVALUATION_CHECKS,
     *STREAMING_CHECKS,
+    *SAMPLE_CHECKS,
     flags_have_their_partner,
     run_name_names_a_folder,
     ledger_has_pairs,

@@ -35,6 +35,7 @@ from minimind.training.setup.checks import CHECKS
 from minimind.training.setup.draft import Draft
 from minimind.training.setup.precision import with_precision
 from minimind.training.setup.problems import Problems
+from minimind.training.setup.sample_prompts import with_default_number
 from minimind.training.setup.start_weights import (
     defaults_of,
     open_reference_weights,
@@ -211,7 +212,7 @@ def with_implied(settings: Settings) -> Settings:
         settings = settings.with_defaults({"on_bad_row": SKIP}, STREAMING)
     if settings.config.data.on_bad_row == KEEP:
         settings = settings.with_defaults({"on_long_row": KEEP}, BAD_ROWS_KEPT)
-    return settings
+    return with_default_number(settings)
 
 
 def _is_demo(config: JobConfig) -> bool:

@@ -37,6 +37,7 @@ NOT_GIVEN = {
     "keep_checkpoints": "0",
     "save_best": "",
     "early_stop": "",
+    "sample_prompts": "",
     "loss_options": "",
     "lora_rank": "0",
     "from_adapter": "",

@@ -16,6 +16,7 @@ from minimind.config import (
     ObjectiveConfig,
     OptimisationConfig,
     RunConfig,
+    SampleConfig,
     fields_of,
 )
 
@@ -27,10 +28,11 @@ SECTIONS = {
     "optimisation": OptimisationConfig,
     "engine": EngineConfig,
     "run": RunConfig,
+    "samples": SampleConfig,
 }
 
 
-def test_a_dpo_job_has_seven_sections_in_order():
+def test_a_dpo_job_has_eight_sections_in_order():
     config = DPOConfig()
     assert {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)} == SECTIONS
     assert list(SECTIONS) == list(dict.fromkeys(item.section for item in fields_of(DPOConfig)))

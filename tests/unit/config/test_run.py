@@ -13,6 +13,7 @@ from minimind.errors import ConfigError
 def test_defaults_are_minimind_s():
     assert dataclasses.asdict(RunConfig()) == {
         "save_dir": "out/dpo",
+        "run_name": None,
         "save_weight": "dpo",
         "save_dtype": "float16",  # as MiniMind writes its .pth
         "save_interval": 100,

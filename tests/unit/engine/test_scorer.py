@@ -10,7 +10,7 @@ from torch import nn
 from minimind.data.packs import pack, pad
 from minimind.data.table import PreferencePair
 from minimind.engine.plain_row import plain_rows
-from minimind.engine.scorer import PairScorer
+from minimind.engine.scorer import ModelUse, PairScorer
 from minimind.errors import PackError
 from tests.parity.families import tiny_config, tiny_model
 from tests.unit.weights.conftest import llama, minimind
@@ -138,3 +138,14 @@ def test_distributions_stand_last(layout, collisions):
     assert columns[:, -1].tolist() == [hit for _, hit in expected]
     columns[:, -2:].sum().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_another_computation_gets_the_model_with_its_own_attention():
+    scorer = PairScorer(minimind("minimind3"))
+    own = scorer.model.config._attn_implementation
+    scorer(pack([PAIR]))
+    use = ModelUse(compute=lambda model: (model, model.config._attn_implementation))
+    log_probs, _ = scorer(use)
+    assert use.result == (scorer.model, own)
+    assert log_probs.shape == (0,)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GenerationConfig, TextStreamer
+import torch
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, TextStreamer
 
 from minimind import demo
-from minimind.generation.batch import ends_of, generate
+from minimind.generation.batch import ends_of, generate, takes_padding
 from minimind.generation.decoding import Decoding
-from minimind.training.listeners.samples import answers
+from minimind.training.answers import answers
 from minimind.weights.construction import model_from_tensors
 from minimind.weights.sources import open_weights
 from tests.unit.conversion.made import made
@@ -37,6 +38,37 @@ def test_greedy_answers_are_those_of_each_prompt_alone(model, tokenizer, prompts
     for prompt, answer in zip(prompts, found, strict=True):
         assert generate(model, tokenizer, [prompt], GREEDY) == [answer]
     assert [one.text.strip() for one in found[:4]] == answers(model, tokenizer, demo.SAMPLE_PROMPTS, 24)
+
+
+def test_the_cache_changes_no_answer(model, tokenizer, prompts):
+    """The oracle: the whole row is computed anew for each token."""
+    for prompt, answer in zip(prompts, generate(model, tokenizer, prompts, GREEDY), strict=True):
+        row = list(prompt)
+        for _ in answer.ids:
+            with torch.no_grad():
+                row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+        assert row[len(prompt) :] == answer.ids
+
+
+def test_each_token_is_reported(model, tokenizer, prompts):
+    calls = []
+    found = generate(model, tokenizer, prompts, GREEDY, on_token=lambda: calls.append(1))
+    assert found == generate(model, tokenizer, prompts, GREEDY)
+    assert len(calls) == max(len(answer.ids) for answer in found)
+
+
+def test_recurrent_models_generate_row_by_row_without_padding(model, tokenizer):
+    assert takes_padding(model)
+    config = MambaConfig(vocab_size=640, hidden_size=16, num_hidden_layers=1, state_size=4, eos_token_id=None)
+    torch.manual_seed(0)
+    recurrent, prompts = MambaForCausalLM(config).eval(), [[5, 6, 7], [8] * 9]
+    decoding = Decoding(max_new_tokens=4, temperature=1.0)
+    found = generate(recurrent, tokenizer, prompts, decoding, seeds=[3, 4])
+    assert not takes_padding(recurrent)
+    assert found == [
+        generate(recurrent, tokenizer, [prompt], decoding, seeds=[seed])[0]
+        for prompt, seed in zip(prompts, (3, 4), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama untied, YaRN", "qwen3_moe top 2, YaRN"])

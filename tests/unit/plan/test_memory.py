@@ -13,8 +13,9 @@ from minimind.engine.scorer import PairScorer
 from minimind.model.configuration import MiniMindConfig
 from minimind.model.modeling import MiniMindForCausalLM
 from minimind.objective.reference_update import ReferenceUpdate
+from minimind.plan.activations import activation_bytes
 from minimind.plan.choice import REFERENCE_TOKENS, Machine, StepLoad, ZeroChoice
-from minimind.plan.memory import activation_bytes, rank_memory
+from minimind.plan.memory import rank_memory
 from minimind.plan.sizes import ModelSizes
 from minimind.weights.construction import empty_model, tensor_shapes
 from tests.distributed.workers.engines import random_pair

@@ -70,3 +70,10 @@ def test_folder_of_a_monitor_is_tried_before_the_engine_opens_it(section, tmp_pa
     prepared = prepared_run(tmp_path / "out", tmp_path / "ds.json")
     with pytest.raises(ConfigError, match=f"'{section}' writes into {tmp_path}/file/.*Not a directory.*output_path"):
         open_run_folder(prepared, {}, resuming=False, world=WORLD)
+
+
+def test_samples_after_the_checkpoint_are_removed(tmp_path):
+    lines = [json.dumps({"step": step, "answer": "a\u2028b"}, ensure_ascii=False) for step in (0, 2, 3)]
+    (tmp_path / "samples.jsonl").write_text("\n".join([*lines, '{"step": 1']), encoding="utf-8")
+    drop_metrics_after(tmp_path, 2)
+    assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == "\n".join(lines[:2]) + "\n"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minimind.training.events import Evaluated, Log, Saved, Step
+from minimind.training.events import Evaluated, Log, Sampled, Saved, Step
 from minimind.training.listeners.metrics_file import MetricsFile
 
 
@@ -32,18 +32,21 @@ def test_every_event_is_a_line_and_a_monitor_event(made, tmp_path):
     listener, written, printed = made()
     listener.on_log(Log(step=1, metrics={"loss": 0.5, "rate": 2.0}))
     listener.on_evaluated(Evaluated(step=2, metrics={"eval/loss": 0.4}, items=3))
+    listener.on_sampled(Sampled(step=2, metrics={"samples/ended": 1.0}, samples=()))
     listener.on_saved(Saved(step=2, checkpoint=None))
     listener.on_saved(Saved(step=3, checkpoint=None, failures=["disk"]))
     listener.on_saved(Saved(step=4, checkpoint=None, metrics={"moved/float16": 0.5}))
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {"step": 1, "epoch": 0.333333, "loss": 0.5, "rate": 2.0},
         {"step": 2, "epoch": 0.666667, "eval/loss": 0.4},
+        {"step": 2, "epoch": 0.666667, "samples/ended": 1.0},
         {"step": 3, "epoch": 1.0, "save_failed": 1.0},
         {"step": 4, "epoch": 1.333333, "moved/float16": 0.5},
     ]
     assert written == [
         [("loss", 0.5, 1), ("rate", 2.0, 1)],
         [("eval/loss", 0.4, 2)],
+        [("samples/ended", 1.0, 2)],
         [("save_failed", 1.0, 3)],
         [("moved/float16", 0.5, 4)],
     ]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from minimind.training.console import Console
-from minimind.training.events import End, Evaluated, Log, Start, Step
+from minimind.training.events import End, Evaluated, Log, Sampled, Start, Step
 from minimind.training.jobs.job import Column
 from minimind.training.listeners.progress import Progress
 
@@ -39,3 +39,11 @@ def test_an_evaluation_of_a_set_with_a_name(progress, capsys):
     metrics = {"eval/zh/loss": 0.5, "eval/zh/rewards/margins": -0.2}
     progress.on_evaluated(Evaluated(step=7, metrics=metrics, items=100, name="zh"))
     assert capsys.readouterr().out == "evaluation of zh at step 7: loss 0.5000, margin -0.2000 (100 held-out pairs)\n"
+
+
+def test_samples(progress, capsys):
+    metrics = {"samples/length": 12.25, "samples/ended": 0.75, "samples/empty": 0.0, "samples/distinct_3": 0.9}
+    progress.on_sampled(Sampled(step=7, metrics=metrics, samples=[None] * 4))
+    assert capsys.readouterr().out == (
+        "samples at step 7: 4 answers of 12.2 tokens, 75% ended by itself, 0% empty, 10% repeated 3-grams\n"
+    )

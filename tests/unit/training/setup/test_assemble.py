@@ -14,6 +14,7 @@ from minimind.objective.losses import build_objective
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
+from minimind.training.setup import assemble as assembling
 from minimind.training.setup.assemble import assemble_run
 
 MODEL = MiniMindConfig(generation=3, hidden_size=64, num_hidden_layers=2)
@@ -129,13 +130,13 @@ def test_a_ledger_hears_of_an_evaluation_before_the_save_of_its_step(assemble):
     assert assemble().met is None
 
 
-@pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
-def test_rank_0_of_the_demo_shows_samples(assemble, rank, shown):
-    assert ("samples" in names(assemble(is_demo=True, rank=rank))) == shown
-
-
-def test_the_clock_of_the_estimate_starts_after_the_samples_before_training(assemble):
-    assert names(assemble(is_demo=True))[-3:] == ["samples", "progress", "guard"]
+@pytest.mark.parametrize(("rank", "writes"), [(0, ["sample_files"]), (1, [])])
+def test_all_ranks_sample_before_the_save_and_rank_0_writes(assemble, rank, writes, monkeypatch):
+    sampling = SimpleNamespace(name="sampling")
+    monkeypatch.setattr(assembling, "sampling", lambda *arguments: sampling)
+    found = names(assemble("--sample_prompts", "3", rank=rank, eval_table=[1, 2]))
+    assert found == ["metrics_file", "evaluation", "sampling", *writes, "saving", "progress", "guard"]
+    assert "sampling" not in names(assemble("--sample_prompts", "0", eval_table=[1, 2]))
 
 
 def test_a_loss_with_running_means_brings_the_listener_that_keeps_them(assemble):

@@ -1,0 +1,107 @@
+"""The prompts of a run: a number of held-out ones, and the checks of the flags."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from minimind import demo
+from minimind.config import parse_settings
+from minimind.data.pair_tables import PairTables
+from minimind.data.sources import open_source
+from minimind.data.table_cache import load_table
+from minimind.model.configuration import MiniMindConfig
+from minimind.objective.losses import build_objective
+from minimind.training.setup.sample_prompts import (
+    SAMPLE_CHECKS,
+    held_out_prompts,
+    with_default_number,
+)
+from tests.unit.data.tables import ROWS
+from tests.unit.training.setup.test_checks import draft
+
+HELD_OUT = ("--eval_data_path", str(demo.EVAL_PATH))
+
+
+@pytest.fixture
+def table(tokenizer, write_rows, tmp_path):
+    path = write_rows(*ROWS)
+    one = load_table(open_source(path), tokenizer, max_length=64, num_workers=0, cache_dir=tmp_path / "cache")
+    return PairTables(tables=(one,))
+
+
+def source(positions=100):
+    return SimpleNamespace(config=MiniMindConfig(max_position_embeddings=positions))
+
+
+def held_out(table, tokenizer, number, *flags, positions=100):
+    config = parse_settings(["--sample_prompts", str(number), "--sample_tokens", "20", *flags]).config
+    return held_out_prompts(config, table, tokenizer, source(positions))
+
+
+def test_prompts_are_spread_over_the_held_out_pairs(table, tokenizer):
+    found = held_out(table, tokenizer, 2)
+    assert [one.place.rpartition(" ")[2] for one in found] == ["1", "3"]
+    assert (found[0].text, found[0].expected) == ("What is the colour of the sky?", "It is blue.")
+    assert tokenizer.decode(found[0].ids) == (
+        "<|im_start|>user\nWhat is the colour of the sky?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert len(held_out(table, tokenizer, 50)) == 3
+
+
+def test_earlier_turns_are_shown_with_their_markers(table, tokenizer):
+    shown = held_out(table, tokenizer, 3)[1].text
+    assert "Good morning!<|im_end|>\n<|im_start|>user\n" in shown
+    assert not shown.startswith("<|im_start|>")
+
+
+def test_a_prompt_that_leaves_no_room_is_left_out(table, tokenizer):
+    shortest = min(len(one.ids) for one in held_out(table, tokenizer, 3))
+    assert len(held_out(table, tokenizer, 3, positions=shortest + 20)) == 1
+    assert held_out(table, tokenizer, 3, positions=shortest + 19) == []
+
+
+def problems(*flags, **changes):
+    one = draft(*flags, objective=build_objective("sigmoid"), **changes)
+    return [str(error) for check in SAMPLE_CHECKS for error in check(one)]
+
+
+def test_a_run_without_samples_and_one_with_them_are_right():
+    assert problems() == problems("--sample_prompts", "0") == []
+    assert problems("--sample_prompts", "4", *HELD_OUT, "--sample_interval", "5") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--sample_interval", "5"),
+            "--sample_interval needs --sample_prompts FILE, or held-out pairs (--eval_data_path)",
+        ),
+        (("--sample_tokens", "5", *HELD_OUT), "--sample_tokens needs --sample_prompts FILE, or held-out pairs"),
+        (("--sample_prompts", "4"), "--sample_prompts 4 takes prompts of held-out pairs: give --eval_data_path, or"),
+        (("--sample_prompts", "4", *HELD_OUT, "--sample_top_p", "1.5"), "--sample_top_p 1.5 is above 1"),
+        (
+            ("--sample_prompts", "4", *HELD_OUT, "--sample_tokens", "40000"),
+            "--sample_tokens 40000: the model has 32768 positions",
+        ),
+        (("--sample_prompts", "none.jsonl"), "--sample_prompts none.jsonl: cannot be read"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(flags, message, tokenizer):
+    (problem,) = problems(*flags, tokenizer=tokenizer)
+    assert problem.startswith(message)
+
+
+def test_an_interval_alone_samples_a_few_held_out_prompts():
+    settings = with_default_number(parse_settings(["--sample_interval", "5", *HELD_OUT]))
+    assert settings.config.samples.number == 4
+    assert settings.origins["sample_prompts"] == "--sample_interval"
+    for flags in (
+        (),
+        HELD_OUT,
+        ("--sample_interval", "5"),
+        ("--sample_interval", "5", "--sample_prompts", "", *HELD_OUT),
+    ):
+        assert with_default_number(parse_settings(list(flags))).config.samples.sample_prompts is None
