@@ -38,6 +38,7 @@ NOT_GIVEN = {
     "save_best": "",
     "early_stop": "",
     "sample_prompts": "",
+    "run_name": "",
     "loss_options": "",
     "lora_rank": "0",
     "from_adapter": "",
