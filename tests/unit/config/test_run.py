@@ -23,7 +23,6 @@ def test_defaults_are_minimind_s():
         "early_stop": None,
         "guard": "warn",
         "ledger": False,
-        "run_name": None,
         "timeout": 1800,
         "use_wandb": False,
         "wandb_project": "MiniMind-DPO",
