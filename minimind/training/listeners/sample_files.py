@@ -74,6 +74,8 @@ def markdown_table(samples: Sequence[Sample]) -> str:
 
 def _cell(text: str) -> str:
     """A text as a cell: as it is, without tags or code of its own."""
+    # A file of prompts may have half of a surrogate pair, which no encoding takes.
+    text = text.encode(errors="replace").decode()
     return html.escape(_shortened(text, _MOST_CHARACTERS), quote=False).replace("`", "&#96;")
 
 
