@@ -128,8 +128,9 @@ class Speed:
         totals = all_reduce(torch.tensor(values, dtype=torch.float64).to(self._world.device)).tolist()
         steps, tokens, flops, peak, *times = totals
         found = {name: total / steps for name, total in zip((_DATA, *spent), times, strict=True)}
-        # A job without a reference has no such phase.
-        found = {name: value for name, value in found.items() if value or name == _DATA}
+        if getattr(self._job, "reference", None) is None:
+            # The phase is entered, and nothing happens in it.
+            del found[_PHASES["reference"]]
         found[_STEP] = tokens / (steps / self._world.size) / tokens_per_second
         found["tokens_per_second_per_rank"] = tokens_per_second / self._world.size
         if peak and flops:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -131,9 +132,9 @@ def check(folder, name, expected, moe):
 
 
 def untimed(folder):
-    """All logged metrics but rates and memory."""
+    """All logged metrics but times, rates and memory."""
     return [
-        {name: value for name, value in entry.items() if not name.endswith(("per_second", "memory_gib"))}
+        {name: value for name, value in entry.items() if not re.search("^time/|^mfu$|per_second|memory_gib$", name)}
         for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     ]
 

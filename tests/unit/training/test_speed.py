@@ -16,7 +16,7 @@ from tests.distributed.workers.engines import random_pair
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-JOB = SimpleNamespace(trained=lambda batch: batch)
+JOB = SimpleNamespace(trained=lambda batch: batch, reference=object())
 WORK = ModelWork(layers=2, to_attention=100, after=200, head=1000, scores=10)
 
 
@@ -32,11 +32,11 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def made():
-    def make(work=WORK, passes=4, reference=True):
+    def make(work=WORK, passes=4, job=JOB):
         heard, said = [], []
         watch = SimpleNamespace(enter=lambda phase, step: heard.append(phase))
         useful = Useful(work=work, passes=passes)
-        one = Speed(world=WORLD, watch=watch, job=JOB, useful=useful, dtype="float32", say=said.append)
+        one = Speed(world=WORLD, watch=watch, job=job, useful=useful, dtype="float32", say=said.append)
         return SimpleNamespace(speed=one, heard=heard, said=said)
 
     return make
@@ -78,8 +78,16 @@ def test_seconds_are_those_of_a_step(made, clock):
     take(run, clock, batches, {"policy forward": 1.0}, number=1)
     found = run.speed.reduce({"tokens_per_second": 1.0})
     assert found["time/forward"] == 2.0
-    assert not {"time/reference", "time/backward"} & set(found)
+    assert (found["time/reference"], found["time/backward"]) == (0.0, 0.0)
     assert run.said == ["  mfu: over 1e-06 TFLOP/s a rank, the fastest product measured now"]
+
+
+def test_a_job_without_a_reference_has_no_time_of_one(made, clock):
+    run = made(job=SimpleNamespace(trained=lambda batch: batch))
+    take(run, clock, [pack([random_pair(1, 20)])])
+    found = run.speed.reduce({"tokens_per_second": 1.0})
+    assert "time/reference" not in found
+    assert found["time/forward"] == 2.0
 
 
 def test_mfu_is_useful_operations_over_the_peak(made, clock):
