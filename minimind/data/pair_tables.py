@@ -21,6 +21,8 @@ from minimind.data.mix import Mix
 from minimind.data.sources import Source
 from minimind.data.table import PairTable, PreferencePair
 
+UNKNOWN_PART = -1
+
 
 class Rows(abc.ABC):
     """What a run trains on, by index: the pairs of tables, or streamed rows (streaming/rows.py)."""
@@ -59,7 +61,7 @@ class PairRows:
     Attributes:
         sources: (n,) places of their sources among the tables.
         lines: (n,) numbers of their rows in the sources, from 1.
-        parts: (n,) places among the pairs of the row, from 0.
+        parts: (n,) places among the pairs of the row, from 0; UNKNOWN_PART if some of these could not be tokenised.
         prompt_lengths: (n,) as in `PairTable`.
     """
 
@@ -135,6 +137,12 @@ class PairTables(Rows):
             [start + table.selected for start, table in zip(self.starts[:-1], self.tables, strict=True)]
         )
 
+    @functools.cached_property
+    def _lines_in_part(self) -> list[NDArray[np.int64]]:
+        """Of each table the rows that gave pairs and more that could not be tokenised."""
+        refused = [[bad.line for bad in table.bad if not bad.tokenized] for table in self.tables]
+        return [np.array(lines, np.int64) for lines in refused]
+
     def rows_of(self, indices: NDArray[np.int64]) -> PairRows:
         """Where pairs are from, as arrays, given by their `PreferencePair.index`."""
         sources = np.searchsorted(self.starts, indices, side="right") - 1
@@ -144,7 +152,8 @@ class PairTables(Rows):
             own = indices[of_table] - self.starts[number]
             lines[of_table] = table.lines[own]
             # Pairs of one row follow each other, and rows are in their order.
-            parts[of_table] = own - np.searchsorted(table.lines, table.lines[own])
+            whole = ~np.isin(table.lines[own], self._lines_in_part[number])
+            parts[of_table] = np.where(whole, own - np.searchsorted(table.lines, table.lines[own]), UNKNOWN_PART)
             prompts[of_table] = table.prompt_lengths[own]
         return PairRows(sources=sources, lines=lines, parts=parts, prompt_lengths=prompts)
 

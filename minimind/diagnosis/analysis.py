@@ -18,7 +18,7 @@ from minimind.config.data import DataConfig
 from minimind.data.rows import PreferenceRow
 from minimind.data.scripts import script_of
 from minimind.diagnosis.ledger import TRAIN, Ledger, joined
-from minimind.diagnosis.pair_signals import CORRELATION, HeldOut, Values, signals
+from minimind.diagnosis.pair_signals import Values, correlation
 from minimind.diagnosis.pairs import PairHistories, hardest, most_moved, most_suspicious, pair_histories
 from minimind.diagnosis.texts import Place, data_flags, obstacle, places_of, read_pairs
 
@@ -51,7 +51,6 @@ class ListedPair:
 
     Attributes:
         place: where it is from.
-        set: TRAIN, or the held-out set.
         times: how often it was met.
         margin, loss: when it was met last; `before`, its first margin.
         confidence: mean probability of its label.
@@ -60,7 +59,6 @@ class ListedPair:
     """
 
     place: str
-    set: str
     times: int
     before: float
     margin: float
@@ -106,12 +104,12 @@ def analyse(rows: Ledger, settings: Mapping[str, Mapping[str, object]], *, texts
     """
     sets = rows.evaluated or (TRAIN,)
     histories = {name: pair_histories(rows.of_set(name)) for name in dict.fromkeys((*sets, TRAIN))}
-    judged = joined([histories[name].last for name in sets])
+    judged = joined([_latest(name, histories[name].last) for name in sets])
     judged = judged.where(np.isfinite(judged.values["margin"]))
     if not len(judged):
         return None
     listed_set = TRAIN if len(histories[TRAIN]) else sets[0]
-    lists = _lists(rows, histories[listed_set], listed_set, data_flags(settings) if texts else None)
+    data = data_flags(settings) if texts else None
     margins, differences = _margins(judged), _differences(judged)
     some = _spread(len(judged), _DOTS)
     return PairAnalysis(
@@ -119,11 +117,11 @@ def analyse(rows: Ledger, settings: Mapping[str, Mapping[str, object]], *, texts
         step=int(judged.step.max()),
         pairs=len(judged),
         dots=list(zip(differences[some].tolist(), margins[some].tolist(), strict=True)),
-        correlation=_correlation(judged),
-        groups=_groups(judged, data_flags(settings) if texts else None),
-        lists=lists,
+        correlation=correlation(margins, differences),
+        groups=_groups(judged, data),
+        lists=_lists(rows, histories[listed_set], data),
         listed_set=listed_set,
-        obstacles=[problem for problem in map(obstacle, rows.sources) if problem] if texts else [],
+        obstacles=[] if data is None else [found for one in rows.sources if (found := obstacle(one, data))],
     )
 
 
@@ -135,14 +133,10 @@ def _differences(rows: Ledger) -> Values:
     return (rows.values["chosen_tokens"] - rows.values["rejected_tokens"]).astype(np.float64)
 
 
-def _correlation(rows: Ledger) -> float:
-    pairs = HeldOut(
-        chosen=_margins(rows),
-        rejected=np.zeros(len(rows)),
-        chosen_tokens=rows.values["chosen_tokens"].astype(np.float64),
-        rejected_tokens=rows.values["rejected_tokens"].astype(np.float64),
-    )
-    return signals(pairs).get(CORRELATION, math.nan)
+def _latest(name: str, last: Ledger) -> Ledger:
+    """Of held-out pairs those of the last evaluation: a resumed run may have other files, and their pairs are counted
+    from 0 too."""
+    return last if name == TRAIN or not len(last) else last.where(last.step == last.step.max())
 
 
 def _spread(number: int, most: int) -> NDArray[np.int64]:
@@ -195,7 +189,7 @@ def _group(name: str, margins: Values) -> Group:
     )
 
 
-def _lists(rows: Ledger, pairs: PairHistories, name: str, data: DataConfig | None) -> dict[str, list[ListedPair]]:
+def _lists(rows: Ledger, pairs: PairHistories, data: DataConfig | None) -> dict[str, list[ListedPair]]:
     orders = {
         HARDEST: hardest(pairs, LISTED),
         MOVED: most_moved(pairs, LISTED),
@@ -208,7 +202,6 @@ def _lists(rows: Ledger, pairs: PairHistories, name: str, data: DataConfig | Non
     def listed(index: int, place: Place) -> ListedPair:
         return ListedPair(
             place=rows.sources[place[0]].place(place[1]),
-            set=name,
             times=int(pairs.times[index]),
             before=float(pairs.first_margins[index]),
             margin=float(pairs.margins[index]),

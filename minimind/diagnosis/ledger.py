@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.durable import whole_file
 from minimind.errors import DataError
 
 FOLDER = "ledger"
@@ -47,14 +47,28 @@ class LedgerSource:
     Attributes:
         name: as messages call it.
         files: absolute paths.
-        sizes: of the files in bytes, which tell a file that has changed since.
+        sizes, times: of the files in bytes, and when they were changed last, in nanoseconds. A label that somebody
+            swaps changes no size.
         unit: what its rows are counted in, "line" or "row".
     """
 
     name: str
     files: tuple[str, ...]
     sizes: tuple[int, ...]
+    times: tuple[int, ...]
     unit: str
+
+    @classmethod
+    def of(cls, name: str, files: Sequence[Path], unit: str) -> LedgerSource:
+        """A source as its files are now; files that are not there have size -1."""
+        found = [path.stat() if path.exists() else None for path in files]
+        return cls(
+            name=name,
+            files=tuple(str(path.resolve()) for path in files),
+            sizes=tuple(-1 if one is None else one.st_size for one in found),
+            times=tuple(-1 if one is None else one.st_mtime_ns for one in found),
+            unit=unit,
+        )
 
     def place(self, line: int) -> str:
         """A row for messages: "pairs.jsonl, line 7"."""
@@ -70,7 +84,8 @@ class Ledger:
         sets: names that `set` counts: TRAIN, EVAL, or EVAL/NAME.
         step: (n,) global step; that of an evaluation is the step before it.
         set, source: (n,) places in `sets` and in `sources`.
-        line, part: (n,) number of the pair's row in its source, from 1, and place of the pair in that row, from 0.
+        line, part: (n,) number of the pair's row in its source, from 1, and place of the pair in that row, from 0;
+            -1 if that is not known.
         pair: (n,) number of the pair in its set, the same each time.
         prompt_tokens: (n,) length of its prompt, before anything was cut.
         values: name in `VALUES` -> (n,) float32.
@@ -207,14 +222,8 @@ def _write(path: Path, rows: Ledger) -> None:
     }
     sources = json.dumps([dataclasses.asdict(source) for source in rows.sources])
     table = pa.table(columns).replace_schema_metadata({_SOURCES: sources.encode()})
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _numbers(values: NDArray[Any], kind: Any) -> Any:
@@ -264,7 +273,13 @@ def _described(path: Path) -> tuple[LedgerSource, ...]:
 
     try:
         return tuple(
-            LedgerSource(name=one["name"], files=tuple(one["files"]), sizes=tuple(one["sizes"]), unit=one["unit"])
+            LedgerSource(
+                name=one["name"],
+                files=tuple(one["files"]),
+                sizes=tuple(one["sizes"]),
+                times=tuple(one["times"]),
+                unit=one["unit"],
+            )
             for one in json.loads(pq.read_schema(path).metadata[_SOURCES])
         )
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:

@@ -71,14 +71,15 @@ def signals(pairs: HeldOut) -> dict[str, float]:
     found = {
         DISPLACED: float((pairs.chosen < 0).mean()),
         SATURATED: float((weights < _VANISHED / 2).mean()),
-        CORRELATION: _correlation(margins, differences),
+        CORRELATION: correlation(margins, differences),
         EQUAL_LENGTH_ACCURACY: _accuracy(margins[equal]),
         EQUAL_LENGTHS: float(equal.sum()),
     }
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def _correlation(one: Values, other: Values) -> float:
+def correlation(one: Values, other: Values) -> float:
+    """Pearson's correlation of two (n,) arrays; NaN if one of them does not vary."""
     spreads = one.std() * other.std()
     return float(((one - one.mean()) * (other - other.mean())).mean() / spreads) if spreads > 0 else math.nan
 

@@ -85,13 +85,13 @@ def most_moved(pairs: PairHistories, most: int) -> NDArray[np.int64]:
 
 
 def _moved(first: Ledger, last: Ledger, times: NDArray[np.int64]) -> Values:
-    moved = np.zeros(len(last))
+    moved, tokens = np.zeros(len(last)), np.zeros(len(last))
     for half in ("chosen", "rejected"):
         now, reference = (last.values[name].astype(np.float64) for name in (f"{half}_logps", f"ref_{half}_logps"))
         before = np.where(times > 1, first.values[f"{half}_logps"], np.nan)
-        tokens = np.maximum(last.values[f"{half}_tokens"], 1)
-        moved += np.abs(now - np.where(np.isnan(reference), before, reference)) / tokens
-    return moved
+        tokens += last.values[f"{half}_tokens"]
+        moved += np.abs(now - np.where(np.isnan(reference), before, reference))
+    return moved / np.maximum(tokens, 1)
 
 
 def _largest(values: NDArray[np.floating], most: int) -> NDArray[np.int64]:

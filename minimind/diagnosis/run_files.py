@@ -122,7 +122,8 @@ def _lines(path: Path) -> list[Entry]:
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     found: list[Entry] = []
-    for line in text.splitlines():
+    # Not splitlines: JSON leaves other line separators inside a text as they are.
+    for line in text.split("\n"):
         try:
             entry = json.loads(line)
         except ValueError:

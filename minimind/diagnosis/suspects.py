@@ -38,9 +38,11 @@ def write_suspects(rows: Ledger, data: DataConfig, path: Path) -> int:
     if not len(pairs) or not (pairs.confidence == pairs.confidence).any():
         raise DataError("the ledger has no margins of training pairs: --loss sft has none, or the run took no step")
     order = most_suspicious(pairs)
+    # Of a row of several pairs some of which could not be tokenised: which pair it is is not known.
+    order = order[pairs.last.part[order] >= 0]
     chosen = pairs.last.where(order)
     for number in sorted(set(chosen.source.tolist())):
-        if problem := obstacle(rows.sources[number]):
+        if problem := obstacle(rows.sources[number], data):
             raise DataError(f"--suspects: {problem}; put the run's file back")
     places = places_of(chosen)
     found = read_pairs(rows.sources, places, data)

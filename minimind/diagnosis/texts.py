@@ -7,6 +7,7 @@ A file that has changed since the run is not read: its lines may be other rows.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,19 @@ def data_flags(settings: Mapping[str, Mapping[str, Any]]) -> DataConfig:
     return DataConfig(**{name: settings[name]["value"] for name in names if name in settings})
 
 
-def obstacle(source: LedgerSource) -> str:
+def obstacle(source: LedgerSource, data: DataConfig) -> str:
     """Why the rows of a source cannot be read any more; empty if they can."""
-    for file, size in zip(source.files, source.sizes, strict=True):
+    for file, state in zip(source.files, zip(source.sizes, source.times, strict=True), strict=True):
         try:
-            now = Path(file).stat().st_size
+            now = Path(file).stat()
         except OSError:
             return f"{file} is not there any more"
-        if now != size:
+        if (now.st_size, now.st_mtime_ns) != state:
             return f"{file} has changed since the run"
+    try:
+        options_of_files(data, tuple(map(Path, source.files)))
+    except DataError as error:
+        return str(error)
     return ""
 
 
@@ -57,7 +62,7 @@ def read_pairs(
         for of_source, line, part in places:
             if of_source == number:
                 wanted.setdefault(line, []).append(part)
-        if wanted and not obstacle(source):
+        if wanted and not obstacle(source, data):
             for (line, part), row in _read(source, wanted, data).items():
                 found[number, line, part] = row
     return found
@@ -67,17 +72,16 @@ def _read(source: LedgerSource, wanted: Mapping[int, Sequence[int]], data: DataC
     files = tuple(map(Path, source.files))
     found: dict[tuple[int, int], Any] = {}
     last = max(wanted)
-    try:
-        options = options_of_files(data, files)
+    options = options_of_files(data, files)
+    # What the run could read it read; a file that is damaged now has no more to show.
+    with contextlib.suppress(DataError):
         for line, content in Source(name=source.name, files=files, unit=source.unit).rows():
             if line in wanted and not isinstance(content, RowError):
-                pairs = parse_rows(content, options)
-                found |= {(line, part): pairs[part] for part in wanted[line] if part < len(pairs)}
+                with contextlib.suppress(RowError):
+                    pairs = parse_rows(content, options)
+                    found |= {(line, part): pairs[part] for part in wanted[line] if 0 <= part < len(pairs)}
             if line >= last:
                 break
-    except (DataError, RowError):
-        # What the run could read it read; a file that is damaged now has no more to show.
-        return found
     return found
 
 

@@ -1,13 +1,15 @@
 """The guard's findings on disk: findings.jsonl in the run's folder, one line for each.
 
-Found -> add -> {"step", "set", "rule", "at", "text", "remedy"};  a resumed run -> keep -> the lines that it knows of
+Found -> add -> {"step", "set", "rule", "at", "text", "remedy"};  a resumed run -> keep -> those up to its checkpoint
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from minimind.checkpoints.manifest import write_atomically
 from minimind.durable import append_whole
@@ -38,27 +40,36 @@ class FindingsFile:
         line = json.dumps({**entry, "text": finding.text, "remedy": finding.remedy, "key": key}, ensure_ascii=False)
         return self._attempt(lambda: append_whole(self._path, f"{line}\n".encode()))
 
-    def keep(self, keys: Collection[str]) -> list[str]:
-        """Remove what was found after the checkpoint that a run resumes, since it will be found again.
+    def keep(self, step: int) -> list[str]:
+        """Remove what was found after the checkpoint that a run resumes, since it will be found again."""
+        return self._attempt(lambda: self._keep(step))
 
-        Args:
-            keys: of the findings that the checkpoint knows of.
-        """
-        return self._attempt(lambda: self._keep(keys))
+    def keys(self) -> set[str]:
+        """Of the findings in the file; none where it cannot be read, or on a rank that does not write."""
+        try:
+            return {key for line in self._lines() if (key := _value_of(line, "key")) is not None}
+        except (OSError, UnicodeError):
+            return set()
 
-    def _keep(self, keys: Collection[str]) -> None:
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        kept = [line for line in lines if _key_of(line) in keys]
+    def _keep(self, step: int) -> None:
+        lines = self._lines()
+        kept = [line for line in lines if _value_of(line, "step", math.inf) <= step]
         if kept != lines:
             write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[str]:
+        # Not splitlines: JSON leaves other line separators inside a text as they are.
+        if not self._enabled or not self._path.is_file():
+            return []
+        return [line for line in self._path.read_text(encoding="utf-8").split("\n") if line]
 
     def _attempt(self, action: Callable[[], object]) -> list[str]:
         return self._outage.attempt(action) if self._enabled else []
 
 
-def _key_of(line: str) -> str | None:
-    """A line that a kill cut off has none."""
+def _value_of(line: str, name: str, otherwise: Any = None) -> Any:
+    """A line that a kill cut off has no values."""
     try:
-        return str(json.loads(line)["key"])
+        return json.loads(line)[name]
     except (ValueError, KeyError, TypeError):
-        return None
+        return otherwise

@@ -38,6 +38,8 @@ _RECORDS = (
     "ledger",
     "report.html",
 )
+# Record of an export: beside a .pth, or in the folder that was written.
+_EXPORT = "export.json"
 
 
 def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming: bool, world: World) -> None:
@@ -79,7 +81,9 @@ def _try_monitor(section: str, settings: Mapping[str, Any]) -> None:
 def _move_aside(folder: Path, weights: str) -> None:
     """Move the records and weights of an earlier run into a new folder earlier/N."""
     names = (*_RECORDS, weights, f"{weights}.pth", *(path.name for path in folder.glob("nonfinite_*.jsonl")))
-    present = [folder / name for name in names if (folder / name).exists()]
+    # Exported weights, of which the report would say that they are those of the new run.
+    exported = (path.parent.name for path in folder.glob(f"*/{_EXPORT}"))
+    present = [folder / name for name in dict.fromkeys((*names, _EXPORT, *exported)) if (folder / name).exists()]
     if present:
         # earlier/1 is the oldest; numbers are never reused.
         number = 1

@@ -49,8 +49,9 @@ def go_on(flags, folder: Path, **options) -> Running:
 
 
 def logged(folder: Path) -> int:
+    """The number of logged steps; a save has a line of its own when it writes weights."""
     path = folder / "metrics.jsonl"
-    return path.read_text().count("\n") if path.is_file() else 0
+    return path.read_text().count('"loss": ') if path.is_file() else 0
 
 
 def until(run: Running, folder: Path, step: int) -> Running:

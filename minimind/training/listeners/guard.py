@@ -67,7 +67,9 @@ class Guard(Listener):
     def on_start(self, event: Start) -> None:
         self._total_steps = event.total_steps
         if event.step:
-            self._say(self._file.keep(self._said))
+            self._say(self._file.keep(event.step))
+            # A save is judged after its checkpoint is written, which does not know of that finding.
+            self._said |= from_main(self._world, self._file.keys)
 
     def on_log(self, event: Log) -> None:
         _append(self._logs, _point(event.step, event.metrics, LOGGED))

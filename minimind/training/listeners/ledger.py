@@ -78,6 +78,8 @@ class LedgerFiles(Listener):
         self._eval_table, self._eval_sets = eval_table, eval_sets
         self._console, self._world = console, world
         self._outage = Outage(ledger.FOLDER)
+        # Of the files as the run has read them: later they may change, or be gone.
+        self._sources, self._eval_sources = _sources(table), _sources(eval_table)
         # Of this rank since the last logged step: (C, N) on the device; steps and pairs of these columns.
         self._met: list[Tensor] = []
         self._steps: list[int] = []
@@ -157,7 +159,7 @@ class LedgerFiles(Listener):
         known = dict(zip(self.values, values.astype(np.float32), strict=True))
         unknown = np.full(len(pairs), np.nan, np.float32)
         return ledger.Ledger(
-            sources=_sources(table),
+            sources=self._sources if table is self._table else self._eval_sources,
             sets=(name,),
             step=steps,
             set=np.zeros(len(pairs), np.int64),
@@ -170,13 +172,8 @@ class LedgerFiles(Listener):
         )
 
 
-def _sources(table: PairTables) -> tuple[ledger.LedgerSource, ...]:
+def _sources(table: PairTables | None) -> tuple[ledger.LedgerSource, ...]:
     return tuple(
-        ledger.LedgerSource(
-            name=source.name,
-            files=tuple(str(path.resolve()) for path in source.files),
-            sizes=tuple(path.stat().st_size for path in source.files),
-            unit=source.unit,
-        )
-        for source in (one.source for one in table.tables)
+        ledger.LedgerSource.of(one.source.name, one.source.files, one.source.unit)
+        for one in (() if table is None else table.tables)
     )

@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minimind.data.pair_tables import PairTables
+from minimind.data.pair_tables import UNKNOWN_PART, PairTables
+from minimind.data.rows import BadRow
 from minimind.data.sources.source import ROW
 from tests.unit.data.tables import ROWS, SHORT
 
@@ -63,3 +64,9 @@ def test_many_pairs_lead_to_their_rows_at_once(tables):
 def test_pairs_of_one_row_are_counted(tables):
     one = dataclasses.replace(tables.tables[1], lines=np.array([7, 7, 9][: len(tables.tables[1].lines)]))
     assert PairTables(tables=(one,)).rows_of(np.array([1, 0])).parts.tolist() == [1, 0]
+
+
+def test_the_place_of_a_pair_is_unknown_where_another_of_its_row_could_not_be_tokenised(tables):
+    one = dataclasses.replace(tables.tables[1], lines=np.array([7, 7, 9][: len(tables.tables[1].lines)]))
+    one = dataclasses.replace(one, bad=[BadRow(line=7, reason="private characters", tokenized=False)])
+    assert PairTables(tables=(one,)).rows_of(np.array([1, 0])).parts.tolist() == [UNKNOWN_PART, UNKNOWN_PART]

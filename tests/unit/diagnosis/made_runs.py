@@ -11,7 +11,7 @@ import numpy as np
 from minimind.diagnosis import ledger
 from minimind.diagnosis.ledger import TRAIN, VALUES, Ledger, LedgerSource
 
-PAIRS = LedgerSource(name="pairs.jsonl", files=("/data/pairs.jsonl",), sizes=(10,), unit="line")
+PAIRS = LedgerSource(name="pairs.jsonl", files=("/data/pairs.jsonl",), sizes=(10,), times=(11,), unit="line")
 
 
 def made(steps, lines, margins=None, *, name=TRAIN, source=PAIRS, parts=None, prompts=None, **values) -> Ledger:
@@ -43,7 +43,7 @@ def write_pairs(path: Path, number: int) -> LedgerSource:
         rows.append([[*prompt, {"role": "assistant", "content": answer}] for answer in answers])
     lines = [json.dumps({"chosen": chosen, "rejected": rejected}) for chosen, rejected in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return LedgerSource(name=path.name, files=(str(path),), sizes=(path.stat().st_size,), unit="line")
+    return LedgerSource.of(path.name, [path], "line")
 
 
 def made_run(folder: Path, *, pairs: int = 12, with_ledger: bool = True, **settings) -> Path:

@@ -12,7 +12,9 @@ from minimind.diagnosis.ledger import EVAL, TRAIN, LedgerSource
 from minimind.errors import DataError
 from tests.unit.diagnosis.made_runs import PAIRS, made
 
-OTHER = LedgerSource(name="rows.parquet", files=("/data/a.parquet", "/data/b.parquet"), sizes=(1, 2), unit="row")
+OTHER = LedgerSource(
+    name="rows.parquet", files=("/data/a.parquet", "/data/b.parquet"), sizes=(1, 2), times=(3, 4), unit="row"
+)
 
 
 def same(one, other):

@@ -45,14 +45,14 @@ def test_a_pair_moves_away_from_the_reference_or_from_its_first_time():
     values = {"chosen_logps": [-4.0, -8.0], "rejected_logps": [-6.0, -8.0]}
     reference = {"ref_chosen_logps": [-2.0, -8.0], "ref_rejected_logps": [-4.0, -4.0]}
     pairs = pair_histories(made([1, 1], [1, 2], **tokens, **values, **reference))
-    assert pairs.moved.tolist() == [2.0, 1.0]
+    assert pairs.moved.tolist() == [1.0, 0.5]
     assert most_moved(pairs, 2).tolist() == [0, 1]
 
     none = {"ref_chosen_logps": [np.nan] * 3, "ref_rejected_logps": [np.nan] * 3}
     values = {"chosen_logps": [-4.0, -9.0, -6.0], "rejected_logps": [-4.0, -9.0, -4.0]}
     tokens = {"chosen_tokens": [2] * 3, "rejected_tokens": [2] * 3}
     pairs = pair_histories(made([1, 1, 2], [1, 2, 1], **tokens, **values, **none))
-    assert pairs.moved[0] == 1.0
+    assert pairs.moved[0] == 0.5
     assert np.isnan(pairs.moved[1])  # met once: from where it moved is not known
     assert most_moved(pairs, 2).tolist() == [0]
 

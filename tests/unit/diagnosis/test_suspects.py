@@ -42,7 +42,7 @@ def test_what_the_template_gets_stays_with_a_row(tmp_path):
         "score_rejected": 1.0,
     }
     path.write_text(json.dumps(row) + "\n")
-    source = ledger.LedgerSource(name="x", files=(str(path),), sizes=(path.stat().st_size,), unit="line")
+    source = ledger.LedgerSource.of("x", [path], "line")
     write_suspects(made([1], [1], [-1.0], source=source), DataConfig(), tmp_path / "out.jsonl")
     (pair,) = parse_rows((tmp_path / "out.jsonl").read_bytes())
     assert pair.tools == tools

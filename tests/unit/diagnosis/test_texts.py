@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from minimind.config.data import DataConfig
 from minimind.diagnosis.ledger import LedgerSource
@@ -25,7 +26,7 @@ def test_rows_are_read_as_the_run_read_them(tmp_path):
     path = tmp_path / "answers.jsonl"
     texts = [{"text": text, "score": score} for text, score in (("a", 1), ("b", 3), ("c", 2))]
     path.write_text(json.dumps({"prompt": "ask", "answers": texts}) + "\n")
-    source = LedgerSource(name="x", files=(str(path),), sizes=(path.stat().st_size,), unit="line")
+    source = LedgerSource.of("x", [path], "line")
     data = data_flags({"pairing": {"value": "all"}, "beta": {"value": 1.0}})
     assert data.pairing == "all"
     found = read_pairs([source], [(0, 1, part) for part in range(5)], data)
@@ -34,21 +35,32 @@ def test_rows_are_read_as_the_run_read_them(tmp_path):
 
 def test_a_file_that_has_changed_or_gone_is_not_read(tmp_path):
     source = write_pairs(tmp_path / "pairs.jsonl", 2)
-    assert obstacle(source) == ""
+    assert obstacle(source, DataConfig()) == ""
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write("\n")
-    assert obstacle(source).endswith("pairs.jsonl has changed since the run")
+    assert obstacle(source, DataConfig()).endswith("pairs.jsonl has changed since the run")
     assert read_pairs([source], [(0, 1, 0)], DataConfig()) == {}
-    (tmp_path / "pairs.jsonl").unlink()
-    assert obstacle(source).endswith("pairs.jsonl is not there any more")
-
-
-def test_a_row_that_is_damaged_now_ends_the_reading(tmp_path):
     source = write_pairs(tmp_path / "pairs.jsonl", 2)
+    # A label that is swapped: as many bytes as before.
+    os.utime(tmp_path / "pairs.jsonl", ns=(0, 1))
+    assert obstacle(source, DataConfig()).endswith("pairs.jsonl has changed since the run")
+    (tmp_path / "pairs.jsonl").unlink()
+    assert obstacle(source, DataConfig()).endswith("pairs.jsonl is not there any more")
+
+
+def test_a_row_that_cannot_be_read_costs_no_other_row(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    first, second = path.read_text().splitlines()
-    path.write_text(f"{first}\n{'?' * len(second)}\n")
-    assert list(read_pairs([source], [(0, 1, 0), (0, 2, 0)], DataConfig())) in ([(0, 1, 0)], [])
+    write_pairs(path, 3)
+    first, second, third = path.read_text().splitlines()
+    path.write_text(f"{first}\n{'?' * len(second)}\n{third}\n")
+    source = LedgerSource.of(path.name, [path], "line")
+    assert set(read_pairs([source], [(0, line, 0) for line in (1, 2, 3)], DataConfig())) == {(0, 1, 0), (0, 3, 0)}
+
+
+def test_a_missing_description_of_the_columns_is_said(tmp_path):
+    source = write_pairs(tmp_path / "pairs.jsonl", 1)
+    problem = obstacle(source, DataConfig(dataset_info=str(tmp_path / "dataset_info.json")))
+    assert "dataset_info.json" in problem
 
 
 def test_messages_are_written_with_their_roles():

@@ -23,16 +23,18 @@ def test_a_finding_is_a_line(tmp_path):
     assert "太长" in line
 
 
-def test_only_what_the_checkpoint_knows_is_kept(tmp_path):
+def test_only_what_was_found_up_to_the_checkpoint_is_kept(tmp_path):
     file = FindingsFile(tmp_path, enabled=True)
-    assert file.keep({"/a"}) == []
+    assert (file.keep(4), file.keys()) == ([], set())
     assert not (tmp_path / FINDINGS).exists()
-    for rule in ("a", "b", "c"):
-        file.add(f"/{rule}", found(rule))
+    for rule, step in {"a": 3, "b": 5, "c": 4}.items():
+        file.add(f"/{rule}", found(f"{rule}\u2028", step))
     with (tmp_path / FINDINGS).open("a") as lines:
         lines.write('{"step": 9, "key": "/a')  # cut off by a kill
-    file.keep({"/a", "/c"})
-    assert [json.loads(line)["rule"] for line in (tmp_path / FINDINGS).read_text().splitlines()] == ["a", "c"]
+    file.keep(4)
+    assert file.keys() == {"/a", "/c"}
+    lines = (tmp_path / FINDINGS).read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["rule"] for line in lines[:-1]] == ["a\u2028", "c\u2028"]
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -28,6 +28,9 @@ def test_records_of_an_earlier_run_are_moved_aside(tmp_path):
     (tmp_path / "checkpoints/latest").write_text("step00000001")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "full_sft_512.pth").write_text("weights")
+    (tmp_path / "qwen3").mkdir()
+    (tmp_path / "qwen3/export.json").write_text("{}")
+    (tmp_path / "mine").mkdir()
     for number in (1, 2):
         open_run_folder(prepared, {"pairs": number}, resuming=False, world=WORLD)
         assert json.loads((tmp_path / "run.json").read_text())["identity"] == {"pairs": number}
@@ -36,6 +39,8 @@ def test_records_of_an_earlier_run_are_moved_aside(tmp_path):
     assert hardware["device"]
     assert (tmp_path / "earlier/1/checkpoints/latest").is_file()
     assert (tmp_path / "earlier/1/metrics.jsonl").is_file()
+    assert (tmp_path / "earlier/1/qwen3/export.json").is_file()
+    assert (tmp_path / "mine").is_dir()
     assert json.loads((tmp_path / "earlier/2/run.json").read_text())["identity"] == {"pairs": 1}
     assert (tmp_path / "full_sft_512.pth").is_file()
     assert not (tmp_path / "checkpoints").exists()
