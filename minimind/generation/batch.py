@@ -5,8 +5,9 @@ prompts (B rows of ids) -> padded on the left -> generate -> the new ids of each
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,20 +80,33 @@ def generate(
     # Left padding, so that all rows go on at the same place; the mask gives each row its own positions.
     tokens = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    assert len(prompts) == 1 or decoding.repetition_penalty == 1, "the penalty would count the padding"
     # A new configuration: that of a folder may sample in a way that nobody asked for.
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=pad
     )
     processors = decoding.processors(range(len(prompts)) if seeds is None else seeds)
-    out = model.generate(
-        tokens.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=config,
-        logits_processor=processors if on_token is None else LogitsProcessorList([*processors, _Calls(on_token)]),
-        streamer=streamer,
-        synced_gpus=synced,
-    )
+    with _own_settings(model):
+        out = model.generate(
+            tokens.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=processors if on_token is None else LogitsProcessorList([*processors, _Calls(on_token)]),
+            streamer=streamer,
+            synced_gpus=synced,
+        )
     return [_answer(row, ends, tokenizer) for row in out[:, length:].tolist()]
+
+
+@contextlib.contextmanager
+def _own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Take the model's own generation settings away: they fill what the call leaves open, e.g. a penalty."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 class _Calls(LogitsProcessor):

@@ -196,9 +196,11 @@ def build(recipe: Recipe, wanted: Callable[[], int], on_wait: Callable[[], objec
     """
     with contextlib.ExitStack() as stack:
         builders = []
+        # In one order in every run: two that each hold a lock that the other one waits for would wait for ever.
+        for folder in sorted(word.folder for word in recipe.words):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(folder / LOCK, on_wait))
         for word, store in zip(recipe.words, recipe.stores(), strict=True):
-            word.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(held(word.folder / LOCK, on_wait))
             store.prepare()
             builders.append(WordBuilder(recipe, word, store))
             stack.callback(builders[-1].close)
@@ -266,7 +268,9 @@ def _work(recipe: Recipe, wanted: Any) -> None:
         build(recipe, lambda: int(wanted.value))
     except (MiniMindError, OSError, BrokenProcessPool) as error:
         for store in recipe.stores():
-            store.fail(describe(error, recipe))
+            # On a full disk the ranks see that this process has ended.
+            with contextlib.suppress(OSError):
+                store.fail(describe(error, recipe))
 
 
 def _step_back() -> None:

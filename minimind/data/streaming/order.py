@@ -93,6 +93,11 @@ class _Progress:
         return shard
 
     @property
+    def is_first_pass(self) -> bool:
+        """Whether the next shard is taken for the first time."""
+        return self._pass == 0
+
+    @property
     def epochs(self) -> Fraction:
         # What is read ahead of the last row, or behind it, must not begin or delay the next pass.
         share = Fraction(min(self._bytes, self._word.bytes - 1), self._word.bytes)
@@ -117,6 +122,10 @@ class StreamOrder:
             the shard to be made, or make it.
         window_tokens: a window ends with the shard that reaches so many tokens.
         seed: of the order in later passes and within windows; None: rows keep the order of the data.
+
+    Attributes:
+        read, left_out: rows of all shards up to the last window, also of shards without a row that is trained on, and
+            how many of these are left out; each shard counts once.
     """
 
     def __init__(
@@ -130,6 +139,7 @@ class StreamOrder:
         self._words, self._shard_of, self._tokens, self._seed = words, shard_of, window_tokens, seed
         self._windows: list[Window] = []
         self._progress: list[_Progress] = []
+        self.read = self.left_out = 0
         # The thread that loads batches extends the list, while others look up rows of windows that are known.
         self._lock = threading.Lock()
 
@@ -183,7 +193,10 @@ class StreamOrder:
         before, tokens, parts = self._epochs(), 0, list[Part]()
         while not parts or (tokens < self._tokens and int(self._epochs()) == int(before)):
             word = min(range(len(self._words)), key=lambda place: (self._progress[place].epochs, place))
+            is_first_pass = self._progress[word].is_first_pass
             shard = self._progress[word].take()
+            if is_first_pass:
+                self.read, self.left_out = self.read + shard.rows, self.left_out + shard.left_out
             if shard.pairs:
                 parts.append(Part(word=word, shard=shard, start=row))
                 row, tokens = row + shard.pairs, tokens + shard.tokens

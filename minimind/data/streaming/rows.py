@@ -10,6 +10,7 @@ keeps their pages.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -78,7 +79,9 @@ class ShardReader:
         # Looked at again behind the problem: a process that has ended may have made the shard before.
         if (problem := self._problem()) and not is_there():
             # The other ranks of this machine see it too.
-            self._stores[0].fail(problem)
+            with contextlib.suppress(OSError):
+                self._stores[0].fail(problem)
+            raise DataError(problem)
         for store in self._stores:
             if reason := store.failure():
                 raise DataError(reason)
@@ -107,13 +110,11 @@ class StreamedRows(Rows):
     """The rows of a run, by their numbers in the order of windows.
 
     Attributes:
-        read, wrong: rows of the shards that were opened, and how many of these are wrong and left out.
-        example: what is wrong with the first of them.
+        example: what is wrong with the first wrong row of the shards that were opened; empty if there is none.
     """
 
     def __init__(self, order: StreamOrder, reader: ShardReader, items: str) -> None:
         self.order, self.reader = order, reader
-        self.read = self.wrong = 0
         self.example = ""
         self._items = items
         self._opened: dict[tuple[int, int], _Opened] = {}
@@ -159,13 +160,9 @@ class StreamedRows(Rows):
             table = self.reader.open(part)
             opened = _Opened(table=table, costs=table.costs, tokens=table.packed_tokens)
             self._opened[key] = opened
-            self._count(table)
+            if table.bad and not self.example:
+                self.example = next(iter(described(table.source, table.bad, 1)))
         return opened
-
-    def _count(self, table: PairTable) -> None:
-        self.read, self.wrong = self.read + table.total_rows, self.wrong + len(table.bad)
-        if table.bad and not self.example:
-            self.example = next(iter(described(table.source, table.bad, 1)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

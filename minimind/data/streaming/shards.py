@@ -9,6 +9,7 @@ the data and on how they are tokenised alone: one that is made again is the same
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -50,7 +51,8 @@ class Shard:
         source: place of its source among those of the word.
         first, rows: rows of the source before its own, and its own.
         pairs: entries of the table that are trained on.
-        tokens: of these in packs.
+        left_out: rows that are wrong, and entries that --on_long_row or --on_bad_row leave out.
+        tokens: of the entries that are trained on, in packs.
         bytes: of the word's files that were read for it.
     """
 
@@ -59,6 +61,7 @@ class Shard:
     first: int
     rows: int
     pairs: int
+    left_out: int
     tokens: int
     bytes: int
 
@@ -92,8 +95,13 @@ class ShardStore:
             self._read += len(line)
             if entry == _END:
                 self.ended = True
-            else:
-                self.shards.append(Shard(**entry))
+                continue
+            self.shards.append(Shard(**entry))
+            if self.shards[-1].number != len(self.shards) - 1:
+                raise DataError(
+                    f"{self.folder / _LIST}: two processes have written it, so this file system has no locks; remove "
+                    "the folder, and give a --cache_dir on another file system or one for each run"
+                )
 
     def prepare(self) -> None:
         """Make the folder ready for a writer: what a killed one left half-written goes. Only for who holds the lock."""
@@ -125,6 +133,7 @@ class ShardStore:
             first=first,
             rows=rows,
             pairs=len(table),
+            left_out=sum(not bad.tokenized for bad in table.bad) + len(table.lines) - len(table),
             tokens=int(table.packed_tokens.sum()),
             bytes=0,
         )
@@ -168,7 +177,11 @@ class ShardStore:
         """Remove all shards that are on the disk but these. Who has opened one can still read it."""
         for path in self.folder.glob("shard-*"):
             if path.suffix != _PARTIAL and int(path.name.removeprefix("shard-")) not in numbers:
-                shutil.rmtree(path, ignore_errors=True)
+                # A kill must not leave half a shard under its name.
+                leftover = path.with_suffix(_PARTIAL)
+                with contextlib.suppress(OSError):
+                    os.replace(path, leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def path(self, number: int) -> Path:
         """The folder of a shard."""
@@ -190,9 +203,10 @@ class ShardStore:
     def failure(self) -> str:
         """Why no shard will follow; empty if one may."""
         try:
-            return (self.folder / _FAILED).read_text(encoding="utf-8")
+            reason = (self.folder / _FAILED).read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
+        return reason or f"{self.folder}: tokenising failed, and the reason could not be written: is the disk full?"
 
     def forget_failure(self) -> None:
         """A new writer starts."""
@@ -208,6 +222,10 @@ class ShardStore:
             for chunk in chunks:
                 writer.append(chunk)
             writer.finish(max_length)
+        except BaseException:
+            # What is not complete must not fill the disk: the reason is still to be written.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         finally:
             writer.close()
         (partial / JOURNAL).unlink()

@@ -29,16 +29,14 @@ class StreamReport(Listener):
 
     def on_start(self, event: Start) -> None:
         self._waited = self._rows.reader.waited
-        self._told = self._rows.wrong
 
     def on_log(self, event: Log) -> None:
-        rows = self._rows
-        if rows.wrong > self._told:
-            self._told = rows.wrong
-            self._console.say(
-                f"  {rows.wrong:,} of {rows.read:,} rows so far are wrong and left out (--on_bad_row skip): "
-                f"{rows.example}"
-            )
+        order = self._rows.order
+        if order.left_out > self._told:
+            self._told = order.left_out
+            number = f"{order.left_out:,} of {order.read:,} rows so far"
+            example = f", the first wrong one: {self._rows.example}" if self._rows.example else ""
+            self._console.say(f"  {number} are left out (--on_bad_row, --on_long_row){example}")
 
     def on_end(self, event: End) -> None:
         seconds = self._rows.reader.waited - self._waited

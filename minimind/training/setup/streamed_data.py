@@ -14,6 +14,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ _SMALL_BYTES = 2**22
 _STEPS_BEHIND = 8
 # Of the order in which the files of a word are tokenised. It is the same for every seed, so that shards are used again.
 _FILE_SEED = 0
+# A folder of shards, and digits of its key.
+_NAME, _DIGITS = "stream-", 24
 
 
 def open_stream(prepared: Prepared, world: World, listener: TokenisingListener) -> tuple[StreamSampler, PairTables]:
@@ -102,8 +105,17 @@ def make_recipe(prepared: Prepared, world: World) -> Recipe:
     policies = Policies(on_bad_row=data.on_bad_row, on_long_row=data.on_long_row)
     about = [encoder_key(encoder), *vars(limit).values(), *vars(policies).values(), data.shard_tokens]
     size = _global_batch(prepared, world)
+    # A run that removes shards must not share them with other runs.
+    owner = "" if data.keep_windows is None else f"-{_hash(str(Path(config.run.save_dir).resolve()))[:8]}"
+    words = [_word_recipe(config, sources, items, about, owner) for sources in _by_word(find_sources(data.data_path))]
+    for place, word in enumerate(words):
+        same = [other.word.name for other in words[:place] if other.folder == word.folder]
+        if same:
+            raise DataError(
+                f"--data_path: {same[0]} and {word.word.name} have the same content; give one of them, with a weight"
+            )
     return Recipe(
-        words=tuple(_word_recipe(config, sources, items, about) for sources in _by_word(find_sources(data.data_path))),
+        words=tuple(words),
         encoder=encoder,
         limit=limit,
         policies=policies,
@@ -117,11 +129,14 @@ def make_recipe(prepared: Prepared, world: World) -> Recipe:
     )
 
 
-def _word_recipe(config: JobConfig, sources: Sequence[Source], items: Items, about: Sequence[Any]) -> WordRecipe:
+def _word_recipe(
+    config: JobConfig, sources: Sequence[Source], items: Items, about: Sequence[Any], owner: str
+) -> WordRecipe:
     """How the shards of a word are made.
 
     Args:
         about: what they depend on besides the rows, as JSON values.
+        owner: ends the name of a folder that one run has for itself.
     """
     data = config.data
     if data.shuffle:
@@ -130,14 +145,18 @@ def _word_recipe(config: JobConfig, sources: Sequence[Source], items: Items, abo
     # Hashing all bytes of large data would take longer than tokenising the first window.
     files = [[content_hash(file) for file in source.files] for source in sources]
     known = [[shape.key(), hashes] for shape, hashes in zip(shapes, files, strict=True)]
-    key = hashlib.sha256(json.dumps([about, known]).encode()).hexdigest()[:24]
+    key = _hash(json.dumps([about, known]))[:_DIGITS]
     size = sum(source.size for source in sources)
     return WordRecipe(
         word=Word(name=sources[0].word, bytes=max(1, size), weight=sources[0].weight),
-        folder=cache_dir(config) / f"stream-{key}",
+        folder=cache_dir(config) / f"{_NAME}{key}{owner}",
         sources=tuple(sources),
         shapes=tuple(shapes),
     )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _by_word(sources: Sequence[Source]) -> Iterator[list[Source]]:
@@ -175,7 +194,7 @@ def _start(recipe: Recipe, first_row: int, listener: TokenisingListener) -> Proc
 def _identity(recipe: Recipe) -> Mapping[str, object]:
     """What the global batches depend on besides seed and size; named as that of a table where it is the same."""
     return {
-        "data": " ".join(word.folder.name for word in recipe.words),
+        "data": " ".join(word.folder.name[: len(_NAME) + _DIGITS] for word in recipe.words),
         "mix": [str(word.word.weight) for word in recipe.words],
         "pairs": f"windows of {recipe.window_tokens} tokens",
     }

@@ -120,13 +120,16 @@ def test_shards_of_earlier_windows_are_closed(recipe):
     assert most < sum(len(rows.order.window(number).parts) for number in range(4))
 
 
-def test_wrong_rows_are_counted(tokenizer, tmp_path):
+def test_rows_that_are_left_out_are_counted(tokenizer, tmp_path):
     path = write_texts(tmp_path / "a.jsonl", 0, 12)
     path.write_text(path.read_text() + '{"text": ""}\n{"txt": "x"}\n')
-    recipe = recipe_of(tokenizer, tmp_path / "cache", [path], rows=12)
+    # A file of which no row can be trained on: no rank opens its shard.
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"txt": "x"}\n' * 5)
+    recipe = recipe_of(tokenizer, tmp_path / "cache", [path, other], rows=24)
     build(recipe, lambda: 0)
     rows = rows_of(recipe)
-    for step in range(1, 4):
+    for step in range(1, 7):  # two passes
         global_batch(sampler_of(rows, micro_batch_size=1), step)
-    assert (rows.read, rows.wrong) == (14, 2)
+    assert (rows.order.read, rows.order.left_out) == (19, 7)
     assert rows.example.startswith("lines 13, 14")

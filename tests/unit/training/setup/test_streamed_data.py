@@ -63,15 +63,27 @@ def test_shards_depend_on_data_tokens_and_cutting_alone(prepared, texts, tmp_pat
     def folders(*flags):
         return [word.folder.name for word in make_recipe(prepared(*words, *flags), WORLD).words]
 
-    assert folders() == folders("--seed", "3", "--window_tokens", "77", "--batch_size", "4", "--keep_windows", "2")
+    assert folders() == folders("--seed", "3", "--window_tokens", "77", "--batch_size", "4")
     for flags in (("--shard_tokens", "99"), ("--max_seq_len", "9"), ("--on_long_row", "cut")):
         assert not set(folders()) & set(folders(*flags))
+    # A run that removes shards has folders of its own, and is the same run without.
+    own = folders("--keep_windows", "2")
+    assert not set(folders()) & set(own)
+    assert [name.rpartition("-")[0] for name in own] == folders()
+    assert own != folders("--keep_windows", "2", "--save_dir", str(tmp_path / "other"))
     before = folders()
     (tmp_path / "b.jsonl").write_text('{"text": "other"}\n')
     assert [one == other for one, other in zip(folders(), before, strict=True)] == [True, False]
     recipe = make_recipe(prepared(*words, "--keep_windows", "3", "--shuffle", "0"), WORLD)
     assert [(word.word.name, word.word.weight) for word in recipe.words] == [(first, 1), (f"{second}:2", 2)]
     assert (recipe.rows, recipe.keep_windows, recipe.seed) == (8, 3, None)
+
+
+def test_words_of_the_same_content_are_refused(prepared, texts, tmp_path):
+    first = texts("a")
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"a\.jsonl and .*copy\.jsonl have the same content"):
+        make_recipe(prepared("--data_path", first, str(tmp_path / "copy.jsonl")), WORLD)
 
 
 def test_files_of_a_word_are_tokenised_in_an_order_of_their_own(prepared, texts, tmp_path):
