@@ -40,7 +40,7 @@ def assemble(tmp_path):
             tokenizer=None,
         )
         data = SimpleNamespace(
-            table=SimpleNamespace(source=None),
+            table=SimpleNamespace(source=None, tables=()),
             rows=None,
             eval_table=eval_table,
             eval_sets={"": range(2)},
@@ -121,7 +121,7 @@ def test_the_guard_gets_what_the_loss_has(assemble):
 
 
 def test_a_ledger_hears_of_an_evaluation_before_the_save_of_its_step(assemble):
-    run = assemble("--ledger", "1", eval_table=[1, 2])
+    run = assemble("--ledger", "1", eval_table=SimpleNamespace(tables=()))
     assert names(run) == ["metrics_file", "evaluation", "ledger", "saving", "progress", "guard"]
     _, evaluation, ledger, *_ = run.events._listeners
     assert run.met == ledger.met
