@@ -6,7 +6,7 @@ logged steps, evaluations of one held-out set, saves -> Point -> Curves -> a rul
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,15 @@ class Curves:
         """Step and value of a metric, at the evaluations that have it."""
         return _curve(self.evaluations, name)
 
+    def latest(self, *names: str) -> tuple[int, list[float]] | None:
+        """Step of the last evaluation, and its values of these metrics; None if it lacks one."""
+        if not self.evaluations:
+            return None
+        last = self.evaluations[-1]
+        if any(name not in last.metrics for name in names):
+            return None
+        return last.step, [last.metrics[name] for name in names]
+
     def logged(self, name: str) -> list[tuple[int, float]]:
         """Step and value of a metric, at the logged steps that have it."""
         return _curve(self.logs, name)
@@ -55,18 +64,18 @@ class Finding:
         step: global step of the numbers.
         text: what, with its numbers.
         remedy: what to try.
+        form, values: from which of the rule's texts both are made, and of which numbers (rules/rule.py).
     """
 
     rule: str
     step: int
     text: str
     remedy: str
+    form: str = ""
+    values: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.text} (step {self.step}): {self.remedy}"
-
-
-Rule = Callable[[Curves], Finding | None]
 
 
 def _curve(points: Sequence[Point], name: str) -> list[tuple[int, float]]:

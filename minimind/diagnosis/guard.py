@@ -8,11 +8,11 @@ it serves every job. The bounds are meant to be quiet: a finding is worth readin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from minimind.diagnosis.curves import Rule
 from minimind.diagnosis.rules.pairs import displacement, length, mislabelled, saturation
 from minimind.diagnosis.rules.progress import forgetting, memorised, not_moving, over_optimisation
+from minimind.diagnosis.rules.rule import Rule
 from minimind.diagnosis.rules.weights import DEAD, EXPECTED, dead_experts, lost_updates
 
 # Metrics that rules read, of logged steps and of evaluations (without the prefix); the rest need not be kept.
@@ -31,3 +31,4 @@ OF_SETS: Sequence[Rule] = (
 )
 OF_RUN: Sequence[Rule] = (memorised, dead_experts, lost_updates)
 RULES: Sequence[Rule] = (*OF_SETS, *OF_RUN)
+BY_NAME: Mapping[str, Rule] = {rule.name: rule for rule in RULES}

@@ -2,8 +2,8 @@
 
 English template -> Language -> its text, with values filled in
 
-The English is written where it is used; chinese.json has the Chinese of every template. Texts of data, of the guard and
-names of flags are not translated.
+The English is written where it is used; chinese.json has the Chinese of every template. Texts of data and names of
+flags are not translated.
 """
 
 from __future__ import annotations

@@ -7,11 +7,14 @@ Whatever a file says (rows, prompts, answers, names) is text and is escaped (pag
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
-from minimind.diagnosis.language import Language
+from minimind.diagnosis.guard import BY_NAME
+from minimind.diagnosis.language import ENGLISH, Language
 from minimind.diagnosis.reported import ReportedRun
+from minimind.diagnosis.rules.rule import Rule
 from minimind.diagnosis.run_files import Entry, RunFiles
 from minimind.pages.markup import Markup, element, joined
 from minimind.pages.parts import note, table
@@ -19,19 +22,6 @@ from minimind.pages.words import count, duration, share
 
 # Prompts with answers that are shown, and characters of a text.
 _PROMPTS, _CHARACTERS = 40, 4000
-# What a rule of the guard means, for people who do not read its line.
-_RULES = {
-    "displacement": "chosen answers lose likelihood",
-    "length": "length decides",
-    "saturation": "gradients are gone",
-    "memorised": "training pairs are learnt by heart",
-    "over-optimisation": "the held-out loss has turned",
-    "not moving": "nothing moves",
-    "label noise": "labels may be wrong",
-    "forgetting": "chosen answers are forgotten",
-    "dead experts": "experts die",
-    "lost updates": "rounding loses the training",
-}
 
 
 def figures(run: RunFiles, say: Language) -> list[tuple[str, str]]:
@@ -60,11 +50,24 @@ def findings(run: RunFiles, say: Language) -> Iterator[Markup]:
         return
     items = []
     for found in run.findings:
-        rule = say(_RULES[found["rule"]]) if found.get("rule") in _RULES else str(found.get("rule"))
+        rule = BY_NAME.get(str(found.get("rule")))
         of_set = f" ({found['set']})" if found.get("set") else ""
-        title = element("b", f"{rule}{of_set}, {say('step {step}', step=found.get('at', found['step']))}: ")
-        items.append(element("li", title, f"{found.get('text')}. {found.get('remedy')}", cls="warning"))
+        name = say(rule.title) if rule is not None else str(found.get("rule"))
+        title = element("b", f"{name}{of_set}, {say('step {step}', step=found.get('at', found['step']))}: ")
+        text, remedy = _said(found, rule, say)
+        items.append(element("li", title, say("{text}. {remedy}", text=text, remedy=remedy), cls="warning"))
     yield element("ul", *items, cls="findings") if items else element("p", say("The guard has found nothing."))
+
+
+def _said(found: Entry, rule: Rule | None, say: Language) -> tuple[str, str]:
+    """What a finding says and what it advises, in the page's language if the run has kept its numbers, else as it was
+    said."""
+    values = found.get("values")
+    if rule is not None and isinstance(values, dict) and say.code != ENGLISH:
+        # Another version may have had other forms and numbers.
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return say(rule.texts[found.get("form", "")], **values), say(rule.remedy, **values)
+    return str(found.get("text")), str(found.get("remedy"))
 
 
 def answers(run: RunFiles, say: Language) -> Iterator[Markup]:

@@ -1,6 +1,9 @@
 """The guard's findings on disk: findings.jsonl in the run's folder, one line for each.
 
-Found -> add -> {"step", "set", "rule", "at", "text", "remedy"};  a resumed run -> keep -> those up to its checkpoint
+    Found -> add -> {"step", "set", "rule", "at", "text", "remedy", "form", "values"}
+    a resumed run -> keep -> those up to its checkpoint
+
+Text and remedy are what the console said. The report says them again, in its language, from the form and the numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class FindingsFile:
         """
         finding = found.finding
         entry = {"step": found.step, "set": found.name, "rule": finding.rule, "at": finding.step}
-        line = json.dumps({**entry, "text": finding.text, "remedy": finding.remedy, "key": key}, ensure_ascii=False)
+        said = {"text": finding.text, "remedy": finding.remedy, "form": finding.form, "values": dict(finding.values)}
+        line = json.dumps({**entry, **said, "key": key}, ensure_ascii=False)
         return self._attempt(lambda: append_whole(self._path, f"{line}\n".encode()))
 
     def keep(self, step: int) -> list[str]:

@@ -5,7 +5,8 @@ router's load of logged steps (expert_load.py), weights of saves (weights/moved.
 
 from __future__ import annotations
 
-from minimind.diagnosis.curves import Curves, Finding
+from minimind.diagnosis.curves import Curves
+from minimind.diagnosis.rules.rule import Seen, rule
 
 # Metrics of logged steps: share of all layers' experts without a token, and tokens that an expert gets on average.
 DEAD, EXPECTED = "experts/dead", "experts/tokens"
@@ -20,7 +21,16 @@ _TIMES = 3
 _KEPT = 0.5
 
 
-def dead_experts(curves: Curves) -> Finding | None:
+@rule(
+    "dead experts",
+    title="experts die",
+    text=(
+        "{share:.1%} of the experts have got no token in {windows} logged windows, where an expert gets {tokens:,.0f} "
+        "on average"
+    ),
+    remedy="raise --router_aux_loss_coef, or lower --learning_rate",
+)
+def dead_experts(curves: Curves) -> Seen | None:
     """Experts of a mixture get no token in three windows of logged steps in a row: their weights train no more.
 
     Shazeer et al., 2017 (arXiv 1701.06538, section 4): a router that favours few experts trains them more, which makes
@@ -29,18 +39,17 @@ def dead_experts(curves: Curves) -> Finding | None:
     dead, expected = curves.logged(DEAD)[-_TIMES:], curves.logged(EXPECTED)[-_TIMES:]
     if len(dead) < _TIMES or min(share for _, share in dead) == 0 or min(number for _, number in expected) < _ENOUGH:
         return None
-    return Finding(
-        rule="dead experts",
-        step=dead[-1][0],
-        text=(
-            f"{dead[-1][1]:.1%} of the experts have got no token in {_TIMES} logged windows, where an expert gets "
-            f"{expected[-1][1]:,.0f} on average"
-        ),
-        remedy="raise --router_aux_loss_coef, or lower --learning_rate",
-    )
+    (step, share), (_, tokens) = dead[-1], expected[-1]
+    return Seen(step=step, values={"share": share, "windows": _TIMES, "tokens": tokens})
 
 
-def lost_updates(curves: Curves) -> Finding | None:
+@rule(
+    "lost updates",
+    title="rounding loses the training",
+    text="the written weights keep few of the changes of training: {shares} of the weights that have changed",
+    remedy="launch/export.py --dtype float32 writes them from the checkpoint; or a higher --learning_rate",
+)
+def lost_updates(curves: Curves) -> Seen | None:
     """A written file has lost most of what training changed: updates below the spacing of its dtype are rounded away.
 
     After a quarter of the run, so that weights had time to move. Gupta et al., 2015 (arXiv 1502.02551); Zamirai et al.,
@@ -59,9 +68,4 @@ def lost_updates(curves: Curves) -> Finding | None:
     if not lost:
         return None
     shares = ", ".join(f"{dtype} {share:.0%}" for dtype, share in lost.items())
-    return Finding(
-        rule="lost updates",
-        step=curves.saves[-1].step,
-        text=f"the written weights keep few of the changes of training: {shares} of the weights that have changed",
-        remedy="launch/export.py --dtype float32 writes them from the checkpoint; or a higher --learning_rate",
-    )
+    return Seen(step=curves.saves[-1].step, values={"shares": shares})

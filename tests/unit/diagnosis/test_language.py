@@ -11,6 +11,7 @@ import pytest
 
 from minimind.data.scripts import SCRIPTS
 from minimind.diagnosis import metric_charts, pair_sections, sections
+from minimind.diagnosis.guard import RULES
 from minimind.diagnosis.language import Language
 
 FOLDER = Path(sections.__file__).parent
@@ -18,7 +19,8 @@ CHINESE = json.loads((FOLDER / "chinese.json").read_text(encoding="utf-8"))
 
 
 def templates() -> set[str]:
-    found = {chart.title for chart in metric_charts.CHARTS} | set(sections._RULES.values())
+    found = {chart.title for chart in metric_charts.CHARTS}
+    found |= {text for rule in RULES for text in (rule.title, *rule.texts.values(), rule.remedy)}
     found |= {*SCRIPTS, *pair_sections._GROUPS.values()}
     found |= {text for both in pair_sections._LISTS.values() for text in both}
     for path in FOLDER.glob("*.py"):
@@ -38,7 +40,7 @@ def test_all_templates_are_translated_and_no_other():
 
 @pytest.mark.parametrize("template", sorted(CHINESE))
 def test_a_translation_has_the_same_values(template):
-    assert sorted(re.findall(r"{\w+}", template)) == sorted(re.findall(r"{\w+}", CHINESE[template]))
+    assert sorted(re.findall(r"{[^}]*}", template)) == sorted(re.findall(r"{[^}]*}", CHINESE[template]))
 
 
 def test_a_template_is_said_in_both_languages():

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+
+import pytest
 
 from minimind.diagnosis import sections
+from minimind.diagnosis.curves import Finding
+from minimind.diagnosis.guard import RULES
 from minimind.diagnosis.language import Language
 from minimind.diagnosis.reported import open_reported
 from minimind.diagnosis.run_files import read_run
+from minimind.pages.markup import joined
+from minimind.training.events import Found
+from minimind.training.findings import FINDINGS, FindingsFile
 from tests.unit.diagnosis.made_runs import made_run, write_lines
 
-SAY = Language("en")
+SAY, CHINESE = Language("en"), Language("zh")
 
 
 def run_of(tmp_path, **settings):
@@ -34,9 +42,40 @@ def test_figures_are_those_before_and_after(tmp_path):
 def test_findings_have_their_rule_and_remedy(tmp_path):
     run = run_of(tmp_path)
     assert "<b>length decides, step 3: </b>longer answers win &lt;i&gt;. try rdpo" in shown(sections.findings(run, SAY))
-    assert "长度在起决定作用" in shown(sections.findings(run, Language("zh")))
+    # Written by an earlier version, without numbers: its line stays as it was said.
+    assert "<b>长度在起决定作用, 第 3 步: </b>longer answers win &lt;i&gt;" in shown(sections.findings(run, CHINESE))
     (run.folder / "findings.jsonl").unlink()
     assert "The guard has found nothing" in shown(sections.findings(read_run(run.folder), SAY))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_finding_is_said_in_chinese_with_its_numbers(rule, tmp_path):
+    run = run_of(tmp_path)
+    for form, text in rule.texts.items():
+        names = re.findall(r"{(\w+)", f"{text}{rule.remedy}")
+        values = {name: "bfloat16 10%" if name == "shares" else 0.25 for name in names}
+        finding = Finding(rule=rule.name, step=3, text="said", remedy="advised", form=form, values=values)
+        (run.folder / FINDINGS).unlink()
+        FindingsFile(run.folder, enabled=True).add("key", Found(step=3, finding=finding))
+        chinese, english = (shown(sections.findings(read_run(run.folder), say)) for say in (CHINESE, SAY))
+        assert joined(CHINESE(text, **values), flags=True) in chinese
+        assert joined(CHINESE(rule.remedy, **values), flags=True) in chinese
+        assert "said. advised" in english
+
+
+WINS = {"correlation": 0.75, "equal": 0.5, "accuracy": 0.7}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"form": "other"}, {"form": ["longer"]}, {"values": {}}, {"values": {**WINS, "equal": "?"}}]
+)
+def test_a_finding_of_another_version_stays_as_it_was_said(changed, tmp_path):
+    run = run_of(tmp_path)
+    entry = {"step": 3, "rule": "length", "text": "said", "remedy": "advised", "form": "longer", "values": WINS}
+    write_lines(run.folder / FINDINGS, [entry])
+    assert "+0.75" in shown(sections.findings(read_run(run.folder), CHINESE))
+    write_lines(run.folder / FINDINGS, [{**entry, **changed}])
+    assert "said。advised" in shown(sections.findings(read_run(run.folder), CHINESE))
 
 
 def test_a_guard_that_was_off_has_found_nothing_and_says_so(tmp_path):

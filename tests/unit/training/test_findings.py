@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from minimind.diagnosis.curves import Finding
 from minimind.training.events import Found
 from minimind.training.findings import FINDINGS, FindingsFile
 
 
 def found(rule, step=4, name=""):
-    return Found(step=step, name=name, finding=Finding(rule=rule, step=3, text="太长", remedy="try"))
+    finding = Finding(rule=rule, step=3, text="太长", remedy="try", form="longer", values={"equal": np.float64(0.5)})
+    return Found(step=step, name=name, finding=finding)
 
 
 def test_a_finding_is_a_line(tmp_path):
@@ -18,7 +21,8 @@ def test_a_finding_is_a_line(tmp_path):
     assert file.add("zh/length", found("length", name="zh")) == []
     line = (tmp_path / FINDINGS).read_text(encoding="utf-8")
     assert json.loads(line) == {
-        "step": 4, "set": "zh", "rule": "length", "at": 3, "text": "太长", "remedy": "try", "key": "zh/length",
+        "step": 4, "set": "zh", "rule": "length", "at": 3, "text": "太长", "remedy": "try", "form": "longer",
+        "values": {"equal": 0.5}, "key": "zh/length",
     }  # fmt: skip
     assert "太长" in line
 

@@ -18,10 +18,12 @@ def test_chosen_answers_that_lose_likelihood():
     share = [0, 0.5, 0.7, 0.8, 0.9, 0.95]
     finding = rules.displacement(made({DISPLACED: share}))
     assert str(finding) == (
-        "95% of chosen answers have become less likely than under the reference (step 500): try --loss "
-        "sigmoid:1,sft:0.2 or dpop"
+        "95% of chosen answers have become less likely than under the reference, 90% at step 400 (step 500): try "
+        "--loss sigmoid:1,sft:0.2 or dpop"
     )
-    # Once is not enough, rewards of losses without a reference are no log-ratios, and nothing has been learnt at 0.
+    # A share that falls, and one that is high once. Rewards without a reference are no log-ratios, and nothing has been
+    # learnt at 0.
+    assert rules.displacement(made({DISPLACED: [0, 0.5, 0.7, 0.8, 0.9, 0.75]})) is None
     assert rules.displacement(made({DISPLACED: [0, 0.5, 0.5, 0.5, 0.5, 0.9]})) is None
     assert rules.displacement(made({DISPLACED: share}, log_ratios=False)) is None
     assert rules.displacement(made({DISPLACED: share, "rewards/margins": 1e-4})) is None
