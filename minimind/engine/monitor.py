@@ -1,7 +1,7 @@
 """DeepSpeed's monitor (TensorBoard and others), whose failures cost events and not the run.
 
-    engine.step, MetricsFile -> RunMonitor.write_events    -> each of DeepSpeed's monitors ┐
-    Board                    -> RunMonitor.write_summaries -> TensorBoard alone            ┴> news for the console
+    engine.step, MetricsFile -> RunMonitor.write_events                 -> each of DeepSpeed's monitors ┐
+    Board                    -> RunMonitor.write_summaries, write_final -> TensorBoard alone            ┴> news
 
 TensorBoard's own writer has a thread, which a full disk ends for good. Here the caller appends its records itself.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.durable import append_whole
-from minimind.engine.summaries import tag_of
+from minimind.engine.summaries import FINAL, tag_of
 
 # What to do, by the number of an OSError.
 _REMEDIES = {
@@ -32,6 +32,8 @@ _REMEDIES = {
 }
 # Prefix of the tags of events that an engine writes itself, and the one of every step: the rate of the next step.
 _ENGINE, _NEXT_RATE = "Train/Samples/", "Train/Samples/lr"
+# TensorBoard's group of the engine's other events.
+_ENGINE_GROUP = "deepspeed/"
 # So many writes in a row end an outage. On a full disk a short record may fit where the next one does not.
 _SUCCESSES = 10
 
@@ -67,13 +69,14 @@ class RunMonitor:
 
     Args:
         inner: DeepSpeed's monitor; only rank 0's has parts.
+        engine_step: the global step that the engine has done last.
 
     Attributes:
         inner: the same.
         enabled: whether any rank writes events.
     """
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, engine_step: Callable[[], int]) -> None:
         self.inner, self.enabled = inner, inner.enabled
         # Services count steps themselves: what has a smaller number than the last event is dropped.
         self._parts = [
@@ -90,7 +93,7 @@ class RunMonitor:
             writer = inner.tb_monitor.summary_writer
             with contextlib.suppress(OSError):
                 writer.close()
-            self._board = _Part(_TensorBoard(EventFile(Path(writer.log_dir))), "TensorBoard", _is_for_board)
+            self._board = _Part(_TensorBoard(Path(writer.log_dir), engine_step), "TensorBoard", _is_for_board)
             self._parts.append(self._board)
         self._added: list[Any] = []
         self._news: list[str] = []
@@ -118,8 +121,13 @@ class RunMonitor:
         if self._board is not None:
             self._news += self._board.attempt("write_summaries", summaries, step)
 
+    def write_final(self, summaries: Sequence[Any], step: int) -> None:
+        """Write summaries by which runs are compared to TensorBoard, if it is on; a failure becomes news."""
+        if self._board is not None:
+            self._news += self._board.attempt("write_final", summaries, step)
+
     def restart(self, step: int) -> None:
-        """Tell TensorBoard that the run goes on at a step: what an earlier process wrote of later ones is dropped."""
+        """Tell TensorBoard that a process begins at a step: what an earlier one wrote of later steps is dropped."""
         if self._board is not None:
             self._news += self._board.attempt("restart", step)
 
@@ -163,24 +171,37 @@ def _is_for_board(tag: str) -> bool:
 
 
 class _TensorBoard:
-    """In place of DeepSpeed's part for TensorBoard: scalars in groups, and summaries of other kinds."""
+    """In place of DeepSpeed's part for TensorBoard: scalars in groups, and summaries of other kinds.
 
-    def __init__(self, file: EventFile) -> None:
-        self._file = file
+    What the tab HPARAMS compares is a run of its own, in the folder `FINAL` of the run: of a run with settings that tab
+    lists every scalar.
+
+    Args:
+        folder: of the run.
+        engine_step: the global step that the engine has done last.
+    """
+
+    def __init__(self, folder: Path, engine_step: Callable[[], int]) -> None:
+        self._file, self._final, self._engine_step = EventFile(folder), EventFile(folder / FINAL), engine_step
 
     def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
         for name, value, step in events:
+            if name.startswith(_ENGINE):
+                # The engine counts samples. Among global steps a resumed run takes back those that it repeats alone.
+                name, step = _ENGINE_GROUP + name.removeprefix(_ENGINE), self._engine_step()
             self._file.add_scalar(tag_of(name), value, step)
         self._file.flush()
 
     def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
-        for summary in summaries:
-            self._file.add_summary(summary, step)
-        self._file.flush()
+        self._file.add_summaries(summaries, step)
+
+    def write_final(self, summaries: Sequence[Any], step: int) -> None:
+        self._final.add_summaries(summaries, step)
 
     def restart(self, step: int) -> None:
-        self._file.add_restart(step)
-        self._file.flush()
+        for file in (self._file, self._final):
+            file.add_restart(step)
+            file.flush()
 
 
 class EventFile:
@@ -207,8 +228,17 @@ class EventFile:
         """Add a record of any kind (a Summary of tensorboard's protocol); `flush` writes it."""
         self._add(step=int(step), summary=summary)
 
+    def add_summaries(self, summaries: Sequence[Any], step: int) -> None:
+        """Add records and write them."""
+        for summary in summaries:
+            self.add_summary(summary, step)
+        self.flush()
+
     def add_restart(self, step: int) -> None:
-        """Add a record with which readers drop all that other files of this folder have of this step and later ones."""
+        """Add a record with which readers drop all that other files of this folder have of this step and later ones.
+
+        TensorBoard takes the first one of a folder as its beginning and drops nothing, so every process adds one.
+        """
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._add(step=int(step), session_log=SessionLog(status=SessionLog.START))

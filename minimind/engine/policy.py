@@ -98,7 +98,7 @@ class Policy:
             # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
-        self.engine.monitor = RunMonitor(self.engine.monitor)
+        self.engine.monitor = RunMonitor(self.engine.monitor, lambda: self.engine.global_steps)
         self.stage, self.dtype, self.world = resolved.stage, config.optimisation.dtype, world
         self._source, self._adapters, self._on_progress = source, adapters, on_progress
         self.has_adapters = adapters is not None

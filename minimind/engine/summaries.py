@@ -24,6 +24,8 @@ _GROUPS = {
     "mfu": "speed",
 }
 _TRAINED, _RATES = "train", "_per_second"
+# Folder and group of what compares runs.
+FINAL = "final"
 
 
 def tag_of(name: str) -> str:
@@ -32,6 +34,18 @@ def tag_of(name: str) -> str:
         return name
     group = "speed" if _RATES in name else _GROUPS.get(name, _TRAINED)
     return f"{group}/{name}"
+
+
+def final_tag(name: str) -> str:
+    """Tag of the last value of a metric, for the tab HPARAMS."""
+    return f"{FINAL}/{name}"
+
+
+def finals(metrics: Mapping[str, float]) -> list[Any]:
+    """Last values of metrics, by name."""
+    from torch.utils.tensorboard import summary
+
+    return [summary.scalar(final_tag(name), value) for name, value in metrics.items()]
 
 
 def text(tag: str, markdown: str) -> Any:

@@ -1,7 +1,7 @@
 """The sweep in TensorBoard's HPARAMS tab: one experiment, in which the runs can be compared.
 
-    save_dir/events...                      the experiment: which flags differ, which metrics count
-    save_dir/RUN/tensorboard/RUN/events...  the run: its settings, beside the metrics that it has logged; it writes both
+    save_dir/events...                            the experiment: which flags differ, which metrics count
+    save_dir/RUN/tensorboard/RUN/final/events...  the run: its settings and its last metrics; it writes both
 
 `tensorboard --logdir save_dir` shows them. A run whose DeepSpeed file writes no TensorBoard files is left out.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.engine.monitor import EventFile
-from minimind.engine.summaries import tag_of
+from minimind.engine.summaries import final_tag
 from minimind.sweep.results import RunResult
 
 
@@ -37,7 +37,7 @@ def write_hparams(folder: Path, results: Sequence[RunResult]) -> list[str]:
 
     words = {name: list(dict.fromkeys(one.plan.differing[name] for one in results)) for name in differing}
     domains = {name: _typed(found) for name, found in words.items()}
-    metrics = {tag_of(name): 0.0 for result in finished for name in result.tag.values()}
+    metrics = {final_tag(name): 0.0 for result in finished for name in result.tag.values()}
     experiment, _, _ = hparams({name: found[0] for name, found in domains.items()}, metrics, domains)
     _mark_differing(experiment)
     for old in folder.glob("events.out.tfevents.*"):

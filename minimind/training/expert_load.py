@@ -3,13 +3,16 @@
     forward of a layer in training -> tokens of each expert, added up -> (logged step) reduce
         -> experts/dead, experts/busiest, experts/tokens
 
-MiniMind's experts are told where the tokens of each end. Most of transformers' routers return the chosen experts;
-mixtures with others (DeepSeek-V3) are not counted. Counting is one or two small operations a layer and micro-batch. A
+The experts of a layer are told what the router chose, whatever kind of router it is: MiniMind's where the tokens of
+each end, transformers' the experts of each token. Counting is one or two small operations a layer and micro-batch. A
 forward that gradient checkpointing repeats counts twice, all experts alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,56 +26,103 @@ from minimind.ranks.collectives import all_reduce
 from minimind.ranks.world import World
 
 BUSIEST = "experts/busiest"
+# Arguments of the forward of transformers' experts that have the chosen experts of each token, (T, k) integers.
+_CHOSEN = ("top_k_index", "router_indices", "selected_experts")
+# Attributes with the number of experts. In LongCat chosen experts above it are no networks.
+_NUMBERS = ("num_experts", "num_routed_experts")
+# Class names of mixtures and of their experts; shared experts get every token.
+_MIXTURE = re.compile(r"(?!\w*Shared)\w*(Experts|Mo[eE]|MoA)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertLayers:
+    """The mixtures of a model.
+
+    Attributes:
+        counted: experts of a layer -> E, their number.
+        others: class names of mixtures whose experts are not told which tokens chose them.
+    """
+
+    counted: Mapping[nn.Module, int]
+    others: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ExpertLayers:
+        """Those of a model; a dense one has none."""
+        counted = {one: number for one in model.modules() if (number := _number(one, model)) is not None}
+        others: dict[str, None] = {}
+        named: set[nn.Module] = set()  # with what is within them
+        for one in model.modules():
+            is_mixture = one not in named and _MIXTURE.fullmatch(type(one).__name__)
+            if is_mixture and counted.keys().isdisjoint(one.modules()):
+                others[type(one).__name__] = None
+                named |= set(one.modules())
+        return cls(counted=counted, others=tuple(others))
+
+
+def _number(module: nn.Module, model: PreTrainedModel) -> int | None:
+    """Number of experts of a module whose load can be counted; None for any other module."""
+    if isinstance(module, Experts):
+        # They have no number of their own: under ZeRO-3 their tensors are empty.
+        return int(model.config.num_experts)
+    if not type(module).__name__.endswith("Experts") or _chosen_argument(module) is None:
+        return None
+    found = (getattr(module, name, None) for name in _NUMBERS)
+    return next((number for number in found if isinstance(number, int)), None)
+
+
+def _chosen_argument(module: nn.Module) -> tuple[int, str] | None:
+    """Place and name of the argument with the chosen experts."""
+    names = list(inspect.signature(module.forward).parameters)
+    return next(((place, name) for place, name in enumerate(names) if name in _CHOSEN), None)
 
 
 class ExpertLoad:
     """Counts the tokens of each expert of each layer.
 
     Args:
-        layers: MiniMind's experts of each layer, or transformers' router of each layer -> E, its number of experts.
+        layers: experts of each layer -> E, their number.
         world: the ranks.
     """
 
     def __init__(self, layers: Mapping[nn.Module, int], world: World) -> None:
+        self._numbers, self._are_ends = list(layers.values()), [isinstance(layer, Experts) for layer in layers]
         # Of MiniMind's experts sums of the index after each one's last token: differences are taken when they are read.
-        self._rows = [torch.zeros(number, dtype=torch.int64, device=world.device) for number in layers.values()]
-        self._are_ends = [isinstance(layer, Experts) for layer in layers]
+        # Of the others one number more, of what is chosen and is no expert.
+        self._rows = [
+            torch.zeros(number + (not ends), dtype=torch.int64, device=world.device)
+            for number, ends in zip(self._numbers, self._are_ends, strict=True)
+        ]
         for layer, row in zip(layers, self._rows, strict=True):
             if isinstance(layer, Experts):
                 layer.register_forward_pre_hook(_AddEnds(row))
             else:
-                layer.register_forward_hook(_AddChosen(row))
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, world: World) -> ExpertLoad | None:
-        """Of a model; None if it has no experts that can be counted."""
-        layers: dict[nn.Module, int] = {}
-        for module in model.modules():
-            is_router = isinstance(module, Experts) or type(module).__name__.endswith("Router")
-            # MiniMind's experts have no number of their own: under ZeRO-3 their tensors are empty.
-            owner: Any = model.config if isinstance(module, Experts) else module
-            if is_router and isinstance(number := getattr(owner, "num_experts", None), int):
-                layers[module] = number
-        return cls(layers, world) if layers else None
+                chosen = _chosen_argument(layer)
+                assert chosen is not None  # `ExpertLayers.of`
+                layer.register_forward_pre_hook(_AddChosen(row, *chosen), with_kwargs=True)
 
     def reduce(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the steps since the last call; all ranks must call.
+
+        A layer that no token has reached, as of a part for images, does not count.
 
         experts/dead: share of all layers' experts that got no token.
         experts/busiest: tokens of the busiest expert over those that an expert gets on average, of the layer where that
             is largest; 1 is an even load.
         experts/tokens: that average, over all layers.
         """
-        counts = [row.diff(prepend=row.new_zeros(1)) if ends else row
-                  for row, ends in zip(self._rows, self._are_ends, strict=True)]  # fmt: skip
-        layers = all_reduce(torch.cat(counts)).double().split([len(row) for row in self._rows])
+        counts = [row.diff(prepend=row.new_zeros(1)) if ends else row[:number]
+                  for row, number, ends in zip(self._rows, self._numbers, self._are_ends, strict=True)]  # fmt: skip
+        layers = all_reduce(torch.cat(counts)).double().split(self._numbers)
         for row in self._rows:
             row.zero_()
-        experts = sum(map(len, layers))
-        dead = torch.stack([(layer == 0).sum() for layer in layers]).sum()
+        tokens = torch.stack([layer.sum() for layer in layers])
+        reached = tokens > 0
+        numbers = torch.tensor(self._numbers, dtype=torch.float64).to(tokens.device) * reached
+        dead = torch.stack([(layer == 0).sum() for layer in layers]) * reached
         busiest = torch.stack([layer.max() / layer.mean().clamp_min(1e-9) for layer in layers]).max()
-        tokens = torch.stack([layer.sum() for layer in layers]).sum()
-        of_all, most, dead_ones = torch.stack((tokens, busiest, dead.double())).tolist()
+        sums = torch.stack((numbers.sum(), tokens.sum(), dead.sum().double(), busiest))
+        experts, of_all, dead_ones, most = sums.tolist()
         if not of_all:
             return {}
         return {DEAD: dead_ones / experts, BUSIEST: most, EXPECTED: of_all / experts}
@@ -90,16 +140,19 @@ class _AddEnds:
 
 
 class _AddChosen:
-    """Adds to a row how often each expert is chosen, if a router returns logits, weights and chosen experts (T, k)."""
+    """Adds to a row how often each expert is chosen, in training.
 
-    def __init__(self, row: Tensor) -> None:
-        self._row = row
+    Args:
+        row: (E + 1,) int64.
+        place, name: of the argument with the chosen experts.
+    """
 
-    def __call__(self, router: nn.Module, arguments: tuple[Any, ...], out: Any) -> None:
-        if not (router.training and isinstance(out, tuple) and len(out) == 3):
-            return
-        chosen = out[2]
-        if isinstance(chosen, Tensor) and chosen.dtype == torch.int64 and chosen.dim() == 2:
-            chosen = chosen.flatten()
+    def __init__(self, row: Tensor, place: int, name: str) -> None:
+        self._row, self._place, self._name = row, place, name
+
+    def __call__(self, experts: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        if experts.training:
+            chosen = named[self._name] if self._name in named else arguments[self._place]
+            chosen = chosen.flatten().long().clamp_max(len(self._row) - 1)
             # bincount would wait for the device.
             self._row.scatter_add_(0, chosen, torch.ones_like(chosen))

@@ -132,9 +132,14 @@ def test_tensorboard_has_settings_histograms_and_hyperparameters(run):
     assert [(one.step, one.histogram_value.num) for one in margins] == [(step, 7) for step in range(5)]
     mean = metrics(folder, "eval/loss")[-1]["eval/rewards/margins"]
     assert margins[-1].histogram_value.sum / 7 == pytest.approx(mean, rel=1e-4)
-    plugins = events.PluginTagToContent("hparams")
-    assert set(plugins) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
     assert "custom_scalars__config__" in events.Tags()["tensors"]
+    compared = EventAccumulator(str(folder / "tensorboard" / "out" / "final"))
+    compared.Reload()
+    assert set(compared.PluginTagToContent("hparams")) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+    names = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins", "loss", "tokens_per_second")
+    assert set(compared.Tags()["scalars"]) == {f"final/{name}" for name in names}
+    last = metrics(folder, "eval/loss")[-1]["eval/loss"]
+    assert compared.Scalars("final/eval/loss")[-1].value == pytest.approx(last, rel=1e-6)
 
 
 def test_times_and_the_mfu_of_logged_steps_add_up(run):

@@ -1,19 +1,20 @@
 """TensorBoard beside its curves: settings, histograms of the held-out pairs, the guard's findings, and hyperparameters.
 
-Start     -> settings as a text, the run's hyperparameters, which curves come first; resumed: where it goes on
-Evaluated -> histograms of margins, log-ratios and lengths       (values that are on the host already)
-Found     -> a text
-End       -> the run is finished, for the comparison of runs
+Start          -> settings as a text, the run's hyperparameters, which curves come first; resumed: where it goes on
+Evaluated      -> histograms of margins, log-ratios and lengths       (values that are on the host already)
+Found          -> a text
+Log, Evaluated -> (Save) the last values of the few metrics by which runs are compared
+End            -> the run is finished, for the comparison of runs
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minimind.engine import summaries
 from minimind.engine.monitor import RunMonitor
-from minimind.training.events import End, Evaluated, Found, Listener, Start
+from minimind.training.events import End, Evaluated, Found, Listener, Log, Save, Start
 
 # The six charts that come first in the tab CUSTOM SCALARS, and what else tells how the run is doing.
 _LEARNING: Mapping[str, Sequence[str]] = {
@@ -43,6 +44,12 @@ _SPEED: Mapping[str, Sequence[str]] = {
     "memory, GiB": ("memory/memory_gib", "memory/peak_memory_gib"),
 }
 SETTINGS, GUARD = "settings", "guard"
+# Metrics by which runs of pairs and of tokens are compared: those of held-out data, or without any those of training.
+# TensorBoard shows five metrics of a run unless it is told otherwise.
+COMPARED = ("loss", "rewards/accuracies", "rewards/margins")
+COMPARED_TOKENS = ("loss", "perplexity", "token_accuracy")
+# Metrics of training that every run is compared by.
+_TRAINED = ("loss", "tokens_per_second")
 
 
 class Board(Listener):
@@ -55,6 +62,7 @@ class Board(Listener):
         facts: what else is worth knowing of the run: name -> value.
         beta: by which a reward is divided to get a log-ratio to the reference; None: rewards are something else.
         pairs: the job trains on pairs, rather than on tokens.
+        held_out: the run evaluates.
     """
 
     name = "board"
@@ -68,15 +76,18 @@ class Board(Listener):
         facts: Mapping[str, object],
         beta: float | None,
         pairs: bool,
+        held_out: bool,
     ) -> None:
         self._monitor, self._values, self._origins, self._facts = monitor, values, origins, facts
-        self._beta, self._pairs = beta, pairs
+        self._beta, self._pairs, self._held_out = beta, pairs, held_out
+        self._compared = COMPARED if pairs else COMPARED_TOKENS
+        self._final: dict[str, float] = {}
 
     def on_start(self, event: Start) -> None:
+        # TensorBoard forgets the steps that a resumed run repeats.
+        self._monitor.restart(event.step + 1 if event.step else 0)
         if event.step:
-            # The first process has written what follows; TensorBoard forgets the steps that are repeated now.
-            self._monitor.restart(event.step + 1)
-            return
+            return  # the first process has written what follows
         rows = [(name, _shown(value), self._origins[name]) for name, value in self._values.items()]
         facts = summaries.table(("", ""), list(self._facts.items()))
         settings = summaries.table(("setting", "value", "from"), rows)
@@ -85,14 +96,22 @@ class Board(Listener):
             "The optimizer": _OPTIMIZER,
             "How fast is it?": _SPEED,
         }
-        written = [
-            summaries.text(SETTINGS, f"{facts}\n\n{settings}"),
-            summaries.session_start(self._values),
-            summaries.layout(charts),
-        ]
+        written = [summaries.text(SETTINGS, f"{facts}\n\n{settings}"), summaries.layout(charts)]
         self._monitor.write_summaries(written, 0)
+        self._monitor.write_final([summaries.session_start(self._values)], 0)
+
+    def on_log(self, event: Log) -> None:
+        self._keep(event.metrics, _TRAINED if self._held_out else (*self._compared, *_TRAINED))
+
+    def _keep(self, metrics: Mapping[str, float], names: Iterable[str]) -> None:
+        self._final |= {name: metrics[name] for name in names if name in metrics}
+
+    def on_save(self, event: Save) -> None:
+        # Once in a while, the end included: a run can be compared before it is over, and after a kill.
+        self._monitor.write_final(summaries.finals(self._final), event.step)
 
     def on_evaluated(self, event: Evaluated) -> None:
+        self._keep(event.metrics, [f"{event.prefix}{name}" for name in self._compared])
         written = [one for one in self._histograms(event) if one is not None]
         if written:
             self._monitor.write_summaries(written, event.step)
@@ -116,7 +135,7 @@ class Board(Listener):
 
     def on_end(self, event: End) -> None:
         if event.finished:
-            self._monitor.write_summaries([summaries.session_end()], event.step)
+            self._monitor.write_final([summaries.session_end()], event.step)
 
 
 def _shown(value: object) -> str:

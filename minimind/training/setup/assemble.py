@@ -80,7 +80,7 @@ def assemble_run(
         total_steps=data.total_steps,
         log_interval=config.run.log_interval,
         seed=config.data.seed,
-        metrics=_step_metrics(prepared, engines, jobs[0], speed, world),
+        metrics=_step_metrics(prepared, engines, jobs[0], speed, world, console),
         speed=speed,
         events=events,
         nonfinite=NonFiniteReport(folder=Path(config.run.save_dir), data=data.rows, world=world, latest=latest),
@@ -94,14 +94,16 @@ def assemble_run(
     return run
 
 
-def _step_metrics(prepared: Prepared, engines: Engines, job: Job, speed: Speed, world: World) -> StepMetrics:
+def _step_metrics(
+    prepared: Prepared, engines: Engines, job: Job, speed: Speed, world: World, console: Console
+) -> StepMetrics:
     checkpoint = prepared.checkpoint
     return StepMetrics(
         world,
         job,
         checkpoint.manifest.unlogged if checkpoint is not None else {},
         clip=prepared.policy_config.values["gradient_clipping"],
-        others=other_measures(prepared, engines, speed, world),
+        others=other_measures(prepared, engines, speed, world, console),
     )
 
 
@@ -136,7 +138,7 @@ def _listeners(
         yield ReferenceUpdates(moving=engines.moving, policy=policy, watch=watch)
     if shows_on_board(prepared) and world.is_main:
         # Before the evaluation at the start: a resumed run tells TensorBoard first where it goes on.
-        yield board(prepared, engines, world)
+        yield board(prepared, engines, world, held_out=data.eval_table is not None)
     yield MetricsFile(folder=folder, monitor=policy.monitor, epoch_of=epoch_of, console=console, enabled=world.is_main)
     if data.eval_table is not None:
         yield _evaluation(prepared, data, engines, run, jobs[-1], ledger)

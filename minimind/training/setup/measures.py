@@ -18,7 +18,7 @@ from minimind.plan.work import ModelWork
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
-from minimind.training.expert_load import ExpertLoad
+from minimind.training.expert_load import ExpertLayers, ExpertLoad
 from minimind.training.jobs.job import Job
 from minimind.training.listeners.board import Board
 from minimind.training.setup.engines import Engines
@@ -47,14 +47,21 @@ def step_speed(prepared: Prepared, engines: Engines, job: Job, world: World, wat
 
 
 def other_measures(
-    prepared: Prepared, engines: Engines, speed: Speed, world: World
+    prepared: Prepared, engines: Engines, speed: Speed, world: World, console: Console
 ) -> Sequence[Callable[[Mapping[str, float]], Mapping[str, float]]]:
-    """What StepMetrics adds to a logged step."""
-    # Blocks that were compiled before do not see a new hook.
-    if prepared.settings.config.engine.use_compile:
+    """What StepMetrics adds to a logged step; says which mixtures are not counted, and why."""
+    layers = ExpertLayers.of(engines.policy.engine.module.model)
+    silent = "experts/... and the guard's rule about dead experts have nothing to say"
+    if layers.counted and prepared.settings.config.engine.use_compile:
+        # They were compiled before, and a hook that is compiled would make each block another one.
+        console.say(f"  experts: not counted, because compiled blocks (--use_compile 1) call no hooks: {silent}")
         return (speed.reduce,)
-    load = ExpertLoad.of(engines.policy.engine.module.model, world)
-    return (speed.reduce,) if load is None else (speed.reduce, load.reduce)
+    if layers.others:
+        names = ", ".join(layers.others)
+        console.say(f"  experts: not counted in {names}, which does not say what its router chose: {silent} of them")
+    if not layers.counted:
+        return (speed.reduce,)
+    return (speed.reduce, ExpertLoad(layers.counted, world).reduce)
 
 
 def shows_on_board(prepared: Prepared) -> bool:
@@ -62,8 +69,12 @@ def shows_on_board(prepared: Prepared) -> bool:
     return bool(prepared.policy_config.values.get("tensorboard", {}).get("enabled"))
 
 
-def board(prepared: Prepared, engines: Engines, world: World) -> Board:
-    """The listener that writes what TensorBoard shows besides curves."""
+def board(prepared: Prepared, engines: Engines, world: World, *, held_out: bool) -> Board:
+    """The listener that writes what TensorBoard shows besides curves.
+
+    Args:
+        held_out: the run evaluates.
+    """
     settings, objective = prepared.settings, prepared.objective
     loss = objective.parts[0].loss if isinstance(objective, Objective) and not objective.is_mix else None
     return Board(
@@ -73,6 +84,7 @@ def board(prepared: Prepared, engines: Engines, world: World) -> Board:
         facts=_facts(prepared, settings, world),
         beta=loss.beta if isinstance(loss, RatioLoss) else None,
         pairs=isinstance(objective, Objective),
+        held_out=held_out,
     )
 
 

@@ -9,12 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from minimind.engine import monitor
 from minimind.engine.monitor import EventFile, Outage, RunMonitor
-from minimind.engine.summaries import text
+from minimind.engine.summaries import finals, session_start, text
 
 
 def fail(error):
@@ -43,17 +49,18 @@ def test_an_error_of_another_class_is_raised():
         Outage("metrics.jsonl").attempt(lambda: fail(KeyError("bug")))
 
 
-def master(**parts):
-    """DeepSpeed's monitor with some parts."""
+def monitor_of(step=7, **parts):
+    """In place of DeepSpeed's monitor with some parts, after a global step."""
     names = ("tb_monitor", "wandb_monitor", "csv_monitor", "comet_monitor")
-    return SimpleNamespace(enabled=True, **{**dict.fromkeys(names), **parts})
+    inner = SimpleNamespace(enabled=True, **{**dict.fromkeys(names), **parts})
+    return RunMonitor(inner, lambda: step)
 
 
 def test_a_part_that_fails_does_not_stop_the_others():
     written = []
     wandb = SimpleNamespace(write_events=lambda events: fail(ConnectionError("no network")))
     csv = SimpleNamespace(write_events=written.append)
-    guarded = RunMonitor(master(wandb_monitor=wandb, csv_monitor=csv))
+    guarded = monitor_of(wandb_monitor=wandb, csv_monitor=csv)
     events = [("loss", 0.5, 1)]
     guarded.write_events(events)
     guarded.write_events(events)
@@ -64,7 +71,7 @@ def test_a_part_that_fails_does_not_stop_the_others():
 
 def test_events_that_a_part_does_not_take_do_not_end_its_outage():
     wandb = SimpleNamespace(write_events=lambda events: fail(ConnectionError("no network")))
-    guarded = RunMonitor(master(wandb_monitor=wandb))
+    guarded = monitor_of(wandb_monitor=wandb)
     guarded.write_events([("loss", 0.5, 1)])
     for sample in range(50):
         guarded.write_events([("Train/Samples/lr", 0.1, sample)])
@@ -77,17 +84,17 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def board(folder):
-    """DeepSpeed's monitor with a part for TensorBoard."""
-    return RunMonitor(master(tb_monitor=SimpleNamespace(summary_writer=SummaryWriter(str(folder)))))
+def board(folder, step=7, writer=None):
+    """A monitor with a part for TensorBoard."""
+    return monitor_of(step, tb_monitor=SimpleNamespace(summary_writer=writer or SummaryWriter(str(folder))))
 
 
 def test_tensorboard_s_own_writer_is_replaced_and_its_file_continued(tmp_path):
     guarded = board(tmp_path)
     guarded.write_events([("loss", torch.tensor(0.5), 1), ("eval/loss", 0.25, 8)])
-    # DeepSpeed's own: the rate of the next step is of no use, the rest stays.
+    # DeepSpeed's own: the rate of the next step is of no use, the rest goes to the global step, not to a sample.
     guarded.write_events([("Train/Samples/lr", 0.1, 16), ("Train/Samples/loss_scale", 2.0, 16)])
-    expected = {"train/loss": [(1, 0.5)], "eval/loss": [(8, 0.25)], "Train/Samples/loss_scale": [(16, 2.0)]}
+    expected = {"train/loss": [(1, 0.5)], "eval/loss": [(8, 0.25)], "deepspeed/loss_scale": [(7, 2.0)]}
     assert scalars(tmp_path) == expected
     assert len(list(tmp_path.iterdir())) == 1
     assert guarded.news() == []
@@ -95,11 +102,9 @@ def test_tensorboard_s_own_writer_is_replaced_and_its_file_continued(tmp_path):
 
 def test_summaries_go_to_tensorboard_alone(tmp_path):
     csv = []
-    guarded = RunMonitor(
-        master(
-            tb_monitor=SimpleNamespace(summary_writer=SummaryWriter(str(tmp_path))),
-            csv_monitor=SimpleNamespace(write_events=csv.append),
-        )
+    guarded = monitor_of(
+        tb_monitor=SimpleNamespace(summary_writer=SummaryWriter(str(tmp_path))),
+        csv_monitor=SimpleNamespace(write_events=csv.append),
     )
     guarded.write_summaries([text("settings", "**beta** 0.1")], 3)
     events = EventAccumulator(str(tmp_path))
@@ -110,8 +115,9 @@ def test_summaries_go_to_tensorboard_alone(tmp_path):
 
 
 def test_summaries_without_tensorboard_go_nowhere():
-    guarded = RunMonitor(master())
+    guarded = monitor_of()
     guarded.write_summaries([text("settings", "a")], 0)
+    guarded.write_final(finals({"loss": 0.5}), 0)
     guarded.restart(4)
     assert guarded.news() == []
 
@@ -126,22 +132,55 @@ def test_a_full_disk_costs_summaries_and_is_said_once(tmp_path, monkeypatch):
 
 
 def test_steps_that_a_resumed_run_repeats_are_shown_once(tmp_path):
+    """By readers of both kinds: the second one, TensorBoard's own, drops nothing at the first restart."""
     first = board(tmp_path)
+    first.restart(0)
     for step in (1, 2, 3):
         first.write_events([("loss", float(step), step)])
-    second = RunMonitor(master(tb_monitor=SimpleNamespace(summary_writer=other_file(tmp_path))))
+    second = board(tmp_path, writer=other_file(tmp_path))
     second.restart(3)
     second.write_events([("loss", 30.0, 3), ("loss", 40.0, 4)])
-    assert len(list(tmp_path.iterdir())) == 2
-    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]}
+    assert len(list(tmp_path.glob("events*"))) == 2
+    shown = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert scalars(tmp_path) == {"train/loss": shown}
+    events = PluginEventAccumulator(str(tmp_path))
+    events.Reload()
+    tensors = events.Tensors("train/loss")
+    assert [(one.step, float(make_ndarray(one.tensor_proto))) for one in tensors] == shown
+
+
+def test_the_engine_s_curve_before_the_resumed_step_stays(tmp_path):
+    """It counts samples, of which there are more than steps."""
+    for step in (1, 2, 3):
+        board(tmp_path, step).write_events([("Train/Samples/loss_scale", 2.0**step, 64 * step)])
+    second = board(tmp_path, 3, other_file(tmp_path))
+    second.restart(3)
+    second.write_events([("Train/Samples/loss_scale", 1.0, 192)])
+    assert scalars(tmp_path) == {"deepspeed/loss_scale": [(1, 2.0), (2, 4.0), (3, 1.0)]}
+
+
+def test_what_compares_runs_is_a_run_of_its_own(tmp_path):
+    """TensorBoard lists every scalar of a run with settings, and of the runs below it."""
+    guarded = board(tmp_path)
+    guarded.restart(0)
+    guarded.write_events([("loss", 0.5, 1), ("grad_norm", 2.0, 1)])
+    guarded.write_final([session_start({"beta": 0.1})], 0)
+    guarded.write_final(finals({"eval/loss": 0.25}), 1)
+    assert scalars(tmp_path / "final") == {"final/eval/loss": [(1, 0.25)]}
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path), "first").Reload()
+    context = Context(SimpleNamespace(data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))))
+    found = context.hparams_metadata(RequestContext(), "")
+    listed = context._compute_experiment_from_runs(RequestContext(), "", True, found)
+    assert [info.name for info in listed.hparam_infos] == ["beta"]
+    assert [info.name.tag for info in listed.metric_infos] == ["final/eval/loss"]
 
 
 def other_file(folder):
     """The writer of another process, whose file comes later by name."""
-    for path in folder.iterdir():
+    for path in folder.glob("events*"):
         path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", ".1.")))
     writer = SummaryWriter(str(folder))
-    ours = next(path for path in folder.iterdir() if f".{os.getpid()}." in path.name)
+    ours = next(path for path in folder.glob("events*") if f".{os.getpid()}." in path.name)
     ours.rename(ours.with_name(f"events.out.tfevents.9999999999.host.{os.getpid()}.0"))
     return writer
 
@@ -185,7 +224,7 @@ def test_events_that_cannot_be_written_leave_a_file_of_whole_records(removed, tm
 def test_services_get_events_at_global_steps_only():
     """Theirs may not decrease, and the engine counts samples."""
     written, closed = {"wandb": [], "added": []}, []
-    guarded = RunMonitor(master(wandb_monitor=SimpleNamespace(write_events=written["wandb"].extend)))
+    guarded = monitor_of(wandb_monitor=SimpleNamespace(write_events=written["wandb"].extend))
     part = SimpleNamespace(write_events=written["added"].extend, close=lambda: closed.append(True))
     guarded.add("swanlab", part)
     guarded.write_events([("Train/Samples/lr", 0.1, 16)])

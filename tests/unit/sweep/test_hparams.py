@@ -6,10 +6,11 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from minimind.config import parse_settings
-from minimind.engine.summaries import session_start
+from minimind.engine.summaries import final_tag, session_start
 from minimind.sweep.hparams import write_hparams
 from minimind.sweep.plan import FAILED, FINISHED
-from minimind.sweep.results import read_result
+from minimind.sweep.results import METRICS, TOKEN_METRICS, read_result
+from minimind.training.listeners.board import COMPARED, COMPARED_TOKENS
 from tests.unit.sweep.made import evaluated, plans, trained, write_run
 
 
@@ -40,9 +41,9 @@ def test_an_experiment_and_the_values_of_finished_runs(tmp_path):
     assert [value.string_value for value in infos["loss"]] == ["sigmoid", "ipo"]
     assert all(info.differs for info in experiment.hparam_infos)
     assert [info.name.tag for info in experiment.metric_infos] == [
-        "eval/rewards/accuracies",
-        "eval/rewards/margins",
-        "eval/loss",
+        "final/eval/rewards/accuracies",
+        "final/eval/rewards/margins",
+        "final/eval/loss",
     ]
     # Again: a new experiment in place of the old one.
     write_hparams(tmp_path, results(found))
@@ -55,7 +56,9 @@ def test_the_experiment_and_the_runs_name_values_and_metrics_alike(tmp_path):
         write_run(plan, FINISHED, trained(8, 0.7))
     write_hparams(tmp_path, results(found))
     (experiment,) = (data.experiment for data in read(tmp_path))
-    assert "train/loss" in [info.name.tag for info in experiment.metric_infos]
+    tags = {info.name.tag for info in experiment.metric_infos}
+    assert tags == {final_tag(name) for name in COMPARED}
+    assert (set(METRICS), set(TOKEN_METRICS)) == (set(COMPARED), set(COMPARED_TOKENS))
     own = session_start(parse_settings(found[-1].argv).values).value[0].metadata.plugin_data.content
     values = HParamsPluginData.FromString(own).session_start_info.hparams
     for info in experiment.hparam_infos:

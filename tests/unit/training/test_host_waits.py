@@ -29,7 +29,7 @@ from minimind.objective.losses import SigmoidLoss, build_objective
 from minimind.plan.work import ModelWork
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
-from minimind.training.expert_load import ExpertLoad
+from minimind.training.expert_load import ExpertLayers, ExpertLoad
 from minimind.training.jobs import global_batch
 from minimind.training.jobs.dpo import DPOJob
 from minimind.training.listeners.batch_statistics import BatchStatistics
@@ -114,7 +114,7 @@ def take_step(policy: Policy, reference, layout=pack, spec="sigmoid,bco_pair:0.5
     statistics = BatchStatistics(weights_of_past=objective.statistics, world=WORLD)
     job = DPOJob(objective=objective, reference=reference, statistics=statistics, world=WORLD)
     metrics = StepMetrics(WORLD, job, {}, clip=1.0)
-    ExpertLoad.of(policy.engine.module.model, WORLD)
+    ExpertLoad(ExpertLayers.of(policy.engine.module.model).counted, WORLD)
     useful = Useful(work=WORK, passes=4)
     speed = Speed(world=WORLD, watch=Watch(), job=job, useful=useful, dtype="bfloat16", say=print)
     batches = [layout(pairs) for pairs in PAIRS]

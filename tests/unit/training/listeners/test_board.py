@@ -11,7 +11,7 @@ from minimind.diagnosis.curves import Finding
 from minimind.diagnosis.pair_signals import HeldOut
 from minimind.engine.summaries import tag_of
 from minimind.objective.losses import REWARD_METRICS
-from minimind.training.events import End, Evaluated, Found, Start
+from minimind.training.events import End, Evaluated, Found, Log, Save, Start
 from minimind.training.jobs.answer_metrics import TOKEN_METRICS
 from minimind.training.listeners import board as module
 from minimind.training.listeners.board import Board
@@ -19,16 +19,18 @@ from minimind.training.listeners.board import Board
 
 @pytest.fixture
 def made():
-    def make(beta=0.5, pairs=True):
-        written, restarts = [], []
+    def make(beta=0.5, pairs=True, held_out=True):
+        written, final, restarts = [], [], []
         monitor = SimpleNamespace(
             write_summaries=lambda found, step: written.append((step, [one.value[0] for one in found])),
+            write_final=lambda found, step: final.append((step, [one.value[0] for one in found])),
             restart=restarts.append,
         )
         values = {"beta": 0.5, "limit": None, "data_path": ("a.jsonl", "b.jsonl")}
         origins = {"beta": "flag", "limit": "default", "data_path": "flag"}
-        listener = Board(monitor=monitor, values=values, origins=origins, facts={"job": "dpo"}, beta=beta, pairs=pairs)
-        return SimpleNamespace(listener=listener, written=written, restarts=restarts)
+        facts = {"facts": {"job": "dpo"}, "beta": beta, "pairs": pairs, "held_out": held_out}
+        listener = Board(monitor=monitor, values=values, origins=origins, **facts)
+        return SimpleNamespace(listener=listener, written=written, final=final, restarts=restarts)
 
     return make
 
@@ -37,20 +39,55 @@ def test_a_run_begins_with_its_settings_and_the_layout_of_its_charts(made):
     run = made()
     run.listener.on_start(Start(step=0, total_steps=9))
     ((step, values),) = run.written
-    assert (step, run.restarts) == (0, [])
+    assert (step, run.restarts) == (0, [0])
     text = values[0].tensor.string_val[0].decode()
     assert "| job | dpo |" in text
     assert "| beta | 0.5 | flag |" in text
     assert "| limit | - | default |" in text
     assert "| data_path | a.jsonl b.jsonl | flag |" in text
-    tags = ["settings/text_summary", "_hparams_/session_start_info", "custom_scalars__config__"]
-    assert [value.tag for value in values] == tags
+    assert [value.tag for value in values] == ["settings/text_summary", "custom_scalars__config__"]
+    ((step, (start,)),) = run.final
+    assert (step, start.tag) == (0, "_hparams_/session_start_info")
 
 
 def test_a_resumed_run_says_only_where_it_goes_on(made):
     run = made()
     run.listener.on_start(Start(step=4, total_steps=9))
-    assert (run.written, run.restarts) == ([], [5])
+    assert (run.written, run.final, run.restarts) == ([], [], [5])
+
+
+TRAINED = {"loss": 0.5, "rewards/accuracies": 0.75, "tokens_per_second": 10.0, "grad_norm": 1.0}
+HELD_OUT = {"eval/loss": 0.625, "eval/rewards/accuracies": 0.5, "eval/rewards/margins": 0.25, "eval/nll": 2.0}
+
+
+def compared(run):
+    ((step, values),) = run.final
+    return step, {value.tag: value.simple_value for value in values}
+
+
+def test_runs_are_compared_by_the_last_values_of_a_few_metrics(made):
+    run = made()
+    run.listener.on_log(Log(step=1, metrics={**TRAINED, "loss": 9.0}))
+    run.listener.on_log(Log(step=2, metrics=TRAINED))
+    run.listener.on_evaluated(evaluated(2, **HELD_OUT))
+    run.listener.on_evaluated(evaluated(2, "zh", **{"eval/zh/loss": 0.125}))
+    run.listener.on_save(Save(step=2))
+    assert compared(run) == (2, {
+        "final/loss": 0.5, "final/tokens_per_second": 10, "final/eval/loss": 0.625,
+        "final/eval/rewards/accuracies": 0.5, "final/eval/rewards/margins": 0.25, "final/eval/zh/loss": 0.125,
+    })  # fmt: skip
+
+
+def test_without_held_out_data_runs_are_compared_by_training(made):
+    run = made(held_out=False)
+    run.listener.on_log(Log(step=2, metrics=TRAINED))
+    run.listener.on_save(Save(step=2))
+    values = {"final/loss": 0.5, "final/rewards/accuracies": 0.75, "final/tokens_per_second": 10}
+    assert compared(run) == (2, values)
+    tokens = made(held_out=False, pairs=False)
+    tokens.listener.on_log(Log(step=2, metrics={"loss": 2.0, "perplexity": 8.0, "entropy": 1.0}))
+    tokens.listener.on_save(Save(step=2))
+    assert compared(tokens) == (2, {"final/loss": 2, "final/perplexity": 8})
 
 
 def evaluated(step, name="", **metrics):
@@ -103,7 +140,7 @@ def test_findings_and_the_end(made):
     run.listener.on_found(Found(step=4, finding=finding, name="zh"))
     run.listener.on_end(End(step=6, finished=False, reason="SIGTERM"))
     run.listener.on_end(End(step=9, finished=True))
-    (four, (found,)), (nine, (end,)) = run.written
+    ((four, (found,)),), ((nine, (end,)),) = run.written, run.final
     assert (four, nine) == (4, 9)
     assert found.tag == "guard/length/text_summary"
     assert found.tensor.string_val[0] == b"zh: longer answers win (step 3): try --loss rdpo"

@@ -16,6 +16,7 @@ from minimind.objective.token_mean import TokenMean
 from minimind.ranks.watch import Watch
 from minimind.ranks.world import World
 from minimind.training.console import Console
+from minimind.training.expert_load import ExpertLayers
 from minimind.training.setup import measures
 from minimind.training.setup.measures import board, other_measures, shows_on_board, step_speed
 from minimind.weights.construction import empty_model, tensor_shapes, uninitialized_model
@@ -69,12 +70,19 @@ def test_a_model_that_cannot_be_planned_has_no_work(monkeypatch):
     assert speed(engines())._useful.work is None
 
 
-def test_a_mixture_s_load_is_measured_too():
-    one = speed(engines())
-    assert other_measures(prepared(), engines(), one, WORLD) == (one.reduce,)
-    assert len(other_measures(prepared(), engines(use_moe=True), one, WORLD)) == 2
+def test_a_mixture_s_load_is_measured_or_it_is_said_why_not(capsys, monkeypatch):
+    one, console = speed(engines()), Console(enabled=True)
+    assert other_measures(prepared(), engines(), one, WORLD, console) == (one.reduce,)
+    assert len(other_measures(prepared(), engines(use_moe=True), one, WORLD, console)) == 2
+    assert other_measures(prepared("--use_compile", "1"), engines(), one, WORLD, console) == (one.reduce,)
+    assert capsys.readouterr().out == ""
     compiled = prepared("--use_compile", "1")
-    assert other_measures(compiled, engines(use_moe=True), one, WORLD) == (one.reduce,)
+    assert other_measures(compiled, engines(use_moe=True), one, WORLD, console) == (one.reduce,)
+    assert "experts: not counted, because compiled blocks (--use_compile 1) call no hooks" in capsys.readouterr().out
+    layers = ExpertLayers(counted={}, others=("JetMoeMoA", "JetMoeMoE"))
+    monkeypatch.setattr(ExpertLayers, "of", lambda model: layers)
+    assert other_measures(prepared(), engines(), one, WORLD, console) == (one.reduce,)
+    assert "  experts: not counted in JetMoeMoA, JetMoeMoE, which does not say" in capsys.readouterr().out
 
 
 def test_tensorboard_is_on_if_the_file_says_so():
@@ -84,11 +92,11 @@ def test_tensorboard_is_on_if_the_file_says_so():
 
 
 def test_the_board_knows_the_run():
-    one = board(prepared("--run_name", "first"), engines(), WORLD)
+    one = board(prepared("--run_name", "first"), engines(), WORLD, held_out=True)
     assert one._facts["run"] == "first"
     assert one._facts["on"] == "2 ranks on cpu, ZeRO-2, bfloat16"
-    assert (one._monitor, one._beta, one._pairs) == ("monitor", 0.1, True)
+    assert (one._monitor, one._beta, one._pairs, one._held_out) == ("monitor", 0.1, True, True)
     # Rewards of losses without a reference are no log-ratios, and tokens have none.
-    assert board(prepared(objective=build_objective("simpo")), engines(), WORLD)._beta is None
-    tokens = board(prepared(objective=TokenMean()), engines(), WORLD)
+    assert board(prepared(objective=build_objective("simpo")), engines(), WORLD, held_out=False)._beta is None
+    tokens = board(prepared(objective=TokenMean()), engines(), WORLD, held_out=False)
     assert (tokens._beta, tokens._pairs) == (None, False)
