@@ -1,13 +1,15 @@
 """The inputs of a plan besides the model: the way of sharding, the machine, the size of a step.
 
-DeepSpeed file -> ZeroChoice
-flags          -> StepLoad
+DeepSpeed file                         -> ZeroChoice
+flags, and the file of --sample_prompts -> StepLoad
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from minimind.config import JobConfig
@@ -91,7 +93,7 @@ class StepLoad:
             update=parse_reference_update(moving) if moving is not None else None,
             optimizer=optimisation.optimizer,
             sample_rows=sample_rows,
-            sample_length=config.data.max_seq_len + samples.sample_tokens if sample_rows else 0,
+            sample_length=_prompt_length(config) + samples.sample_tokens if sample_rows else 0,
         )
 
     @property
@@ -103,6 +105,19 @@ class StepLoad:
     def reference_batches(self) -> int:
         """Number of micro-batches that one forward of the reference scores."""
         return min(self.micro_batches, max(1, REFERENCE_TOKENS // self.tokens))
+
+
+def _prompt_length(config: JobConfig) -> int:
+    """Tokens of the longest prompt that is sampled, about.
+
+    Held-out rows have at most --max_seq_len. The lines of a file may be longer; a token is at least a byte of them, as
+    a rule several. A file that cannot be read counts for nothing: a run refuses it, a plan may be made elsewhere.
+    """
+    samples, length = config.samples, config.data.max_seq_len
+    if samples.number is None and samples.sample_prompts:
+        with contextlib.suppress(OSError):
+            return max(length, *map(len, Path(samples.sample_prompts).read_bytes().split(b"\n")))
+    return length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,9 @@ def _heading(
     if other is not None:
         reference = f"\nReference: {config.model.reference_weight}, {other.parameters / 1e9:.3g} B parameters"
     samples = f", samples {gib(found[0].memory.sampling)} GiB" if load.sample_rows else ""
+    prompts = config.samples.sample_prompts or ""
+    if samples and config.samples.number is None and not Path(prompts).is_file():
+        samples += f" ({prompts} is not here: with prompts of --max_seq_len tokens)"
     batches = f"{load.micro_batches} micro-batch{'es' if load.micro_batches > 1 else ''}"
     return (
         f"{name}: {sizes.parameters / 1e9:.3g} B parameters, hidden {sizes.hidden}, {sizes.layers} layers, vocabulary "

@@ -131,6 +131,14 @@ def check(folder, name, expected, moe):
     assert 0 <= last["eval/token_accuracy"] <= 1
 
 
+SAMPLES = ("--sample_prompts", 2, "--sample_tokens", 4)
+
+
+def sampled(folder):
+    """Answers to the first and to the last held-out row, at each step with samples."""
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def untimed(folder):
     """All logged metrics but times, rates and memory."""
     return [
@@ -176,8 +184,16 @@ def test_pretraining_is_minimind_s(moe, ranks, config, tokenizer, tmp_path):
     data, folder = tmp_path / "rows.jsonl", tmp_path / "run"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     split = ("--batch_size", 2, "--accumulation_steps", 4 // ranks, "--loss_mean", "micro_batch")
-    run(folder, data, moe, *split, "--on_long_row", "keep", script="launch/pretrain.py", ranks=ranks, config=config)
+    # The plain loop takes no samples: they change nothing.
+    more = ("--on_long_row", "keep", *SAMPLES)
+    run(folder, data, moe, *split, *more, script="launch/pretrain.py", ranks=ranks, config=config)
     check(folder, "pretrain", plain_loop(rows, 2, 4, False, moe), moe)
+    answers = sampled(folder)
+    assert [one["step"] for one in answers] == [0, 0, 4, 4]
+    for answer, text in zip(answers, (texts[0], texts[-1]), strict=False):
+        # Without the start token; the last character may be cut.
+        assert text.startswith(answer["prompt"].rstrip("\ufffd"))
+        assert len(answer["prompt"]) > 5
 
 
 def adapted(data, folder, *more, ranks):
@@ -185,13 +201,13 @@ def adapted(data, folder, *more, ranks):
         *("launch/train_sft.py", "--deepspeed", "ds_configs/zero2.json", "--data_path", data, "--eval_data_path", data),
         *("--from_weight", demo.WEIGHT_PATH, "--tokenizer_path", demo.TOKENIZER_PATH, "--lora_rank", 4),
         *("--learning_rate", 1e-2, "--dtype", "float32", "--max_seq_len", 64, "--log_interval", 1),
-        *("--save_interval", 2, "--save_dir", folder, *more),
+        *("--save_interval", 2, "--save_dir", folder, *SAMPLES, *more),
         ranks=ranks,
     ).succeeded()
 
 
 def test_adapters_of_conversations_go_on_on_fewer_ranks(tokenizer, tmp_path):
-    """LoRA, a kill after step 3, resuming on one rank, and TensorBoard, in two launches."""
+    """LoRA, a kill after step 3, resuming on one rank, samples, and TensorBoard, in two launches."""
     data, whole, resumed = tmp_path / "rows.jsonl", tmp_path / "whole", tmp_path / "resumed"
     found = conversations(tokenizer, moe=False)
     data.write_text("".join(json.dumps({"conversations": row}) + "\n" for row in found), encoding="utf-8")
@@ -201,6 +217,12 @@ def test_adapters_of_conversations_go_on_on_fewer_ranks(tokenizer, tmp_path):
     assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
     first, last = (metrics(whole, "eval/loss")[place]["eval/loss"] for place in (0, -1))
     assert last < first
+    answers = sampled(whole)
+    for answer, row in zip(answers, (found[0], found[-1]), strict=False):
+        # The last row has a system message too, whose control tokens are not shown.
+        assert answer["prompt"] in (row[0]["content"], f"system\n{row[0]['content']}\nuser\n{row[1]['content']}")
+        assert answer["expected"] == row[-1]["content"]
+    assert [one["step"] for one in answers] == [0, 0, 4, 4]
     events = EventAccumulator(str(whole / "tensorboard" / "whole"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
@@ -215,6 +237,9 @@ def test_adapters_of_conversations_go_on_on_fewer_ranks(tokenizer, tmp_path):
     curves = [[[entry[name] for name in names] for entry in metrics(folder)] for folder in (whole, resumed)]
     for now, was in zip(*curves, strict=True):
         assert now == pytest.approx(was, rel=1e-4)
+    # Those of the start are known; the last ones are given again.
+    again = sampled(resumed)
+    assert [(one["step"], one["start"]) for one in again] == [(one["step"], one["start"]) for one in answers]
 
 
 # Compiling takes each rank half a minute.

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,14 +61,19 @@ def file_prompts(
 
 
 def held_out_prompts(
-    config: JobConfig, table: PairTables, tokenizer: PreTrainedTokenizerBase, source: WeightSource
+    config: JobConfig,
+    objective: AnyObjective,
+    table: PairTables,
+    tokenizer: PreTrainedTokenizerBase,
+    source: WeightSource,
 ) -> list[SamplePrompt]:
     """So many prompts of held-out pairs as --sample_prompts says, at equal distances; fewer if there are fewer.
 
     Those are left out that have no answer, or too many tokens for the model to answer.
     """
     room, number = _room(config, source), config.samples.number or 0
-    shown = _without_markers(tokenizer, _template_kwargs(config))
+    of_texts = kind_of(config).items(objective) is Items.TEXTS
+    shown = _for_people(tokenizer, None if of_texts else _template_kwargs(config))
 
     def prompt_of(index: int) -> SamplePrompt | None:
         pair = table[index]
@@ -76,7 +82,7 @@ def held_out_prompts(
             return None
         return SamplePrompt(
             ids=tuple(prompt.tolist()),
-            text=shown(tokenizer.decode(prompt.tolist())),
+            text=shown(prompt.tolist()),
             expected=tokenizer.decode(answer.tolist(), skip_special_tokens=True).strip(),
             place=table.place(pair.index),
         )
@@ -99,16 +105,29 @@ def _template_kwargs(config: JobConfig) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _without_markers(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> Callable[[str], str]:
-    """Cuts off what the template writes before the first user's message and after the last one."""
-    try:
+def _for_people(
+    tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None
+) -> Callable[[Sequence[int]], str]:
+    """Tokens of a prompt -> its text, without control tokens and without what the template writes before the first
+    user's message and after the last one.
+
+    Args:
+        arguments: variables of the template; None: prompts are texts, which no template has written.
+    """
+    before = after = ""
+    if arguments is not None:
         turns = [{"role": "user", "content": _ANY_TEXT}]
-        given = TemplateInput(arguments=arguments)
-        text = ChatTemplate(tokenizer).render(turns, given, generation_prompt=True)
-        before, _, after = text.partition(_ANY_TEXT)
-    except (RowError, MiniMindError):
-        before = after = ""  # texts have no template
-    return lambda prompt: prompt.removeprefix(before).removesuffix(after)
+        with contextlib.suppress(RowError, MiniMindError):
+            text = ChatTemplate(tokenizer).render(turns, TemplateInput(arguments=arguments), generation_prompt=True)
+            before, _, after = (_without_controls(part, tokenizer) for part in text.partition(_ANY_TEXT))
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True).removeprefix(before).removesuffix(after)
+
+
+def _without_controls(written: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a template writes, without its control tokens. In a user's text their names are no such tokens, and stay."""
+    for control in tokenizer.all_special_tokens:
+        written = written.replace(control, "")
+    return written
 
 
 def samples_can_be_taken(draft: Draft) -> Iterator[MiniMindError]:

@@ -5,6 +5,8 @@ Prepared, TrainingData, Policy -> sampling -> Sampling
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from minimind.engine.patches.registry import PatchSelection, select_patches
@@ -51,7 +53,7 @@ def sampling(prepared: Prepared, data: TrainingData, policy: Policy, run: Run, c
             eval_interval=config.run.eval_interval if data.eval_table is not None else 0,
         ),
         policy=policy,
-        keeps_weights=_keeps_weights(prepared, world) if policy.stage == 3 else None,
+        keeps_weights=_keeps_weights(prepared, prompts, world) if policy.stage == 3 else None,
         start=lambda: from_main(world, lambda: read_start(folder, prompts)),
         world=world,
         watch=run.watch,
@@ -66,7 +68,7 @@ def _prompts(prepared: Prepared, data: TrainingData, world: World, console: Cons
         # Rank 0 alone needs the file.
         return from_main(world, lambda: file_prompts(config, prepared.objective, prepared.tokenizer, prepared.source))
     assert data.eval_table is not None  # checked by `samples_can_be_taken`
-    prompts = held_out_prompts(config, data.eval_table, prepared.tokenizer, prepared.source)
+    prompts = held_out_prompts(config, prepared.objective, data.eval_table, prepared.tokenizer, prepared.source)
     if not prompts:
         raise ConfigError(
             f"--sample_prompts {given.number}: no held-out prompt has an answer and leaves room for "
@@ -80,7 +82,7 @@ def _prompts(prepared: Prepared, data: TrainingData, world: World, console: Cons
     return prompts
 
 
-def _keeps_weights(prepared: Prepared, world: World) -> PatchSelection | None:
+def _keeps_weights(prepared: Prepared, prompts: Sequence[SamplePrompt], world: World) -> PatchSelection | None:
     """The patches, if a generation may keep the whole model on each rank; None: it does not fit."""
     config, policy = prepared.settings.config, prepared.policy_config.values
 
@@ -89,7 +91,7 @@ def _keeps_weights(prepared: Prepared, world: World) -> PatchSelection | None:
             sizes = policy_sizes(prepared)
         except WeightsError:
             return False  # a model that cannot be planned
-        return whole_model_fits(sizes, prepared, world)
+        return whole_model_fits(sizes, prepared, prompts, world)
 
     # The ranks of a slow machine must gather as often as the others.
     if policy["zero_optimization"].get("stage3_module_granularity_threshold") or not from_main(world, fits):
@@ -97,12 +99,14 @@ def _keeps_weights(prepared: Prepared, world: World) -> PatchSelection | None:
     return select_patches(config.engine.disable_patches, speaks=world.is_main)
 
 
-def whole_model_fits(sizes: ModelSizes, prepared: Prepared, world: World) -> bool:
+def whole_model_fits(sizes: ModelSizes, prepared: Prepared, prompts: Sequence[SamplePrompt], world: World) -> bool:
     """Whether a rank has memory for its states, all weights and a generation, by the plan."""
     choice, reference = (ZeroChoice.of(one.values) for one in (prepared.policy_config, prepared.reference_config))
     ranks_per_node = max(1, world.size // len(set(world.hosts)))
     machine = this_machine(world.device, world.size, ranks_per_node)
-    load = StepLoad.of(prepared.settings.config)
+    config = prepared.settings.config
+    longest = max(len(prompt.ids) for prompt in prompts)
+    load = dataclasses.replace(StepLoad.of(config), sample_length=longest + config.samples.sample_tokens)
     memory = rank_memory(sizes, choice, reference, load, machine)
     whole = load.width * sizes.parameters - sizes.saved(load.width)
     # On a CPU the free memory is that beside what the run has allocated already.

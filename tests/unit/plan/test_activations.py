@@ -26,7 +26,7 @@ def test_samples_are_a_phase_of_their_own():
     assert huge.peak == plain.states + 10**12 + plain.gathered + plain.buckets
 
 
-def test_the_load_of_samples_follows_from_the_flags():
+def test_the_load_of_samples_follows_from_the_flags(tmp_path):
     def load(*flags):
         one = StepLoad.of(parse_settings(["--batch_size", "4", "--max_seq_len", "100", *flags]).config)
         return one.sample_rows, one.sample_length
@@ -35,3 +35,9 @@ def test_the_load_of_samples_follows_from_the_flags():
     assert load("--sample_prompts", "3", "--sample_tokens", "28") == (3, 128)
     # As many rows as a micro-batch of pairs has.
     assert load("--sample_prompts", "100") == load("--sample_prompts", "a.jsonl") == (8, 228)
+    # Held-out prompts are cut to --max_seq_len, those of a file are not: at most a token for each byte.
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"Hi\n{'马' * 50}\n", encoding="utf-8")
+    assert load("--sample_prompts", str(file)) == (8, 150 + 128)
+    file.write_text("Hi\n", encoding="utf-8")
+    assert load("--sample_prompts", str(file)) == (8, 228)

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from minimind import demo
-from minimind.config import parse_settings
+from minimind.config import DPOConfig, PretrainConfig, parse_settings
+from minimind.data.encoding import TEXT, EncodingOptions
 from minimind.data.pair_tables import PairTables
+from minimind.data.shapes import Items
+from minimind.data.shapes.options import ShapeOptions
 from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
 from minimind.model.configuration import MiniMindConfig
@@ -35,9 +38,9 @@ def source(positions=100):
     return SimpleNamespace(config=MiniMindConfig(max_position_embeddings=positions))
 
 
-def held_out(table, tokenizer, number, *flags, positions=100):
-    config = parse_settings(["--sample_prompts", str(number), "--sample_tokens", "20", *flags]).config
-    return held_out_prompts(config, table, tokenizer, source(positions))
+def held_out(table, tokenizer, number, *flags, positions=100, job=DPOConfig):
+    config = parse_settings(["--sample_prompts", str(number), "--sample_tokens", "20", *flags], job).config
+    return held_out_prompts(config, build_objective("sigmoid"), table, tokenizer, source(positions))
 
 
 def test_prompts_are_spread_over_the_held_out_pairs(table, tokenizer):
@@ -50,10 +53,24 @@ def test_prompts_are_spread_over_the_held_out_pairs(table, tokenizer):
     assert len(held_out(table, tokenizer, 50)) == 3
 
 
-def test_earlier_turns_are_shown_with_their_markers(table, tokenizer):
-    shown = held_out(table, tokenizer, 3)[1].text
-    assert "Good morning!<|im_end|>\n<|im_start|>user\n" in shown
-    assert not shown.startswith("<|im_start|>")
+def test_earlier_turns_are_shown_with_their_roles_and_without_control_tokens(table, tokenizer):
+    prompt = held_out(table, tokenizer, 3)[1]
+    assert "Good morning!\nuser\n" in prompt.text
+    assert not any(token in prompt.text for token in tokenizer.all_special_tokens)
+    assert not prompt.text.startswith("user")
+    assert prompt.ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_the_beginning_of_a_text_is_shown_without_its_start_token(tokenizer, write_rows, tmp_path):
+    """As it is fed it begins with the token, and what looks like one in the text stays."""
+    rows = write_rows({"text": "user\nHorses eat <|im_end|> hay. They eat hay in the stable, and grass in the field."})
+    where = {"max_length": 64, "num_workers": 0, "cache_dir": tmp_path / "cache"}
+    how = {"shapes": ShapeOptions(items=Items.TEXTS), "options": EncodingOptions(mask=TEXT)}
+    one = load_table(open_source(rows), tokenizer, **how, **where)
+    (prompt,) = held_out(PairTables(tables=(one,)), tokenizer, 1, job=PretrainConfig)
+    assert prompt.ids[0] == tokenizer.bos_token_id
+    assert prompt.text.startswith("user\nHorses eat <|im_end|> ha")
+    assert tokenizer.decode(prompt.ids) == f"{tokenizer.bos_token}{prompt.text}"
 
 
 def test_a_prompt_that_leaves_no_room_is_left_out(table, tokenizer):

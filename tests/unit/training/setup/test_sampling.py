@@ -72,6 +72,15 @@ def test_the_whole_model_is_gathered_where_the_plan_has_room(made, monkeypatch, 
     assert made(stage=2)._keeps_weights is None
 
 
+def test_the_room_is_that_of_the_longest_prompt(made, monkeypatch):
+    loads = []
+    monkeypatch.setattr(setup, "policy_sizes", lambda prepared: ROUND)
+    memory = setup.rank_memory
+    monkeypatch.setattr(setup, "rank_memory", lambda *given: (loads.append(given[3]), memory(*given))[1])
+    one = made("--sample_tokens", "9", stage=3)
+    assert [load.sample_length for load in loads] == [len(one._prompts[0].ids) + 9]
+
+
 def test_a_model_that_cannot_be_planned_is_gathered_piece_by_piece(made, monkeypatch):
     def refuse(prepared):
         raise WeightsError("no number of heads")
