@@ -1,53 +1,93 @@
-"""Measures what phase times, MFU, experts' load, TensorBoard and the guard add to the steps of a real run, in pairs.
+"""Measures what phase times, MFU, experts' load, TensorBoard and the guard add to the steps of a real run.
 
-    python -m tests.benchmarks.listeners_cost [--pairs 60] [FLAGS OF train_dpo.py]
+    python -m tests.benchmarks.listeners_cost [--quads 150] [FLAGS OF train_dpo.py]
 
-One run takes the batches of each step twice, with and without these measures, and every other pair begins with the
-other one, so that what else the machine does meets both. Without them the watch hears of the phases directly and the
-experts' hooks are gone. What happens only in a logged step, at an evaluation or at a save is timed there, and divided
-by the steps between. Medians.
+Within every step, in two ways: the processor time of the added calls themselves, and that of whole steps with and
+without them. A quad takes one batch four times, with, without, without, with, or the other way round, so that what else
+the machine does, and its drift, meet both alike; the seconds are those of the training thread, which other programs do
+not add to, though they slow it. Figures are medians over quads and ratios of the faster halves, with intervals from a
+bootstrap over quads. What happens only in a logged step, at an evaluation or at a save is timed there, and divided by
+the steps between.
+
+Without: the watch hears of the phases directly, the experts' hooks are gone, and no listener hears of the step.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from minimind.model.moe import Experts
+import numpy as np
+from numpy.typing import NDArray
+
 from minimind.training import export, loop, run
-from minimind.training.events import Log, Start
+from minimind.training.events import Log, Start, Step
+from minimind.training.expert_load import ExpertLayers, _AddChosen, _AddEnds
 from minimind.training.loop import Run
 from tests.benchmarks.common import DEVICE, now, processor_name
 
-# Listeners whose events are timed; the rest of the run has them anyway.
+# Listeners whose other events are timed; the rest of the run has them anyway.
 LISTENERS = ("board", "guard")
-WARM_UP = 3
+# Steps before the first quad, and different batches that the quads take in turn.
+WARM_UP, BATCHES = 6, 4
+# Of a quad: with or without the measures.
+ORDERS = ((True, False, False, True), (False, True, True, False))
 # Steps between two events of a kind, for the share of a step: --log_interval and --save_interval by default, and an
 # evaluation as often.
 BETWEEN = 100
+# Enough steps for the schedule, whatever the number of quads is.
+FLAGS = ("--deepspeed", "ds_configs/zero2.json", "--save_dir", "out/listeners_cost", "--epochs", "1000")
+RESAMPLES = 4000
+
+Values = NDArray[np.float64]
 
 
 def clock() -> float:
-    """On a CPU processor time, which other work on the machine disturbs less."""
-    return time.process_time() if DEVICE.type == "cpu" else now()
+    """Processor time of this thread; on a GPU the time until it is idle."""
+    return time.thread_time() if DEVICE.type == "cpu" else now()
 
 
-class Pairs:
+def interval(quads: Values, figure: Callable[[Values], Values]) -> tuple[float, float, float]:
+    """A figure of quads, and its 95 % interval by a bootstrap over quads.
+
+    Args:
+        quads: (n, 2) mean seconds of a step with and without.
+        figure: (..., n, 2) -> (...).
+    """
+    picks = np.random.default_rng(0).integers(len(quads), size=(RESAMPLES, len(quads)))
+    low, high = np.quantile(figure(quads[picks]), (0.025, 0.975))
+    return float(figure(quads)), float(low), float(high)
+
+
+def median_difference(quads: Values) -> Values:
+    """Median over quads of with / without - 1."""
+    return np.median(quads[..., 0] / quads[..., 1] - 1, axis=-1)
+
+
+def faster_halves(quads: Values) -> Values:
+    """Ratio - 1 of the means of the faster halves, each of its own kind: the slower ones are what others disturb."""
+    half = -(-quads.shape[-2] // 2)
+    means = np.sort(quads, axis=-2)[..., :half, :].mean(axis=-2)
+    return means[..., 0] / means[..., 1] - 1
+
+
+class Costs:
     """The measurement, in place of the training loop.
 
     Args:
-        number: of pairs.
+        quads: their number.
     """
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, quads: int) -> None:
+        self.quads = quads
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     def train(self, trained: Run, start: int) -> bool:
@@ -60,30 +100,18 @@ class Pairs:
         trained.watch.can_save()
         trained.events.emit(Start(step=0, total_steps=trained.total_steps))
         trained.policy.train()
-        bare = SimpleNamespace(begin=lambda batches: None, enter=trained.watch.enter, end=lambda: None)
-        without = dataclasses.replace(trained, speed=bare)
-        hooks = Hooks(trained)
         trained.metrics.resume()
-        for pair, batches in enumerate(self.batches(trained)):
-            for measured in (True, False) if pair % 2 else (False, True):
-                hooks.put(measured)
-                started = clock()
-                loop._take_step(trained if measured else without, pair + 1, batches, False)
-                if pair >= WARM_UP:
-                    self.seconds["with" if measured else "without"].append(clock() - started)
-        hooks.put(True)
+        steps = Steps(trained)
+        for _ in range(WARM_UP):
+            steps.take(True)
+        quads = np.array(list(steps.quads(self.quads)))
+        own = steps.own_seconds(max(20, self.quads // 4))
         self.log(trained)
         saving = next(one for one in trained.events._listeners if one.name == "saving")
-        saving.save(self.number, last=False)
-        self.report()
+        saving.save(self.quads, last=False)
+        report_steps(quads, own)
+        self.report_rest(float(np.median(quads[:, 1])))
         return True
-
-    def batches(self, trained: Run) -> Iterator[Any]:
-        while True:
-            for batches in trained.batches(0):
-                if len(self.seconds["with"]) >= self.number:
-                    return
-                yield batches
 
     def log(self, trained: Run) -> None:
         trained.metrics.pause()
@@ -96,7 +124,7 @@ class Pairs:
                 measure(metrics)
             self.seconds["reduce, log"].append(now() - started)
         metrics = {**trained.metrics.sums.reduce(1.0), "learning_rate": 1e-6}
-        trained.events.emit(Log(step=self.number, metrics=metrics))
+        trained.events.emit(Log(step=self.quads, metrics=metrics))
 
     def timed(self, owner: Any, name: str, what: str) -> None:
         inner = getattr(owner, name)
@@ -109,16 +137,7 @@ class Pairs:
 
         setattr(owner, name, outer)
 
-    def report(self) -> None:
-        bare, measured = self.seconds.pop("without"), self.seconds.pop("with")
-        step = statistics.median(bare)
-        differences = [a / b - 1 for a, b in zip(measured, bare, strict=True)]
-        quarters = statistics.quantiles(differences, n=4)
-        print(f"\n{processor_name()}; {len(bare)} pairs of steps, {step:.3f} s each")
-        print(
-            f"every step: {statistics.median(differences):+.2%} (quartiles {quarters[0]:+.2%}, {quarters[2]:+.2%}); "
-            f"ratio of medians {statistics.median(measured) / step - 1:+.2%}"
-        )
+    def report_rest(self, step: float) -> None:
         total = 0.0
         for what, times in self.seconds.items():
             seconds = statistics.median(times) if times else 0.0
@@ -127,27 +146,123 @@ class Pairs:
         print(f"sum of these: {total / BETWEEN / step:.3%} of a step")
 
 
-class Hooks:
-    """Takes the experts' hooks away and puts them back."""
+class Steps:
+    """Takes steps of a run with and without the measures."""
 
     def __init__(self, trained: Run) -> None:
-        layers = [one for one in trained.policy.engine.module.modules() if isinstance(one, Experts)]
-        self._hooks = [(layer._forward_pre_hooks, dict(layer._forward_pre_hooks)) for layer in layers]
+        self._run, self._number = trained, itertools.count(1)
+        bare = SimpleNamespace(begin=lambda batches: None, enter=trained.watch.enter, end=lambda: None)
+        self._bare = dataclasses.replace(trained, speed=bare, met=None)
+        self._hooks = Hooks(trained)
+        batches = trained.batches(0)
+        self._batches = itertools.cycle(list(itertools.islice(batches, BATCHES)))
+        batches.close()
+        self._batch: Sequence[Any] = next(self._batches)
+
+    def take(self, measured: bool) -> float:
+        """Take a step; returns its seconds."""
+        self._hooks.put(measured)
+        started = clock()
+        loop._take_step(self._run if measured else self._bare, next(self._number), self._batch, False)
+        if measured:
+            self.hear()
+        return clock() - started
+
+    def hear(self) -> None:
+        """All listeners hear of a step at which none has periodic work."""
+        self._run.events.emit(Step(step=1, last=False))
+
+    def quads(self, number: int) -> Iterator[tuple[float, float]]:
+        """Mean seconds of a step with and without, of each quad."""
+        for quad in range(number):
+            self._batch = next(self._batches)
+            seconds: dict[bool, list[float]] = {True: [], False: []}
+            for measured in ORDERS[quad // BATCHES % 2]:
+                seconds[measured].append(self.take(measured))
+            yield statistics.mean(seconds[True]), statistics.mean(seconds[False])
+
+    def own_seconds(self, number: int) -> list[float]:
+        """Seconds of the added calls of each of so many steps."""
+        own = OwnTime()
+        speed, inner = self._run.speed, self._hooks.ours
+        for name in ("begin", "enter", "end"):
+            setattr(speed, name, own.timed(getattr(speed, name)))
+        self._hooks.ours = {
+            layer: {key: own.timed(hook) for key, hook in hooks.items()} for layer, hooks in inner.items()
+        }
+        hear, found = own.timed(self.hear), []
+        for _ in range(number):
+            self._batch, own.seconds = next(self._batches), 0.0
+            self._hooks.put(False)
+            self._hooks.put(True)
+            loop._take_step(self._run, next(self._number), self._batch, False)
+            hear()
+            found.append(own.seconds)
+        for name in ("begin", "enter", "end"):
+            delattr(speed, name)
+        self._hooks.put(False)
+        self._hooks.ours = inner
+        self._hooks.put(True)
+        return found
+
+
+class OwnTime:
+    """Adds up the processor time of calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def outer(*arguments: Any, **named: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                self.seconds += time.thread_time() - started
+
+        return outer
+
+
+class Hooks:
+    """Takes the experts' hooks away and puts them back.
+
+    Attributes:
+        ours: experts of a layer -> key and hook.
+    """
+
+    def __init__(self, trained: Run) -> None:
+        layers = ExpertLayers.of(trained.policy.engine.module.model).counted
+        kinds = (_AddEnds, _AddChosen)
+        self.ours: dict[Any, dict[int, Any]] = {
+            layer: {key: hook for key, hook in layer._forward_pre_hooks.items() if isinstance(hook, kinds)}
+            for layer in layers
+        }
 
     def put(self, there: bool) -> None:
-        for now_there, all_of_them in self._hooks:
-            now_there.clear()
-            if there:
-                now_there.update(all_of_them)
+        for layer, hooks in self.ours.items():
+            for key, hook in hooks.items():
+                if there:
+                    layer._forward_pre_hooks[key] = hook
+                else:
+                    layer._forward_pre_hooks.pop(key, None)
+
+
+def report_steps(quads: Values, own: Sequence[float]) -> None:
+    step, calls = float(np.median(quads[:, 1])), statistics.median(own)
+    print(f"\n{processor_name()}; {len(quads)} quads, {step:.3f} s a step")
+    print(f"every step, the added calls: {calls / step:.3%} of it ({1e6 * calls:.0f} us)")
+    for what, figure in (("median of quads", median_difference), ("faster halves", faster_halves)):
+        value, low, high = interval(quads, figure)
+        print(f"every step, {what}: {value:+.2%} (95 % interval {low:+.2%} to {high:+.2%})")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--quads", type=int, default=150)
     own, flags = parser.parse_known_args(argv)
-    measured = Pairs(own.pairs)
-    run.train = measured.train
-    run.main(["--deepspeed", "ds_configs/zero2.json", "--save_dir", "out/listeners_cost", *flags])
+    costs = Costs(own.quads)
+    run.train = costs.train
+    run.main([*FLAGS, *flags])
 
 
 if __name__ == "__main__":
