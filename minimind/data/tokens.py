@@ -30,7 +30,7 @@ from minimind.data.left_out import check_rendered, not_used
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
 from minimind.data.rows import AnswerRow, BadRow, CheckedRow, ConversationRow, TextRow
 from minimind.data.shapes import DEFAULT_SHAPES, Items, ShapeOptions, parse_items
-from minimind.data.sources import Content, RowError, Source
+from minimind.data.sources import START, Content, Place, RowError, Source
 from minimind.data.text_encoder import TextEncoder
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.worker_pool import run_in_order
@@ -44,6 +44,8 @@ PROMPT_CUT, END_CUT, LOST, WRONG = 1, 2, 4, 8
 _ROWS_PER_TASK = 256
 # A task of long rows has fewer, so that many tasks fit into memory.
 _BYTES_PER_TASK = 2**21
+# Bytes after which `on_read` is called.
+_BLOCK = 2**20
 # Up to this number of tasks, starting worker processes takes longer than they save.
 _TASKS_OF_THIS_PROCESS = 4
 
@@ -67,7 +69,9 @@ class Chunk:
         counts: number of rows or pairs with a property that the user is told of, by a name from this module.
         shapes: number of rows of each shape, by its name in `SHAPES`.
         unused: number of rows of everything that is not used, e.g. of a column.
-        bytes_read: how much of the source's files was read, up to and including these rows.
+        bytes_read: how much of the source's files was read, up to and including these rows; exactly up to there, if the
+            source has places.
+        last: number of the last row.
     """
 
     tokens: NDArray[np.int32]
@@ -87,6 +91,7 @@ class Chunk:
     shapes: Mapping[str, int]
     unused: Mapping[str, int]
     bytes_read: int
+    last: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,7 @@ def tokenize(
     *,
     num_workers: int,
     skip: int = 0,
+    start: Place = START,
     on_read: Callable[[], object] = lambda: None,
 ) -> Generator[Chunk]:
     """Yield the chunks of a source, in its order.
@@ -115,13 +121,14 @@ def tokenize(
         num_workers: largest number of worker processes; the number of cores is another limit. Fewer than 2, or a
             small source: this process does the work.
         skip: number of rows at the start that are left out.
-        on_read: called for each block that is read of a file.
+        start: the place behind them, from which the rows are read if the source has places; else from the first one on.
+        on_read: called for each block of about a MiB that is read of a file.
 
     Raises:
         DataError: a file is missing, unreadable or empty.
     """
     encode = functools.partial(_encode_rows, encoder, limit, shapes)
-    tasks = _tasks(source, skip, on_read)
+    tasks = _tasks(source, skip, start if source.has_places else START, on_read)
     first = list(itertools.islice(tasks, _TASKS_OF_THIS_PROCESS + 1))
     workers = min(num_workers, len(os.sched_getaffinity(0)))
     tasks = itertools.chain(first, tasks)
@@ -131,20 +138,22 @@ def tokenize(
         yield from run_in_order(encode, tasks, workers)
 
 
-def _tasks(source: Source, skip: int, on_read: Callable[[], object]) -> Iterator[_Task]:
+def _tasks(source: Source, skip: int, start: Place, on_read: Callable[[], object]) -> Iterator[_Task]:
     """Tasks of `_ROWS_PER_TASK` rows, or of fewer that are long. A few rows at the end join the task before them, since
     answers are mismatched within a task."""
-    bytes_read, least = 0, max(2, _ROWS_PER_TASK // 16)
+    bytes_read, told, least = start.byte, start.byte, max(2, _ROWS_PER_TASK // 16)
 
     def count(number: int) -> None:
-        nonlocal bytes_read
+        nonlocal bytes_read, told
         bytes_read += number
-        on_read()
+        if bytes_read - told >= _BLOCK:
+            told = bytes_read
+            on_read()
 
     full: list[tuple[int, Content]] = []
     rows: list[tuple[int, Content]] = []
     size = read = 0
-    for number, content in itertools.islice(source.rows(count), skip, None):
+    for number, content in itertools.islice(source.rows(count, start), 0 if start.byte else skip, None):
         rows.append((number, content))
         size += _size(content)
         if full and len(rows) == least:
@@ -211,6 +220,7 @@ def _encode_rows(encoder: RowEncoder, limit: LengthLimit, options: ShapeOptions,
         shapes=read.shapes,
         unused=Counter(name for _, name in unused),
         bytes_read=task.bytes_read,
+        last=task.rows[-1][0],
     )
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,7 +18,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "token_accuracy")
 # Shards are kept for eight steps after their use: so many rows that some are removed however fast they are made.
-STEPS, EVERY, SAVED, KILLED = 32, 8, 16, 17
+STEPS, SAVED, KILLED = 32, 16, 18
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +30,12 @@ def data(tmp_path_factory):
     return path
 
 
-def pretrain(data, folder, *more, ranks, config="zero1", **options):
+def pretrain(data, folder, *more, ranks, **options):
     return launch(
-        *("launch/pretrain.py", "--deepspeed", f"ds_configs/{config}.json", "--data_path", data, "--max_seq_len", 24),
+        *("launch/pretrain.py", "--deepspeed", "ds_configs/zero1.json", "--data_path", data, "--max_seq_len", 24),
         *("--hidden_size", 32, "--num_hidden_layers", 1, "--dtype", "float32", "--learning_rate", 1e-3),
-        *(
-            "--max_steps",
-            STEPS,
-            "--save_interval",
-            EVERY,
-            "--log_interval",
-            1,
-            "--num_workers",
-            0,
-            "--save_dir",
-            folder,
-            *more,
-        ),
+        *("--max_steps", STEPS, "--save_interval", SAVED, "--log_interval", 1, "--num_workers", 0),
+        *("--save_dir", folder, *more),
         ranks=ranks,
         **options,
     )
@@ -54,58 +47,87 @@ def curve(folder):
 
 # Chunks of 256 rows make shards, and windows of two of them.
 STREAM = ("--streaming", 1, "--shard_tokens", 1500, "--window_tokens", 4000)
+BATCH = ("--batch_size", 20, "--accumulation_steps", 2)
+# A process beside the run tokenises, and waits while two windows are on the disk.
+BOUNDED = (*STREAM, "--keep_windows", 2)
 
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """An uninterrupted run on two ranks that tokenises in a process beside it, and keeps two windows on the disk."""
+    """An uninterrupted run on two ranks, for which all shards are made before it starts and none is removed."""
     folder = tmp_path_factory.mktemp("whole")
-    split = ("--batch_size", 20, "--accumulation_steps", 2, "--keep_windows", 2, "--cache_dir", folder / "cache")
-    done = pretrain(data, folder, *STREAM, *split, ranks=2).succeeded()
+    done = pretrain(data, folder, *STREAM, *BATCH, "--cache_dir", folder / "cache", ranks=2).succeeded()
     assert f"{STEPS} steps of 80 texts, streamed" in done.output
     return folder
 
 
-def killed(whole, at):
-    """The whole run's folder as if it had been killed after a step behind that of its newest checkpoint."""
-    shutil.copytree(whole, at)
-    for step in range(SAVED + EVERY, STEPS + 1, EVERY):
-        shutil.rmtree(at / "checkpoints" / f"step{step:08d}")
-    (at / "checkpoints/latest").write_text(f"step{SAVED:08d}")
-    lines = (at / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (at / "metrics.jsonl").write_text("".join(lines[:KILLED]))
-    return at
+@pytest.fixture(scope="module")
+def died(data, tmp_path_factory):
+    """A run whose first rank, the parent of the process that tokenises, dies in the middle of streaming; and a copy."""
+    folder, copy = (tmp_path_factory.mktemp(name) for name in ("died", "copy"))
+    flags = (*BOUNDED, *BATCH, "--cache_dir", folder / "cache")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(pretrain, data, folder, *flags, ranks=2)
+        while not running.done() and logged(folder) < KILLED:
+            time.sleep(0.01)
+        assert not running.done(), running.result().output[-6000:]
+        (store,) = (folder / "cache").glob("stream-*")
+        first = holder_of(folder / ".lock")
+        assert holder_of(store / "lock") != first
+        os.kill(first, signal.SIGKILL)
+        assert running.result().status == -signal.SIGKILL
+    assert KILLED <= logged(folder) < STEPS
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    return folder, copy
 
 
-def test_a_killed_run_goes_on_with_fewer_ranks_and_shards_that_are_made_again(data, whole, tmp_path):
-    (store,) = (whole / "cache").glob("stream-*")
+def logged(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().count('"loss": ') if path.is_file() else 0
+
+
+def holder_of(lock):
+    return json.loads(lock.read_text())["pid"]
+
+
+def test_a_run_whose_rank_was_killed_goes_on_with_the_same_numbers_to_the_last_bit(data, whole, died):
+    folder, _ = died
+    flags = (*BOUNDED, *BATCH, "--cache_dir", folder / "cache", "--from_resume", 1)
+    done = pretrain(data, folder, *flags, ranks=2).succeeded()
+    assert f"resuming after step {SAVED}" in done.output
+    assert curve(folder) == curve(whole)
+    (store,) = (folder / "cache").glob("stream-*")
     kept = {path.name for path in store.glob("shard-*")}
     assert "shard-000000" not in kept, "shards that are used up are still there"
     assert len(kept) < (store / "shards.jsonl").read_text().count("first")
-    # The list got no further than the middle of a line, and the shards are lost.
-    resumed = killed(whole, tmp_path / "resumed")
-    listed = resumed / "cache" / store.name / "shards.jsonl"
-    lines = listed.read_text().splitlines(keepends=True)
-    listed.write_text("".join(lines[:3]) + lines[3][:9])
-    for path in listed.parent.glob("shard-*"):
+
+
+def test_a_killed_run_goes_on_with_fewer_ranks_and_shards_that_are_made_again(data, whole, died):
+    _, folder = died
+    (store,) = (folder / "cache").glob("stream-*")
+    # A run that keeps all shards has them under a name without the run's. The list got no further than the middle of a
+    # line, and the shards are lost.
+    store = store.rename(store.with_name(store.name.rpartition("-")[0]))
+    lines = (store / "shards.jsonl").read_text().splitlines(keepends=True)
+    (store / "shards.jsonl").write_text("".join(lines[:3]) + lines[3][:9])
+    for path in store.glob("shard-*"):
         shutil.rmtree(path)
-    done = pretrain(data, resumed, *STREAM, "--from_resume", 1, "--cache_dir", resumed / "cache", ranks=1).succeeded()
+    done = pretrain(data, folder, *STREAM, "--from_resume", 1, "--cache_dir", folder / "cache", ranks=1).succeeded()
     assert f"resuming after step {SAVED}, resharded: 2 ranks, ZeRO-1 -> 1 ranks, ZeRO-1" in done.output
-    assert len(curve(resumed)) == STEPS
-    for now, was in zip(curve(resumed), curve(whole), strict=True):
+    assert (store / "shards.jsonl").read_text().startswith("".join(lines))
+    assert len(curve(folder)) == STEPS
+    for now, was in zip(curve(folder), curve(whole), strict=True):
         assert now == pytest.approx(was, rel=1e-4)
-
-
-def test_a_resumed_run_has_the_same_numbers_to_the_last_bit(data, whole, tmp_path):
-    resumed = killed(whole, tmp_path / "resumed")
-    shutil.rmtree(resumed / "cache")
-    pretrain(data, resumed, *STREAM, "--from_resume", 1, ranks=2).succeeded()
-    assert curve(resumed) == curve(whole)
 
 
 @pytest.mark.long
 def test_the_order_of_the_file_gives_the_steps_of_a_table(data, tmp_path):
-    plain = ("--shuffle", 0, "--batch_size", 100, "--accumulation_steps", 2, "--max_steps", 3)
-    pretrain(data, tmp_path / "table", *plain, ranks=1).succeeded()
-    pretrain(data, tmp_path / "stream", *plain, *STREAM, ranks=1).succeeded()
+    """Of so much data that a process makes the shards while the run trains."""
+    large = tmp_path / "large.jsonl"
+    large.write_text(data.read_text(encoding="utf-8") * -(-5 * 2**20 // data.stat().st_size), encoding="utf-8")
+    plain = ("--shuffle", 0, "--batch_size", 1000, "--accumulation_steps", 2, "--max_steps", 20, "--save_interval", 0)
+    pretrain(large, tmp_path / "table", *plain, ranks=1).succeeded()
+    shards = ("--streaming", 1, "--shard_tokens", 20000, "--window_tokens", 40000)
+    done = pretrain(large, tmp_path / "stream", *plain, *shards, ranks=1).succeeded()
+    assert "tokenising ahead in shards of 20,000 tokens" in done.output
     assert curve(tmp_path / "stream") == curve(tmp_path / "table")

@@ -2,6 +2,16 @@
 
 from minimind.data.sources.json_text import RowError, parse_json
 from minimind.data.sources.names import find_sources, local_paths
-from minimind.data.sources.source import Content, Source, open_source
+from minimind.data.sources.source import START, Content, Place, Source, open_source
 
-__all__ = ["Content", "RowError", "Source", "find_sources", "local_paths", "open_source", "parse_json"]
+__all__ = [
+    "START",
+    "Content",
+    "Place",
+    "RowError",
+    "Source",
+    "find_sources",
+    "local_paths",
+    "open_source",
+    "parse_json",
+]

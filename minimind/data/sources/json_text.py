@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 # Longest row, in bytes. It holds about four million tokens.
@@ -43,15 +43,24 @@ def too_long() -> RowError:
     return RowError(f"the row is longer than {ROW_BYTES >> 20} MiB")
 
 
-def read_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
-    """Yield the number (from 1) and the content of each line that is not blank."""
-    for number in itertools.count(1):
+def read_lines(
+    stream: BinaryIO, on_line: Callable[[int], object] = lambda size: None, *, before: int = 0
+) -> Iterator[tuple[int, bytes | RowError]]:
+    """Yield the number (from 1) and the content of each line that is not blank.
+
+    Args:
+        on_line: called with the bytes of each line, also of blank ones, before the line is yielded.
+        before: number of lines before the stream's first.
+    """
+    for number in itertools.count(before + 1):
         line = stream.readline(ROW_BYTES)
+        on_line(len(line))
         if not line:
             return
         if len(line) == ROW_BYTES and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = stream.readline(ROW_BYTES)
+                on_line(len(line))
             yield number, too_long()
         elif line.strip(_BLANK):
             yield number, line

@@ -13,12 +13,19 @@ import stat
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minimind.data.sources.content import Kind, UnknownContentError, kind_of
 from minimind.data.sources.csv_rows import BadTableError, read_csv
 from minimind.data.sources.json_text import CutOffError, RowError, read_lines, read_values
-from minimind.data.sources.streams import OnRead, ignore, open_stream, unpacked_file
+from minimind.data.sources.streams import (
+    OnRead,
+    ignore,
+    open_stream,
+    open_stream_at,
+    text_start,
+    unpacked_file,
+)
 from minimind.errors import DataError
 
 # A row as a source yields it: the bytes of one JSON value; the values of its columns; or why it cannot be read.
@@ -26,6 +33,21 @@ Content = bytes | dict[str, Any] | RowError
 
 LINE, ROW = "line", "row"
 TAKEN = "JSON lines, a JSON array, CSV, parquet or Arrow, packed or not"
+
+
+class Place(NamedTuple):
+    """A place between two rows of a source.
+
+    Attributes:
+        byte: bytes of its files before the place.
+        number: of the last row before it.
+    """
+
+    byte: int
+    number: int
+
+
+START = Place(byte=0, number=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,21 +70,32 @@ class Source:
     weight: Fraction = Fraction(1)
     note: str = ""
 
-    def rows(self, on_read: OnRead = ignore) -> Iterator[tuple[int, Content]]:
+    @property
+    def has_places(self) -> bool:
+        """Whether rows can be read from a place on: the files are lines of JSON, not packed or in another encoding."""
+        return all(kind_of_file(file) is Kind.LINES and text_start(file) is not None for file in self.files)
+
+    def rows(self, on_read: OnRead = ignore, start: Place = START) -> Iterator[tuple[int, Content]]:
         """Yield the number and the content of each row that is not blank.
 
         Args:
-            on_read: called for each block of a file, with the number of its bytes.
+            on_read: called for each block of a file, or line, with the number of its bytes. If the source has places,
+                the sum of these bytes before a row is yielded is that of the place behind it.
+            start: the place before the first row; another than the start only if the source has places.
 
         Raises:
             DataError: a file cannot be read, is damaged or holds no rows.
         """
-        number = 0
+        byte, number = start
         for file in self.files:
-            for own, content in _read(file, on_read):
+            if byte and byte >= (size := file.stat().st_size):
+                byte -= size
+                continue
+            for own, content in _read(file, on_read, Place(byte, number)):
                 # Rows of several files are counted through, those of one have its numbers.
                 number = number + 1 if len(self.files) > 1 else own
                 yield number, content
+            byte = 0
         if not number:
             raise DataError(f"{self.name}: {self._without_a_row()}")
 
@@ -144,7 +177,8 @@ def kind_of_file(path: Path) -> Kind:
             raise DataError(f"{path}: {error}; a preference file is {TAKEN}") from error
 
 
-def _read(path: Path, on_read: OnRead) -> Iterator[tuple[int, Content]]:
+def _read(path: Path, on_read: OnRead, start: Place) -> Iterator[tuple[int, Content]]:
+    """The rows of a file, with their numbers in it; `start` is a place in this file."""
     kind = kind_of_file(path)
     try:
         with contextlib.ExitStack() as stack:
@@ -156,6 +190,12 @@ def _read(path: Path, on_read: OnRead) -> Iterator[tuple[int, Content]]:
                 unpacked = stack.enter_context(unpacked_file(path))
                 scale = path.stat().st_size / max(1, unpacked.stat().st_size)
                 rows = read_arrow(unpacked, kind, lambda number: on_read(round(scale * number)))
+            elif kind is Kind.LINES and (first := text_start(path)) is not None:
+                # Lines are counted, not blocks, so that places are exact.
+                if not start.byte:
+                    on_read(first)
+                stream = stack.enter_context(open_stream_at(path, max(first, start.byte)))
+                rows = read_lines(stream, on_read, before=start.number if start.byte else 0)
             else:
                 stream = stack.enter_context(open_stream(path, on_read))
                 if kind is Kind.CSV:

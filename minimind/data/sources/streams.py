@@ -128,6 +128,37 @@ def open_stream(path: Path, on_read: OnRead = ignore) -> io.BufferedReader[Any]:
     return stream
 
 
+def text_start(path: Path) -> int | None:
+    """Bytes before the text of a file whose bytes are those of `open_stream`, but for its BOM; None if they are not.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from error
+    if packed_as(head) is not None:
+        return None
+    found = next(((bom, encoding) for bom, encoding in _ENCODINGS.items() if head.startswith(bom)), (b"", None))
+    return None if found[1] is not None else len(found[0])
+
+
+def open_stream_at(path: Path, place: int) -> io.BufferedReader[Any]:
+    """Open a file that has a `text_start` for reading from a place on.
+
+    Raises:
+        DataError: see `open_stream`.
+    """
+    try:
+        file = path.open("rb")
+        file.seek(place)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from error
+    return _buffered(path, file.read, file)
+
+
 def _buffered(path: Path, read: Read, below: IO[bytes], limit: int | None = None) -> io.BufferedReader[Any]:
     return io.BufferedReader(_Raw(path, read, limit, below), _BUFFER)
 

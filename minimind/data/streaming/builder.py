@@ -24,7 +24,7 @@ from typing import Any
 from minimind.data.encoding import RowEncoder
 from minimind.data.pairs import LengthLimit
 from minimind.data.shapes import ShapeOptions
-from minimind.data.sources import Source
+from minimind.data.sources import Place, Source
 from minimind.data.streaming.order import StreamOrder, Word
 from minimind.data.streaming.shards import LOCK, Policies, Shard, ShardStore
 from minimind.data.tokens import ROWS, Chunk, tokenize
@@ -66,6 +66,7 @@ class Recipe:
         keep_windows: number of windows on the disk, from the one that the run is in; None: all.
         behind: number of rows before the last one that the run has asked for, which some rank may still need.
         num_workers: largest number of processes that tokenise.
+        run: tells the runs that share shards apart.
     """
 
     words: tuple[WordRecipe, ...]
@@ -79,10 +80,11 @@ class Recipe:
     keep_windows: int | None
     behind: int
     num_workers: int
+    run: str
 
     def stores(self, *, checked: bool = True) -> list[ShardStore]:
         """The folders of shards, one for each word."""
-        return [ShardStore(one.folder, one.sources, self.policies, checked=checked) for one in self.words]
+        return [ShardStore(one.folder, one.sources, self.policies, run=self.run, checked=checked) for one in self.words]
 
     def order(self, shard_of: Callable[[int, int], Shard | None]) -> StreamOrder:
         """The order of rows, see `StreamOrder`."""
@@ -95,11 +97,11 @@ class _Reader:
 
     Attributes:
         source, row: the next row is this one of this source.
-        bytes: read of the source up to there.
+        place: before it.
     """
 
-    def __init__(self, chunks: Generator[Chunk], source: int, row: int, byte_count: int) -> None:
-        self.source, self.row, self.bytes = source, row, byte_count
+    def __init__(self, chunks: Generator[Chunk], source: int, row: int, place: Place) -> None:
+        self.source, self.row, self.place = source, row, place
         self._chunks = chunks
         self._ahead: Chunk | None = None
 
@@ -113,7 +115,7 @@ class _Reader:
         while tokens > 0 and not self.is_over():
             chunk, self._ahead = self._ahead, None
             assert chunk is not None
-            self.row, self.bytes = self.row + chunk.counts[ROWS], chunk.bytes_read
+            self.row, self.place = self.row + chunk.counts[ROWS], Place(byte=chunk.bytes_read, number=chunk.last)
             tokens -= len(chunk.tokens)
             yield chunk
 
@@ -138,7 +140,7 @@ class WordBuilder:
     def ensure(self, shard: Shard) -> None:
         """Make a shard of the list again if it is no longer on the disk."""
         if not self.store.has(shard.number):
-            chunks = self._read(shard.source, shard.first, 0).shard(self._recipe.shard_tokens)
+            chunks = self._read(shard.source, shard.first).shard(self._recipe.shard_tokens)
             self.store.rewrite(shard, chunks, self._recipe.limit.max_length)
 
     def is_whole(self) -> bool:
@@ -154,22 +156,25 @@ class WordBuilder:
     def _make_next(self) -> None:
         done = self.store.shards
         source, row = (done[-1].source, done[-1].first + done[-1].rows) if done else (0, 0)
-        reader = self._read(source, row, sum(shard.bytes for shard in done if shard.source == source))
+        reader = self._read(source, row)
         while reader.is_over():
             if reader.source + 1 == len(self._word.sources):
                 self.store.end()
                 return
-            reader = self._read(reader.source + 1, 0, 0)
-        row, bytes_before = reader.row, reader.bytes
+            reader = self._read(reader.source + 1, 0)
+        row, before = reader.row, reader.place
         chunks = reader.shard(self._recipe.shard_tokens)
         shard = self.store.write(reader.source, row, chunks, self._recipe.limit.max_length)
-        self.store.append(dataclasses.replace(shard, bytes=reader.bytes - bytes_before))
+        after = reader.place
+        self.store.append(dataclasses.replace(shard, bytes=after.byte - before.byte, last=after.number))
 
-    def _read(self, source: int, row: int, byte_count: int) -> _Reader:
+    def _read(self, source: int, row: int) -> _Reader:
         """A reader from a row of a source on: the present one, if it is there."""
         reader = self._reader
         if reader is None or (reader.source, reader.row) != (source, row):
             self.close()
+            earlier = [shard for shard in self.store.shards if shard.source == source and shard.first < row]
+            place = Place(byte=sum(shard.bytes for shard in earlier), number=earlier[-1].last if earlier else 0)
             chunks = tokenize(
                 self._word.sources[source],
                 self._recipe.encoder,
@@ -177,8 +182,9 @@ class WordBuilder:
                 self._word.shapes[source],
                 num_workers=self._recipe.num_workers,
                 skip=row,
+                start=place,
             )
-            self._reader = reader = _Reader(chunks, source, row, byte_count)
+            self._reader = reader = _Reader(chunks, source, row, place)
         return reader
 
 

@@ -29,7 +29,7 @@ from minimind.durable import sync_folder, sync_tree
 from minimind.errors import DataError
 
 LOCK = "lock"
-_LIST, _FAILED, _PARTIAL = "shards.jsonl", "failed.txt", ".partial"
+_LIST, _PARTIAL = "shards.jsonl", ".partial"
 # The last line of a list that is complete.
 _END: dict[str, Any] = {"end": True}
 
@@ -54,6 +54,7 @@ class Shard:
         left_out: rows that are wrong, and entries that --on_long_row or --on_bad_row leave out.
         tokens: of the entries that are trained on, in packs.
         bytes: of the word's files that were read for it.
+        last: number of the last row.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Shard:
     left_out: int
     tokens: int
     bytes: int
+    last: int
 
 
 class ShardStore:
@@ -73,11 +75,15 @@ class ShardStore:
         folder: need not exist.
         sources: of the word, in the order in which they are tokenised.
         policies: part of what the folder's name is a hash of.
+        run: tells the runs that share the folder apart. One whose tokenising fails ends; the next goes on with it.
         checked: this process compares a shard that it opens with its checksums.
     """
 
-    def __init__(self, folder: Path, sources: tuple[Source, ...], policies: Policies, *, checked: bool = True) -> None:
+    def __init__(
+        self, folder: Path, sources: tuple[Source, ...], policies: Policies, *, run: str = "", checked: bool = True
+    ) -> None:
         self.folder, self.sources, self._policies, self._checked = folder, sources, policies, checked
+        self._failed = folder / f"failed-{run}.txt"
         self.shards: list[Shard] = []
         self.ended = False
         self._read = 0
@@ -122,7 +128,7 @@ class ShardStore:
             max_length: the largest number of tokens of a row.
 
         Returns:
-            The shard with 0 `bytes`: they are known when all chunks have been read.
+            The shard with 0 for `bytes` and `last`, which are known when all chunks have been read.
         """
         number = len(self.shards)
         rows = self._write_table(number, chunks, max_length)
@@ -136,6 +142,7 @@ class ShardStore:
             left_out=sum(not bad.tokenized for bad in table.bad) + len(table.lines) - len(table),
             tokens=int(table.packed_tokens.sum()),
             bytes=0,
+            last=0,
         )
 
     def rewrite(self, shard: Shard, chunks: Iterable[Chunk], max_length: int) -> None:
@@ -196,21 +203,21 @@ class ShardStore:
         return self._read + sum(partials)
 
     def fail(self, reason: str) -> None:
-        """Tell all readers why no shard will follow."""
+        """Tell all readers of this run why no shard will follow."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _FAILED).write_text(reason, encoding="utf-8")
+        self._failed.write_text(reason, encoding="utf-8")
 
     def failure(self) -> str:
         """Why no shard will follow; empty if one may."""
         try:
-            reason = (self.folder / _FAILED).read_text(encoding="utf-8")
+            reason = self._failed.read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
         return reason or f"{self.folder}: tokenising failed, and the reason could not be written: is the disk full?"
 
     def forget_failure(self) -> None:
         """A new writer starts."""
-        (self.folder / _FAILED).unlink(missing_ok=True)
+        self._failed.unlink(missing_ok=True)
 
     def _write_table(self, number: int, chunks: Iterable[Chunk], max_length: int) -> int:
         path = self.path(number)

@@ -46,6 +46,8 @@ _SMALL_BYTES = 2**22
 _STEPS_BEHIND = 8
 # Of the order in which the files of a word are tokenised. It is the same for every seed, so that shards are used again.
 _FILE_SEED = 0
+# Version of the list of shards; increase it when the same data get another list.
+_FORMAT = 2
 # A folder of shards, and digits of its key.
 _NAME, _DIGITS = "stream-", 24
 
@@ -103,10 +105,11 @@ def make_recipe(prepared: Prepared, world: World) -> Recipe:
         max_length=data.max_seq_len, cut_prompt=False, long_text=data.on_long_row if items is Items.TEXTS else ""
     )
     policies = Policies(on_bad_row=data.on_bad_row, on_long_row=data.on_long_row)
-    about = [encoder_key(encoder), *vars(limit).values(), *vars(policies).values(), data.shard_tokens]
+    about = [_FORMAT, encoder_key(encoder), *vars(limit).values(), *vars(policies).values(), data.shard_tokens]
     size = _global_batch(prepared, world)
+    run = _hash(str(Path(config.run.save_dir).resolve()))[:8]
     # A run that removes shards must not share them with other runs.
-    owner = "" if data.keep_windows is None else f"-{_hash(str(Path(config.run.save_dir).resolve()))[:8]}"
+    owner = "" if data.keep_windows is None else f"-{run}"
     words = [_word_recipe(config, sources, items, about, owner) for sources in _by_word(find_sources(data.data_path))]
     for place, word in enumerate(words):
         same = [other.word.name for other in words[:place] if other.folder == word.folder]
@@ -126,6 +129,7 @@ def make_recipe(prepared: Prepared, world: World) -> Recipe:
         keep_windows=data.keep_windows,
         behind=_STEPS_BEHIND * size,
         num_workers=data.num_workers,
+        run=run,
     )
 
 

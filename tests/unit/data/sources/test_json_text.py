@@ -138,3 +138,10 @@ def test_invalid_line_is_an_error_with_the_reason(name):
 )
 def test_valid_line_is_decoded(line, value):
     assert parse_json(line) == value
+
+
+def test_lines_from_a_later_one_on_and_the_bytes_of_all(monkeypatch):
+    monkeypatch.setattr(json_text, "ROW_BYTES", 16)
+    sizes, text = [], b"\n{}\n" + b"x" * 40 + b"\n[]"
+    found = [number for number, _ in read_lines(io.BytesIO(text), sizes.append, before=10)]
+    assert (found, sum(sizes)) == ([12, 13, 14], len(text))

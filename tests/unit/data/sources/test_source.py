@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from minimind.data.sources import RowError, open_source, parse_json
-from minimind.data.sources.source import LINE, ROW, Source
+from minimind.data.sources import START, Place, RowError, open_source, parse_json
+from minimind.data.sources.source import LINE, ROW, Source, open_split
 from minimind.errors import DataError
 from tests.conftest import pair
 from tests.unit.data.sources.files import ENCODED, JSON, PACKED, TABLES, TEXT_TABLES, json_lines, parquet
@@ -167,3 +167,35 @@ def test_bytes_that_are_read_are_told_and_add_up_to_the_file(source_of, name, pa
     assert 0.4 * source.size < sum(read) <= source.size
     if not any(kind in name for kind in ("arrow", "Arrow", "feather", "parquet")):
         assert sum(read) == source.size
+
+
+LINES = (b'{"a": 1}\n\n{"a": 2}\r\n', b'  \n{"a": 3}\n{"a": "\xe4\xbd\xa0"}\n\n', b'{"a": 5}')
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("files", [LINES[1:2], LINES])
+def test_rows_are_read_from_any_place_on(tmp_path, files, bom):
+    """A place is told by the bytes read before it. Of one file rows are lines, of several they are counted."""
+    paths = [tmp_path / f"{number}.jsonl" for number in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(bom + content)
+    source = open_split("data", tuple(paths))
+    assert source.has_places
+    rows, places, read = [], [START], []
+    for number, content in source.rows(read.append):
+        rows.append((number, content))
+        places.append(Place(byte=sum(read), number=number))
+    assert sum(read) == source.size
+    assert [number for number, _ in rows] == ([2, 3] if len(files) == 1 else [1, 2, 3, 4, 5])
+    for place, start in enumerate(places[:-1]):
+        assert list(source.rows(start=start)) == rows[place:]
+    assert list(source.rows(start=places[-1])) == []
+
+
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b'{"a": 1}\n'), '\ufeff{"a": 1}\n'.encode("utf-16-le"), b'[{"a": 1}]', b"a,b\n1,2\n"]
+)
+def test_other_files_have_no_places(source_of, content):
+    source = source_of(content)
+    assert not source.has_places
+    assert len(list(source.rows())) == 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import lzma
 
 import pytest
 
 from minimind.data.sources import streams
-from minimind.data.sources.streams import open_stream, unpacked_file
+from minimind.data.sources.streams import open_stream, open_stream_at, text_start, unpacked_file
 from minimind.errors import DataError
 from tests.unit.data.sources.files import PACKED
 
@@ -57,3 +60,29 @@ def test_only_a_packed_file_is_copied(write):
         assert path != plain
         assert path.read_bytes() == b"PAR1"
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "start"),
+    [
+        (b"abc", 0),
+        (b"", 0),
+        (codecs.BOM_UTF8 + b"abc", 3),
+        ("abc".encode("utf-16"), None),
+        ("abc".encode("utf-32"), None),
+        (gzip.compress(b"abc"), None),
+        (bz2.compress(b"abc"), None),
+    ],
+)
+def test_where_the_text_of_a_file_begins_if_it_is_there_as_it_is(tmp_path, content, start):
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    assert text_start(path) == start
+    if start is not None:
+        assert open_stream_at(path, start).read() == open_stream(path).read() == content[start:]
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    for opened in (text_start, lambda path: open_stream_at(path, 5)):
+        with pytest.raises(DataError, match="gone: cannot read the file"):
+            opened(tmp_path / "gone")

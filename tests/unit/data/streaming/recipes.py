@@ -41,6 +41,7 @@ def recipe_of(tokenizer, cache, *words, weights=None, **changes):
         "keep_windows": None,
         "behind": 0,
         "num_workers": 0,
+        "run": "mine",
     }
     return Recipe(
         words=tuple(made),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import shutil
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from minimind.data.sources import START, Source
+from minimind.data.sources.streams import ignore
 from minimind.data.streaming import builder
 from minimind.data.streaming.builder import GONE, Process, build, describe
 from minimind.errors import DataError
@@ -180,3 +184,56 @@ def test_a_process_that_was_killed_is_noticed():
     for status, problem in ((None, ""), (0, GONE), (-9, "the tokenising process died (exit status -9)")):
         process._process = SimpleNamespace(exitcode=status)
         assert process.problem() == problem
+
+
+def test_a_run_goes_on_where_the_tokenising_of_another_failed(tokenizer, tmp_path, files, monkeypatch):
+    """Both share the folder; the second waits for the lock while the first fails."""
+    monkeypatch.setattr(builder, "_step_back", lambda: None)
+    mine = recipe_of(tokenizer, tmp_path, files, rows=66)
+    other = dataclasses.replace(mine, run="other")
+    real, fails = builder.tokenize, threading.Event()
+
+    def failing(*arguments, **options):
+        for number, chunk in enumerate(real(*arguments, **options)):
+            if number == 2 and threading.current_thread() is first:
+                fails.wait(60)
+                raise OSError("no space left")
+            yield chunk
+
+    monkeypatch.setattr(builder, "tokenize", failing)
+    first, second = (
+        threading.Thread(target=builder._work, args=(one, SimpleNamespace(value=0))) for one in (mine, other)
+    )
+    first.start()
+    while not list(tmp_path.glob("stream-*/shard-*")):
+        time.sleep(0.001)
+    second.start()
+    fails.set()
+    for thread in (first, second):
+        thread.join(60)
+    assert "no space left" in stores(mine)[0].failure()
+    assert (stores(other)[0].failure(), stores(other)[0].ended) == ("", True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_shard_is_made_again_from_its_own_place(tokenizer, tmp_path, monkeypatch, packed):
+    """Of a packed file there is no place to begin at: what is before it is read and not tokenised."""
+    path = write_texts(tmp_path / "a.jsonl", 0, 200)
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    recipe = recipe_of(tokenizer, tmp_path, [path], rows=200)
+    build(recipe, lambda: 0)
+    before = content(recipe)
+    (store,) = stores(recipe)
+    last = store.shards[-1]
+    shutil.rmtree(store.path(last.number))
+    read, real = [], Source.rows
+
+    def counting(self, on_read=ignore, start=START):
+        return real(self, lambda number: (read.append(number), on_read(number)), start)
+
+    monkeypatch.setattr(Source, "rows", counting)
+    build(recipe, lambda: 199)
+    assert content(recipe) == before
+    assert sum(read) == (path.stat().st_size if packed else last.bytes)
+    assert last.bytes < path.stat().st_size / 4

@@ -15,7 +15,9 @@ from minimind.errors import DataError
 def shards(*pairs):
     """Shards of some numbers of rows, with ten tokens a row, and 100 bytes each."""
     return [
-        Shard(number=number, source=0, first=0, rows=rows, pairs=rows, left_out=0, tokens=10 * rows, bytes=100)
+        Shard(
+            number=number, source=0, first=0, rows=rows, pairs=rows, left_out=0, tokens=10 * rows, bytes=100, last=rows
+        )
         for number, rows in enumerate(pairs)
     ]
 

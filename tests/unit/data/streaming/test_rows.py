@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minimind.data import tokens
+from minimind.data.entries import TEXT
 from minimind.data.streaming.builder import build
 from minimind.data.streaming.rows import ShardReader, StreamedRows, StreamSampler
+from minimind.data.tokens import Chunk
 from minimind.errors import DataError
-from tests.unit.data.streaming.recipes import recipe_of, write_texts
+from tests.unit.data.streaming.recipes import MAX_LENGTH, recipe_of, write_texts
 
 
 @pytest.fixture
@@ -133,3 +140,70 @@ def test_rows_that_are_left_out_are_counted(tokenizer, tmp_path):
         global_batch(sampler_of(rows, micro_batch_size=1), step)
     assert (rows.order.read, rows.order.left_out) == (19, 7)
     assert rows.example.startswith("lines 13, 14")
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are no pages of files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+ROWS = 40_000
+
+
+def many_shards(recipe, number):
+    """Shards of so many rows; all are one on the disk, but each that is opened has lengths and costs of its own."""
+    (store,) = recipe.stores()
+    store.prepare()
+    lengths = [3, 1] * ROWS
+    chunk = Chunk(
+        tokens=np.zeros(4 * ROWS, np.int32),
+        mask=np.tile(np.array([0, 1, 1, 0], np.uint8), ROWS),
+        lengths=lengths,
+        full_lengths=lengths,
+        prefixes=[0] * ROWS,
+        prompt_lengths=[1] * ROWS,
+        least_limits=[2] * ROWS,
+        identities=[0] * (3 * ROWS),
+        lines=list(range(1, ROWS + 1)),
+        scores=[math.nan] * (2 * ROWS),
+        labels=[TEXT] * ROWS,
+        cuts=[0] * ROWS,
+        bad=[],
+        counts={tokens.ROWS: ROWS},
+        shapes={"texts": ROWS},
+        unused={},
+        bytes_read=1,
+    )
+    first = store.write(0, 0, [chunk], MAX_LENGTH)
+    for place in range(number):
+        if place:
+            store.path(place).mkdir()
+            for path in store.path(0).iterdir():
+                os.link(path, store.path(place) / path.name)
+        store.append(dataclasses.replace(first, number=place, first=place * ROWS, bytes=1))
+    store.end()
+
+
+def grown(rows, windows):
+    """By how much anonymous memory grows between a quarter of the windows and all of them."""
+    sampler = sampler_of(rows, micro_batch_size=200, accumulation_steps=1, world_size=1)
+    before = 0
+    for number in range(windows):
+        # Rows of all shards of the window.
+        (batch,) = sampler.micro_batches(-(-rows.order.window(number).start // 200) + 1, 0)
+        assert {rows.order.part_of(row).shard.number for row in batch} >= set(range(2 * number, 2 * number + 2))
+        assert sum(len(rows[row].chosen) for row in batch) == 3 * 200
+        if number == windows // 4 - 1:
+            before = anonymous_memory()
+    return anonymous_memory() - before
+
+
+def test_memory_stays_flat_while_more_shards_are_read(recipe, monkeypatch):
+    """Twelve shards, then 36 more. Shards that stay open show as memory, so a leak would be seen."""
+    recipe = dataclasses.replace(recipe, window_tokens=2 * 2 * ROWS)
+    many_shards(recipe, 48)
+    of_open_shards = 36 * ROWS * 16  # costs and tokens, 8 bytes each
+    assert grown(rows_of(recipe), 24) < of_open_shards / 4
+    monkeypatch.setattr(StreamedRows, "close_before", lambda self, row: None)
+    assert grown(rows_of(recipe), 24) > of_open_shards / 2
