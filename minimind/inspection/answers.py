@@ -1,6 +1,6 @@
-"""What answers are like, read in a sample: their scripts, empty and one-word answers, refusals.
+"""What answers, or texts, are like, read in a sample: their scripts, empty and one-word ones, refusals.
 
-pairs of (chosen, rejected) with their places -> read_sample -> AnswerReport
+texts of each item, e.g. (chosen, rejected), with its place -> read_sample -> AnswerReport
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from minimind.data.scripts import CODE, MIXED, NONE, SCRIPTS, script_of, word_count
+from minimind.inspection.items import ItemKind
 
 # Phrases with which models refuse, where an answer begins. Any list misses some and hits some that are none.
 REFUSALS = (
@@ -38,7 +39,7 @@ _PUNCTUATION = str.maketrans({"’": "'", "`": "'", "，": ","})
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A chosen answer that reads like a refusal: where it is from, and its beginning."""
+    """An answer to learn that reads like a refusal: where it is from, and its beginning."""
 
     place: str
     text: str
@@ -46,55 +47,54 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerReport:
-    """Counts over a sample of pairs.
+    """Counts over a sample of items; a tuple has one number for each text of an item: chosen, rejected answers.
 
     Attributes:
         pairs: size of the sample.
-        scripts: script -> number of chosen, of rejected answers; see scripts.py.
-        other_script: pairs whose answers have letters of two different scripts.
-        empty, one_word, refusals: number of chosen, of rejected answers.
-        examples: chosen answers that read like refusals.
+        scripts: script -> numbers of texts; see scripts.py.
+        other_script: pairs whose answers have letters of two different scripts; None without two answers.
+        empty, one_word: numbers of texts.
+        refusals: numbers of answers; none, if the texts are no answers.
+        examples: answers to learn that read like refusals.
     """
 
     pairs: int
-    scripts: Mapping[str, tuple[int, int]]
-    other_script: int
-    empty: tuple[int, int]
-    one_word: tuple[int, int]
-    refusals: tuple[int, int]
+    scripts: Mapping[str, tuple[int, ...]]
+    other_script: int | None
+    empty: tuple[int, ...]
+    one_word: tuple[int, ...]
+    refusals: tuple[int, ...]
     examples: tuple[Refusal, ...]
 
 
-def read_sample(sample: Iterable[tuple[str, tuple[str, str]]]) -> AnswerReport:
-    """Count over pairs, given as place, (chosen, rejected)."""
-    scripts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    counts = {name: [0, 0] for name in ("empty", "one_word", "refusals")}
+def read_sample(sample: Iterable[tuple[str, tuple[str, ...]]], kind: ItemKind) -> AnswerReport:
+    """Count over items, given as place, (chosen, rejected), or the one text that there is."""
+    number = len(kind.halves)
+    scripts: list[Counter[str]] = [Counter() for _ in range(number)]
+    counts = {name: [0] * number for name in ("empty", "one_word", "refusals")}
     examples: list[Refusal] = []
     pairs = other_script = 0
     for place, texts in sample:
         pairs += 1
-        answers = tuple(map(said, texts))
+        answers = [said(text) if kind.replies else text.strip() for text in texts]
         found = [script_of(answer) for answer in answers]
-        other_script += found[0] != found[1] and not {MIXED, CODE, NONE}.intersection(found)
+        other_script += len(set(found)) > 1 and not {MIXED, CODE, NONE}.intersection(found)
         for half, answer in enumerate(answers):
             scripts[half][found[half]] += 1
             words = word_count(answer)
             counts["empty"][half] += not answer
             counts["one_word"][half] += words == 1
-            counts["refusals"][half] += (refuses := is_refusal(answer))
+            counts["refusals"][half] += (refuses := kind.replies and is_refusal(answer))
             if refuses and half == 0 and len(examples) < _NAMED:
                 examples.append(Refusal(place=place, text=answer[:_SHOWN]))
+    by_script = {name: tuple(of_half[name] for of_half in scripts) for name in SCRIPTS}
     return AnswerReport(
         pairs=pairs,
-        scripts={
-            name: (chosen, rejected)
-            for name in SCRIPTS
-            if (chosen := scripts[0][name]) + (rejected := scripts[1][name])
-        },
-        other_script=other_script,
-        empty=_both(counts["empty"]),
-        one_word=_both(counts["one_word"]),
-        refusals=_both(counts["refusals"]),
+        scripts={name: numbers for name, numbers in by_script.items() if any(numbers)},
+        other_script=other_script if kind.has_two else None,
+        empty=tuple(counts["empty"]),
+        one_word=tuple(counts["one_word"]),
+        refusals=tuple(counts["refusals"]) if kind.replies else (),
         examples=tuple(examples),
     )
 
@@ -108,8 +108,3 @@ def is_refusal(answer: str) -> bool:
     """Whether an answer, without its reasoning, begins like a refusal."""
     beginning = answer[:_BEGINNING].lower().translate(_PUNCTUATION)
     return any(phrase in beginning for phrase in REFUSALS)
-
-
-def _both(counts: list[int]) -> tuple[int, int]:
-    chosen, rejected = counts
-    return chosen, rejected

@@ -1,4 +1,4 @@
-"""Builds the report: every statistic of the pairs that a run would train on.
+"""Builds the report: every statistic of the pairs, conversations or texts that a run would train on.
 
 Inputs, LoadedPairs -> build_report -> Report
 """
@@ -13,24 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.pair_tables import PairTables
+from minimind.data.pairs import SPLIT
 from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
-from minimind.data.tokens import END_CUT
+from minimind.data.tokens import END_CUT, WRONG
 from minimind.errors import WeightsError
 from minimind.inspection import findings
 from minimind.inspection.answers import AnswerReport, read_sample
 from minimind.inspection.cost import Cost, Memory, plan_memory
 from minimind.inspection.equal_pairs import find_equal
 from minimind.inspection.flags import OwnFlags
+from minimind.inspection.items import ITEMS, ItemKind
 from minimind.inspection.lengths import LIMITS, describe_lengths, length_bias, try_limits
-from minimind.inspection.loading import LoadedPairs
+from minimind.inspection.loading import LoadedPairs, objective_of
 from minimind.inspection.opening import Inputs
 from minimind.inspection.packing import Packing, measure_packing
 from minimind.inspection.pairs import gather, right, selected
 from minimind.inspection.report import STOPS, Finding, Report
 from minimind.inspection.rows import SourceReport, describe_source
 from minimind.inspection.scores import describe_scores
-from minimind.inspection.texts import read_answers, read_pair, spread
+from minimind.inspection.texts import read_answers, read_item, spread
 from minimind.plan.check import this_machine
 from minimind.plan.choice import Machine
 from minimind.plan.sizes import ModelSizes
@@ -54,30 +56,35 @@ def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: Worl
         ConfigError: the pairs do not fill one global batch.
     """
     config = loaded.settings.config
+    kind = ITEMS[config.items]
     usable = gather(loaded.tables, right)
     trained, held_out = gather(loaded.tables, selected), gather(loaded.held_out, selected)
     tables = PairTables(tables=loaded.tables)
-    sampler = pair_sampler(config, tables, world.size)
+    objective = objective_of(inputs)
+    balanced = objective is None or not objective.depends_on_split
+    sampler = pair_sampler(config, tables, world.size, balanced=balanced)
     steps = count_steps(sampler, config)
-    packing = measure_packing(sampler, steps, _inputs(loaded.tables), tables.packed_tokens, config.data.max_seq_len)
+    inputs_of_rows = _inputs(loaded.tables, config.rows)
+    packing = measure_packing(sampler, steps, inputs_of_rows, tables.packed_tokens, config.data.max_seq_len)
     longest = np.sort(usable.longest)
     report = Report(
+        items=config.items,
         sources=tuple(_sources(loaded.tables, loaded)),
         eval_sources=tuple(_sources(loaded.held_out, loaded)),
-        pairs=len(trained),
-        eval_pairs=len(held_out),
+        pairs=len(tables),
+        eval_pairs=sum(map(len, loaded.held_out)),
         max_seq_len=config.data.max_seq_len,
         enough_limit=int(longest[math.ceil(0.99 * len(longest)) - 1]),
         whole_limit=int(longest[-1]),
-        lengths=describe_lengths(usable),
-        limits=try_limits(usable, LIMITS, config.data.max_seq_len),
-        bias=length_bias(usable),
+        lengths=describe_lengths(usable, kind),
+        limits=try_limits(usable, LIMITS, config.data.max_seq_len, splits=config.data.on_long_row == SPLIT),
+        bias=length_bias(usable) if kind.has_two else None,
         scores=describe_scores(loaded.tables, config.data.filter_score_gap),
-        equal=find_equal(trained, held_out),
-        answers=_answers(inputs, loaded.tables),
+        equal=find_equal(trained, held_out, kind),
+        answers=_answers(inputs, loaded.tables, kind),
         packing=packing,
         cost=_cost(inputs, loaded, own, world, sampler, steps, packing),
-        examples=tuple(read_pair(*at, inputs.tokenizer) for at in spread(loaded.tables, _SHOWN)),
+        examples=tuple(read_item(*at, inputs.tokenizer, kind) for at in spread(loaded.tables, _SHOWN)),
         findings=(),
         command=command,
     )
@@ -88,35 +95,41 @@ def _find(report: Report, inputs: Inputs, loaded: LoadedPairs) -> Iterator[Findi
     obstacles = [*loaded.obstacles, *([inputs.obstacle] if inputs.obstacle else [])]
     yield from (Finding(kind=STOPS, text=f"The run would stop: {obstacle}") for obstacle in obstacles)
     yield from findings.about_rows((*report.sources, *report.eval_sources), loaded.settings.config.data.on_bad_row)
-    yield from findings.about_lengths(report.limits, report.max_seq_len, report.enough_limit)
+    yield from findings.about_lengths(report.limits, report.max_seq_len, report.enough_limit, report.kind)
     yield from findings.about_bias(report.bias)
     yield from findings.about_scores(report.scores)
-    yield from findings.about_equal(report.equal, report.pairs)
-    yield from findings.about_answers(report.answers)
-    yield from findings.about_cost(report.cost, report.eval_pairs)
+    yield from findings.about_equal(report.equal, report.kind)
+    yield from findings.about_answers(report.answers, report.kind)
+    yield from findings.about_cost(report.cost, report.eval_pairs, report.kind)
 
 
 def _sources(tables: Sequence[PairTable], loaded: LoadedPairs) -> Iterator[SourceReport]:
     for table in tables:
-        yield describe_source(table, len(right(table)), row_messages(table, loaded.settings.config.data))
+        usable = int((table.cuts & WRONG == 0).sum())
+        yield describe_source(table, usable, row_messages(table, loaded.settings.config.data))
 
 
-def _inputs(tables: Sequence[PairTable]) -> NDArray[np.int64]:
-    """Tokens of both rows of each selected pair that the model reads, (pairs, 2): all but a row's last one."""
-    return np.concatenate([np.diff(table.offsets).reshape(-1, 2)[table.selected] - 1 for table in tables])
+def _inputs(tables: Sequence[PairTable], rows: int) -> NDArray[np.int64]:
+    """Tokens of the rows of each selected item that the model reads, (items, rows): all but a row's last one."""
+    return np.concatenate([np.diff(table.offsets).reshape(-1, 2)[table.selected, :rows] - 1 for table in tables])
 
 
-def _answers(inputs: Inputs, tables: Sequence[PairTable]) -> AnswerReport:
+def _answers(inputs: Inputs, tables: Sequence[PairTable], kind: ItemKind) -> AnswerReport:
     sample = (
-        (table.source.place(int(table.lines[table.selected[index]])), read_answers(table, index, inputs.tokenizer))
+        (
+            table.source.place(int(table.lines[table.selected[index]])),
+            read_answers(table, index, inputs.tokenizer, kind),
+        )
         for table, index in spread([_whole(table) for table in tables], _READ)
     )
-    return read_sample(sample)
+    return read_sample(sample, kind)
 
 
 def _whole(table: PairTable) -> PairTable:
-    """A table with the selected pairs that are not cut at their end, which would make empty answers of others."""
-    return dataclasses.replace(table, selected=table.selected[table.cuts[table.selected] & END_CUT == 0])
+    """A table with the selected items that are not cut at their end, which would make empty answers of others; of a
+    text that makes several rows the first."""
+    items = selected(table)
+    return dataclasses.replace(table, selected=items[table.cuts[items] & END_CUT == 0])
 
 
 def _cost(
@@ -129,8 +142,9 @@ def _cost(
     packing: Packing,
 ) -> Cost:
     batches = packing.micro_batches / packing.steps * steps
-    # Both rows of a pair in full, as a run counts its tokens per second.
-    rows = (packing.unpadded * packing.micro_batches / packing.steps + 2 * sampler.global_batch_size) * steps
+    # Each row in full, as a run counts its tokens per second.
+    rows_of_step = loaded.settings.config.rows * sampler.global_batch_size
+    rows = (packing.unpadded * packing.micro_batches / packing.steps + rows_of_step) * steps
     memory, problem = _memory(inputs, loaded, own, world, packing)
     return Cost(
         ranks=world.size,

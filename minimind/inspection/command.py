@@ -3,12 +3,13 @@
     argv -> flags.py -> opening.py -> splitting.py -> loading.py -> building.py -> Report
     Report -> report.html, report.json, the console; the last lines are the command that trains
 
-It accepts every flag of the training script, so a training command becomes a preparing one by changing the script's
-name.
+It accepts every flag of the job's script, so a training command becomes a preparing one by changing the script's name
+and adding --job.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from minimind.errors import ConfigError, DataError, one_line_errors
 from minimind.inspection.building import build_report
 from minimind.inspection.console import console_text
 from minimind.inspection.flags import ranks_of, read_flags
-from minimind.inspection.loading import load_pairs, objective_of
+from minimind.inspection.items import ITEMS
+from minimind.inspection.loading import items_of, load_pairs, objective_of
 from minimind.inspection.opening import Inputs, open_inputs, planned_world
 from minimind.inspection.page import page
 from minimind.inspection.report import Report, to_json
@@ -61,22 +63,22 @@ def prepare_data(argv: Sequence[str]) -> Report:
     if not settings.config.engine.deepspeed:
         settings = settings.with_values({"deepspeed": _FILE}, FLAG)
     inputs = open_inputs(settings, world)
-    _check_pairs(inputs)
+    _check_unlabelled(inputs)
     folder = Path(own.out)
     if own.eval_share is not None:
         settings = _split(settings, inputs, own.eval_share, folder)
         inputs = open_inputs(settings, world)
     loaded = load_pairs(inputs, TokenisingLine(Console(enabled=True), lambda: None))
-    flags = explicit_flags(loaded.settings)
-    report = build_report(inputs, loaded, own, world, launch_command(flags, nodes, ranks_per_node))
+    command = launch_command(explicit_flags(loaded.settings), nodes, ranks_per_node, loaded.settings.config.script)
+    report = build_report(inputs, loaded, own, world, command)
     write(report, folder)
     print(console_text(report, colours=sys.stdout.isatty()))
     print(f"\nThe whole report is {folder / 'report.html'}. The run:\n\n{report.command}")
     return report
 
 
-def _check_pairs(inputs: Inputs) -> None:
-    """The report describes pairs."""
+def _check_unlabelled(inputs: Inputs) -> None:
+    """The report describes no answers with labels."""
     objective = objective_of(inputs)
     if objective is not None and Need.LABELS in objective.needs:
         raise ConfigError(
@@ -102,8 +104,8 @@ def write(report: Report, folder: Path) -> None:
 def _split(settings: Settings, inputs: Inputs, share: float, folder: Path) -> Settings:
     """Settings whose data are the files of a split."""
     data = inputs.settings.config.data
-    sources = find_sources(data.data_path)
-    shapes = [shape_options(data, source) for source in sources]
+    sources, kind = find_sources(data.data_path), ITEMS[inputs.settings.config.items]
+    shapes = [dataclasses.replace(shape_options(data, source), items=items_of(inputs)) for source in sources]
     for source, options in zip(sources, shapes, strict=True):
         if options.dataset_info is not None:
             raise ConfigError(
@@ -113,14 +115,14 @@ def _split(settings: Settings, inputs: Inputs, share: float, folder: Path) -> Se
     split = split_rows(
         sources,
         shapes,
-        words_of(ChatTemplate(inputs.tokenizer)),
+        words_of(ChatTemplate(inputs.tokenizer)) if kind.has_prompts else frozenset(),
         share=share,
         seed=data.seed,
         folder=folder,
     )
     print(
-        f"{split.eval_prompts} of {split.prompts} prompts are held out: {split.eval_rows} rows in {split.evaluation}, "
-        f"{split.train_rows} rows to train on\n"
+        f"{split.eval_prompts} of {split.prompts} {kind.prompts} are held out: {split.eval_rows} rows in "
+        f"{split.evaluation}, {split.train_rows} rows to train on\n"
     )
     # A file of a split has the weight of the file that its rows are from.
     train = tuple(f"{path}{source.weight_suffix}" for path, source in zip(split.train, sources, strict=True))

@@ -17,9 +17,8 @@ from minimind.pages.charts import Histogram
 from minimind.pages.words import count, part, share
 
 _WIDTH, _NAME = 110, 13
-_PAIR = "First pair"
 _BLOCKS = "▁▂▃▄▅▆▇█"
-# Lines of the first pair's prompt, and of each of its answers.
+# Lines of the first item's prompt, and of each of its answers.
 _TEXT_LINES = 3
 # Columns and keys without use that are named.
 _UNUSED = 5
@@ -30,24 +29,26 @@ def console_text(report: Report, *, colours: bool) -> str:
     """The report as text.
 
     Args:
-        colours: mark what counts in the first pair by colours; otherwise by brackets.
+        colours: mark what counts in the first item by colours; otherwise by brackets.
     """
     lines: list[str] = []
+    kind = report.kind
+    first = "First pair" if kind.has_two else "First row"
     for name, section in (
         ("Rows", _rows(report)),
         ("Tokens", _lengths(report)),
         ("Limits", _limits(report)),
         ("Length bias", _bias(report)),
         ("Scores", _scores(report)),
-        ("Equal pairs", _equal(report)),
-        ("Answers", _answers(report)),
+        ("Equal pairs" if kind.has_two else "Equal rows", _equal(report)),
+        (kind.answers.capitalize(), _answers(report)),
         ("The run", _run(report)),
-        (_PAIR, _first_pair(report, colours)),
+        (first, _first_item(report, colours)),
         ("To look at", _findings(report)),
     ):
         for index, line in enumerate(section):
-            # The lines of the pair have colours of their own.
-            line = line if name == _PAIR else "".join(map(_printable, line))
+            # The lines of the item have colours of their own.
+            line = line if name == first else "".join(map(_printable, line))
             lines.append(f"{name if index == 0 else '':<{_NAME}}{line}".rstrip())
     return "\n".join(lines)
 
@@ -58,7 +59,8 @@ def _rows(report: Report) -> Iterator[str]:
             shapes = ", ".join(one.shapes)
             yield (
                 f"{one.name}{note}: {count(one.rows)} rows{f' ({shapes})' if shapes else ''}, "
-                f"{count(one.refused_rows)} refused, {count(one.selected)} of {count(one.pairs)} pairs used"
+                f"{count(one.refused_rows)} refused, {count(one.selected)} of {count(one.pairs)} "
+                f"{report.kind.batch_of} used"
             )
             if one.unused:
                 named = [f"{name} ({count(number)})" for name, number in itertools.islice(one.unused.items(), _UNUSED)]
@@ -67,9 +69,8 @@ def _rows(report: Report) -> Iterator[str]:
 
 
 def _lengths(report: Report) -> Iterator[str]:
-    found = report.lengths
     yield f"{'':<10}{'mean':>8}{'median':>8}{'90 %':>8}{'longest':>9}"
-    for name, one in (("prompts", found.prompt), ("chosen", found.chosen), ("rejected", found.rejected)):
+    for name, one in report.lengths.items():
         numbers = f"{one.mean:>8.1f}{one.median:>8.0f}{one.p90:>8.0f}{one.longest:>9}"
         yield f"{name:<10}{numbers}  {_sparkline(one.histogram)}"
 
@@ -81,18 +82,24 @@ def _sparkline(histogram: Histogram) -> str:
 
 
 def _limits(report: Report) -> Iterator[str]:
-    columns: list[tuple[str, ...]] = [("--max_seq_len", "whole", "cut", "lost")]
+    splits = report.limits[0].rows is not None
+    heads = ("whole", "split", "rows") if splits else ("whole", "cut", "lost", "tokens left")
+    columns: list[tuple[str, ...]] = [("--max_seq_len", *heads)]
     for one in report.limits:
         pairs = one.whole + one.cut + one.lost
         name = f"{one.limit}{'*' if one.limit == report.max_seq_len else ''}"
-        columns.append((name, *(share(value / pairs) for value in (one.whole, one.cut, one.lost))))
-    for index in range(4):
+        shares = [share(value / pairs) for value in (one.whole, one.cut)]
+        ends = (share(one.lost / pairs), share(one.kept)) if one.rows is None else (count(one.rows),)
+        columns.append((name, *shares, *ends))
+    for index in range(len(columns[0])):
         first, *others = (column[index] for column in columns)
         yield f"{first:<14}" + "".join(f"{cell:>9}" for cell in others)
 
 
 def _bias(report: Report) -> Iterator[str]:
     one = report.bias
+    if one is None:
+        return
     pairs = one.longer + one.equal + one.shorter
     yield (
         f"chosen {one.mean_difference:+.1f} tokens on average; longer in {share(one.longer / pairs)}, as long in "
@@ -113,33 +120,39 @@ def _scores(report: Report) -> Iterator[str]:
 
 
 def _equal(report: Report) -> Iterator[str]:
-    one = report.equal
-    text = (
-        f"{count(one.prompts)} prompts, {count(one.duplicates.pairs)} duplicates, "
-        f"{count(one.contradictions.pairs)} contradictions"
-    )
+    one, kind = report.equal, report.kind
+    text = f"{count(one.prompts)} {kind.prompts}, {count(one.duplicates.pairs)} duplicates"
+    if one.contradictions is not None:
+        text += f", {count(one.contradictions.pairs)} contradictions"
     if report.eval_sources:
-        text += f"; held out too: {count(one.leaked_prompts.pairs)} prompts, {count(one.leaked_pairs.pairs)} pairs"
+        prompts = "" if one.leaked_prompts is None else f"{count(one.leaked_prompts.pairs)} prompts, "
+        text += f"; held out too: {prompts}{count(one.leaked_pairs.pairs)} {kind.items}"
     yield text
 
 
 def _answers(report: Report) -> Iterator[str]:
-    one = report.answers
+    one, kind = report.answers, report.kind
     if not one.pairs:
-        yield "all pairs are cut at their end"
+        yield f"all {kind.items} are cut at their end"
         return
     most = sorted(one.scripts.items(), key=lambda item: -item[1][0])[:4]
-    scripts = ", ".join(f"{name} {share(chosen / one.pairs)}" for name, (chosen, _) in most if chosen)
+    scripts = ", ".join(f"{name} {share(numbers[0] / one.pairs)}" for name, numbers in most if numbers[0])
+    refusals = f", {part(one.refusals[0], one.pairs)} like refusals" if one.refusals else ""
     yield (
-        f"of {count(one.pairs)} chosen: {scripts}; {count(one.empty[0])} empty, {count(one.one_word[0])} of one word, "
-        f"{part(one.refusals[0], one.pairs)} like refusals"
+        f"of {count(one.pairs)} {kind.halves[0] if kind.has_two else kind.answers}: {scripts}; {count(one.empty[0])} "
+        f"empty, {count(one.one_word[0])} of one word{refusals}"
     )
 
 
 def _run(report: Report) -> Iterator[str]:
-    one, packing = report.cost, report.packing
-    yield f"{count(one.steps)} steps of {one.global_batch} pairs, {count(one.tokens)} tokens; time {time_text(report)}"
-    saved = f"prefixes save {share(packing.saved_by_prefixes)}, no padding {share(packing.saved_by_no_padding)}"
+    one, packing, kind = report.cost, report.packing, report.kind
+    yield (
+        f"{count(one.steps)} steps of {one.global_batch} {kind.batch_of}, {count(one.tokens)} tokens; time "
+        f"{time_text(report)}"
+    )
+    saved = f"no padding saves {share(packing.saved_by_no_padding)}"
+    if kind.has_two:
+        saved = f"prefixes save {share(packing.saved_by_prefixes)}, no padding {share(packing.saved_by_no_padding)}"
     yield (
         f"{count(packing.packed)} tokens a micro-batch, at most {count(packing.largest)}, instead of "
         f"{count(packing.padded)} padded: {saved}"
@@ -147,17 +160,13 @@ def _run(report: Report) -> Iterator[str]:
     yield f"memory {memory_text(report)}"
 
 
-def _first_pair(report: Report, colours: bool) -> Iterator[str]:
+def _first_item(report: Report, colours: bool) -> Iterator[str]:
     one = report.examples[0]
     yield f"{''.join(map(_printable, one.place))}; what counts is {'in colour' if colours else 'in [[ ]]'}"
-    for name, runs, colour in (
-        ("prompt", one.prompt, _GREEN),
-        ("chosen", one.chosen, _GREEN),
-        ("rejected", one.rejected, _RED),
-    ):
-        marks = (colour, _PLAIN) if colours else ("[[", "]]")
+    for name, runs in one.parts.items():
+        marks = (_RED if name == "rejected" else _GREEN, _PLAIN) if colours else ("[[", "]]")
         for index, line in enumerate(_excerpt(runs, marks)):
-            yield f"  {name if index == 0 else '':<10}{line}"
+            yield f"  {name if index == 0 and report.kind.has_two else '':<10}{line}"
 
 
 def _excerpt(runs: Sequence[Run], marks: tuple[str, str]) -> Iterator[str]:

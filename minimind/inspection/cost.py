@@ -38,9 +38,9 @@ class Cost:
     """What the run costs.
 
     Attributes:
-        ranks, global_batch, epochs, steps: number of ranks, pairs of a global step, epochs, global steps.
+        ranks, global_batch, epochs, steps: number of ranks, pairs (or rows) of a global step, epochs, global steps.
         tokens: that are trained on in all steps, packed.
-        row_tokens: the same as the logged tokens_per_second counts them: both rows of each pair in full.
+        row_tokens: the same as the logged tokens_per_second counts them: each row in full.
         memory: None if it cannot be planned; `no_memory` says why.
         seconds: duration at the rate that was given; None without one.
     """

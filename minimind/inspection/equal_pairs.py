@@ -2,6 +2,8 @@
 
     PairArrays of training, of evaluation -> find_equal -> EqualPairs
 
+Rows that stand alone have no contradictions, and texts have no prompts.
+
 Two pairs are equal if their messages are (data/identity.py). Texts that differ in a space are different.
 """
 
@@ -12,6 +14,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.inspection.items import ItemKind
 from minimind.inspection.pairs import PairArrays
 
 Hashes = NDArray[np.uint64]
@@ -36,10 +39,11 @@ class Found:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EqualPairs:
-    """What pairs have in common.
+    """What pairs have in common. What the kind of items does not have is None.
 
     Attributes:
-        prompts: number of different prompts.
+        pairs: their number.
+        prompts: number of different prompts, or of different texts.
         duplicates: pairs that an earlier pair equals.
         contradictions: pairs whose answers another pair has the other way round, to the same prompt.
         leaked_prompts: pairs whose prompt is in the evaluation data; `leaked_pairs`: pairs that are there as a whole,
@@ -47,15 +51,16 @@ class EqualPairs:
         eval_prompts: prompts of the evaluation data.
     """
 
+    pairs: int
     prompts: int
     duplicates: Found
-    contradictions: Found
-    leaked_prompts: Found
+    contradictions: Found | None
+    leaked_prompts: Found | None
     leaked_pairs: Found
     eval_prompts: int
 
 
-def find_equal(pairs: PairArrays, evaluation: PairArrays) -> EqualPairs:
+def find_equal(pairs: PairArrays, evaluation: PairArrays, kind: ItemKind) -> EqualPairs:
     """Compare all pairs with each other and with those of the evaluation data, which may be none."""
     keys, eval_keys = _keys(pairs), _keys(evaluation)
     order = np.argsort(keys, kind="stable")
@@ -63,16 +68,20 @@ def find_equal(pairs: PairArrays, evaluation: PairArrays) -> EqualPairs:
     # The first of equal ones comes first in a stable order.
     repeated = np.sort(order[1:][ordered[1:] == ordered[:-1]])
     # A pair contradicts another one if the other one is what it would be with its answers the other way round.
-    contradictions = np.flatnonzero(_contains(ordered, _keys(pairs, swapped=True)))
+    contradictions, held_out = None, [eval_keys]
+    if kind.has_two:
+        contradictions = _found(pairs, np.flatnonzero(_contains(ordered, _keys(pairs, swapped=True))))
+        held_out.append(_keys(evaluation, swapped=True))
     del order, ordered
-    both_ways = np.sort(np.concatenate([eval_keys, _keys(evaluation, swapped=True)]))
-    leaked_pairs = np.flatnonzero(_contains(both_ways, keys))
+    leaked_pairs = np.flatnonzero(_contains(np.sort(np.concatenate(held_out)), keys))
     prompts, eval_prompts = pairs.identity(0), np.unique(evaluation.identity(0))
+    leaked_prompts = np.flatnonzero(_contains(eval_prompts, prompts)) if kind.has_prompts else None
     return EqualPairs(
+        pairs=len(pairs),
         prompts=len(np.unique(prompts)),
         duplicates=Found(pairs=len(repeated), places=_repeats(pairs, keys, repeated[:_NAMED])),
-        contradictions=_found(pairs, contradictions),
-        leaked_prompts=_found(pairs, np.flatnonzero(_contains(eval_prompts, prompts))),
+        contradictions=contradictions,
+        leaked_prompts=None if leaked_prompts is None else _found(pairs, leaked_prompts),
         leaked_pairs=_found(pairs, leaked_pairs),
         eval_prompts=len(eval_prompts),
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from minimind.inspection.answers import AnswerReport
 from minimind.inspection.cost import Cost
 from minimind.inspection.equal_pairs import EqualPairs, Found
+from minimind.inspection.items import ItemKind
 from minimind.inspection.lengths import LengthBias, LimitEffect
 from minimind.inspection.report import NOTE, STOPS, WARNING, Finding
 from minimind.inspection.rows import SourceReport
@@ -32,26 +33,28 @@ def about_rows(sources: Sequence[SourceReport], on_bad_row: str) -> Iterator[Fin
             yield Finding(kind=WARNING, text=f"{text}most often: {first.reason} ({first.first}){excerpt}")
 
 
-def about_lengths(limits: Sequence[LimitEffect], max_seq_len: int, enough: int) -> Iterator[Finding]:
-    """Pairs that the run's limit cuts or loses.
+def about_lengths(limits: Sequence[LimitEffect], max_seq_len: int, enough: int, kind: ItemKind) -> Iterator[Finding]:
+    """Pairs that the run's limit cuts or loses. Texts that it splits are nothing to look at: all of them is trained on.
 
     Args:
         enough: smallest limit that keeps 99 % of the pairs whole.
     """
     one = next(effect for effect in limits if effect.limit == max_seq_len)
     pairs = one.whole + one.cut + one.lost
-    if one.cut or one.lost:
+    if one.rows is None and (one.cut or one.lost):
         many = one.cut > _MANY_CUT * pairs or one.lost > _MANY_LOST * pairs
         advice = f"; {enough} keeps 99 % whole" if enough > max_seq_len else ""
         yield Finding(
             kind=WARNING if many else NOTE,
-            text=f"--max_seq_len {max_seq_len} cuts {part(one.cut, pairs)} of the pairs and loses "
-            f"{part(one.lost, pairs)}{advice}",
+            text=f"--max_seq_len {max_seq_len} cuts {part(one.cut, pairs)} of the {kind.items} and loses "
+            f"{part(one.lost, pairs)}; {share(one.kept)} of the tokens are left{advice}",
         )
 
 
-def about_bias(bias: LengthBias) -> Iterator[Finding]:
+def about_bias(bias: LengthBias | None) -> Iterator[Finding]:
     """Answers of which the longer, or the shorter, is mostly the better."""
+    if bias is None:
+        return
     longer = bias.rule > 0.5
     right = bias.rule if longer else 1 - bias.rule
     if right >= _BIASED:
@@ -72,32 +75,34 @@ def about_scores(scores: ScoreReport | None) -> Iterator[Finding]:
         )
 
 
-def about_equal(equal: EqualPairs, pairs: int) -> Iterator[Finding]:
+def about_equal(equal: EqualPairs, kind: ItemKind) -> Iterator[Finding]:
     """Pairs that contradict others, are held out too, or are there twice."""
-    kinds: tuple[tuple[Found, str, str], ...] = (
+    kinds: tuple[tuple[Found | None, str, str], ...] = (
         (equal.contradictions, "contradict another pair: the same two answers, once each way", WARNING),
         (equal.leaked_pairs, "are held out too, so that the evaluation has seen them", WARNING),
         (equal.leaked_prompts, "have a prompt that the held-out pairs have too", WARNING),
-        (equal.duplicates, "repeat an earlier pair (--dedup 1 takes each once)", NOTE),
+        (equal.duplicates, f"repeat an earlier {kind.item} (--dedup 1 takes each once)", NOTE),
     )
-    for found, what, kind in kinds:
-        if found.pairs:
-            yield Finding(kind=kind, text=f"{part(found.pairs, pairs)} of the pairs {what}: {found.places[0]}")
+    for found, what, weight in kinds:
+        if found is not None and found.pairs:
+            text = f"{part(found.pairs, equal.pairs)} of the {kind.items} {what}: {found.places[0]}"
+            yield Finding(kind=weight, text=text)
 
 
-def about_answers(answers: AnswerReport) -> Iterator[Finding]:
-    """Chosen answers that are probably not meant as good ones."""
+def about_answers(answers: AnswerReport, kind: ItemKind) -> Iterator[Finding]:
+    """Answers to learn, or texts, that are probably not meant as good ones."""
     kinds = (
-        (answers.refusals[0], "read like refusals", _MANY_REFUSALS),
-        (answers.empty[0], "are empty", 0.0),
-        (answers.one_word[0], "have one word", _MANY_SHORT),
+        (answers.refusals, "read like refusals", _MANY_REFUSALS),
+        (answers.empty, "are empty", 0.0),
+        (answers.one_word, "have one word", _MANY_SHORT),
     )
-    for number, what, many in kinds:
-        if number > many * answers.pairs:
-            yield Finding(kind=WARNING, text=f"{part(number, answers.pairs)} of {answers.pairs} chosen answers {what}")
+    for numbers, what, many in kinds:
+        if numbers and numbers[0] > many * answers.pairs:
+            text = f"{part(numbers[0], answers.pairs)} of {answers.pairs} {kind.learnt} {what}"
+            yield Finding(kind=WARNING, text=text)
 
 
-def about_cost(cost: Cost, eval_pairs: int) -> Iterator[Finding]:
+def about_cost(cost: Cost, eval_pairs: int, kind: ItemKind) -> Iterator[Finding]:
     """A run that may not fit, and one that is not evaluated."""
     memory = cost.memory
     if memory is not None and memory.peak > memory.available:
@@ -107,7 +112,8 @@ def about_cost(cost: Cost, eval_pairs: int) -> Iterator[Finding]:
             "`python launch/plan.py` shows all options",
         )
     if not eval_pairs:
-        yield Finding(kind=NOTE, text="no held-out pairs: --eval_share 0.02 splits some off, by prompt")
+        by = "by prompt" if kind.has_prompts else "no text on both sides"
+        yield Finding(kind=NOTE, text=f"no held-out {kind.items}: --eval_share 0.02 splits some off, {by}")
 
 
 def ordered(findings: Iterator[Finding]) -> tuple[Finding, ...]:

@@ -14,6 +14,7 @@ from typing import NoReturn
 from minimind.config import DPOConfig, Settings, parse_settings
 from minimind.config.command_line import check_misspelt
 from minimind.config.jobs import JOBS
+from minimind.config.rows import streams
 from minimind.errors import ConfigError
 from minimind.plan.command import parse_size
 from minimind.ranks.launchers import rank_variables
@@ -51,14 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the script's own flags."""
     parser = _Parser(
         prog="python launch/prepare_data.py",
-        description="Look at preference data before a run, write the tokenised cache that it will find, and print the "
-        "command that trains.",
-        epilog="All flags of launch/train_dpo.py are accepted too, with the same meaning: those about data, tokenizer "
-        "and batches decide what is reported, and all of them are in the command that is printed.",
+        description="Look at the data of a run before it starts, write the tokenised cache that it will find, and "
+        "print the command that trains.",
+        epilog="All flags of the job's script (launch/train_dpo.py, train_sft.py, pretrain.py) are accepted too, with "
+        "the same meaning: those about data, tokenizer and batches decide what is reported, and all of them are in the "
+        "command that is printed.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--job", choices=tuple(JOBS), default=DPOConfig.name, help="job of the data; only dpo has a report"
+        "--job",
+        choices=tuple(JOBS),
+        default=DPOConfig.name,
+        help="job of the data: pairs (dpo), conversations (sft) or texts (pretrain) (default: dpo)",
     )
     parser.add_argument(
         "--out", default="out/prepare", help="folder of report.html, report.json and split files (default: out/prepare)"
@@ -67,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--eval_share",
         type=float,
         default=None,
-        help="share of the prompts to hold out, e.g. 0.02: their rows become the evaluation data, chosen by --seed",
+        help="share of the prompts, or of the texts, to hold out, e.g. 0.02: their rows become the evaluation data, "
+        "chosen by --seed",
     )
     parser.add_argument("--nodes", type=int, default=None, help="number of nodes of the run; without it the launcher's")
     parser.add_argument(
@@ -92,18 +98,11 @@ def read_flags(argv: Sequence[str]) -> tuple[OwnFlags, Settings]:
         ConfigError: flags are unknown, out of range or contradict each other.
     """
     given, rest = build_parser().parse_known_args(list(argv))
-    if given.job != DPOConfig.name:
-        job = JOBS[given.job]
-        raise ConfigError(
-            f"--job {given.job}: this report describes pairs. {job.script} itself says of its {job.items}, before it "
-            "trains, how many steps they make and which rows are wrong or too long, and keeps its tokenised cache; "
-            f"launch/plan.py --job {given.job} plans its memory"
-        )
-    del given.job
-    check_misspelt(rest, own=vars(given), job=DPOConfig)
-    settings = parse_settings(rest)
+    job = JOBS[given.job]
+    check_misspelt(rest, own=vars(given), job=job)
+    settings = parse_settings(rest, job)
     memory = None if given.gpu_memory is None else parse_size("gpu_memory", given.gpu_memory)
-    own = OwnFlags(**{**vars(given), "gpu_memory": memory})
+    own = OwnFlags(**{name: value for name, value in vars(given).items() if name != "job"} | {"gpu_memory": memory})
     counts = {"nodes": own.nodes, "gpus_per_node": own.gpus_per_node}
     problems = [f"--{name} {value} is below 1" for name, value in counts.items() if value is not None and value < 1]
     if own.eval_share is not None and not 0 < own.eval_share < 1:
@@ -114,7 +113,13 @@ def read_flags(argv: Sequence[str]) -> tuple[OwnFlags, Settings]:
     if own.eval_share is not None and data.eval_data_path:
         problems.append("--eval_share makes evaluation data, and --eval_data_path gives them; drop one of them")
     elif own.eval_share is not None and not data.data_path:
-        problems.append("--eval_share needs --data_path: the demo has held-out pairs")
+        why = ": the demo has held-out pairs" if job is DPOConfig else ""
+        problems.append(f"--eval_share needs --data_path{why}")
+    if streams(data):
+        problems.append(
+            "--streaming 1: a report is about all rows, which a run that streams never has at once; look at some files "
+            "of the data without --streaming, the run takes them all with it"
+        )
     if problems:
         raise ConfigError.from_problems(problems)
     return own, settings

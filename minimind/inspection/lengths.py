@@ -1,7 +1,7 @@
 """Lengths in tokens: their distribution, what each length limit does to the pairs, and whether longer answers win.
 
-PairArrays -> describe_lengths -> Distribution of prompts, of chosen and of rejected answers
-           -> try_limits       -> what each --max_seq_len keeps, cuts and loses
+PairArrays -> describe_lengths -> Distribution of each length, e.g. of prompts, of chosen and of rejected answers
+           -> try_limits       -> what each --max_seq_len keeps, cuts or splits, and loses
            -> length_bias      -> how much longer chosen is than rejected
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.inspection.items import ItemKind
 from minimind.inspection.pairs import PairArrays
 from minimind.pages.charts import Histogram
 
@@ -43,28 +44,23 @@ class Distribution:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Distributions of the lengths of prompts and answers; those of the answers have the same bins."""
-
-    prompt: Distribution
-    chosen: Distribution
-    rejected: Distribution
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LimitEffect:
     """What a --max_seq_len does to the pairs that are not wrong; `whole + cut + lost` are all of them.
 
     Attributes:
         whole: pairs of which both rows fit.
-        cut: pairs that are cut and keep a difference that counts.
+        cut: pairs that are cut and keep a difference that counts; texts that make several rows.
         lost: pairs that keep none when they are cut at the end.
+        rows: that they make, if long texts are split; None: each makes one.
+        kept: share of the tokens of all rows that is left.
     """
 
     limit: int
     whole: int
     cut: int
     lost: int
+    rows: int | None = None
+    kept: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,31 +83,48 @@ class LengthBias:
     differences: Histogram
 
 
-def describe_lengths(pairs: PairArrays) -> Lengths:
-    """Distributions over one pair or more."""
-    answers = np.concatenate([pairs.chosen, pairs.rejected])
-    width, bars = _bins(answers)
-    return Lengths(
-        prompt=_describe(pairs.prompts, *_bins(pairs.prompts)),
-        chosen=_describe(pairs.chosen, width, bars),
-        rejected=_describe(pairs.rejected, width, bars),
-    )
+def describe_lengths(pairs: PairArrays, kind: ItemKind) -> Mapping[str, Distribution]:
+    """Distributions over one pair or more, by the names of the lengths; those of one chart have the same bins."""
+    found: dict[str, Distribution] = {}
+    for chart in kind.charts:
+        lengths = chart.lengths(pairs)
+        width, bars = _bins(np.concatenate(list(lengths.values())))
+        found |= {name: _describe(one, width, bars) for name, one in lengths.items()}
+    return found
 
 
-def try_limits(pairs: PairArrays, limits: Iterable[int], own: int) -> tuple[LimitEffect, ...]:
+def try_limits(pairs: PairArrays, limits: Iterable[int], own: int, *, splits: bool = False) -> tuple[LimitEffect, ...]:
     """The effect of each limit, ascending, up to the first that keeps all pairs whole.
 
     Args:
         own: the limit of the run; its effect is always given.
+        splits: a longer text makes several rows, and is not cut.
     """
-    longest = pairs.longest
     effects: list[LimitEffect] = []
     for limit in sorted({*limits, own}):
         if effects and effects[-1].whole == len(pairs) and limit != own:
             continue
-        whole, lost = int((longest <= limit).sum()), int((pairs.least_limits > limit).sum())
-        effects.append(LimitEffect(limit=limit, whole=whole, cut=len(pairs) - whole - lost, lost=lost))
+        effects.append(_effect(pairs, limit, splits=splits))
     return tuple(effects)
+
+
+def _effect(pairs: PairArrays, limit: int, *, splits: bool) -> LimitEffect:
+    longest = pairs.longest
+    whole = int((longest <= limit).sum())
+    if splits:
+        # Pieces share a token with the next; a row of one token is no piece.
+        pieces = np.maximum(1, -(-(longest - 1) // (limit - 1)))
+        return LimitEffect(limit=limit, whole=whole, cut=len(pairs) - whole, lost=0, rows=int(pieces.sum()), kept=1.0)
+    is_lost = pairs.least_limits > limit
+    lost = int(is_lost.sum())
+    kept = sum(int(np.minimum(rows, limit)[~is_lost].sum()) for rows in pairs.rows)
+    return LimitEffect(
+        limit=limit,
+        whole=whole,
+        cut=len(pairs) - whole - lost,
+        lost=lost,
+        kept=kept / sum(int(rows.sum(dtype=np.int64)) for rows in pairs.rows),
+    )
 
 
 def length_bias(pairs: PairArrays) -> LengthBias:

@@ -11,6 +11,7 @@ from minimind.config import FLAG, DataConfig, Settings
 from minimind.data.pair_tables import PairTables
 from minimind.data.selection import ERROR, SKIP
 from minimind.data.sets import plain_words
+from minimind.data.shapes import Items
 from minimind.data.sources import find_sources
 from minimind.data.table import PairTable
 from minimind.data.table_build import TokenisingListener
@@ -45,10 +46,10 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
     Raises:
         DataError: a source cannot be used, or no pair of it can be trained on.
     """
-    settings = inputs.settings
+    settings, items = inputs.settings, items_of(inputs)
     data = settings.config.data
     tables, held_out = (
-        [tokenized_table(settings.config, inputs.tokenizer, source, listener) for source in find_sources(words)]
+        [tokenized_table(settings.config, inputs.tokenizer, source, listener, items) for source in find_sources(words)]
         for words in (data.data_path, plain_words(data.eval_data_path))
     )
     wrong = any(table.bad for table in (*tables, *held_out))
@@ -73,6 +74,11 @@ def load_pairs(inputs: Inputs, listener: TokenisingListener) -> LoadedPairs:
         held_out=narrow_held_out.tables if narrow_held_out else (),
         obstacles=tuple(obstacles),
     )
+
+
+def items_of(inputs: Inputs) -> Items:
+    """What the rows of the run become."""
+    return kind_of(inputs.settings.config).items(objective_of(inputs))
 
 
 def objective_of(inputs: Inputs) -> AnyObjective | None:

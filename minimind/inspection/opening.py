@@ -56,6 +56,8 @@ def open_inputs(settings: Settings, world: World) -> Inputs:
         generation = known.config.model.generation
         if source is not None or generation is not None:
             known = with_model_defaults(known, model_defaults(generation) if source is None else defaults_of(source))
+        if not known.config.data.data_path:
+            raise
         try:
             tokenizer = load_tokenizer(known.config, source)
             for words in (known.config.data.data_path, plain_words(known.config.data.eval_data_path)):

@@ -56,7 +56,7 @@ def measure_packing(
     Args:
         sampler: of the run.
         total_steps: global steps of the run; at least one.
-        inputs: (pairs, 2) tokens of both rows of each pair that the model reads.
+        inputs: (pairs, 2) tokens of both rows of each pair that the model reads; of rows that stand alone (rows, 1).
         packed: (pairs,) tokens of each pair in a pack.
         limit: --max_seq_len.
     """

@@ -1,6 +1,9 @@
 """What of tokenised pairs the statistics read: one array over all sources for each property.
 
 PairTable of each source -> gather -> PairArrays -> lengths.py, equal_pairs.py
+
+A row that stands alone is a pair whose second row is empty. A text that is split into several rows is one here, with
+the length of the whole.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.entries import TEXT
 from minimind.data.table import PairTable
 from minimind.data.tokens import WRONG
 
@@ -58,9 +62,21 @@ class PairArrays:
         return self._joined(lambda table: table.least_limits, np.int32)
 
     @property
+    def counted(self) -> Lengths:
+        """Tokens of each row that stands alone that count, as it is trained on, (n,)."""
+        return self._joined(_counted, np.int32)
+
+    @property
+    def rows(self) -> tuple[Lengths, ...]:
+        """Tokens of the rows of each pair, (n,) each: of both, or of that which stands alone."""
+        if all(table.is_pairs for table in self.tables):
+            return self.prompts + self.chosen, self.prompts + self.rejected
+        return (self.longest,)
+
+    @functools.cached_property
     def longest(self) -> Lengths:
         """Tokens of the longer row of each pair, (n,): the limit that keeps it whole."""
-        return self.prompts + np.maximum(self.chosen, self.rejected)
+        return self._joined(_longest, np.int32)
 
     def identity(self, part: int) -> NDArray[np.uint64]:
         """Hashes of all prompts (0), of all chosen (1) or of all rejected (2) answers, (n,)."""
@@ -81,12 +97,19 @@ class PairArrays:
 
 def selected(table: PairTable) -> Indices:
     """The pairs that are trained on."""
-    return table.selected
+    return table.selected[begins(table)[table.selected]]
 
 
 def right(table: PairTable) -> Indices:
     """The pairs that are not wrong, however long they are."""
-    return np.flatnonzero(table.cuts & WRONG == 0)
+    return np.flatnonzero((table.cuts & WRONG == 0) & begins(table))
+
+
+def begins(table: PairTable) -> NDArray[np.bool_]:
+    """Which entries are not a later piece of a text, (n,)."""
+    if not len(table.labels) or table.labels[0] != TEXT:
+        return np.ones(len(table.lines), np.bool_)
+    return table.identities[2::3] == 0
 
 
 def gather(tables: Sequence[PairTable], which: Callable[[PairTable], Indices]) -> PairArrays:
@@ -96,3 +119,17 @@ def gather(tables: Sequence[PairTable], which: Callable[[PairTable], Indices]) -
         which: `selected` or `right`.
     """
     return PairArrays(tables=tuple(tables), indices=tuple(which(table) for table in tables))
+
+
+def _longest(table: PairTable) -> NDArray[np.int64]:
+    lengths = table.full_lengths.reshape(-1, 2).max(1)
+    starts = np.flatnonzero(begins(table))
+    if len(starts) < len(lengths):
+        # The last token of a piece is the first of the next.
+        lengths[starts] = np.add.reduceat(lengths - 1, starts) + 1
+    return lengths
+
+
+def _counted(table: PairTable) -> NDArray[np.int64]:
+    # The second row of each is a token that does not count.
+    return np.add.reduceat(table.mask, table.offsets[:-1:2], dtype=np.int64)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 from minimind.inspection.answers import AnswerReport
 from minimind.inspection.cost import Cost
 from minimind.inspection.equal_pairs import EqualPairs
-from minimind.inspection.lengths import LengthBias, Lengths, LimitEffect
+from minimind.inspection.items import ITEMS, ItemKind
+from minimind.inspection.lengths import Distribution, LengthBias, LimitEffect
 from minimind.inspection.packing import Packing
 from minimind.inspection.rows import SourceReport
 from minimind.inspection.scores import ScoreReport
-from minimind.inspection.texts import PairTexts
+from minimind.inspection.texts import ItemTexts
 
 # Kinds of findings: the run would stop; worth a look before training; good to know.
 STOPS, WARNING, NOTE = "stops", "warning", "note"
@@ -34,16 +36,20 @@ class Report:
     """What was found out about the data of a run. Shares are of 1, lengths are in tokens, memory is in bytes.
 
     Attributes:
+        items: what is called a pair here: "pairs", "conversations", "texts".
         sources, eval_sources: rows of each source of training and of held-out pairs.
-        pairs, eval_pairs: pairs that are trained on, and held-out pairs.
+        pairs, eval_pairs: pairs that are trained on, and held-out pairs; of texts the rows that they make.
         max_seq_len: of the run; `enough_limit` keeps 99 % of the pairs whole, `whole_limit` all.
+        lengths: by name, see `ItemKind.charts`.
         limits: what each --max_seq_len would do.
+        bias: None if there are no two answers.
         scores: None if no pair has any.
         examples: pairs as the run sees them.
         findings: the most important first.
         command: trains on these pairs.
     """
 
+    items: str
     sources: tuple[SourceReport, ...]
     eval_sources: tuple[SourceReport, ...]
     pairs: int
@@ -51,17 +57,22 @@ class Report:
     max_seq_len: int
     enough_limit: int
     whole_limit: int
-    lengths: Lengths
+    lengths: Mapping[str, Distribution]
     limits: tuple[LimitEffect, ...]
-    bias: LengthBias
+    bias: LengthBias | None
     scores: ScoreReport | None
     equal: EqualPairs
     answers: AnswerReport
     packing: Packing
     cost: Cost
-    examples: tuple[PairTexts, ...]
+    examples: tuple[ItemTexts, ...]
     findings: tuple[Finding, ...]
     command: str
+
+    @property
+    def kind(self) -> ItemKind:
+        """How the items are called, and what is described of them."""
+        return ITEMS[self.items]
 
     @property
     def rows(self) -> int:

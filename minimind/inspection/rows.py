@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from minimind.data.messages import shown
 from minimind.data.reasons import by_reason
 from minimind.data.rows import BadRow
-from minimind.data.shapes import SHAPES
+from minimind.data.shapes import shape_named
 from minimind.data.sources import Content, RowError, Source
 from minimind.data.table import PairTable
 from minimind.errors import DataError
@@ -78,7 +78,7 @@ def describe_source(table: PairTable, pairs: int, messages: Iterable[str]) -> So
         rows=table.total_rows,
         pairs=pairs,
         selected=len(table),
-        shapes={SHAPES[name].title: number for name, number in table.shapes.items()},
+        shapes={shape_named(name).title: number for name, number in table.shapes.items()},
         refused=group_reasons(table.source, table.bad),
         refused_rows=len(table.bad),
         unused=dict(sorted(table.unused.items(), key=lambda item: -item[1])),

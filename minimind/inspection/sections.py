@@ -5,18 +5,19 @@ Report -> one function for each section -> Markup of its content
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from minimind.inspection.lengths import LengthBias
 from minimind.inspection.report import Report
 from minimind.inspection.scores import ScoreReport
-from minimind.inspection.texts import PairTexts, Run
 from minimind.pages.charts import Bar, Part, Series, bars, histogram
-from minimind.pages.markup import Markup, element, joined
+from minimind.pages.markup import Markup, element
 from minimind.pages.parts import note, table
 from minimind.pages.words import count, duration, gib, part, plural, share
 
 _CHOSEN, _REJECTED, _PLAIN, _KEPT, _CUT, _LOST = "#3b8d5b", "#d2694a", "#4c78a8", "#4c78a8", "#e3b34c", "#c8553d"
 _PREFIX, _PADDING = "#9ecae1", "#d5dbe1"
+_COLOURS = {"chosen": _CHOSEN, "rejected": _REJECTED}
 
 
 def findings(report: Report) -> Iterator[Markup]:
@@ -28,7 +29,7 @@ def findings(report: Report) -> Iterator[Markup]:
 def rows(report: Report) -> Iterator[Markup]:
     """The rows of each source, and what is refused."""
     yield table(
-        ["source", "#rows", "#refused", "#pairs", "#used", "shapes"],
+        ["source", "#rows", "#refused", f"#{report.kind.batch_of}", "#used", "shapes"],
         [
             [
                 f"{one.name}{note}",
@@ -56,25 +57,30 @@ def rows(report: Report) -> Iterator[Markup]:
 
 def lengths(report: Report) -> Iterator[Markup]:
     """Histograms of lengths, and what each limit does."""
-    found = report.lengths
-    answers = [Series(name="chosen", colour=_CHOSEN, histogram=found.chosen.histogram)]
-    answers.append(Series(name="rejected", colour=_REJECTED, histogram=found.rejected.histogram))
-    prompts = [Series(name="prompts", colour=_PLAIN, histogram=found.prompt.histogram)]
+    found, kind = report.lengths, report.kind
     yield element(
         "div",
-        element("figure", element("h3", "Prompts"), histogram(prompts, "tokens")),
-        element("figure", element("h3", "Answers"), histogram(answers, "tokens")),
+        *(
+            element(
+                "figure",
+                element("h3", chart.title),
+                histogram(
+                    [
+                        Series(name=name, colour=_COLOURS.get(name, _PLAIN), histogram=found[name].histogram)
+                        for name in chart.names
+                    ],
+                    "tokens",
+                ),
+            )
+            for chart in kind.charts
+        ),
         cls="columns",
     )
     yield table(
         ["tokens", "#mean", "#median", "#90 % up to", "#99 % up to", "#longest"],
         [
-            [name, f"{one.mean:.1f}", *(count(value) for value in (one.median, one.p90, one.p99, one.longest))]
-            for name, one in (
-                ("prompt", found.prompt),
-                ("chosen answer", found.chosen),
-                ("rejected answer", found.rejected),
-            )
+            [label, f"{one.mean:.1f}", *(count(value) for value in (one.median, one.p90, one.p99, one.longest))]
+            for label, one in ((label, found[name]) for name, label in kind.labels.items())
         ],
     )
     yield from _limits(report)
@@ -82,41 +88,45 @@ def lengths(report: Report) -> Iterator[Markup]:
 
 def _limits(report: Report) -> Iterator[Markup]:
     """What each limit does, as bars and as a table."""
-    yield element("h3", "What a --max_seq_len does to the pairs")
+    kind, splits = report.kind, report.limits[0].rows is not None
+    yield element("h3", f"What a --max_seq_len does to the {kind.items}")
+    names = ("whole", "split") if splits else ("whole", "cut", "lost")
+    values = [dict(zip(names, (one.whole, one.cut, one.lost), strict=False)) for one in report.limits]
     yield bars(
         [
             Bar(
                 label=count(one.limit) + (" (this run)" if one.limit == report.max_seq_len else ""),
-                parts=(
-                    Part(name="whole", colour=_KEPT, value=one.whole),
-                    Part(name="cut", colour=_CUT, value=one.cut),
-                    Part(name="lost", colour=_LOST, value=one.lost),
+                parts=tuple(
+                    Part(name=name, colour=colour, value=of_limit[name])
+                    for name, colour in zip(names, (_KEPT, _CUT, _LOST), strict=False)
                 ),
-                note=f"{share(one.whole / max(1, one.whole + one.cut + one.lost))} whole",
+                note=f"{share(one.whole / max(1, sum(of_limit.values())))} whole",
             )
-            for one in report.limits
+            for one, of_limit in zip(report.limits, values, strict=True)
         ]
     )
+    heads = ["#whole", "#split", "#rows"] if splits else ["#whole", "#cut at the end", "#lost", "#tokens left"]
     yield table(
-        ["#--max_seq_len", "#whole", "#cut at the end", "#lost"],
+        ["#--max_seq_len", *heads],
         [
             [
                 count(one.limit),
-                *(part(value, one.whole + one.cut + one.lost) for value in (one.whole, one.cut, one.lost)),
+                *(part(value, sum(of_limit.values())) for value in of_limit.values()),
+                share(one.kept) if one.rows is None else count(one.rows),
             ]
-            for one in report.limits
+            for one, of_limit in zip(report.limits, values, strict=True)
         ],
         marked=[one.limit == report.max_seq_len for one in report.limits],
     )
+    lost = "" if splits else f"A lost {kind.item} keeps {kind.keeps}. "
     yield note(
-        f"A lost pair keeps no difference that counts. --max_seq_len {report.whole_limit} keeps all pairs whole. "
-        "--on_long_row says what happens to the others."
+        f"{lost}--max_seq_len {report.whole_limit} keeps all {kind.items} whole. --on_long_row says what happens to "
+        "the others."
     )
 
 
-def bias(report: Report) -> Iterator[Markup]:
+def bias(one: LengthBias) -> Iterator[Markup]:
     """How much longer chosen is."""
-    one = report.bias
     pairs = one.longer + one.equal + one.shorter
     yield element(
         "p",
@@ -145,28 +155,31 @@ def scores(one: ScoreReport) -> Iterator[Markup]:
 
 def equal_pairs(report: Report) -> Iterator[Markup]:
     """Duplicates, contradictions and leaks."""
-    one, pairs = report.equal, report.pairs
+    one, kind = report.equal, report.kind
     listed = [
-        ("duplicates of an earlier pair", one.duplicates),
+        (f"duplicates of an earlier {kind.item}", one.duplicates),
         ("contradictions: another pair prefers the other answer", one.contradictions),
     ]
     if report.eval_sources:
-        listed.append(("prompts that the held-out pairs have too", one.leaked_prompts))
-        listed.append(("whole pairs that are held out too", one.leaked_pairs))
-    yield element("p", f"{count(pairs)} pairs have {count(one.prompts)} different prompts.")
+        listed.append((f"prompts that the held-out {kind.items} have too", one.leaked_prompts))
+        listed.append((f"whole {kind.items} that are held out too", one.leaked_pairs))
+    different = (
+        f"{count(one.prompts)} different prompts" if kind.has_prompts else f"{count(one.prompts)} different ones"
+    )
+    yield element("p", f"{count(one.pairs)} {kind.items} have {different}.")
     yield table(
-        ["", "#pairs", "the first of them"],
-        [[name, part(found.pairs, pairs), "; ".join(found.places)] for name, found in listed],
+        ["", f"#{kind.items}", "the first of them"],
+        [[name, part(found.pairs, one.pairs), "; ".join(found.places)] for name, found in listed if found is not None],
     )
     yield note("Messages are compared exactly: texts that differ in one character are different.")
 
 
 def answers(report: Report) -> Iterator[Markup]:
     """What a sample of answers says."""
-    one = report.answers
+    one, kind = report.answers, report.kind
     yield note(
-        f"Counted in {count(one.pairs)} of {count(report.pairs)} pairs, none of which is cut at its end. Scripts are "
-        "those of the letters and stand in for languages."
+        f"Counted in {count(one.pairs)} of {count(report.equal.pairs)} {kind.items}, none of which is cut at its end."
+        f"{kind.sampled} Scripts are those of the letters and stand in for languages."
     )
     if not one.pairs:
         return
@@ -174,56 +187,56 @@ def answers(report: Report) -> Iterator[Markup]:
         [
             Bar(
                 label=name,
-                parts=(
-                    Part(name="chosen", colour=_CHOSEN, value=chosen),
-                    Part(name="rejected", colour=_REJECTED, value=rejected),
+                parts=tuple(
+                    Part(name=half, colour=_COLOURS.get(half, _PLAIN), value=number)
+                    for half, number in zip(kind.halves, numbers, strict=True)
                 ),
-                note=f"{share(chosen / one.pairs)}, {share(rejected / one.pairs)}",
+                note=", ".join(share(number / one.pairs) for number in numbers),
             )
-            for name, (chosen, rejected) in one.scripts.items()
+            for name, numbers in one.scripts.items()
         ]
     )
-    names = ("empty", "one word", "reads like a refusal")
+    counted = {"empty": one.empty, "one word": one.one_word, "reads like a refusal": one.refusals}
     yield table(
-        ["answers", "#chosen", "#rejected"],
-        [
-            [name, *(part(value, one.pairs) for value in values)]
-            for name, values in zip(names, (one.empty, one.one_word, one.refusals), strict=True)
-        ],
+        [kind.answers, *(f"#{half}" for half in kind.halves)],
+        [[name, *(part(value, one.pairs) for value in values)] for name, values in counted.items() if values],
     )
-    yield note(f"In {part(one.other_script, one.pairs)} of the pairs the two answers are in different scripts.")
+    if one.other_script is not None:
+        yield note(f"In {part(one.other_script, one.pairs)} of the pairs the two answers are in different scripts.")
     if one.examples:
-        yield element("h3", "Chosen answers that read like refusals")
+        yield element("h3", f"{kind.learnt.capitalize()} that read like refusals")
         yield table(["where", "beginning"], [[example.place, example.text] for example in one.examples])
 
 
 def cost(report: Report) -> Iterator[Markup]:
     """What packing saves, and what the run needs."""
-    one, planned = report.packing, report.cost
+    one, planned, kind = report.packing, report.cost, report.kind
+    prefixes = Part(name="shared prefixes, computed once", colour=_PREFIX, value=one.unpadded - one.packed)
     yield bars(
         [
             Bar(
                 label="padded rows",
                 parts=(
                     Part(name="trained on", colour=_KEPT, value=one.packed),
-                    Part(name="shared prefixes, computed once", colour=_PREFIX, value=one.unpadded - one.packed),
+                    *([prefixes] if kind.has_two else []),
                     Part(name="padding, not computed", colour=_PADDING, value=one.padded - one.unpadded),
                 ),
                 note=f"{count(one.padded)} tokens",
             )
         ]
     )
+    by_prefixes = f"{share(one.saved_by_prefixes)} are saved by shared prefixes and " if kind.has_two else ""
     yield element(
         "p",
         f"A micro-batch has {count(one.packed)} packed tokens, at most {count(one.largest)}. Padded to its longest row "
-        f"it would have {count(one.padded)}: {share(one.saved_by_prefixes)} are saved by shared prefixes and "
-        f"{share(one.saved_by_no_padding)} by no padding. Padded to --max_seq_len, as MiniMind does, it would have "
+        f"it would have {count(one.padded)}: {by_prefixes}{share(one.saved_by_no_padding)} "
+        f"{'' if by_prefixes else 'are saved '}by no padding. Padded to --max_seq_len, as MiniMind does, it would have "
         f"{count(one.padded_to_limit)}. Means over the {count(one.micro_batches)} micro-batches of "
         f"{count(one.steps)} steps.",
     )
     over = f"{plural(planned.epochs, 'epoch')}, {plural(planned.ranks, 'rank')}"
     lines = [
-        ["global steps", f"{count(planned.steps)} of {planned.global_batch} pairs ({over})"],
+        ["global steps", f"{count(planned.steps)} of {planned.global_batch} {kind.batch_of} ({over})"],
         ["tokens to train on", f"{count(planned.tokens)} packed, {count(planned.row_tokens)} in rows"],
         ["memory of a rank", memory_text(report)],
         ["time", time_text(report)],
@@ -237,8 +250,8 @@ def memory_text(report: Report) -> str:
     if memory is None:
         return f"not planned: {report.cost.no_memory}"
     return (
-        f"up to {gib(memory.peak)} GiB with these pairs, {gib(memory.peak_at_limit)} GiB if all rows had --max_seq_len "
-        f"tokens; {memory.device} has {gib(memory.available)} GiB"
+        f"up to {gib(memory.peak)} GiB with these {report.kind.items}, {gib(memory.peak_at_limit)} GiB if all rows had "
+        f"--max_seq_len tokens; {memory.device} has {gib(memory.available)} GiB"
     )
 
 
@@ -247,33 +260,3 @@ def time_text(report: Report) -> str:
     if report.cost.seconds is None:
         return "not planned: give the rate that an earlier run logged, --tokens_per_second"
     return f"{duration(report.cost.seconds)} at the given rate, without evaluation and saving"
-
-
-def examples(report: Report) -> Iterator[Markup]:
-    """Pairs as they will be trained on."""
-    yield element(
-        "p",
-        "Rendered by the run's template and tokenizer, cut to its limit. The loss counts the tokens that are marked: ",
-        element("mark", "chosen"),
-        " ",
-        element("mark", "rejected", cls="rejected"),
-        ".",
-    )
-    for number, one in enumerate(report.examples):
-        yield _example(one, is_open=number == 0)
-
-
-def _example(one: PairTexts, *, is_open: bool) -> Markup:
-    title = f"{one.place}: {count(one.tokens[0])} tokens chosen, {count(one.tokens[1])} rejected"
-    halves = [
-        element("div", element("h3", name), element("div", *_runs(runs, half), cls="text"))
-        for name, runs, half in (("Chosen", one.chosen, ""), ("Rejected", one.rejected, "rejected"))
-    ]
-    prompt = joined(element("h3", "Prompt, in both rows"), element("div", *_runs(one.prompt, ""), cls="text"))
-    content = element("div", prompt, element("div", *halves, cls="columns"))
-    return element("details", element("summary", title), content, open="" if is_open else None)
-
-
-def _runs(runs: Sequence[Run], half: str) -> Iterator[Markup]:
-    for run in runs:
-        yield element("mark", run.text, cls=half or None) if run.counts else joined(run.text)

@@ -1,9 +1,10 @@
-"""Splits held-out pairs off, by prompt: no prompt is on both sides.
+"""Splits held-out rows off, by prompt, or by text: no prompt is on both sides.
 
     sources -> prompt of each row -> choose_prompts -> train.jsonl of each source, eval.jsonl
 
-Which prompts are held out depends on the seed and the prompts alone, not on the order of rows or on the number of
-sources. Rows are copied as they are; rows of other files than JSON become one line of JSON each.
+The prompt of a conversation is what comes before its first answer; a text is a prompt as a whole here. Which prompts
+are held out depends on the seed and the prompts alone, not on the order of rows or on the number of sources. Rows are
+copied as they are; rows of other files than JSON become one line of JSON each.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from minimind.data.identity import identity_of
-from minimind.data.shapes import ShapeOptions, parse_rows
+from minimind.data.entries import entry_of
+from minimind.data.shapes import ShapeOptions, parse_items
 from minimind.data.sources import Content, RowError, Source
 from minimind.durable import whole_file
 from minimind.errors import ConfigError, DataError
@@ -64,7 +65,7 @@ def split_rows(
     Rows that cannot be read stay with the others, so that the run refuses them as before.
 
     Args:
-        shapes: how the rows of each source are read.
+        shapes: how the rows of each source are read, and what they become.
         words: all words of the chat template's source.
         share: of the prompts that is held out.
         seed: chooses the prompts.
@@ -155,15 +156,15 @@ def _paths(sources: Sequence[Source], folder: Path) -> tuple[list[Path], Path]:
 
 
 def _prompts(source: Source, options: ShapeOptions, words: frozenset[str]) -> Hashes:
-    """The prompt of each row of a source; _NO_PROMPT for rows without a pair."""
+    """The prompt of each row of a source; _NO_PROMPT for rows that cannot be read."""
     found = array.array("Q")
     for _, content in source.rows():
         try:
-            pairs = [] if isinstance(content, RowError) else parse_rows(content, options)
+            items = [] if isinstance(content, RowError) else parse_items(content, options)
         except RowError:
-            pairs = []
+            items = []
         # All pairs of a row answer the same prompt.
-        found.append(identity_of(pairs[0], words)[0] if pairs else _NO_PROMPT)
+        found.append(entry_of(items[0], words).identity[0] if items else _NO_PROMPT)
     return np.frombuffer(found, np.uint64) if found else np.empty(0, np.uint64)
 
 

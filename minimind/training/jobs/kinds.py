@@ -48,7 +48,7 @@ class JobKind:
     Attributes:
         choose: settings, defaults of the model (None if it is not known) -> settings with what the objective implies,
             and the objective. Raises ConfigError if flags of the objective are wrong.
-        items: objective -> what rows become.
+        items: objective, or None if its flags are wrong -> what rows become.
         make: objective, parts -> the job of one table.
         metrics: objective -> names of the metrics of its job beside the losses.
         default_options: name of an objective -> its options where no flag gives them. A checkpoint that was written
@@ -96,8 +96,8 @@ def with_labelled_turns(settings: Settings[DPOConfig], objective: Objective) -> 
     return settings.with_values({"last_turn_only": True}, f"--loss {objective.name}")
 
 
-def _items_of_pair_loss(objective: Objective) -> Items:
-    if Need.LABELS not in objective.needs:
+def _items_of_pair_loss(objective: Objective | None) -> Items:
+    if objective is None or Need.LABELS not in objective.needs:
         return Items.PAIRS
     return Items.MISMATCHED if Need.MISMATCHED in objective.needs else Items.ANSWERS
 

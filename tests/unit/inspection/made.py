@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from minimind.data.entries import TEXT
 from minimind.data.sources.source import LINE, Source
 from minimind.data.table import PairTable
 from minimind.inspection.answers import AnswerReport, Refusal
 from minimind.inspection.cost import Cost, Memory
 from minimind.inspection.equal_pairs import EqualPairs, Found
-from minimind.inspection.lengths import Distribution, LengthBias, Lengths, LimitEffect
+from minimind.inspection.items import ITEMS
+from minimind.inspection.lengths import Distribution, LengthBias, LimitEffect
 from minimind.inspection.packing import Packing
 from minimind.inspection.pairs import PairArrays, gather, right
 from minimind.inspection.report import NOTE, STOPS, WARNING, Finding, Report
 from minimind.inspection.rows import RefusedRows, SourceReport
 from minimind.inspection.scores import GapEffect, ScoreReport
-from minimind.inspection.texts import PairTexts, Run
+from minimind.inspection.texts import ItemTexts, Run
 from minimind.pages.charts import Histogram
 from tests.unit.data.tables import table_of
 
@@ -42,6 +44,21 @@ def made_table(
         prompt_lengths=np.array([prompt for prompt, _, _ in pairs], np.int64),
         least_limits=np.array(least if least is not None else [prompt + 1 for prompt, _, _ in pairs], np.int64),
         identities=table.identities if identities is None else np.array(identities, np.uint64).ravel(),
+    )
+
+
+def made_texts(*lengths: int, limit: int | None = None) -> PairTable:
+    """A table of texts in lines 1, 2, ..., given as their tokens, in rows of at most `limit` tokens."""
+    pieces = [
+        (line, piece, min(limit or length, length - start))
+        for line, length in enumerate(lengths, start=1)
+        for piece, start in enumerate(range(0, max(1, length - 1), (limit or max(2, length)) - 1))
+    ]
+    table = made_table(*((1, tokens - 1, 0) for _, _, tokens in pieces), lines=[line for line, _, _ in pieces])
+    return dataclasses.replace(
+        table,
+        labels=np.full(len(pieces), TEXT, np.uint8),
+        identities=np.array([(line, line, piece) for line, piece, _ in pieces], np.uint64).ravel(),
     )
 
 
@@ -68,6 +85,7 @@ def made_report(text: str = "text", **changes) -> Report:
         messages=(f"not used: {text}",),
     )
     report = Report(
+        items="pairs",
         sources=(source,),
         eval_sources=(dataclasses.replace(source, rows=4, refused=(), messages=()),),
         pairs=6,
@@ -75,8 +93,11 @@ def made_report(text: str = "text", **changes) -> Report:
         max_seq_len=128,
         enough_limit=256,
         whole_limit=300,
-        lengths=Lengths(prompt=lengths, chosen=lengths, rejected=lengths),
-        limits=(LimitEffect(limit=128, whole=5, cut=2, lost=1), LimitEffect(limit=512, whole=8, cut=0, lost=0)),
+        lengths={"prompt": lengths, "chosen": lengths, "rejected": lengths},
+        limits=(
+            LimitEffect(limit=128, whole=5, cut=2, lost=1, kept=0.75),
+            LimitEffect(limit=512, whole=8, cut=0, lost=0, kept=1.0),
+        ),
         bias=LengthBias(
             mean_difference=-3.25,
             median_difference=-1,
@@ -97,6 +118,7 @@ def made_report(text: str = "text", **changes) -> Report:
             effects=(GapEffect(gap=0, left=4), GapEffect(gap=0.5, left=3)),
         ),
         equal=EqualPairs(
+            pairs=6,
             prompts=5,
             duplicates=found,
             contradictions=found,
@@ -125,11 +147,46 @@ def made_report(text: str = "text", **changes) -> Report:
             no_memory="",
             seconds=None,
         ),
-        examples=(PairTexts(place=f"{text}, line 1", prompt=runs, chosen=runs, rejected=runs, tokens=(9, 8)),) * 2,
+        examples=(
+            ItemTexts(
+                place=f"{text}, line 1",
+                parts={"prompt": runs, "chosen": runs, "rejected": runs},
+                tokens={"chosen": 9, "rejected": 8},
+            ),
+        )
+        * 2,
         findings=tuple(Finding(kind=kind, text=f"{kind}: {text}") for kind in (STOPS, WARNING, NOTE)),
         command=f"    deepspeed --data_path '{text}'",
     )
     return dataclasses.replace(report, **changes)
+
+
+def made_report_of(items: str, text: str = "text") -> Report:
+    """The same of conversations or texts: what they do not have is None."""
+    made, kind = made_report(text), ITEMS[items]
+    (length, *_), runs = made.lengths.values(), made.examples[0].parts["chosen"]
+    return dataclasses.replace(
+        made,
+        items=items,
+        lengths=dict.fromkeys(kind.labels, length),
+        limits=made.limits if kind.replies else (LimitEffect(limit=128, whole=5, cut=3, lost=0, rows=12, kept=1.0),),
+        bias=None,
+        scores=None,
+        equal=dataclasses.replace(
+            made.equal, contradictions=None, leaked_prompts=made.equal.leaked_prompts if kind.has_prompts else None
+        ),
+        answers=dataclasses.replace(
+            made.answers,
+            scripts={"Latin": (4,), "Chinese": (2,)},
+            other_script=None,
+            empty=(1,),
+            one_word=(2,),
+            refusals=(3,) if kind.replies else (),
+            examples=made.answers.examples if kind.replies else (),
+        ),
+        packing=dataclasses.replace(made.packing, unpadded=made.packing.packed),
+        examples=(ItemTexts(place=f"{text}, line 1", parts={kind.item: runs}, tokens={kind.item: 9}),),
+    )
 
 
 class Page(HTMLParser):

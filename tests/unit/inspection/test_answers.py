@@ -6,6 +6,7 @@ import pytest
 
 from minimind.data.scripts import CHINESE, LATIN, NONE
 from minimind.inspection.answers import Refusal, is_refusal, read_sample, said
+from minimind.inspection.items import ITEMS
 
 
 def test_counts_over_a_sample():
@@ -15,7 +16,7 @@ def test_counts_over_a_sample():
         ("line 3", ("好的！马喜欢吃干草。", "Look it up yourself.")),
         ("line 4", ("<think>\n\n</think>\n\n42", "As an AI language model, I have no opinion.")),
     ]
-    found = read_sample(iter(sample))
+    found = read_sample(iter(sample), ITEMS["pairs"])
     assert found.pairs == 4
     assert found.scripts == {CHINESE: (1, 0), LATIN: (2, 3), NONE: (1, 1)}
     # The answers of line 3 are in two scripts; a number and an empty answer have none.
@@ -45,6 +46,17 @@ def test_refusals(answer, expected):
 
 
 def test_examples_are_few():
-    found = read_sample((f"line {number}", ("I cannot.", "Yes.")) for number in range(50))
+    found = read_sample(((f"line {number}", ("I cannot.", "Yes.")) for number in range(50)), ITEMS["pairs"])
     assert found.refusals == (50, 0)
     assert [one.place for one in found.examples] == [f"line {number}" for number in range(5)]
+
+
+def test_answers_that_stand_alone_and_texts():
+    sample = [("line 1", ("<think>hm</think>I cannot.",)), ("line 2", ("好的！马喜欢吃干草。",)), ("line 3", ("",))]
+    found = read_sample(iter(sample), ITEMS["conversations"])
+    assert found.scripts == {CHINESE: (1,), LATIN: (1,), NONE: (1,)}
+    assert (found.empty, found.refusals, found.other_script) == ((1,), (1,), None)
+    assert [one.place for one in found.examples] == ["line 1"]
+    # A text is no answer: nothing of it is left out, and nothing refuses.
+    found = read_sample(iter(sample), ITEMS["texts"])
+    assert (found.empty, found.refusals, found.examples) == ((1,), (), ())

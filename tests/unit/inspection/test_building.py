@@ -9,7 +9,7 @@ import pytest
 from minimind import demo
 from minimind.inspection.command import prepare_data
 from minimind.inspection.report import STOPS
-from tests.conftest import pair
+from tests.conftest import conversation, pair
 
 
 @pytest.fixture
@@ -46,6 +46,77 @@ def test_statistics_are_those_of_the_pairs(report):
     assert [one.place.rsplit(" ", 1)[1] for one in found.examples] == ["1", "2", "3", "4"]
     assert found.cost.memory.peak > 0
     assert "--on_bad_row skip" in found.command
+
+
+TURNS = [
+    {"conversations": conversation("2 + 2?", "It is 4.")},
+    {"conversations": conversation("2 + 2?", "It is 4.")},
+    {"conversations": conversation("2 + 2?", "I cannot say.", "And now?", "4")},
+    {"instruction": "Why? " * 100, "output": "So."},
+    {"conversations": conversation("Hi", "")},
+    {"conversations": [], "label": True},
+]
+
+
+def test_conversations_have_the_statistics_that_they_can_have(report, capsys):
+    found = report("--job", "sft", "--max_seq_len", "64", "--on_long_row", "cut", rows=TURNS)
+    (source,) = found.sources
+    assert (source.rows, source.pairs, source.selected) == (6, 5, 4)
+    assert source.shapes == {"a conversation": 4, "Alpaca": 1}
+    assert [one.first for one in source.refused] == ["line 6"]
+    assert (found.items, found.pairs, found.bias, found.scores) == ("conversations", 4, None, None)
+    assert list(found.lengths) == ["whole", "counted"]
+    assert found.lengths["whole"].longest > 200
+    effect = next(effect for effect in found.limits if effect.limit == 64)
+    assert (effect.whole, effect.cut, effect.lost, effect.rows) == (4, 0, 1, None)
+    assert 0 < effect.kept < 0.5
+    equal = found.equal
+    assert (equal.pairs, equal.prompts, equal.duplicates.pairs, equal.contradictions) == (4, 2, 1, None)
+    # The last answer of each: It is 4., twice; 4; and an empty one.
+    answers = found.answers
+    assert (answers.pairs, answers.one_word, answers.empty, answers.refusals) == (4, (1,), (1,), (0,))
+    assert [list(one.parts) for one in found.examples] == [["conversation"]] * 4
+    counts = "".join(run.text for run in found.examples[2].parts["conversation"] if run.counts)
+    assert counts == "I cannot say.<|im_end|>\n4<|im_end|>\n"
+    assert (found.cost.steps, found.cost.global_batch) == (4, 2)
+    assert found.cost.row_tokens == found.cost.tokens + 4 * 2
+    assert found.cost.memory.peak > 0
+    assert found.command.startswith("    deepspeed --num_gpus 1 launch/train_sft.py")
+
+
+TEXTS = [{"text": "Horses eat hay. " * 20}, {"text": "Rain."}, {"text": "Rain."}, {"text": " "}, {"txt": "?"}]
+
+
+@pytest.mark.parametrize("policy", ["split", "cut"])
+def test_texts_are_counted_as_wholes_and_rows_as_they_are_trained_on(report, policy):
+    flags = ("--job", "pretrain", "--max_seq_len", "32", "--on_long_row", policy, "--accumulation_steps", "1")
+    found = report(*flags, rows=TEXTS)
+    (source,) = found.sources
+    tokens = found.lengths["whole"].longest
+    pieces = -(-(tokens - 1) // 31)
+    assert pieces > 2
+    assert [one.first for one in source.refused] == ["line 4", "line 5"]
+    assert source.refused[0].reason == "the text is empty"
+    assert source.rows == 5
+    assert found.pairs == (2 + pieces if policy == "split" else 3)
+    effect = next(effect for effect in found.limits if effect.limit == 32)
+    assert (effect.whole, effect.cut, effect.lost) == (2, 1, 0)
+    if policy == "split":
+        assert (effect.rows, effect.kept) == (found.pairs, 1.0)
+        assert "row 2 of it" in found.examples[1].place
+    else:
+        kept = 32 + 2 * (found.lengths["whole"].median)
+        assert (effect.rows, effect.kept) == (None, pytest.approx(kept / (tokens + 2 * found.lengths["whole"].median)))
+    equal = found.equal
+    assert (equal.pairs, equal.prompts, equal.duplicates.pairs, equal.leaked_prompts) == (3, 2, 1, None)
+    assert equal.duplicates.places[0].endswith(
+        "line 3, repeats " + equal.duplicates.places[0].split(", line")[0] + ", line 2"
+    )
+    assert found.answers.refusals == ()
+    # A text that is cut is not read; the first row of one that is split is.
+    assert (found.answers.pairs, found.answers.one_word) == ((3, (2,)) if policy == "split" else (2, (2,)))
+    first = found.examples[0].parts["text"]
+    assert [run.counts for run in first] == [False, True]
 
 
 def test_answers_that_were_cut_are_not_read(report):

@@ -8,8 +8,8 @@ import unicodedata
 import pytest
 
 from minimind.inspection.console import console_text
-from minimind.inspection.texts import PairTexts, Run
-from tests.unit.inspection.made import HOSTILE, made_report
+from minimind.inspection.texts import ItemTexts, Run
+from tests.unit.inspection.made import HOSTILE, made_report, made_report_of
 
 
 def width(line: str) -> int:
@@ -18,9 +18,8 @@ def width(line: str) -> int:
 
 def with_pair(prompt: str, answer: str):
     runs = (Run(text=answer, counts=True), Run(text="<end>", counts=False))
-    one = PairTexts(
-        place="a, line 1", prompt=(Run(text=prompt, counts=False),), chosen=runs, rejected=runs, tokens=(1, 1)
-    )
+    parts = {"prompt": (Run(text=prompt, counts=False),), "chosen": runs, "rejected": runs}
+    one = ItemTexts(place="a, line 1", parts=parts, tokens={"chosen": 1, "rejected": 1})
     return dataclasses.replace(made_report(), examples=(one,))
 
 
@@ -51,9 +50,10 @@ def test_numbers():
     for expected in (
         "text: 10 rows (MiniMind's), 2 refused, 6 of 8 pairs used",
         "text (held out): 4 rows",
-        "prompts       12.5      11      40       64  █▃ ▆",
+        "prompt        12.5      11      40       64  █▃ ▆",
         "--max_seq_len      128*      512",
         "whole            62.5 %    100 %",
+        "tokens left        75 %    100 %",
         "chosen -3.2 tokens on average; longer in 25 %, as long in 12.5 %; “longer wins” is right for 31.2 %",
         "5 prompts, 2 duplicates, 2 contradictions; held out too: 2 prompts, 0 pairs",
         "of 6 chosen: Latin 66.7 %, Chinese 33.3 %; 0 empty, 2 of one word, 1 (16.7 %) like refusals",
@@ -62,3 +62,34 @@ def test_numbers():
         "- note: text",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        (
+            "conversations",
+            [
+                "5 prompts, 2 duplicates; held out too: 2 prompts, 0 conversations",
+                "of 6 answers: Latin 66.7 %, Chinese 33.3 %; 1 empty, 2 of one word, 3 (50 %) like refusals",
+                "3 steps of 4 conversations",
+                "lost             12.5 %      0 %",
+            ],
+        ),
+        (
+            "texts",
+            [
+                "5 texts, 2 duplicates; held out too: 0 texts",
+                "of 6 texts: Latin 66.7 %, Chinese 33.3 %; 1 empty, 2 of one word\n",
+                "3 steps of 4 rows",
+                "rows                 12",
+            ],
+        ),
+    ],
+)
+def test_rows_that_stand_alone(items, expected):
+    text = console_text(made_report_of(items), colours=False)
+    assert [line for line in expected if line not in text] == []
+    assert "instead of 100 padded: no padding saves 50 %" in text
+    assert "First row    text, line 1; what counts is in [[ ]]\n                         text asks[[text says]]" in text
+    assert [word for word in ("Length bias", "pair", "contradiction", "prefix", "chosen") if word in text] == []

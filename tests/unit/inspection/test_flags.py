@@ -65,9 +65,24 @@ def test_an_incomplete_launch_is_an_error():
         ranks_of(dataclasses.replace(own, nodes=None), {"RANK": "0"})
 
 
-@pytest.mark.parametrize(("job", "script"), [("sft", "launch/train_sft.py"), ("pretrain", "launch/pretrain.py")])
-def test_data_of_other_jobs_have_no_report(job, script):
-    with pytest.raises(ConfigError, match=f"--job {job}: this report describes pairs. {script} itself says"):
-        read_flags(["--job", job, "--data_path", "rows.jsonl"])
-    own, _ = read_flags(["--job", "dpo"])
+@pytest.mark.parametrize(("job", "limit"), [("dpo", 1024), ("sft", 768), ("pretrain", 340)])
+def test_each_job_has_its_own_flags_and_defaults(job, limit):
+    own, settings = read_flags(["--job", job, "--data_path", "rows.jsonl"])
     assert not hasattr(own, "job")
+    assert (settings.config.name, settings.config.data.max_seq_len) == (job, limit)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("--job sft --beta 0.1", "unrecognized argument: --beta"),
+        ("--job pretrain --chat_template x", "unrecognized argument: --chat_template"),
+        ("--job sft --eval_share 0.1", "--eval_share needs --data_path"),
+        ("--job pretrain --data_path a --max_steps 5 --streaming 1", "--streaming 1: a report is about all rows"),
+    ],
+)
+def test_wrong_flags_of_other_jobs(flags, problem):
+    with pytest.raises(ConfigError) as raised:
+        read_flags(flags.split())
+    assert problem in str(raised.value)
+    assert "demo" not in str(raised.value)

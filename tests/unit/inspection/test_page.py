@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minimind.inspection.page import page
-from tests.unit.inspection.made import HOSTILE, Page, made_report
+from tests.unit.inspection.made import HOSTILE, Page, made_report, made_report_of
 
 
 def test_hostile_texts_stay_texts():
@@ -38,3 +38,16 @@ def test_the_page_needs_no_other_file():
 @pytest.mark.parametrize("title", ["Rows", "Lengths", "Length bias", "Equal pairs", "Answers", "The run"])
 def test_sections(title):
     assert title in Page(page(made_report())).texts
+
+
+@pytest.mark.parametrize(
+    ("items", "titles"),
+    [
+        ("conversations", ["Conversations before training", "Equal conversations", "Answers"]),
+        ("texts", ["Texts before training", "Equal texts", "Texts", "rows to train on"]),
+    ],
+)
+def test_other_jobs_have_the_sections_that_are_about_their_rows(items, titles):
+    shown = Page(page(made_report_of(items))).texts
+    assert [title for title in titles if title not in shown] == []
+    assert not {"Length bias", "Scores", "Equal pairs", "right by “longer wins”"}.intersection(shown)

@@ -15,5 +15,5 @@ def test_json_has_every_attribute():
     assert read["sources"][0]["refused"] == [
         {"reason": "bad 文", "rows": 2, "first": "lines 1, 2", "excerpt": "row 文"}
     ]
-    assert read["examples"][0]["chosen"][1] == {"text": "文 says", "counts": True}
+    assert read["examples"][0]["parts"]["chosen"][1] == {"text": "文 says", "counts": True}
     assert (made.rows, made.refused_rows) == (10, 2)

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from minimind.data.shapes import ShapeOptions, parse_rows
+from minimind.data.shapes import Items, ShapeOptions, parse_rows
 from minimind.data.sources import RowError, open_source
 from minimind.errors import ConfigError
 from minimind.inspection.splitting import Split, choose_prompts, one_line, split_rows
-from tests.conftest import pair
+from tests.conftest import conversation, pair
 
 WORDS = frozenset({"role", "content"})
 # 40 prompts, of which every second one has two rows, not next to each other.
@@ -140,3 +140,21 @@ def test_a_failed_split_leaves_no_file_behind(split, write_rows, tmp_path, monke
     with pytest.raises(ZeroDivisionError):
         split(path)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("items", "row"),
+    [
+        (Items.CONVERSATIONS, lambda prompt, last: {"conversations": conversation(prompt, last)}),
+        (Items.TEXTS, lambda prompt, last: {"text": prompt, "note": last}),
+    ],
+)
+def test_rows_that_stand_alone_are_split_by_their_beginning_or_as_wholes(tmp_path, write_rows, items, row):
+    rows = [row(f"Number {i}?", last) for i in range(12) for last in ("Yes.", "No!")]
+    path = write_rows(*rows, "{broken")
+    options = [ShapeOptions(items=items)]
+    done = split_rows([open_source(path)], options, WORDS, share=0.25, seed=1, folder=tmp_path / "out")
+    assert (done.prompts, done.eval_prompts, done.eval_rows, done.train_rows) == (12, 3, 6, 19)
+    held_out = [json.loads(line) for line in done.evaluation.read_bytes().splitlines()]
+    # Both rows of a prompt are on one side.
+    assert Counter(json.dumps(one).replace("Yes.", "No!") for one in held_out).most_common()[-1][1] == 2
