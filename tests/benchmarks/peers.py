@@ -104,6 +104,10 @@ def _trl_adapters() -> dict[str, Peer]:
     return peers
 
 
+def _float32(peer: Peer) -> Peer:
+    return dataclasses.replace(peer, options={**peer.options, "dtype": "float32"}, dtype="float32")
+
+
 PEERS: dict[str, Peer] = {
     "ours": _ours(),
     "ours-fp32": dataclasses.replace(_ours(dtype="float32"), dtype="float32"),
@@ -120,9 +124,8 @@ PEERS: dict[str, Peer] = {
     **_trl(),
     **_trl_adapters(),
     # Without bfloat16 instructions TRL is faster in float32.
-    "trl-fp32": dataclasses.replace(
-        _trl()["trl"], options={**_trl()["trl"].options, "dtype": "float32"}, dtype="float32"
-    ),
+    "trl-fp32": _float32(_trl()["trl"]),
+    "trl-lora-fp32": _float32(_trl_adapters()["trl-lora"]),
 }
 
 
@@ -207,7 +210,8 @@ def _run(peer: Peer, task: Task, command: list[str], timeout: float) -> None:
         **os.environ,
         FOLDER: str(task.path),
         "OMP_NUM_THREADS": str(1 if peer.bound else max(1, CORES // max(1, peer.ranks))),
-        "PYTHONPATH": str(REPO),
+        # The user's own folders after this one: a peer may lie in one, out of the virtual environment.
+        "PYTHONPATH": os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PATH": f"{binaries}:{os.environ['PATH']}",
     }
     if peer.bound:

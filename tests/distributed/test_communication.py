@@ -6,6 +6,7 @@ parameters, 2 P; ZeRO-3 gathers parameters twice and scatters gradients, 3 P; th
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,10 @@ if not quantization_obstacle(torch.device("cpu"), torch.bfloat16):
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """By ranks and name, each rank's measured and planned volumes, in parameters; one launch a number of ranks."""
-    found: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    for ranks in (2, 4):
+    """Makes, for a number of ranks, each rank's measured and planned volumes in parameters by name: one launch."""
+
+    @functools.cache
+    def on(ranks: int) -> dict[str, list[tuple[float, float]]]:
         cases = [
             {"name": name, "file": file, "dtype": "bfloat16", "micro_batches": batches, "zero": zero, "asks": "sent"}
             for (on, name), (file, batches, zero, _) in CASES.items()
@@ -59,24 +61,34 @@ def answers(tmp_path_factory):
         if ranks == 2:
             shared = {"dtype": "bfloat16", "micro_batches": 2, "zero": SHARDED, "asks": "sent", "rank": 16}
             cases += [{**shared, "name": k, "file": file, "quantize": q} for k, (file, q) in ADAPTED.items()]
+        found: dict[str, list[tuple[float, float]]] = {}
         for answer in measured(tmp_path_factory.mktemp("communication"), ranks, cases):
             unit = 2 * answer["parameters"] * (ranks - 1) / ranks
             volumes = (answer["sent"] / unit, answer["plan_sent"] / unit)
-            found.setdefault((ranks, answer["case"]["name"]), []).append(volumes)
-    return found
+            found.setdefault(answer["case"]["name"], []).append(volumes)
+        return found
+
+    return on
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}, {case[0]} ranks")
-def test_step_sends_the_volume_of_the_theory_and_of_the_plan(case, answers):
-    assert len(answers[case]) == case[0]
-    for sent, planned in answers[case]:
-        assert sent == pytest.approx(CASES[case][-1], rel=0.05)
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [
+        pytest.param(*case, marks=[pytest.mark.long] if case[0] > 2 else [], id=f"{case[1]}, {case[0]} ranks")
+        for case in CASES
+    ],
+)
+def test_step_sends_the_volume_of_the_theory_and_of_the_plan(ranks, name, answers):
+    found = answers(ranks)[name]
+    assert len(found) == ranks
+    for sent, planned in found:
+        assert sent == pytest.approx(CASES[ranks, name][-1], rel=0.05)
         assert planned == pytest.approx(sent, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_step_of_adapters_sends_the_volume_of_the_plan(name, answers):
-    for sent, planned in answers[2, name]:
+    for sent, planned in answers(2)[name]:
         assert planned == pytest.approx(sent, rel=0.01)
         # In 4 bits, 0.28 of the linear layers' volume; in ZeRO-2 2 x adapters.
         assert sent < {"lora zero2": 0.5, "lora zero3": 5.6, "nf4 zero3": 2.9}[name]

@@ -33,7 +33,7 @@ def test_error_on_one_rank_alone_ends_the_launch(tmp_path):
 
 
 def test_error_that_is_not_the_users_ends_a_rank_at_once_with_its_traceback():
-    done = launch("tests/distributed/workers/failing.py", "crash", ranks=2, launcher=True)
+    done = launch("tests/distributed/workers/failing.py", "crash", ranks=2)
     assert done.status == CRASHED
     assert done.output.count("On rank 1:\nTraceback") == 1
     error = "ZeroDivisionError: integer division or modulo by zero"
@@ -50,7 +50,7 @@ def test_different_devices_are_an_error_before_the_process_group_is_made():
 
 
 def test_rank_killed_after_the_last_step_is_named():
-    done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2, launcher=True)
+    done = launch("tests/distributed/workers/failing.py", "killed_at_the_end", ranks=2)
     assert done.status != 0
     assert "LaunchError: rank 0 (process" in done.output
     assert "is lost: " in done.output

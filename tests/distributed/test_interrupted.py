@@ -169,6 +169,7 @@ def test_signal_before_the_first_step_ends_the_run_with_nothing_saved(number, to
     assert not (tmp_path / "checkpoints/latest").exists()
 
 
+@pytest.mark.long
 def test_second_ctrl_c_ends_the_run_at_once():
     with Running("interrupted", script="tests/distributed/workers/hanging.py") as run:
         run.wait_for(lambda: len(run.ranks) == 2 and run.output.count("in a long step") == 2)

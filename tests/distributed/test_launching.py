@@ -75,7 +75,7 @@ def test_failed_rank_ends_the_others_and_gives_the_status(launcher):
     assert "rank 0 has received SIGTERM" in done.output
 
 
-@pytest.mark.parametrize("launcher", [False, True])
+@pytest.mark.parametrize("launcher", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_exception_is_printed_and_gives_status_1(launcher):
     done = launch(SMALL, "crash", launcher=launcher)
     assert done.status == 1

@@ -39,7 +39,20 @@ def run(folder, data, ranks, config, *split, loss=LOSS):
     return [*metrics(folder), *metrics(folder, "eval/loss")]
 
 
-def test_the_split_of_the_global_batch_does_not_matter(tmp_path):
+# Ranks, file, and flags of the other splits of a global batch of 8 pairs; CACHE stands for a folder.
+CACHE = "CACHE"
+SPLITS = (
+    (2, "zero2", ("--batch_size", 4)),
+    (2, "zero3", ("--batch_size", 4, "--micro_batch_tokens", 150, "--reference", "cached", "--cache_dir", CACHE)),
+)
+MORE_SPLITS = (
+    (1, "zero2", ("--batch_size", 2, "--accumulation_steps", 4)),
+    (2, "zero3", ("--batch_size", 2, "--accumulation_steps", 2)),
+)
+
+
+@pytest.mark.parametrize("splits", [SPLITS, pytest.param(MORE_SPLITS, marks=pytest.mark.long)], ids=["two", "others"])
+def test_the_split_of_the_global_batch_does_not_matter(splits, tmp_path):
     data = tmp_path / "pairs.jsonl"
     lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines()[:35]
     rows = [
@@ -50,18 +63,8 @@ def test_the_split_of_the_global_batch_does_not_matter(tmp_path):
     assert {entry["step"] for entry in whole} == {0, 1, 2, 3, 4}
     # The shift of bco_pair and the running mean of beta_dpo matter from the second step on.
     assert whole[-1]["eval/beta"] != pytest.approx(0.1, rel=1e-3)
-    for number, (ranks, config, split) in enumerate(
-        (
-            (1, "zero2", ("--batch_size", 2, "--accumulation_steps", 4)),
-            (2, "zero2", ("--batch_size", 4)),
-            (2, "zero3", ("--batch_size", 2, "--accumulation_steps", 2)),
-            (
-                2,
-                "zero3",
-                ("--batch_size", 4, "--micro_batch_tokens", 150, "--reference", "cached", "--cache_dir", tmp_path),
-            ),
-        )
-    ):
+    for number, (ranks, config, split) in enumerate(splits):
+        split = [tmp_path if word == CACHE else word for word in split]
         compare(run(tmp_path / str(number), data, ranks, config, *split), whole, SAME, number)
 
 

@@ -175,6 +175,7 @@ def test_lost_node_ends_the_other_within_a_minute(nodes, data, tmp_path):
     assert re.search(rf"LaunchError: rank 1 \(process \d+ on {nodes[1].name}\) is lost: ", first.output), first.output
 
 
+@pytest.mark.long
 def test_error_of_a_rank_is_known_on_the_other_node(nodes, tmp_path):
     with on_both(nodes, tmp_path, "crash", script="tests/distributed/workers/failing.py") as launched:
         first, second = ends(launched, tmp_path)

@@ -18,6 +18,8 @@ from tests.distributed.launching import metrics, train
 
 pytestmark = pytest.mark.distributed
 
+# Stands for the file of held-out pairs, the first of the demo's.
+EVAL, EVAL_PAIRS = "EVAL", 16
 EXACT = ("loss", "grad_norm", "learning_rate", "rewards/margins", "logps/chosen", "logps/rejected")
 
 
@@ -55,7 +57,7 @@ needs_bitsandbytes = pytest.mark.skipif(
         (
             "zero3",
             2,
-            ("--eval_data_path", demo.EVAL_PATH, "--eval_interval", 2, "--save_best", "eval/loss", "--ledger", 1),
+            ("--eval_data_path", EVAL, "--eval_interval", 2, "--save_best", "eval/loss", "--ledger", 1),
         ),
         # Running means and a loss of the global batch.
         ("zero3", 2, ("--loss", "sigmoid:0.8,bco_pair:0.2,sft:1,beta_dpo:0.5,aot:0.1")),
@@ -67,7 +69,10 @@ needs_bitsandbytes = pytest.mark.skipif(
     ],
 )
 def test_resume_is_bit_exact(config, ranks, more, small_data, tmp_path):
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole, resumed, held_out = tmp_path / "whole", tmp_path / "resumed", tmp_path / "eval.jsonl"
+    lines = demo.EVAL_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
+    held_out.write_text("".join(lines[:EVAL_PAIRS]), encoding="utf-8")
+    more = [held_out if word == EVAL else word for word in more]
     done = train(*flags(small_data, whole, *more, ranks=ranks), config=config, ranks=ranks, timeout=280).succeeded()
     assert "the last 4 pairs do not fill a global batch" in done.output
 
@@ -111,7 +116,7 @@ def assert_equal_ledgers(one: Path, other: Path) -> None:
     ledgers = [ledger.read(folder).ordered() for folder in (one, other)]
     trained, evaluated = (ledgers[0].of_set(name) for name in (ledger.TRAIN, ledger.EVAL))
     assert np.bincount(trained.step).tolist() == [0, *[8] * 6]
-    assert np.unique(evaluated.step, return_counts=True)[1].tolist() == [100] * 4
+    assert np.unique(evaluated.step, return_counts=True)[1].tolist() == [EVAL_PAIRS] * 4
     assert ledgers[0].sets == ledgers[1].sets
     for name in ("step", "set", "source", "line", "pair"):
         np.testing.assert_array_equal(*(getattr(one, name) for one in ledgers))

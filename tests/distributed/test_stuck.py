@@ -31,7 +31,7 @@ def test_rank_that_spins_in_a_shared_memory_collective_is_ended():
 
 def test_suspended_rank_0_ends_the_run():
     """All its threads are stopped, as on a machine that swaps or waits for a file system."""
-    done = launch("tests/distributed/workers/hanging.py", "stopped", ranks=2, launcher=True)
+    done = launch("tests/distributed/workers/hanging.py", "stopped", ranks=2)
     assert done.status != 0
     assert done.output.count("LaunchError") == 1
     assert STUCK.format(rank=0) in done.output

@@ -12,8 +12,8 @@ import pytest
 from minimind import demo
 from tests.distributed.launching import REPO, environment, free_port
 
-# Two launches by the deepspeed command, of 200 s at most.
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+# Two launches by the deepspeed command, of 200 s at most; tests/unit/sweep has the same with a launcher's stand-in.
+pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(600)]
 
 COUNT = 12
 

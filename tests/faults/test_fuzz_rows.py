@@ -154,7 +154,7 @@ def changed_rows(draw) -> tuple[dict, ShapeOptions]:
     return row, ShapeOptions(data_format=shape, pairing=ALL, dataset_info=entry)
 
 
-@fuzzed(1000)
+@fuzzed(300)
 @given(changed_rows())
 def test_damaged_rows_of_every_shape(drawn):
     """What is read is a pair that passes the checks of all shapes."""

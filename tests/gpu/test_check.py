@@ -125,6 +125,8 @@ def test_a_benchmark_without_a_record_has_failed(tmp_path):
     assert run_check(script("pass", figure=bench_figure), 30, tmp_path).state == "FAILED"
 
 
+# It imports everything in a process of its own.
+@pytest.mark.long
 def test_every_check_selects_something_and_together_they_select_every_test():
     """By names: a test that is renamed must not drop out of the page."""
     chosen = [one.arguments[one.arguments.index("no:cacheprovider") + 1 :] for one in CHECKS if one.figure is None]

@@ -215,8 +215,10 @@ def test_the_walk_sees_files_and_process_groups(code):
     assert forbidden_in_pure(ast.parse(code))
 
 
-def test_the_public_face_works_without_deepspeed():
-    """Not by its own imports alone: nothing that model, weights, data and objective pull in needs it."""
-    blocked = "import sys; sys.modules['deepspeed'] = None; import minimind"
-    run = subprocess.run([sys.executable, "-c", blocked], cwd=REPO, capture_output=True, text=True, check=False)
+def test_the_public_face_and_the_plan_work_without_deepspeed():
+    """Not by their own imports alone: nothing that model, weights, data, objective and plan pull in needs it."""
+    blocked = "import sys; sys.modules['deepspeed'] = None; from minimind.plan.command import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", blocked, "--gpu_memory", "8GiB"]
+    run = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
+    assert "The cheapest option that fits" in run.stdout

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from minimind import locks
 from minimind.locks import held, holder, try_lock
-from tests.conftest import REPO
+from tests.forked import forked
 
 
 @pytest.fixture
@@ -30,12 +29,13 @@ def test_one_process_holds_a_lock_and_its_file_says_which(lock):
 
 
 def test_the_lock_of_a_killed_process_is_gone(lock):
-    code = (
-        "import os, signal, sys; from pathlib import Path; from minimind.locks import try_lock; "
-        "try_lock(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(lock)], cwd=REPO, timeout=120, check=False)
-    assert done.returncode == -9
+    def die_with_it():
+        try_lock(lock)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with forked(die_with_it) as process:
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
     assert lock.read_text()
     assert try_lock(lock) is not None
 

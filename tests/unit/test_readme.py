@@ -35,7 +35,7 @@ OTHER_FLAGS = {
     *LAUNCHER_SWITCHES,
     "shm-size",  # docker
     *("nnodes", "nproc-per-node", "node-rank", "master-addr", "master-port"),  # torchrun
-    *("data", "tokenizer", "steps", "rounds", "out", "runs", "memory"),  # tests/benchmarks
+    *("data", "tokenizer", "steps", "rounds", "out", "runs", "memory", "peers"),  # tests/benchmarks
     *("index-url", "logdir", "help"),  # pip, tensorboard
     "repo-type",  # of hf download
 }

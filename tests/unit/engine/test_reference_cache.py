@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from minimind.data.packs import pack
 from minimind.data.pair_tables import PairTables
@@ -28,7 +26,8 @@ from minimind.errors import DataError, TrainingError
 from minimind.model.device_transfer import HostCopy
 from minimind.objective.rows import ReferenceScores
 from minimind.ranks.world import World
-from tests.conftest import REPO, pair
+from tests.conftest import pair
+from tests.forked import forked
 
 COUNT = 11
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -270,42 +269,22 @@ def test_ranks_run_as_many_forwards_and_share_the_work(opened, table, ranks, pai
     assert max(costs) - min(costs) <= max(table.costs)
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {repo!r})
-import torch.distributed as dist
-from transformers import AutoTokenizer
-from minimind import demo
-from minimind.data.packs import pack
-from minimind.data.sources import open_source
-from minimind.data.table_cache import load_table
-from minimind.engine.reference_cache import ReferenceCache
-from tests.unit.engine.test_reference_cache import ABOUT, WORLD, StandIn
-
-folder = Path({folder!r})
-dist.init_process_group("gloo", init_method=f"file://{{folder}}/killed", rank=0, world_size=1)
-tokenizer = AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
-table = load_table(
-    open_source(Path({path!r})), tokenizer, max_length=256, num_workers=0, cache_dir=folder / "tables"
-)
-for _ in ReferenceCache(folder / "cache", table, ABOUT, WORLD).fill(StandIn(pairs_per_forward=1), pack):
-    time.sleep(0.05)
-"""
+def fill_slowly(folder, table):
+    """As a run of one rank, in a process of its own."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/killed", rank=0, world_size=1)
+    for _ in ReferenceCache(folder / "cache", table, ABOUT, WORLD).fill(StandIn(pairs_per_forward=1), pack):
+        time.sleep(0.05)
 
 
-def test_a_killed_run_leaves_what_it_has_scored(opened, table, tmp_path):
-    script = KILLED.format(repo=str(REPO), folder=str(tmp_path), path=str(table.source.files[0]))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
+def test_a_killed_run_leaves_what_it_has_scored(table, tmp_path, request):
+    with forked(fill_slowly, tmp_path, table) as process:
         deadline = time.monotonic() + 120
         while sum(size(path) for path in (tmp_path / "cache").glob("*/part-*")) < 4 * RECORD.itemsize:
             assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()[0].decode()[-3000:]
+            assert process.is_alive()
             time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    # The group of this process is made after the fork, which none survives.
+    opened = request.getfixturevalue("opened")
     cache = opened()
     there = cache.num_known
     assert 4 <= there < COUNT

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 
@@ -16,6 +14,7 @@ import pytest
 
 from minimind.training import console
 from minimind.training.console import Console
+from tests.forked import forked
 
 PARTS = ("epoch 0.32", "loss 0.6512", "12,346 tok/s")
 
@@ -31,16 +30,18 @@ def test_plain_lines_when_no_terminal(capsys):
     assert line.endswith("left")
 
 
-IN_A_TERMINAL = """
-import json, sys
-from minimind.training.console import Console
-console = Console(enabled=True)
-console.start(0, 150)
-console.advance(12)
-console.log(12, json.loads(sys.argv[1]))
-console.say("saved")
-console.stop()
-"""
+def in_a_terminal(terminal):
+    """What a run prints there."""
+    for target in (1, 2):
+        os.dup2(terminal, target)
+    sys.stdout, sys.stderr = (open(target, "w", closefd=False) for target in (1, 2))  # noqa: SIM115 - until its end
+    shown = Console(enabled=True)
+    shown.start(0, 150)
+    shown.advance(12)
+    shown.log(12, PARTS)
+    shown.say("saved")
+    shown.stop()
+    sys.stdout.flush()
 
 
 @pytest.mark.parametrize(("rows", "has_bar"), [(40, True), (0, False)])
@@ -48,14 +49,15 @@ def test_progress_line_in_a_terminal(rows, has_bar):
     """A real pseudo-terminal. One without rows gets plain lines, because it would not show a bar."""
     main, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 150, 0, 0))
-    done = subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL, json.dumps(PARTS)], stdout=child, stderr=child)
-    os.close(child)
-    out = b""
-    with contextlib.suppress(OSError):  # reading past the end of a pseudo-terminal raises OSError
-        while part := os.read(main, 4096):
-            out += part
-    os.close(main)
-    assert done.wait(timeout=60) == 0
+    with forked(in_a_terminal, child) as process:
+        os.close(child)
+        out = b""
+        with contextlib.suppress(OSError):  # reading past the end of a pseudo-terminal raises OSError
+            while part := os.read(main, 4096):
+                out += part
+        os.close(main)
+        process.join(60)
+        assert process.exitcode == 0
     text = out.decode()
     assert "loss 0.6512" in text
     assert "saved" in text

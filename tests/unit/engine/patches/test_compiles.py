@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 
 import pytest
 from deepspeed.ops.op_builder.builder import OpBuilder
+from torch.utils.file_baton import FileBaton
 
 from minimind.engine.patches import compiles
 from minimind.engine.patches.compiles import compiled, guard_compiles
 from minimind.engine.patches.registry import PatchSelection
 from minimind.errors import ConfigError
-from tests.conftest import REPO
+from tests.forked import forked
 
-# Holds torch's lock, until its input ends: as a process of this project ("ours"), or as any other that uses torch.
-AT_WORK = """
-import sys
-from torch.utils.file_baton import FileBaton
-from minimind.engine.patches.compiles import compiled
 
-def load():
-    baton = FileBaton(f"{sys.argv[2]}/lock")
-    assert baton.try_acquire()
-    print("compiles", flush=True)
-    sys.stdin.read()
-    baton.release()
+def at_work(whose, folder, goes_on, begun):
+    """Hold torch's lock until it may go on: as a process of this project ("ours"), or as any other that uses torch."""
 
-compiled("an_op", load) if sys.argv[1] == "ours" else load()
-"""
+    def load():
+        baton = FileBaton(f"{folder}/lock")
+        assert baton.try_acquire()
+        begun.set()
+        goes_on.wait(120)
+        baton.release()
+
+    compiled("an_op", load) if whose == "ours" else load()
 
 
 @pytest.fixture
@@ -44,31 +42,18 @@ def folder(tmp_path, monkeypatch):
     return path
 
 
-@pytest.fixture
-def at_work(folder):
-    """Starts a process that compiles."""
-    started = []
-
-    def start(whose):
-        command = [sys.executable, "-c", AT_WORK, whose, str(folder)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPO)
-        started.append(process)
-        while process.stdout.readline() != b"compiles\n":
-            assert process.poll() is None
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+@contextlib.contextmanager
+def compiling(whose, folder):
+    """A process that compiles, and the event for which it waits."""
+    goes_on, begun = multiprocessing.Event(), multiprocessing.Event()
+    with forked(at_work, whose, folder, goes_on, begun) as process:
+        assert begun.wait(120)
+        yield process, goes_on
 
 
-def test_lock_of_a_killed_run_is_removed_at_once(at_work, folder, capsys):
-    process = at_work("ours")
-    process.kill()
-    process.wait()
+def test_lock_of_a_killed_run_is_removed_at_once(folder, capsys):
+    with compiling("ours", folder):
+        pass  # it is killed
     assert (folder / "lock").exists()
     assert compiled("an_op", lambda: "loaded") == "loaded"
     assert not (folder / "lock").exists()
@@ -77,20 +62,21 @@ def test_lock_of_a_killed_run_is_removed_at_once(at_work, folder, capsys):
 
 @pytest.mark.parametrize(
     ("whose", "said"),
-    [("ours", "waiting for process {pid} on "), ("another's", "waiting for process {pid} (python")],
+    [("ours", "waiting for process {pid} on "), ("another's", "waiting for process {pid} (py")],
 )
-def test_compile_of_a_living_process_is_waited_for(whose, said, at_work, folder, monkeypatch):
+def test_compile_of_a_living_process_is_waited_for(whose, said, folder, monkeypatch):
     """However old its lock is."""
-    process, printed = at_work(whose), []
-    os.utime(folder / "lock", (time.time() - 1e6,) * 2)
+    printed = []
+    with compiling(whose, folder) as (process, goes_on):
+        os.utime(folder / "lock", (time.time() - 1e6,) * 2)
 
-    def ends(*values, **options):
-        printed.append(" ".join(map(str, values)))
-        if "waiting" in printed[-1]:
-            process.stdin.close()
+        def ends(*values, **options):
+            printed.append(" ".join(map(str, values)))
+            if "waiting" in printed[-1]:
+                goes_on.set()
 
-    monkeypatch.setattr("builtins.print", ends)
-    assert compiled("an_op", lambda: (folder / "lock").exists()) is False
+        monkeypatch.setattr("builtins.print", ends)
+        assert compiled("an_op", lambda: (folder / "lock").exists()) is False
     assert said.format(pid=process.pid) in printed[0]
     assert sum("waiting" in line for line in printed) == 1
 
