@@ -6,9 +6,12 @@ Rules:
     shape           as near as can be to MiniMind-3's: 96 channels of the hidden size for each layer; 8 heads, in large
                     models heads of 128 channels.
                     The loss depends little on the shape (Kaplan et al., 2020, arXiv 2001.08361, section 3.1).
-    tokens          20 for each parameter that a token uses (Hoffmann et al., 2022, arXiv 2203.15556, table 3).
+    tokens          20 for each parameter that a token uses (Hoffmann et al., 2022, arXiv 2203.15556, table 3). That is
+                    measured on dense models; to count of a mixture what a token uses is a choice made here.
     learning rate   the script's, which is for hidden size 768, times 768 / hidden size: under Adam the best rate of
-                    hidden matrices falls with the width (Yang et al., 2022, arXiv 2203.03466, table 8).
+                    hidden matrices falls with the width (Yang et al., 2022, arXiv 2203.03466, table 8). A run has one
+                    rate for all tensors, so embeddings and norms, whose best rate does not fall, get less than the
+                    paper says: a start, and not a measured optimum.
 """
 
 from __future__ import annotations
