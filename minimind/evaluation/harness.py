@@ -114,6 +114,8 @@ def evaluate(
 
 def _check_data(manager: Any, tasks: Sequence[str | dict[str, Any]]) -> None:
     """Load the data of every task, so that all that are missing are named before any is evaluated."""
+    import huggingface_hub.constants
+
     missing = []
     for task in tasks:
         try:
@@ -124,8 +126,8 @@ def _check_data(manager: Any, tasks: Sequence[str | dict[str, Any]]) -> None:
         listed = "\n".join(f"  - {line}" for line in missing)
         raise DataError(
             f"{len(missing)} of {len(tasks)} tasks have data that cannot be loaded here:\n{listed}\n"
-            "Run this script once with --download 1 on a machine with internet, and copy its cache (HF_HOME); or leave "
-            "the tasks out with --tasks"
+            "Run this script once with --download 1 on a machine with internet, and copy its cache (HF_HOME) to "
+            f"{huggingface_hub.constants.HF_HOME}; or leave the tasks out with --tasks"
         )
 
 

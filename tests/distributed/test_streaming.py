@@ -125,7 +125,7 @@ def test_the_order_of_the_file_gives_the_steps_of_a_table(data, tmp_path):
     """Of so much data that a process makes the shards while the run trains."""
     large = tmp_path / "large.jsonl"
     large.write_text(data.read_text(encoding="utf-8") * -(-5 * 2**20 // data.stat().st_size), encoding="utf-8")
-    plain = ("--shuffle", 0, "--batch_size", 1000, "--accumulation_steps", 2, "--max_steps", 20, "--save_interval", 0)
+    plain = ("--shuffle", 0, "--batch_size", 100, "--accumulation_steps", 2, "--max_steps", 20, "--save_interval", 0)
     pretrain(large, tmp_path / "table", *plain, ranks=1).succeeded()
     shards = ("--streaming", 1, "--shard_tokens", 20000, "--window_tokens", 40000)
     done = pretrain(large, tmp_path / "stream", *plain, *shards, ranks=1).succeeded()
