@@ -39,7 +39,6 @@ _MODULES = (
     "minimind.training.run",
     "minimind.plan.traffic",
     "torch.utils.tensorboard",
-    "peft",
     "deepspeed.runtime.zero.stage3",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen3.modeling_qwen3",
