@@ -30,6 +30,12 @@ _BOUND = {
     "gradient_clipping": "grad_clip",
     "optimizer.params.lr": "learning_rate",
 }
+# Precision -> what DeepSpeed does wrong in it without ZeRO. Seen in 0.19.8: only ZeRO's optimizers scale the loss, and
+# that of float16 without ZeRO divides the gradients by the scale all the same.
+_WRONG_AT_STAGE_0 = {
+    "bfloat16": "would take an optimizer step before the first",
+    "float16": "would divide the gradients by a loss scale that the loss does not have",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     values = read_config_file(path)
     problems = checked_keys(path, values)
     settings = _bind_dtype(values, settings, problems)
+    # Before the flags are bound: it may replace the section that has the learning rate, and turn clipping off.
     settings, overridden = choose_optimizer(values, settings, on_cpu, problems)
     # Asked before `_bind_flags` fills the key, because `_bind_batch` may still choose an open value.
     fixed_accumulation = not _is_open(values, "gradient_accumulation_steps")
@@ -72,10 +79,10 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
     if swaps_to_nvme(values) and settings.explicit("keep_checkpoints"):
         problems.append("--keep_checkpoints: no checkpoints are written when states swap to NVMe; remove the flag")
     dtype = settings.config.optimisation.dtype
-    if stage == 0 and dtype == "bfloat16":
+    if stage == 0 and dtype in _WRONG_AT_STAGE_0:
         problems.append(
-            "bfloat16 at ZeRO stage 0: DeepSpeed would take an optimizer step before the first; use stage 1 "
-            "(ds_configs/zero1.json) or --dtype float32"
+            f"{dtype} at ZeRO stage 0: DeepSpeed {_WRONG_AT_STAGE_0[dtype]}; use stage 1 (ds_configs/zero1.json) or "
+            "--dtype float32"
         )
     if stage == 3 and settings.config.engine.use_compile:
         problems.append(
@@ -83,8 +90,6 @@ def resolve_policy(path: Path, settings: Settings, world_size: int, on_cpu: bool
         )
     if on_cpu and dtype == "float16":
         problems.append("float16 needs a GPU; use --dtype bfloat16 or float32 here")
-    if stage == 0 and dtype == "float16" and settings.config.engine.reference_update:
-        problems.append("--reference_update needs the policy's float32 weights: in float16 use ZeRO stage 1 or higher")
     problems += flag_problems(settings.config.engine.disable_patches, PATCHES)
     problems += _left_over_autos(values)
     if problems:
@@ -160,6 +165,7 @@ def _bind_dtype(values: dict[str, Any], settings: Settings, problems: list[str])
         problems.append("bf16 and fp16 are both enabled; choose one")
         return settings
     dtype = settings.config.optimisation.dtype
+    # The file turns another precision on, or this one off.
     contradiction = (on and on[0] != dtype) or fixed.get(dtype) is False
     if contradiction and settings.explicit("dtype"):
         problems.append(f"'{switches.get(dtype, switches['bfloat16'])}' contradicts --dtype {dtype}")
@@ -177,6 +183,7 @@ def _bind_flags(values: dict[str, Any], settings: Settings, problems: list[str])
         if _is_open(values, path):
             _set(values, path, ours)
             continue
+        # JSON may have 1 for 1.0. A switch is no number, although Python's bool is an int.
         wanted = (int,) if isinstance(ours, int) else (int, float)
         low = 0 if flag == "grad_clip" else None
         if isinstance(value, bool) or not isinstance(value, wanted) or (value < low if low == 0 else value <= 0):

@@ -89,6 +89,7 @@ class Policy:
             raise ConfigError(obstacle, agreed=True)
         # A ZeRO-3 parameter has no elements here, but its full size.
         values = fit_bucket(resolved.values, sum(full_numel(p) for p in trained))
+        # DeepSpeed has no type for it, and is given what makes it, instead of a section.
         optimizer = make_8bit(values.pop("optimizer")["params"]) if kind == ADAMW_8BIT else None
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
@@ -98,6 +99,7 @@ class Policy:
             # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
+        # `engine.step` writes to it too: with a full disk DeepSpeed's own would raise there, on rank 0 alone.
         self.engine.monitor = RunMonitor(self.engine.monitor, lambda: self.engine.global_steps)
         self.stage, self.dtype, self.world = resolved.stage, config.optimisation.dtype, world
         self._source, self._adapters, self._on_progress = source, adapters, on_progress
@@ -205,6 +207,8 @@ class Policy:
             last: this is the step's last micro-batch.
         """
         self.engine.set_gradient_accumulation_boundary(last)
+        # The loss is this micro-batch's share already. DeepSpeed would divide it by accumulation_steps, but a token
+        # budget makes other numbers of micro-batches.
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
@@ -216,16 +220,17 @@ class Policy:
         """
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary and self.stage == 0:
-            # At stage 0 in float32 DeepSpeed computes and checks no norm. Gradients are complete and reduced here.
+            # Here, in float32, DeepSpeed computes and checks no norm. Gradients are complete and reduced.
             grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(grads)
-            if self.dtype != "float16" and not self.grad_norm.isfinite():
+            if not self.grad_norm.isfinite():
                 raise _not_finite()
         skipped = self.engine.skipped_steps
         self.engine.step()
         if boundary and self.stage > 0:
             norm = self.engine.get_global_grad_norm()
             self.grad_norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
+            # ZeRO's optimizers take a norm that is not finite for an overflow, and skip the step.
             if self.dtype != "float16" and self.engine.skipped_steps > skipped:
                 raise _not_finite()
 
@@ -271,6 +276,7 @@ class Policy:
                 continue
             if self.stage == 3:
                 start, stop = own_range(full_numel(parameter), self.world)
+                # The last ranks' shares end with padding.
                 yield name, safe_get_local_fp32_param(parameter)[: stop - start]
                 continue
             # At stage 0 in float32 the parameter itself is the weight.

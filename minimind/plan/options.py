@@ -133,9 +133,9 @@ def read_zero(path: Path) -> dict[str, Any]:
 
 def _obstacle(choice: ZeroChoice, dtype: str, on_cpu: bool) -> str | None:
     """The reason never to choose an option, short enough for a cell of the table."""
-    # engine/ds_config.py rejects bfloat16 at stage 0 and NVMe without a GPU.
-    if choice.stage == 0 and dtype == "bfloat16":
-        return "not in bfloat16"
+    # engine/ds_config.py rejects 16 bits at stage 0, and NVMe without a GPU.
+    if choice.stage == 0 and dtype != "float32":
+        return f"not in {dtype}"
     if on_cpu and (choice.offload_level == 3 or choice.secondary_ranks > 1):
         return "needs GPUs"
     if choice.changes_numbers:

@@ -120,3 +120,14 @@ def test_sgd_is_allowed_under_zero_and_named_as_torch_has_it(kind, tmp_path):
 def test_optimizers_that_zero_does_not_shard_are_refused(changes, told, tmp_path):
     with pytest.raises(ConfigError, match=told):
         resolved(tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"),
+    [("bfloat16", "take an optimizer step before"), ("float16", "divide the gradients by a loss scale")],
+)
+def test_16_bits_without_zero_are_refused_on_a_gpu_too(dtype, told):
+    path = REPO / "ds_configs/zero0.json"
+    with pytest.raises(ConfigError, match=f"{dtype} at ZeRO stage 0: DeepSpeed would {told}"):
+        resolve_policy(path, parse_settings(["--dtype", dtype]), 2, on_cpu=False)
+    assert resolve_policy(path, parse_settings(["--dtype", "float32"]), 2, on_cpu=False).stage == 0

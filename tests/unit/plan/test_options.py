@@ -47,6 +47,7 @@ def test_unknown_stage_is_an_error(tmp_path):
     ("name", "flags", "on_cpu", "obstacle"),
     [
         ("zero0", {}, False, "not in bfloat16"),
+        ("zero0", {"dtype": "float16"}, False, "not in float16"),
         ("zero0", {"dtype": "float32"}, False, None),
         ("zeropp", {}, False, "changes numbers"),
         ("zeropp", {}, True, "needs GPUs"),
