@@ -1,6 +1,7 @@
 """Files that survive a power cut and a full disk: their contents are whole, and the names of new ones are on the disk.
 
     write under a temporary name -> sync -> rename -> sync the folder
+    line of a run's records -> append_whole -> step_lines -> the lines that are whole
 
 A rename alone keeps readers from partly written files, but after a power cut the new name may stand for an empty file.
 """
@@ -8,11 +9,14 @@ A rename alone keeps readers from partly written files, but after a power cut th
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 _BLOCK = 1 << 20
 
@@ -116,6 +120,41 @@ def append_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.truncate(path, size)
         raise
+
+
+def step_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a run's records, such as metrics.jsonl, each with its JSON object, which has a global step.
+
+    A last line that a kill has cut off is left out.
+
+    Raises:
+        OSError: the file cannot be read, or has bytes that are no text.
+    """
+    # Split as bytes: the cut may be within a character, and JSON leaves other line separators in a text as they are.
+    *lines, last = path.read_bytes().split(b"\n")
+    for line, is_whole in (*((line, True) for line in lines), (last, False)):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        except UnicodeDecodeError as error:
+            if is_whole:
+                raise OSError(errno.EILSEQ, f"damaged: {error}") from error
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield line, entry
+
+
+def keep_steps(path: Path, last: int) -> None:
+    """Remove the lines of a run's records after a global step: a resumed run takes these steps again.
+
+    Raises:
+        OSError: the file cannot be read or written; it is unchanged.
+    """
+    kept = b"".join(line + b"\n" for line, entry in step_lines(path) if entry["step"] <= last)
+    if kept != path.read_bytes():
+        with whole_file(path) as partial:
+            partial.write_bytes(kept)
 
 
 def checksum(path: Path, on_block: Callable[[], object] = lambda: None) -> int:

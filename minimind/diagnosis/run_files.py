@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind.diagnosis import ledger
+from minimind.durable import step_lines
 from minimind.errors import DataError
 
 RUN_FILE, METRICS_FILE, FINDINGS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "findings.jsonl", "samples.jsonl"
@@ -105,32 +106,26 @@ def read_run(folder: Path, exports: Iterable[Path] = ()) -> RunFiles:
     return RunFiles(
         folder=folder.resolve(),
         record=record,
-        entries=_lines(folder / METRICS_FILE),
-        findings=_lines(folder / FINDINGS_FILE),
-        samples=_lines(folder / SAMPLES_FILE),
+        entries=read_entries(folder / METRICS_FILE),
+        findings=read_entries(folder / FINDINGS_FILE),
+        samples=read_entries(folder / SAMPLES_FILE),
         exports=[_export(one) for one in (*found, *given)],
         rows=ledger.read(folder) if ledger.size(folder) else None,
     )
 
 
-def _lines(path: Path) -> list[Entry]:
-    """Objects with a step; without the last one if a kill has cut it off."""
+def read_entries(path: Path) -> list[Entry]:
+    """The lines of a run's records, each with its step; none if there is no such file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return [entry for _, entry in step_lines(path)]
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    found: list[Entry] = []
-    # Not splitlines: JSON leaves other line separators inside a text as they are.
-    for line in text.split("\n"):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found.append(entry)
-    return found
 
 
 def _export(path: Path) -> Entry:

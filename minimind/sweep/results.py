@@ -6,12 +6,10 @@ RunPlan -> sweep_run.json, metrics.jsonl -> read_result -> RunResult
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from minimind.config import DPOConfig
+from minimind.diagnosis.run_files import METRICS_FILE, read_entries
 from minimind.sweep.plan import FINISHED, RunPlan, read_record
 
 # Metrics of the table, of pairs and of tokens; of held-out data they begin with eval/.
@@ -59,9 +57,10 @@ def read_result(plan: RunPlan) -> RunResult:
 
     Raises:
         ConfigError: the sweep's record of it cannot be read.
+        DataError: its metrics cannot be read.
     """
     record = read_record(plan) or {"status": "not started", "exit": None}
-    entries = _entries(plan.folder / "metrics.jsonl")
+    entries = read_entries(plan.folder / METRICS_FILE)
     evaluations = [entry for entry in entries if f"{_EVAL}loss" in entry]
     # The first evaluation is before training.
     held_out = bool(evaluations)
@@ -75,20 +74,3 @@ def read_result(plan: RunPlan) -> RunResult:
         metrics={name: float(last[logged]) for name, logged in names.items() if logged in last},
         held_out=held_out,
     )
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; without the last one if a kill has cut it off."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found.append(entry)
-    return found

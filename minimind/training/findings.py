@@ -8,18 +8,15 @@ Text and remedy are what the console said. The report says them again, in its la
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from minimind.checkpoints.manifest import write_atomically
-from minimind.durable import append_whole
+from minimind.diagnosis.run_files import FINDINGS_FILE
+from minimind.durable import append_whole, keep_steps, step_lines
 from minimind.engine.monitor import Outage
 from minimind.training.events import Found
-
-FINDINGS = "findings.jsonl"
 
 
 class FindingsFile:
@@ -31,7 +28,7 @@ class FindingsFile:
     """
 
     def __init__(self, folder: Path, *, enabled: bool) -> None:
-        self._path, self._enabled, self._outage = folder / FINDINGS, enabled, Outage(FINDINGS)
+        self._path, self._enabled, self._outage = folder / FINDINGS_FILE, enabled, Outage(FINDINGS_FILE)
 
     def add(self, key: str, found: Found) -> list[str]:
         """Write a finding, which `keep` knows by its key; returns messages for the user.
@@ -46,34 +43,19 @@ class FindingsFile:
 
     def keep(self, step: int) -> list[str]:
         """Remove what was found after the checkpoint that a run resumes, since it will be found again."""
-        return self._attempt(lambda: self._keep(step))
+
+        def cut() -> None:
+            with contextlib.suppress(FileNotFoundError):  # nothing was found
+                keep_steps(self._path, step)
+
+        return self._attempt(cut)
 
     def keys(self) -> set[str]:
         """Of the findings in the file; none where it cannot be read, or on a rank that does not write."""
-        try:
-            return {key for line in self._lines() if (key := _value_of(line, "key")) is not None}
-        except (OSError, UnicodeError):
-            return set()
-
-    def _keep(self, step: int) -> None:
-        lines = self._lines()
-        kept = [line for line in lines if _value_of(line, "step", math.inf) <= step]
-        if kept != lines:
-            write_atomically(self._path, "".join(f"{line}\n" for line in kept))
-
-    def _lines(self) -> list[str]:
-        # Not splitlines: JSON leaves other line separators inside a text as they are.
-        if not self._enabled or not self._path.is_file():
-            return []
-        return [line for line in self._path.read_text(encoding="utf-8").split("\n") if line]
+        found: set[str] = set()
+        with contextlib.suppress(OSError):
+            found.update(entry["key"] for _, entry in step_lines(self._path) if self._enabled and "key" in entry)
+        return found
 
     def _attempt(self, action: Callable[[], object]) -> list[str]:
         return self._outage.attempt(action) if self._enabled else []
-
-
-def _value_of(line: str, name: str, otherwise: Any = None) -> Any:
-    """A line that a kill cut off has no values."""
-    try:
-        return json.loads(line)[name]
-    except (ValueError, KeyError, TypeError):
-        return otherwise

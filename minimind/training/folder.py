@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,22 +14,21 @@ from typing import Any
 
 import torch
 
-from minimind.checkpoints.manifest import write_atomically
 from minimind.diagnosis.ledger import FOLDER, drop_after
+from minimind.diagnosis.run_files import FINDINGS_FILE, METRICS_FILE, RUN_FILE, SAMPLES_FILE
+from minimind.durable import keep_steps
 from minimind.errors import ConfigError
 from minimind.ranks.world import World
-from minimind.training.findings import FINDINGS
-from minimind.training.samples import SAMPLES_FILE
 from minimind.training.setup.prepare import Prepared
 from minimind.training.setup.start_weights import weights_name
 from minimind.version import __version__
 
 # Files and folders of a run's records. Those of an earlier run are moved aside, never mixed or overwritten.
 _RECORDS = (
-    "metrics.jsonl",
-    FINDINGS,
+    METRICS_FILE,
+    FINDINGS_FILE,
     SAMPLES_FILE,
-    "run.json",
+    RUN_FILE,
     "ds_config.json",
     "ds_reference_config.json",
     "tensorboard",
@@ -53,7 +53,7 @@ def open_run_folder(prepared: Prepared, identity: Mapping[str, object], resuming
         folder.mkdir(parents=True, exist_ok=True)
         if not resuming:
             _move_aside(folder, weights_name(prepared.settings.config))
-        _write_json(folder / "run.json", _describe(prepared, identity, world))
+        _write_json(folder / RUN_FILE, _describe(prepared, identity, world))
         _write_json(folder / "ds_config.json", prepared.policy_config.values)
         _write_json(folder / "ds_reference_config.json", prepared.reference_config.values)
     except OSError as error:
@@ -133,19 +133,12 @@ def drop_metrics_after(folder: Path, step: int) -> None:
     Raises:
         ConfigError: a file cannot be written; it is unchanged.
     """
-    for name in ("metrics.jsonl", SAMPLES_FILE):
-        _drop_lines_after(folder / name, step)
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        # A line that a kill cut off cannot be parsed; it counts as later than any step and is removed.
-        kept = "".join(f"{line}\n" for line in text.split("\n") if _step_of(line) <= step)
-        if kept != text:
-            write_atomically(path, kept)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error})") from error
+    for path in (folder / METRICS_FILE, folder / SAMPLES_FILE):
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                keep_steps(path, step)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error})") from error
 
 
 def drop_ledger_after(folder: Path, step: int) -> None:
@@ -159,10 +152,3 @@ def drop_ledger_after(folder: Path, step: int) -> None:
         drop_after(folder, step)
     except OSError as error:
         raise ConfigError(f"{folder / FOLDER}: cannot be written ({error})") from error
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

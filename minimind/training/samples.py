@@ -6,14 +6,13 @@ SamplePrompt (setup/) -> listeners/sampling.py -> Sample -> Sampled -> metrics, 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from minimind.diagnosis.run_files import SAMPLES_FILE, read_entries
+
 # Number of held-out prompts where nothing says how many.
 DEFAULT_NUMBER = 4
-# In the run's folder.
-SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,14 +64,14 @@ class Sample:
 
 
 def read_start(folder: Path, prompts: Sequence[SamplePrompt]) -> list[str | None]:
-    """Answers to these prompts before the first step, from an earlier part of the run; None for those without one."""
-    path = folder / SAMPLES_FILE
-    known: dict[tuple[str, str], str] = {}
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-            if entry["step"] == 0:
-                known[entry["place"], entry["prompt"]] = entry["answer"]
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that was cut off
+    """Answers to these prompts before the first step, from an earlier part of the run; None for those without one.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    known = {
+        (entry.get("place"), entry.get("prompt")): entry.get("answer")
+        for entry in read_entries(folder / SAMPLES_FILE)
+        if entry["step"] == 0
+    }
     return [known.get((prompt.place, prompt.text)) for prompt in prompts]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import zlib
 
 import pytest
 
-from minimind.durable import append_whole, checksum, sync_file, sync_folder, sync_tree, whole_file, whole_folder
+from minimind.durable import (
+    append_whole,
+    checksum,
+    keep_steps,
+    step_lines,
+    sync_file,
+    sync_folder,
+    sync_tree,
+    whole_file,
+    whole_folder,
+)
 
 
 @pytest.fixture
@@ -116,3 +127,34 @@ def test_data_is_appended_completely_or_not_at_all(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     append_whole(path, b"c\n")
     assert path.read_bytes() == b"a\nc\n"
+
+
+RECORDS = [json.dumps({"step": step, "answer": "好\u2028"}, ensure_ascii=False).encode() for step in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("size", [0, 1, len(RECORDS[0]) // 2, *range(len(RECORDS[0]) - 8, len(RECORDS[0]))])
+def test_a_record_that_was_cut_off_is_left_out_also_within_a_character(size, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b"\n".join([*RECORDS, b"[]", b'{"no": 1}', RECORDS[0][:size]]))
+    assert [(line, entry["step"]) for line, entry in step_lines(path)] == list(zip(RECORDS, (0, 2, 3), strict=True))
+    keep_steps(path, 2)
+    assert path.read_bytes() == RECORDS[0] + b"\n" + RECORDS[1] + b"\n"
+
+
+def test_records_that_are_damaged_are_an_error(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    content = RECORDS[0][:-4] + b"\n" + RECORDS[1] + b"\n"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="damaged"):
+        keep_steps(path, 2)
+    assert path.read_bytes() == content
+
+
+def test_records_that_all_stay_are_not_written_again(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(RECORDS[0] + b"\n")
+    before = path.stat()
+    keep_steps(path, 0)
+    assert os.path.samestat(before, path.stat())
+    with pytest.raises(FileNotFoundError):
+        keep_steps(tmp_path / "missing", 0)

@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "chat": MIDDLE | {"conversion", "generation"},
     "evaluation": MIDDLE | {"conversion", "chat"},
     "sweep": BELOW_TRAINING
-    | {"training", "inspection", "pages"},  # starts runs as other processes, and reads their files
+    | {"training", "inspection", "diagnosis", "pages"},  # starts runs as other processes, and reads their files
     "chain": BELOW_TRAINING | {"training", "sweep", "demo"},  # starts runs as other processes
     "launch": BELOW_TRAINING
     | {"training", "plan", "inspection", "sweep", "chain", "conversion", "chat", "evaluation", "diagnosis"}

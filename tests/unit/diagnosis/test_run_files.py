@@ -52,7 +52,7 @@ def test_another_folder_and_damaged_records_are_named(tmp_path):
     with pytest.raises(DataError, match=r"run\.json: damaged"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({}))
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\xff\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read"):
         read_run(tmp_path)
     (tmp_path / "metrics.jsonl").unlink()

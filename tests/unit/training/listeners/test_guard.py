@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from minimind.diagnosis.pair_signals import HeldOut
+from minimind.diagnosis.run_files import FINDINGS_FILE
 from minimind.ranks.world import World
 from minimind.training.events import Evaluated, Events, Halt, Listener, Log, Saved, Start
-from minimind.training.findings import FINDINGS, FindingsFile
+from minimind.training.findings import FindingsFile
 from minimind.training.listeners import guard as module
 from minimind.training.listeners.guard import Guard
 
@@ -44,7 +45,12 @@ def made(tmp_path):
             events.restore(state)
         events.emit(Start(step=0 if state is None else 2, total_steps=100))
         return SimpleNamespace(
-            listener=listener, printed=printed, halt=halt, events=events, heard=recorder.heard, file=tmp_path / FINDINGS
+            listener=listener,
+            printed=printed,
+            halt=halt,
+            events=events,
+            heard=recorder.heard,
+            file=tmp_path / FINDINGS_FILE,
         )
 
     return make
