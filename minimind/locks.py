@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# What a file system without locks answers.
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# What a file system without flock answers.
+NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _POLL_SECONDS = 0.5
 
 
@@ -39,7 +39,7 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in NO_FLOCK:
             os.close(descriptor)
             raise
     holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,7 @@ def write_folder(job: Export, folder: Path) -> dict[str, Any]:
         if job.flags.check:
             expected = logits_of_source(job.weights, rounded.read)
             difference = compare(expected, logits_of_folder(partial), folder)
-        values = record(
-            job.trained,
-            job.base,
-            rounded.moved,
-            to=job.to,
-            dtype=dtype_name(job.dtype),
-            logits_differ_by=difference,
-            files=[path for path in partial.iterdir() if path.is_file()],
-        )
+        values = _record(job, rounded, difference, [path for path in partial.iterdir() if path.is_file()])
         write_record(values, partial)
     return values
 
@@ -175,17 +167,21 @@ def write_pth(job: Export, out: Path) -> dict[str, Any]:
             difference = compare(expected, logits_of_source(written, written.read), path)
 
     save_minimind(state, path, job.dtype, check)
-    values = record(
+    values = _record(job, rounded, difference, [path])
+    write_record(values, path.parent)
+    return values
+
+
+def _record(job: Export, rounded: Rounded, difference: float | None, files: Sequence[Path]) -> dict[str, Any]:
+    return record(
         job.trained,
         job.base,
         rounded.moved,
         to=job.to,
         dtype=dtype_name(job.dtype),
         logits_differ_by=difference,
-        files=[path],
+        files=files,
     )
-    write_record(values, path.parent)
-    return values
 
 
 def pth_name(job: Export) -> str:

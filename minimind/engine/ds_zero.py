@@ -142,8 +142,10 @@ def _offload_problems(section: dict[str, Any], stage: int, on_cpu: bool) -> list
 def _zeropp_problems(section: dict[str, Any], stage: int, world_size: int, on_cpu: bool) -> list[str]:
     """Problems of ZeRO++: a second copy of the weights per group of ranks, and quantized communication."""
     group = section.get("zero_hpz_partition_size", 1)
+    # 0 is a valid value: no second copy, as 1.
+    groups = isinstance(group, int) and group > 1
     used = [name for name in _QUANTIZED if section.get(name) is True]
-    if isinstance(group, int) and group > 1:
+    if groups:
         used.append("zero_hpz_partition_size")
     if not used:
         return []
@@ -153,7 +155,7 @@ def _zeropp_problems(section: dict[str, Any], stage: int, world_size: int, on_cp
     problems = []
     if stage < 3:
         problems.append(f"ZeRO++ ({keys}) needs stage 3, not {stage}")
-    if world_size % group:
+    if groups and world_size % group:
         problems.append(
             f"'{_KEY}.zero_hpz_partition_size' is {group}, which does not divide {world_size} ranks; give the "
             "number of GPUs per machine"

@@ -46,11 +46,23 @@ def logits_bytes(sizes: ModelSizes, targets: int, on_cpu: bool) -> int:
     return min(block_bytes(on_cpu) // FLOAT32, targets * sizes.vocab) * 2 * FLOAT32
 
 
+def forward_bytes(sizes: ModelSizes, tokens: int, width: int) -> int:
+    """Bytes of the working set of a forward without a backward: the tensors of the one block that is computed.
+
+    For each token the hidden state, its norm and the block's output (3 H), both halves of the feed-forward part and
+    their product (3 inner), and queries with what attention makes of them (2 query channels).
+
+    Args:
+        width: bytes of an element.
+    """
+    return width * tokens * (3 * sizes.hidden + 3 * sizes.inner + 2 * sizes.query)
+
+
 def sampling_bytes(sizes: ModelSizes, load: StepLoad) -> int:
     """Bytes of a generation: keys and values of all layers, working set of the prompts, logits of the next tokens."""
     rows = load.sample_rows
     # A layer's cache is copied when a token is added to it.
     cache = load.width * (sizes.layers + 1) * 2 * sizes.key * rows * load.sample_length
-    working = load.width * rows * load.sample_length * (3 * sizes.hidden + 3 * sizes.inner + 2 * sizes.query)
+    working = forward_bytes(sizes, rows * load.sample_length, load.width)
     # The model's logits, float32 copies of them, and noise.
     return cache + working + rows * sizes.vocab * (load.width + 4 * FLOAT32)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from minimind.plan.activations import activation_bytes, head_bytes, logits_bytes, sampling_bytes
+from minimind.plan.activations import activation_bytes, forward_bytes, head_bytes, logits_bytes, sampling_bytes
 from minimind.plan.choice import Machine, StepLoad, ZeroChoice
 from minimind.plan.sizes import ModelSizes
 
@@ -110,7 +110,7 @@ def rank_memory(
     own = bool(sizes.adapters) and other is None
     shard, gathered, in_host = (0, policy.gathered, 0) if own else _reference(scorer, reference, load, machine.ranks)
     scored = load.tokens * load.reference_batches
-    working = load.width * scored * (3 * scorer.hidden + 3 * scorer.inner + 2 * scorer.query)
+    working = forward_bytes(scorer, scored, load.width)
     logits = logits_bytes(scorer, scored, machine.on_cpu)
     if machine.on_cpu:
         # Offloaded states take the same memory here. The operating system gives no memory to the part of a bucket that

@@ -120,7 +120,9 @@ def _read_rows(places: Iterable[tuple[Source, int]]) -> dict[tuple[Source, int],
     found: dict[tuple[Source, int], object] = {}
     for source, numbers in wanted.items():
         last = max(numbers)
-        for number, content in itertools.takewhile(lambda row: row[0] <= last, source.rows()):  # noqa: B023
+        for number, content in source.rows():
             if number in numbers:
                 found[source, number] = parse_json(content) if isinstance(content, bytes) else content
+            if number >= last:
+                break
     return found

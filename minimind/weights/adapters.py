@@ -123,7 +123,7 @@ class SavedAdapter(AdapterSource):
         digest = hashlib.sha256(repr(self.spec).encode())
         for name in sorted(self._tensors):
             digest.update(name.encode())
-            digest.update(self.read(name).contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(self.read(name).flatten().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -64,7 +64,8 @@ class WeightSource(abc.ABC):
         for name in sorted(self.shapes()):
             tensor = self.read(name)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            # As bytes, since numpy has no bfloat16; flat, since a scalar has no view as bytes.
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def check_fit(self, expected: Mapping[str, tuple[int, ...]] | None = None) -> None:

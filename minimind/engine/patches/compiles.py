@@ -10,7 +10,6 @@ project, and so is torch's lock.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import json
@@ -24,6 +23,7 @@ from typing import Any
 
 from minimind.engine.patches.registry import Patch, PatchSelection, find
 from minimind.errors import ConfigError
+from minimind.locks import NO_FLOCK
 
 _BUILDER = "deepspeed.ops.op_builder.builder:OpBuilder"
 _FOLDER = "torch.utils.cpp_extension:_get_build_directory"
@@ -43,7 +43,6 @@ _STALE_SECONDS = 300.0
 _POLL_SECONDS = 0.5
 # File systems that no other machine writes into.
 _LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay")
-_NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def guard_compiles(patches: PatchSelection) -> None:
@@ -130,7 +129,7 @@ class _Turn:
             self.died = bool(self._noted().get("compiling"))
         except OSError as error:
             # A file system without flock: torch's lock alone keeps the processes apart.
-            if error.errno not in _NO_FLOCK:
+            if error.errno not in NO_FLOCK:
                 os.close(self._descriptor)
                 raise _error(f"{self._path}: cannot be locked ({error})") from error
         # A lock that a dead process has left is still there if this one dies before it removes it.

@@ -122,8 +122,11 @@ def prepare(
     )
     _check(draft, problems)
     # Each is None only if it raised a problem.
-    assert objective is not None and source is not None and tokenizer is not None  # noqa: PT018
-    assert policy_config is not None and reference_config is not None  # noqa: PT018
+    assert objective is not None
+    assert source is not None
+    assert tokenizer is not None
+    assert policy_config is not None
+    assert reference_config is not None
     return Prepared(
         settings=_with_default_paths(settings, tokenizer),
         is_demo=is_demo,
@@ -203,6 +206,7 @@ def with_implied(settings: Settings) -> Settings:
         ConfigError: a switch of the environment has a wrong value.
     """
     settings = with_switches(settings)
+    # What comes later replaces what was implied before: the demo's learning rate that of adapters.
     adapted = settings.config.adapters.lora_rank is not None or settings.config.adapters.from_adapter is not None
     if adapted and settings.config.optimisation.learning_rate < ADAPTERS_RATE:
         settings = settings.with_defaults({"learning_rate": ADAPTERS_RATE}, "adapters")

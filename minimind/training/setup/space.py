@@ -15,10 +15,10 @@ from minimind.engine.ds_zero import swaps_to_nvme
 from minimind.errors import ConfigError
 from minimind.model.family import family_of
 from minimind.objective.reference_update import parse_reference_update
+from minimind.plan.choice import BYTES
 from minimind.training.setup.prepare import Prepared, trained_shapes
 from minimind.training.setup.start_weights import weights_name
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Optimizers with two float32 moments per parameter; the others keep one.
 _TWO_MOMENTS = ("adam", "adamw", "lamb")
 
@@ -43,12 +43,14 @@ def check_space(prepared: Prepared, start: int, total_steps: int) -> str:
     saves = max(1, math.ceil(total_steps / interval) - start // interval)
     present = len(complete_checkpoints(folder / "checkpoints")) if start else 0
     at_once, every = 1, saves
+    # The oldest checkpoint goes only when the new one is complete, so there is one more than are kept.
     if config.keep_checkpoints is not None:
         at_once = every = max(1, min(saves, config.keep_checkpoints + 1 - present))
     checkpoint = 0 if swaps_to_nvme(prepared.policy_config.values) else checkpoint_bytes(prepared)
     # Weights of the interrupted run take their space already; only the copy that replaces them is new.
     copy_only = bool(start) and _weights_exist(prepared)
     weights = weight_bytes(prepared) * ((1 if copy_only else 2) + (2 if config.save_best else 0))
+    # The folder may not exist yet; its parents tell the disk.
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     needed = at_once * checkpoint + weights
@@ -84,7 +86,7 @@ def checkpoint_bytes(prepared: Prepared) -> int:
     dtype, stage = prepared.settings.config.optimisation.dtype, prepared.policy_config.stage
     two = prepared.policy_config.values["optimizer"]["type"].lower() in _TWO_MOMENTS
     masters = 0 if stage == 0 and dtype == "float32" else 4
-    trained = 0 if stage == 3 else _BYTES[dtype]
+    trained = 0 if stage == 3 else BYTES[dtype]
     shapes = trained_shapes(prepared) or prepared.source.shapes()
     return _elements(shapes) * (masters + trained + (8 if two else 4) + _moving_bytes(prepared))
 
@@ -94,18 +96,18 @@ def _moving_bytes(prepared: Prepared) -> int:
     config = prepared.settings.config
     if config.engine.reference_update is None:
         return 0
-    return _BYTES[config.optimisation.dtype] if parse_reference_update(config.engine.reference_update).hard else 4
+    return BYTES[config.optimisation.dtype] if parse_reference_update(config.engine.reference_update).hard else 4
 
 
 def weight_bytes(prepared: Prepared) -> int:
     """Size of the exported weights, which are written with every checkpoint."""
     config = prepared.settings.config
-    pickled = _BYTES[config.run.save_dtype] if family_of(prepared.source.config).exports_pth else 0
-    whole = _elements(prepared.source.shapes()) * (pickled + _BYTES[config.optimisation.dtype])
+    pickled = BYTES[config.run.save_dtype] if family_of(prepared.source.config).exports_pth else 0
+    whole = _elements(prepared.source.shapes()) * (pickled + BYTES[config.optimisation.dtype])
     adapters = trained_shapes(prepared)
     if adapters is None:
         return whole
-    return _elements(adapters) * (_BYTES["float32"] + pickled) + (whole if config.adapters.merge else 0)
+    return _elements(adapters) * (BYTES["float32"] + pickled) + (whole if config.adapters.merge else 0)
 
 
 def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -54,6 +54,12 @@ def test_settings_that_do_not_work_are_problems(section, messages):
         assert message in problem
 
 
+@pytest.mark.parametrize(("group", "problems"), [(0, 0), (1, 0), (2, 1), (3, 0)])
+def test_a_second_copy_of_the_weights_is_for_groups_of_equal_size(group, problems):
+    section = {"stage": 3, "zero_quantized_weights": True, "zero_hpz_partition_size": group}
+    assert len(resolve(section, world_size=3, on_cpu=False)[1]) == problems
+
+
 @pytest.mark.parametrize(
     ("section", "ranks", "overlap"),
     [

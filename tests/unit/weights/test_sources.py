@@ -18,6 +18,7 @@ from minimind.weights.sources import (
     HuggingFaceSource,
     MiniMindSource,
     RandomSource,
+    WeightSource,
     open_weights,
     tensors,
 )
@@ -89,6 +90,27 @@ def test_fingerprints_depend_on_content_alone(tmp_path):
     )
     assert one == two
     assert one != three
+
+
+class Given(WeightSource):
+    """A source of given tensors."""
+
+    def __init__(self, **given: torch.Tensor) -> None:
+        self._given = given
+
+    def shapes(self):
+        return {name: tuple(tensor.shape) for name, tensor in self._given.items()}
+
+    def read(self, name):
+        return self._given[name]
+
+
+def test_fingerprints_know_single_numbers_and_turned_matrices():
+    numbers = [Given(scale=torch.tensor(value, dtype=torch.bfloat16)).fingerprint() for value in (1.0, 2.0, 1.0)]
+    assert numbers[0] == numbers[2] != numbers[1]
+    matrix = torch.arange(6.0).view(2, 3)
+    turned, copied = (Given(weight=one).fingerprint() for one in (matrix.t(), matrix.t().contiguous()))
+    assert turned == copied
 
 
 CONFIG = MiniMindConfig(generation=3, use_moe=True, hidden_size=32, num_hidden_layers=2, vocab_size=61)
