@@ -112,6 +112,7 @@ class SavedWeights:
             return
         for path in model_files(folder):
             for name, (shape, share) in ModelFile(path).frozen.items():
+                # Read above: below ZeRO-3 they are whole in the file.
                 if name in model.weights and model.weights[name].numel():
                     continue
                 self._shapes[_own_name(name)] = tuple(shape)

@@ -89,6 +89,7 @@ class SavedStates:
         if set(names) != set(self._pieces):
             differing = ", ".join(sorted(set(names) ^ set(self._pieces)))
             raise CheckpointError(f"{folder}: belongs to another model; parameters of only one of the two: {differing}")
+        # All parameters have the same states, because they are in one group of one optimizer.
         self.keys = list(self._pieces[names[0]][0].states)
 
     def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
@@ -132,6 +133,7 @@ class SavedStates:
 
     def _add_optimizer(self, optimizer: Mapping[str, Any]) -> None:
         """Keep what is equal on all ranks."""
+        # Of an optimizer with more than one group this raises a ValueError, which `__init__` turns into its error.
         (self.hyperparameters,) = optimizer["param_groups"]
         for state in optimizer["state"].values():
             self.scalars = {key: value for key, value in state.items() if key not in _with_shape(state)}

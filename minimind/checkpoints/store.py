@@ -99,6 +99,7 @@ class Checkpoints:
                     str(self.folder),
                     tag=path.name,
                     client_state={"step": step},
+                    # DeepSpeed's rank 0 would name the folder while other ranks still write into it.
                     save_latest=False,
                     # Weights under adapters do not change; the manifest has their hash.
                     exclude_frozen_parameters=policy.has_adapters,

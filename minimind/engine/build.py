@@ -62,6 +62,7 @@ def build_scorer(
         return PairScorer(model, attention, router_aux_loss_coef)
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = uninitialized_model(source.config, dtype)
+        # Within `Init` too, which partitions only what is made in it.
         use_packed_weights(model, source.packed_layers)
     if _has_plain_shards(ds_config, model, patches or PatchSelection()):
         _fill_shards(model, source, world, on_progress)

@@ -142,8 +142,11 @@ def checked_keys(path: Path, values: dict[str, Any]) -> list[str]:
         if not isinstance(section := value_at(values, name), dict) and (section is not None or name in values)
     ]
     optimizer = values.get("optimizer", {})
-    if isinstance(optimizer, dict) and not isinstance(optimizer.setdefault("params", {}), dict):
-        wrong.append(f"'optimizer.params' is {json.dumps(optimizer['params'])}; an object is expected")
+    if isinstance(optimizer, dict):
+        # DeepSpeed's files may lack it; whatever completes the section finds an object.
+        params = optimizer.setdefault("params", {})
+        if not isinstance(params, dict):
+            wrong.append(f"'optimizer.params' is {json.dumps(params)}; an object is expected")
     if wrong:
         raise ConfigError.from_problems([f"{path}: {problem}" for problem in wrong])
     return _key_problems(values)
@@ -161,6 +164,7 @@ def _key_problems(values: Mapping[str, Any]) -> list[str]:
             problems.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     for key, kind in _KINDS.items():
         value = values.get(key)
+        # Python's bool is an int: a switch is no number, and a number no switch.
         if value not in (None, "auto") and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
             problems.append(f"{key!r} is {json.dumps(value)}; a {'switch' if kind is bool else 'number'} is expected")
     for name, model in _SECTIONS.items():

@@ -134,6 +134,7 @@ class LiveReference(ModelReference):
         patches = select_patches(config.engine.disable_patches, speaks=world.is_main)
         scorer = build_scorer(source, resolved.values, dtype, world, attention, patches, on_progress)
         scorer.requires_grad_(False)
+        # Before `initialize`, which puts the hooks that gather on these modules.
         for module in _gather_units(scorer, resolved, world):
             set_z3_leaf_module(module, True)
         self.engine, *_ = deepspeed.initialize(model=scorer, config=resolved.values)
@@ -165,6 +166,7 @@ class LiveReference(ModelReference):
     def close(self) -> None:
         self.engine.destroy()
         del self.engine
+        # Modules and DeepSpeed's hooks refer to each other, so the weights stay until a collection.
         gc.collect()
 
 

@@ -109,6 +109,7 @@ class PairScorer(nn.Module):
         if self._obstacle:
             raise PackError(self._obstacle)
         self._switch.packed()
+        # MiniMind's own backbone then computes the end of its last block at the targets alone.
         selects = family_of(self.model.config).backbone_selects_positions
         pack = PackSegments(batch.segments, self.attention)
         out = self.model.base_model(

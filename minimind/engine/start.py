@@ -60,7 +60,9 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     watch.meet()
     check_devices(peers)
     if device != "cpu":
+        # After the check: for a rank without a device torch would raise an error of its own.
         accelerator.set_device(local_rank)
+    # Before DeepSpeed's communication is initialised, which may compile.
     patches = select_patches(disable_patches, speaks=rank == 0)
     guard_compiles(patches)
     compile_late(patches)
@@ -109,6 +111,7 @@ def bound_device(size: int) -> torch.device | None:
         size: number of ranks.
     """
     # As DeepSpeed does: a group of one rank fails with a bound GPU in some versions, and torch 2.7.0 hangs.
+    # Torch's version is a text that compares itself number by number.
     hangs = "2.6.0" < torch.__version__ < "2.7.1"
     if get_accelerator().device_name() != "cuda" or size == 1 or hangs:
         return None

@@ -130,7 +130,7 @@ class _FirstStep:
         # Under offload DeepSpeed lists no gradients.
         if self._gradients:
             self._compare(DETECT_OVERFLOW_FROM_NORM, lambda: self._norm_shows_nan(*arguments, **options))
-        norms = [own]
+        norms = [own]  # and the patch's, unless that fails
 
         def agrees() -> bool:
             patched = cast_gradients_once(self._recorded())
@@ -201,6 +201,7 @@ class _FirstStep:
         """DeepSpeed's norm of other gradients than its own, or with another norm of a group."""
         optimizer = self._optimizer
         own = optimizer.averaged_gradients
+        # An attribute of the object hides the method of its class, until it is deleted.
         optimizer.averaged_gradients, optimizer.get_grad_norm_direct = groups, norm
         try:
             return torch.as_tensor(self._own["scaled_global_norm"](*arguments, **options))
@@ -218,7 +219,7 @@ class _FirstStep:
     def _finish(self) -> None:
         """Use the patches that agreed on every rank, and name the others."""
         for name in _WATCHED:
-            delattr(self._optimizer, name)
+            delattr(self._optimizer, name)  # the methods of its class are there again
         patches = list(self._fitting)
         wrong = torch.tensor([int(patch in self._wrong) for patch in patches], device=self._world.device)
         if self._world.size > 1:
