@@ -169,7 +169,7 @@ def _targets(pair: PreferencePair, fork: int) -> _Targets:
     # No token precedes the first one, so nothing predicts it.
     chosen, rejected = chosen[chosen > 0], rejected[rejected > 0]
     shared = chosen[chosen < fork]
-    chosen, rejected = chosen[chosen >= max(fork, 1)], rejected[rejected >= max(fork, 1)]
+    chosen, rejected = chosen[chosen >= fork], rejected[rejected >= fork]
     return _Targets(
         positions=(shared - 1, chosen - 1, rejected - 1),
         ids=(pair.chosen[shared], pair.chosen[chosen], pair.rejected[rejected]),

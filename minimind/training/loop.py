@@ -112,7 +112,8 @@ def _end_early(run: Run, step: int) -> bool:
 
 def _take_step(run: Run, step: int, batches: Sequence[Batch], logged: bool) -> None:
     """Train on one global step's micro-batches of this rank."""
-    # Dropout draws from a seed of the step's own, so a resumed run needs no saved generator state.
+    # Dropout draws from a seed of the step's own, so a resumed run needs no saved generator state. The hash of numbers,
+    # unlike that of texts, is the same in every process.
     torch.manual_seed(hash((run.seed, step, run.world.rank)))
     run.speed.begin(batches)
     try:

@@ -74,6 +74,7 @@ class MetricSums:
         # One collective and one transfer to the host for all metrics.
         totals = all_reduce(self.sums.clone()).tolist()
         (tokens, items), totals = totals[:2], totals[2:]
+        # Behind the sums over items are those of the means over tokens.
         metrics = {name: total / items for name, total in zip(self.names, totals, strict=False)}
         for name, weight in self._parts.items():
             # The mean over a part that has no item does not exist.
@@ -141,6 +142,7 @@ class StepMetrics:
 
     def add_norm(self, norm: Tensor) -> None:
         """Add a step's gradient norm, a scalar that stays on the device."""
+        # No `if`: it would wait for the device.
         finite, norm = norm.isfinite(), norm.nan_to_num(0.0, 0.0, 0.0)
         self._norms += torch.stack((norm, finite.to(norm.dtype), (norm > self._clip).to(norm.dtype)))
 

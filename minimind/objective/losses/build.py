@@ -62,6 +62,7 @@ def build_objective(
     for name, kind in classes.items():
         known = options_of(kind)
         of_model = options_of_model(kind, defaults or {})
+        # From the most general to the most special; the last one counts.
         given = {k: value for k, value in {**of_model, **values, **own.get(name, {})}.items() if k in known}
         wrong = {option: known[option].problem_of(value) for option, value in given.items()}
         problems += [f"{option} of {name}: {problem}" for option, problem in wrong.items() if problem]

@@ -133,6 +133,7 @@ def _result(loss: PreferenceLoss, inputs: LossInputs) -> PairLosses:
     return loss(_own_inputs(loss, inputs)) if share is None else share.attached_to(inputs.policy)
 
 
+# Also in an evaluation, which computes without gradients: autograd makes the slopes.
 @torch.enable_grad()
 def _share(loss: PreferenceLoss, inputs: LossInputs) -> BatchShare:
     own = _own_inputs(loss, inputs)

@@ -120,7 +120,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
             [row_sums(self._split(one)[0], b.target_counts) for one, b in zip(log_probs, batches, strict=True)]
         )
         reference = [target.reference.sums for target in targets if target.reference is not None]
-        # One table for one collective. float64 holds sums and counts exactly.
+        # One table for one collective: the policy's sums, counts, the reference's sums; float64 holds all exactly.
         columns = (
             policy,
             torch.cat([b.target_counts for b in batches]),

@@ -74,6 +74,7 @@ class TokenJob(Job[PairBatch, None]):
         own = torch.tensor([self.size(batch) for batch in batches], dtype=torch.float64)
         own = own.to(self._world.device, non_blocking=True)
         total = all_reduce(own.sum())
+        # Times the ranks, because DeepSpeed takes the mean of their gradients, and the sum of the shares is wanted.
         return list((own * self._world.size / total).float().unbind())
 
     def item_weights(self, batch: PairBatch, weights: Tensor) -> Tensor:
