@@ -82,8 +82,8 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         fragments = {part for text in self._controls if len(text) > 3 for part in (text[:3], text[-3:])}
         self._fragments = re.compile("|".join(map(re.escape, sorted(fragments))) or r"(?!)")
-        # Most texts have none of these characters, and a search for one is faster than one for the fragments.
-        self._rare = {next((sign for sign in part if not sign.isalnum()), part[0]) for part in fragments}
+        # Most rows have none of these characters, and a search for one in all texts at once is the fastest.
+        self._rare = "".join(sorted({_rare_sign(part) for part in fragments.union(self._controls)}))
         self._normalizes = any(text in added and added[text].normalized for text in self._controls)
         self._alphabet = alphabet_of(tokenizer)
 
@@ -106,9 +106,9 @@ class ControlTokens:
             return shielded
 
         try:
-            texts = list(_texts([messages, given.tools, own]))
+            texts = _texts([messages, given.tools, own])
             self._check_normalized(texts)
-            if not any(map(self._pattern.search, texts)):
+            if not (self._has_rare(texts) and any(map(self._pattern.search, texts))):
                 return Shielded(messages=messages, given=given, number=0)
             if any(map(_PRIVATE.search, texts)):
                 raise RowError("a message contains a control token of the tokenizer and private characters")
@@ -137,7 +137,7 @@ class ControlTokens:
         A template that deletes or joins texts could make a control token of two parts.
         """
         texts = _texts([messages, given.tools, given.arguments])
-        if not any(any(sign in text for sign in self._rare) and self._fragments.search(text) for text in texts):
+        if not (self._has_rare(texts) and any(map(self._fragments.search, texts))):
             return None
 
         def changed(text: str) -> str:
@@ -146,6 +146,10 @@ class ControlTokens:
         arguments = _map_texts(dict(given.arguments), changed)
         messages = [_map_message(message, changed) for message in messages]
         return messages, TemplateInput(tools=_map_texts(given.tools, changed), arguments=arguments)
+
+    def _has_rare(self, texts: Sequence[str]) -> bool:
+        joined = "\n".join(texts)
+        return any(sign in joined for sign in self._rare)
 
     def count(self, text: str) -> int:
         """The number of control tokens in a text."""
@@ -254,18 +258,29 @@ def _longest_first(texts: set[str]) -> list[str]:
     return sorted(texts - {""}, key=lambda text: (-len(text), text))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _rare_sign(text: str) -> str:
+    """A character of a text that few other texts have."""
+    return next((sign for sign in text if not sign.isalnum()), text[0])
+
+
+def _texts(value: Any) -> list[str]:
     """Every string in a JSON value, keys included."""
+    found: list[str] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[str]) -> None:
     if isinstance(value, str):
-        yield value
+        found.append(value)
     # Asking for `Mapping` takes long.
     elif isinstance(value, dict | Mapping):
         for key, item in value.items():
-            yield from (key,) if isinstance(key, str) else _texts(key)
-            yield from (item,) if isinstance(item, str) else _texts(item)
+            _collect(key, found)
+            _collect(item, found)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            _collect(item, found)
 
 
 def _map_message(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,6 +148,7 @@ def option_values(options: EncodingOptions) -> list[Any]:
     return [options.empty_think_ratio, kwargs, options.last_turn_only]
 
 
+@functools.lru_cache(maxsize=1024)
 def _draw(row_number: int) -> float:
     """A pseudo-random number in [0, 1) that depends on the row number only."""
     digest = hashlib.sha256(f"empty-think:{row_number}".encode()).digest()

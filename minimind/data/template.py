@@ -9,6 +9,7 @@ A chat template is a program from a file. It may raise any exception, and each i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ class ChatTemplate:
                 "(--tokenizer_path), or give a template (--chat_template)"
             )
         self.tokenizer = tokenizer
+        self._is_common = _is_common(tokenizer)
         self._rendered: dict[Any, str] = {}
         self._size = 0
 
@@ -78,12 +80,15 @@ class ChatTemplate:
         if key is not None and (known := self._rendered.get(key)) is not None:
             return known
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages),
-                tools=given.tools,
-                tokenize=False,
-                **{**given.arguments, "add_generation_prompt": generation_prompt},
-            )
+            if key is not None and messages and self._is_common:
+                text = self._render_texts(messages, given, generation_prompt)
+            else:
+                text = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=given.tools,
+                    tokenize=False,
+                    **{**given.arguments, "add_generation_prompt": generation_prompt},
+                )
         except Exception as error:
             raise _rejection(error) from error
         if key is not None:
@@ -91,6 +96,17 @@ class ChatTemplate:
                 self._forget()
             self._rendered[key] = text
             self._size += len(text)
+        return text
+
+    def _render_texts(self, messages: Messages, given: TemplateInput, generation_prompt: bool) -> str:
+        """What `apply_chat_template` gives for messages of texts alone, in which it has nothing to bring into form."""
+        texts, _ = render_jinja_template(
+            conversations=[list(messages)],
+            chat_template=self._source(given),
+            add_generation_prompt=generation_prompt,
+            **self.tokenizer.special_tokens_map,
+        )
+        text: str = texts[0]
         return text
 
     def foresee(self, conversations: Iterable[Messages], given: TemplateInput) -> Iterator[str | None]:
@@ -111,7 +127,7 @@ class ChatTemplate:
 
     def marks_generation(self, given: TemplateInput = PLAIN) -> bool:
         """Whether the template marks the assistant's text itself, by `{% generation %}` blocks."""
-        return _GENERATION_BLOCK.search(_COMMENT.sub("", self.source(given))) is not None
+        return _has_generation_block(self.source(given))
 
     def render_generation(self, messages: Messages, given: TemplateInput = PLAIN) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and (start, end) of the text that each `{% generation %}` block wrote.
@@ -149,13 +165,29 @@ class ChatTemplate:
         return self.tokenizer.get_chat_template(tools=given.tools)
 
 
+@functools.lru_cache(maxsize=8)
+def _has_generation_block(source: str) -> bool:
+    return _GENERATION_BLOCK.search(_COMMENT.sub("", source)) is not None
+
+
+def _is_common(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer renders as all do: its class may do more."""
+    own = getattr(tokenizer.apply_chat_template, "__func__", None)
+    return own is PreTrainedTokenizerBase.apply_chat_template
+
+
 def _key(messages: Messages, given: TemplateInput, generation_prompt: bool) -> Any:
     """What a rendering depends on; None unless the messages are texts alone: equal values of other types may differ
     in writing.
     """
-    items = tuple(tuple(message.items()) for message in messages)
-    texts = all(type(value) is str for message in items for _, value in message)
-    return (items, generation_prompt) if texts and not given.tools and not given.arguments else None
+    if given.tools or given.arguments:
+        return None
+    items = tuple([tuple(message.items()) for message in messages])
+    for message in items:
+        for _, value in message:
+            if type(value) is not str:
+                return None
+    return items, generation_prompt
 
 
 def _rejection(error: Exception) -> RowError:

@@ -54,6 +54,8 @@ class TextPieces:
         cuts = _cuts(tokenizer, controls)
         self._cut = re.compile("|".join(map(re.escape, cuts))) if cuts else None
         self._known: dict[str, _Piece] = {}
+        # The pieces of texts that were foreseen.
+        self._foreseen: dict[str, list[str]] = {}
         self._size = 0
         self._is_direct = _is_direct(tokenizer)
         self._lengths = byte_lengths(tokenizer) if self._is_direct else None
@@ -70,9 +72,10 @@ class TextPieces:
         if self._lengths is None:
             return
         self._forget()
+        self._foreseen = {text: self._cut_up(text) for text in texts}
         batch: list[str] = []
         size = 0
-        for piece in dict.fromkeys(piece for text in texts for piece in self._cut_up(text)):
+        for piece in dict.fromkeys(itertools.chain.from_iterable(self._foreseen.values())):
             batch.append(piece)
             size += len(piece)
             if size > _BATCH:
@@ -111,7 +114,7 @@ class TextPieces:
         ids: list[int] = []
         ends: list[NDArray[np.int64]] = []
         start = 0
-        for text_piece in self._cut_up(text):
+        for text_piece in self._foreseen.get(text) or self._cut_up(text):
             piece = self._known.get(text_piece) or self._one(text_piece)
             if piece.ends is None:
                 return None

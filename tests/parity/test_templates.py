@@ -173,6 +173,18 @@ def test_mask_is_that_of_a_reader(encoder, name):
     assert row.tokens == encoder.tokenizer(whole, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("prompt", [False, True])
+def test_texts_are_those_of_the_tokenizer(encoder, prompt):
+    for messages in CONVERSATIONS.values():
+        try:
+            expected = encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except Exception:  # noqa: BLE001 - a template may raise any
+            with pytest.raises(RowError):
+                encoder.template.render(messages, generation_prompt=prompt)
+        else:
+            assert encoder.template.render(messages, generation_prompt=prompt) == expected
+
+
 @pytest.mark.parametrize("name", [name for name in CONVERSATIONS if name.startswith("forged")])
 def test_control_tokens_are_those_of_a_conversation_without_forgeries(encoder, name):
     special = {token.content for token in encoder.tokenizer.added_tokens_decoder.values() if token.special}

@@ -31,6 +31,29 @@ def test_the_generation_prompt_cannot_be_changed_by_an_argument(tokenizer):
     assert template.render(conversation("Hi", "Hello!"), given, generation_prompt=True) == "answer:"
 
 
+def test_messages_of_texts_are_rendered_as_the_tokenizer_does(tokenizer):
+    source = (
+        "{{ bos_token }}{{ tools is none }}{{ documents is none }}{{ messages | tojson }}{{ add_generation_prompt }}"
+        "{% for m in messages %}{{ m.thinking }}{{ m.name is defined }}{% endfor %}"
+    )
+    template = template_of(tokenizer, source)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No.", "reasoning_content": "hm"}]
+    for prompt in (False, True):
+        expected = template.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        assert "hm" in expected
+        assert template.render(tuple(messages), generation_prompt=prompt) == expected
+
+
+def test_a_class_that_renders_in_its_own_way_is_asked(tokenizer):
+    class Shouting(type(tokenizer)):
+        def apply_chat_template(self, conversation, **options):
+            return super().apply_chat_template(conversation, **options).upper()
+
+    changed = copy.deepcopy(tokenizer)
+    changed.__class__, changed.chat_template = Shouting, "{{ messages[0].content }}"
+    assert ChatTemplate(changed).render(conversation("Hi", "Hello!")) == "HI"
+
+
 @pytest.mark.parametrize("source", ["{{ raise_exception('no Hi') }}", "{{ messages[0].nothing.more }}", "{{ 1 / 0 }}"])
 def test_any_exception_of_a_template_is_an_error_of_the_row(tokenizer, source):
     with pytest.raises(RowError, match="the chat template rejects the row: "):
