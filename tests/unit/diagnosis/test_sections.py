@@ -12,10 +12,10 @@ from minimind.diagnosis.curves import Finding
 from minimind.diagnosis.guard import RULES
 from minimind.diagnosis.language import Language
 from minimind.diagnosis.reported import open_reported
-from minimind.diagnosis.run_files import read_run
+from minimind.diagnosis.run_files import FINDINGS_FILE, read_run
 from minimind.pages.markup import joined
 from minimind.training.events import Found
-from minimind.training.findings import FINDINGS, FindingsFile
+from minimind.training.findings import FindingsFile
 from tests.unit.diagnosis.made_runs import made_run, write_lines
 
 SAY, CHINESE = Language("en"), Language("zh")
@@ -55,7 +55,7 @@ def test_a_finding_is_said_in_chinese_with_its_numbers(rule, tmp_path):
         names = re.findall(r"{(\w+)", f"{text}{rule.remedy}")
         values = {name: "bfloat16 10%" if name == "shares" else 0.25 for name in names}
         finding = Finding(rule=rule.name, step=3, text="said", remedy="advised", form=form, values=values)
-        (run.folder / FINDINGS).unlink()
+        (run.folder / FINDINGS_FILE).unlink()
         FindingsFile(run.folder, enabled=True).add("key", Found(step=3, finding=finding))
         chinese, english = (shown(sections.findings(read_run(run.folder), say)) for say in (CHINESE, SAY))
         assert joined(CHINESE(text, **values), flags=True) in chinese
@@ -72,9 +72,9 @@ WINS = {"correlation": 0.75, "equal": 0.5, "accuracy": 0.7}
 def test_a_finding_of_another_version_stays_as_it_was_said(changed, tmp_path):
     run = run_of(tmp_path)
     entry = {"step": 3, "rule": "length", "text": "said", "remedy": "advised", "form": "longer", "values": WINS}
-    write_lines(run.folder / FINDINGS, [entry])
+    write_lines(run.folder / FINDINGS_FILE, [entry])
     assert "+0.75" in shown(sections.findings(read_run(run.folder), CHINESE))
-    write_lines(run.folder / FINDINGS, [{**entry, **changed}])
+    write_lines(run.folder / FINDINGS_FILE, [{**entry, **changed}])
     assert "said。advised" in shown(sections.findings(read_run(run.folder), CHINESE))
 
 
