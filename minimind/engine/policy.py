@@ -89,7 +89,6 @@ class Policy:
             raise ConfigError(obstacle, agreed=True)
         # A ZeRO-3 parameter has no elements here, but its full size.
         values = fit_bucket(resolved.values, sum(full_numel(p) for p in trained))
-        # DeepSpeed has no type for it, and is given what makes it, instead of a section.
         optimizer = make_8bit(values.pop("optimizer")["params"]) if kind == ADAMW_8BIT else None
         self.engine, *_ = deepspeed.initialize(
             model=scorer,
@@ -99,7 +98,6 @@ class Policy:
             # LambdaLR calls this with the number of finished steps; global steps count from 1.
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda done: learning_rate_factor(done + 1)),
         )
-        # `engine.step` writes to it too: with a full disk DeepSpeed's own would raise there, on rank 0 alone.
         self.engine.monitor = RunMonitor(self.engine.monitor, lambda: self.engine.global_steps)
         self.stage, self.dtype, self.world = resolved.stage, config.optimisation.dtype, world
         self._source, self._adapters, self._on_progress = source, adapters, on_progress

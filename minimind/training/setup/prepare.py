@@ -122,11 +122,8 @@ def prepare(
     )
     _check(draft, problems)
     # Each is None only if it raised a problem.
-    assert objective is not None
-    assert source is not None
-    assert tokenizer is not None
-    assert policy_config is not None
-    assert reference_config is not None
+    assert objective is not None and source is not None and tokenizer is not None  # noqa: PT018
+    assert policy_config is not None and reference_config is not None  # noqa: PT018
     return Prepared(
         settings=_with_default_paths(settings, tokenizer),
         is_demo=is_demo,
