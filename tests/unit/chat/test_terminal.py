@@ -87,7 +87,7 @@ def test_an_answer_that_was_cut_says_so(tokenizer):
 
 def test_two_models_are_shown_one_after_the_other_or_side_by_side(monkeypatch):
     for output, expected in ((io.StringIO(), "[a]\nHI\n[b]\nHI (cut"), (Wide(), "│ HI (cut")):
-        monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((100, 20)))
+        monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((100, 20)))
         Terminal([Echo("a"), Echo("b", ended=False)], output).say("hi")
         assert expected in output.getvalue()
 
