@@ -30,6 +30,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.get_closest_marker("long") is None]
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: a time stamp in packed bytes gives each worker of xdist another name."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the seconds of each part of the suite, fixtures included, for the table in tests/README.md."""
     seconds: Counter[str] = Counter()
