@@ -42,8 +42,8 @@ chain: setup
 	python launch/chain.py $(FLAGS)
 
 # Each worker takes whole files, so that the fixtures of a file are made once. One thread a worker: the threads of several
-# workers would wait for each other's cores.
-PYTEST := OMP_NUM_THREADS=1 pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# workers would wait for each other's cores. Python may keep its byte code, or every launch would compile it anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) $(FLAGS)

@@ -19,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from minimind.engine.patches.buffers import Reservation
 from minimind.engine.patches.compiles import guard_compiles
 from minimind.engine.patches.late_compile import compile_late
+from minimind.engine.patches.narrow_headers import narrow_headers
 from minimind.engine.patches.registry import PatchSelection, select_patches
 from minimind.engine.patches.shared_memory import reserve_memory, share_memory
 from minimind.ranks.collectives import EXTRA_TIMEOUT, barrier
@@ -65,6 +66,7 @@ def start_rank(timeout: float = 1800.0, disable_patches: str | None = None) -> R
     # Before DeepSpeed's communication is initialised, which may compile.
     patches = select_patches(disable_patches, speaks=rank == 0)
     guard_compiles(patches)
+    narrow_headers(patches)
     compile_late(patches)
     reservation = _join_process_groups(store, rank, len(peers), timeout, patches)
     world = World(

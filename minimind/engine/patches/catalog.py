@@ -8,6 +8,7 @@ from minimind.engine.patches.compiles import GUARD_COMPILES
 from minimind.engine.patches.first_step import COMPARE_FIRST_STEP
 from minimind.engine.patches.kept_weights import KEEP_GATHERED
 from minimind.engine.patches.late_compile import LATE_COMPILE
+from minimind.engine.patches.narrow_headers import NARROW_HEADERS
 from minimind.engine.patches.optimizer import (
     CAST_GRADIENTS_ONCE,
     DETECT_OVERFLOW_FROM_NORM,
@@ -25,6 +26,7 @@ PATCHES = (
     COMPARE_FIRST_STEP,
     GUARD_COMPILES,
     LATE_COMPILE,
+    NARROW_HEADERS,
     SKIP_BUFFERS,
     SHARE_MEMORY,
     FILL_OWN_SHARDS,

@@ -45,7 +45,7 @@ MOMENTUM = 1e-12
 # Steps of a case, and of those whose reference is compared after many; steps that are compared with peft's.
 STEPS, MANY_STEPS, COMPARED = 3, 20, 3
 # Ranks, stage, kind.
-LONG_CASES = {(1, 1, "linear"), (1, 2, "linear"), (2, 3, "linear")}
+LONG_CASES = {(1, 2, "linear"), (2, 3, "linear")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,19 +165,29 @@ def check(world: World, stage: int, name: str) -> None:
     packs = batches(world)
     before = own_scores(source, packs)
     plain = Plain(source, spec)
-    for number in range(MANY_STEPS if (world.size, stage, name) in LONG_CASES else STEPS):
-        for one, expected in zip(packs, before, strict=True):
-            assert torch.equal(reference.log_probs(one), expected), f"step {number}: the reference is not the base"
+    steps = MANY_STEPS if (world.size, stage, name) in LONG_CASES else STEPS
+    for number in range(steps):
+        if number < COMPARED:
+            compare_reference(reference, packs, before, number)
         old = policy.full_state() if number < COMPARED else {}
         sums = MetricSums(world, job)
         train_step(policy, job, packs, sums, Watch())
         mean = sums.reduce(1.0)["loss"]
         if number < COMPARED:
             compare(plain, mean, old, gradients(policy), world)
+    compare_reference(reference, packs, before, steps)
     assert any(not torch.equal(policy.probe(one), expected) for one, expected in zip(packs, before, strict=True))
     if world.is_main:
         print(f"stage {stage}, {name}: adapters agree with plain peft", flush=True)
     policy.engine.destroy()
+
+
+def compare_reference(
+    reference: AdaptedReference, packs: list[PackedPairs], base: list[torch.Tensor], done: int
+) -> None:
+    """The reference's log-probs are the base's, bit for bit."""
+    for one, expected in zip(packs, base, strict=True):
+        assert torch.equal(reference.log_probs(one), expected), f"after {done} steps the reference is not the base"
 
 
 def gradients(policy: Policy) -> dict[str, torch.Tensor]:
