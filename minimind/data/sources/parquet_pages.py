@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from minimind.data.sources.csv_rows import BadTableError
 
@@ -27,6 +27,8 @@ _DICTIONARY_ENCODINGS = frozenset({2, 8})
 _HEADER_BYTES = (2**10, 2**20)
 # Structures of headers are nested three deep.
 _DEPTH = 8
+
+Value = TypeVar("Value", int, dict[int, Any])
 
 
 class Storage(enum.Enum):
@@ -64,10 +66,10 @@ def read_chunk(file: BinaryIO, chunk: Any) -> Chunk:
     plain, dictionary_bytes, known = [], 0, True
     for fields in _headers(file, chunk):
         if fields[_TYPE] == _DICTIONARY_PAGE:
-            dictionary_bytes += fields.get(_SIZE, 0)
+            dictionary_bytes += _field(fields, _SIZE, 0)
             continue
-        data, data_v2 = fields.get(_DATA, {}), fields.get(_DATA_V2, {})
-        encoding = data.get(_ENCODING, data_v2.get(_ENCODING_V2))
+        encoding_v2 = _field(_field(fields, _DATA_V2, {}), _ENCODING_V2, -1)
+        encoding = _field(_field(fields, _DATA, {}), _ENCODING, encoding_v2)
         plain.append(encoding in _PLAIN_ENCODINGS)
         known &= plain[-1] or encoding in _DICTIONARY_ENCODINGS
     if all(plain):
@@ -95,10 +97,22 @@ def _headers(file: BinaryIO, chunk: Any) -> Iterator[dict[int, Any]]:
                 problem = repr(error)
         else:
             raise BadTableError(f"the file is damaged: no page header at byte {place} ({problem})")
-        if fields.get(_PACKED_SIZE, -1) < 0 or _TYPE not in fields:
+        if _field(fields, _PACKED_SIZE, -1) < 0 or _field(fields, _TYPE, -1) < 0:
             raise BadTableError(f"the file is damaged: the page at byte {place} has no size")
         yield fields
         place += header.tell() + fields[_PACKED_SIZE]
+
+
+def _field(fields: dict[int, Any], number: int, default: Value) -> Value:
+    """The value of a field, or the default.
+
+    Raises:
+        BadTableError: the value is not of the default's type.
+    """
+    value = fields.get(number, default)
+    if not isinstance(value, type(default)):
+        raise BadTableError(f"the file is damaged: field {number} of a page header is of another type")
+    return value
 
 
 def _structure(stream: io.BytesIO, depth: int = 0) -> dict[int, Any]:

@@ -60,6 +60,20 @@ def test_a_damaged_header_is_an_error(damage):
         chunk_of(content[:4] + damage + content[44:])
 
 
+@pytest.mark.parametrize(
+    ("field", "damage"),
+    [
+        (b"\x2c", b"\x25"),  # a number in place of the structure of a data page
+        (b"\x15\x00", b"\x1c\x00"),  # a structure in place of the page's type
+    ],
+)
+def test_a_field_of_another_type_is_an_error(field, damage):
+    content = written(["a", "b"], use_dictionary=False)
+    at = content.index(field, 4)
+    with pytest.raises(BadTableError, match="is of another type"):
+        chunk_of(content[:at] + damage + content[at + len(field) :])
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_memory_does_not_grow_with_a_row_group(tmp_path, nested):
     """64 MiB of texts in one group, whose dictionary is given up after a part of them; another column's is not."""
