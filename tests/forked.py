@@ -1,15 +1,25 @@
-"""A process that is forked from the test's own: all is imported there, where a new interpreter imports for seconds.
+"""Processes that are forked, where a new interpreter would import torch and transformers for seconds.
 
-For code that computes with no tensor: threads of OpenMP and of autograd do not survive a fork.
+`forked`, from the test's own process: for code that computes with no tensor, since threads of OpenMP and of autograd do
+not survive a fork. `run_fresh`, from a server that has imported the model and has done nothing else: for code that
+needs a process as it is before the first tensor, or one whose memory is measured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+# DeepSpeed is not imported by the model, and not here.
+_IMPORTED = ("pytest", "torch", "minimind.model.modeling")
 
 
 @contextlib.contextmanager
@@ -28,3 +38,35 @@ def forked(work: Callable[..., object], *arguments: object) -> Iterator[BaseProc
     finally:
         process.kill()
         process.join()
+
+
+def run_fresh(
+    script: str, *arguments: object, environment: Mapping[str, str] | None = None, timeout: float = 280
+) -> subprocess.CompletedProcess[str]:
+    """`python -c script arguments`, forked from a server; changes of the environment come after the imports.
+
+    The server is Python's own, one for a test process, and ends with it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        given = (script, list(map(str, arguments)), dict(environment or {}), str(out), str(err))
+        process = context.Process(target=_run_script, args=given)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(f"longer than {timeout:.0f} s: {out.read_text()}{err.read_text()}")
+        return subprocess.CompletedProcess(script, process.exitcode, out.read_text(), err.read_text())
+
+
+def _run_script(script: str, arguments: list[str], environment: dict[str, str], out: str, err: str) -> None:
+    for number, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.update(environment)
+    sys.argv = ["-c", *arguments]
+    exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})

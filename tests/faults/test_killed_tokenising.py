@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
-from tests.conftest import REPO, pair
+from tests.conftest import pair
+from tests.forked import run_fresh
 
 # Forks a child for each start, so that everything is imported once. A thread of the child kills its process as soon as
 # its partial folder has some size, wherever the main thread is then.
@@ -62,10 +61,8 @@ def test_killed_and_started_again(write_rows, tmp_path):
     path = write_rows(
         *(pair(f"Number {number}?", "Yes. " * (number % 9 + 1), f"No, {number}!") for number in range(200))
     )
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path), str(tmp_path)],
-        cwd=REPO, timeout=300, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_fresh(SCRIPT, path, tmp_path)
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["statuses"].count(-9) >= 3
     assert result["statuses"][-1] == 0

@@ -8,14 +8,13 @@ training -> diagnosis -> {data, pages}
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPO
+from tests.forked import run_fresh
 
 # What each part may import besides itself. `minimind/__init__.py` is the public face and exempt; `version` is
 # free.
@@ -217,8 +216,10 @@ def test_the_walk_sees_files_and_process_groups(code):
 
 def test_the_public_face_and_the_plan_work_without_deepspeed():
     """Not by their own imports alone: nothing that model, weights, data, objective and plan pull in needs it."""
-    blocked = "import sys; sys.modules['deepspeed'] = None; from minimind.plan.command import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", blocked, "--gpu_memory", "8GiB"]
-    run = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    blocked = (
+        "import sys; assert 'deepspeed' not in sys.modules; sys.modules['deepspeed'] = None\n"
+        "from minimind.plan.command import main; main(sys.argv[1:])"
+    )
+    run = run_fresh(blocked, "--gpu_memory", "8GiB")
     assert run.returncode == 0, run.stderr[-2000:]
     assert "The cheapest option that fits" in run.stdout

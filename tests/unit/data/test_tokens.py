@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import multiprocessing.synchronize
+import pickle
 import signal
 from concurrent.futures import ProcessPoolExecutor
 
@@ -156,12 +157,15 @@ def many_rows(write_rows):
 
 @pytest.fixture
 def pools(monkeypatch):
-    """Pools that `tokenize` starts, by the number of processes that it asks for. One real worker runs, since each takes
-    seconds to start."""
+    """Pools that `tokenize` starts, by the number of processes that it asks for. One real worker runs, forked, since
+    a spawned one imports for seconds. It gets a pickled tokenizer as a spawned one does."""
     asked = {}
 
-    def start(workers, *args, **kwargs):
-        asked[workers] = ProcessPoolExecutor(1, *args, **kwargs)
+    def start(workers, context, *, initializer, initargs):
+        assert context.get_start_method() == "spawn"
+        forked = multiprocessing.get_context("fork")
+        initargs = pickle.loads(pickle.dumps(initargs))
+        asked[workers] = ProcessPoolExecutor(1, forked, initializer=initializer, initargs=initargs)
         return asked[workers]
 
     monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", start)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import textwrap
 
 import pytest
+
+from tests.forked import run_fresh
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 
@@ -122,7 +122,7 @@ NAMES = (
 
 def run(script: str) -> str:
     """What a process of its own prints; it must end with status 0."""
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    ended = run_fresh(script, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

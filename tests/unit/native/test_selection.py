@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ import torch
 from minimind import native
 from minimind.native import library
 from minimind.native.selection import gpu_kernels_take, kernels_take
+from tests.forked import run_fresh
 
 # Trains one step of a tiny model in bfloat16 in each state, and prints how often the compiler was started so far.
 SCRIPT = """
@@ -49,10 +47,7 @@ def test_the_compiler_is_started_by_prepare_only(tmp_path):
     calls.touch()
     compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nsleep 0.2\nexit 1\n', encoding="utf-8")
     compiler.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(calls)],
-        env={**os.environ, "CXX": str(compiler)}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    done = run_fresh(SCRIPT, calls, environment={"CXX": str(compiler)})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"unprepared": 0, "torch": 0, "auto": 1, "heap": 2}
     kernels, heap = calls.read_text(encoding="utf-8").splitlines()

@@ -7,10 +7,10 @@ no case can reuse memory that another one has freed, and no other test is measur
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.forked import run_fresh
 
 VOCABULARY, TARGETS = 151_936, 256
 # MiB. All logits in float32 would be 148, as would be a copy of the weight in float32 at a hidden size of 256.
@@ -68,9 +68,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def results() -> dict[str, tuple[float, float]]:
     """Case -> MiB beyond inputs, weight and gradients, and the first log-prob."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(VOCABULARY), str(TARGETS)], capture_output=True, text=True, timeout=280
-    )
+    done = run_fresh(SCRIPT, VOCABULARY, TARGETS)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from deepspeed.runtime import compiler
 
 from minimind.engine.patches.late_compile import compile_late
 from minimind.engine.patches.registry import PatchSelection
+from tests.forked import run_fresh
 
 SCRIPT = """
 import sys
+assert "deepspeed" not in sys.modules
 from minimind.engine.patches.late_compile import compile_late
 from minimind.engine.patches.registry import PatchSelection
 
@@ -57,5 +56,6 @@ def test_switched_off_it_changes_nothing(compiled):
 
 
 def test_torchs_compiler_is_not_imported():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=200, check=True)
+    done = run_fresh(SCRIPT)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["MuonWithAuxAdam", "False"]
