@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -40,19 +41,21 @@ def forked(work: Callable[..., object], *arguments: object) -> Iterator[BaseProc
         process.join()
 
 
+def fresh_context() -> ForkServerContext:
+    """Starts processes by forking the server, which is Python's own: one for a test process, and ends with it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
+
+
 def run_fresh(
     script: str, *arguments: object, environment: Mapping[str, str] | None = None, timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
-    """`python -c script arguments`, forked from a server; changes of the environment come after the imports.
-
-    The server is Python's own, one for a test process, and ends with it.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_IMPORTED))
+    """`python -c script arguments`, forked from a server; changes of the environment come after the imports."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         given = (script, list(map(str, arguments)), dict(environment or {}), str(out), str(err))
-        process = context.Process(target=_run_script, args=given)
+        process = fresh_context().Process(target=_run_script, args=given)
         process.start()
         process.join(timeout)
         if process.exitcode is None:

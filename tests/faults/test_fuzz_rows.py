@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -154,7 +155,7 @@ def changed_rows(draw) -> tuple[dict, ShapeOptions]:
     return row, ShapeOptions(data_format=shape, pairing=ALL, dataset_info=entry)
 
 
-@fuzzed(300)
+@fuzzed(200)
 @given(changed_rows())
 def test_damaged_rows_of_every_shape(drawn):
     """What is read is a pair that passes the checks of all shapes."""
@@ -222,7 +223,7 @@ def test_a_file_of_malicious_rows(tokenizer, tmp_path):
     read_everywhere(b"\n".join([*MALICIOUS, LINES[0]]), tokenizer, tmp_path)
 
 
-@fuzzed(60)
+@fuzzed(30)
 @example(rows=[{"chosen": [{"role": "assistant", "content": "a", "name": "\ud800"}], "rejected": []}])
 @given(rows=st.lists(st.fixed_dictionaries({"chosen": MESSAGES, "rejected": MESSAGES}), min_size=1, max_size=4))
 def test_files_of_other_types(rows, tokenizer, tmp_path_factory):
@@ -247,7 +248,7 @@ SPEECHES = st.lists(
 VARIABLES = st.dictionaries(st.sampled_from(("documents", "bos_token", "messages", "x")), json_values(), max_size=2)
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(
     rows=st.lists(
         st.fixed_dictionaries(
@@ -269,21 +270,29 @@ def test_files_with_columns_and_calls(rows, tokenizer, tmp_path_factory):
     read_everywhere(content, tokenizer, tmp_path_factory.mktemp("fuzz"))
 
 
-@fuzzed(60)
+@pytest.fixture(scope="module")
+def load(tokenizer, tmp_path_factory):
+    """Loads a file's table with a cache in this folder."""
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    path.write_bytes(FILE)
+    return lambda cache: load_table(open_source(path), tokenizer, max_length=64, num_workers=0, cache_dir=cache)
+
+
+@pytest.fixture(scope="module")
+def whole_cache(load, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    load(folder)
+    return folder
+
+
+@fuzzed(40)
 @given(data=st.data())
-def test_damaged_caches(data, tokenizer, tmp_path_factory):
+def test_damaged_caches(data, load, whole_cache, tmp_path_factory):
     """A damaged cache is made again; no pair refers to data outside of it."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    (folder / "pairs.jsonl").write_bytes(FILE)
-
-    def load():
-        limits = {"max_length": 64, "num_workers": 0}
-        return load_table(open_source(folder / "pairs.jsonl"), tokenizer, **limits, cache_dir=folder / "cache")
-
-    load()
-    path = data.draw(st.sampled_from(sorted((folder / "cache").glob("*/*"))))
+    cache = shutil.copytree(whole_cache, tmp_path_factory.mktemp("fuzz") / "cache")
+    path = data.draw(st.sampled_from(sorted(cache.glob("*/*"))))
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     with only_our_errors():
-        table = select_pairs(load(), on_bad_row="keep", on_long_row="keep")
+        table = select_pairs(load(cache), on_bad_row="keep", on_long_row="keep")
         list(row_messages(table, DataConfig()))
         pack([table[index] for index in range(len(table))])

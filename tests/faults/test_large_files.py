@@ -5,18 +5,23 @@ A process of its own reads them, and tells the peak of its resident memory (VmHW
 
 from __future__ import annotations
 
+import functools
+import gzip
 import json
 import lzma
-import subprocess
-import sys
-import zlib
+import multiprocessing
+import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from minimind.errors import DataError
+from tests.faults.test_fuzz_files import read_all
+from tests.forked import fresh_context
 from tests.unit.data.sources.files import zstd
 
 MIB = 2**20
@@ -40,10 +45,9 @@ def bomb(pack: str, path: Path) -> None:
     if pack == "zst":
         path.write_bytes(zstd(first + 512 * blanks))
         return
-    compressor = zlib.compressobj(9, zlib.DEFLATED, 31) if pack == "gz" else lzma.LZMACompressor(preset=0)
-    with path.open("wb") as file:
-        file.writelines(compressor.compress(block) for block in (first, *[blanks] * 512))
-        file.write(compressor.flush())
+    # Both may be several packed files, one behind the other: only one of the blanks is packed.
+    packed = gzip.compress if pack == "gz" else functools.partial(lzma.compress, preset=0)
+    path.write_bytes(packed(first) + packed(16 * blanks) * 32)
 
 
 # Name -> the text of a file, and what is found: the number of pairs and the reasons of bad rows, or an error.
@@ -82,41 +86,43 @@ FOUND = {
     "parquet with a cell of 100 MiB": (2, [TOO_LONG]),
     **{f"a bomb in {pack}": "over 500 times its size, which preference data do not" for pack in ("gz", "zst", "xz")},
 }
-READER = """
-import json, sys, time
-from tests.faults.test_fuzz_files import read_all
-from minimind.errors import DataError
 
-def peak():
+
+def peak() -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) >> 10
 
-for path in sys.stdin:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before, started = peak(), time.process_time()
-    try:
-        found = read_all(path.rstrip("\\n"))
-    except DataError as error:
-        found = str(error)
-    print(json.dumps([found, peak() - before, time.process_time() - started]), flush=True)
-"""
+
+def read(connection: Connection) -> None:
+    """Read each file that is named, and tell what is found, the MiB and the seconds; in a process of its own."""
+    for path in iter(connection.recv, None):
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before, started = peak(), time.process_time()
+        try:
+            found: object = read_all(path)
+        except DataError as error:
+            found = str(error)
+        connection.send((found, peak() - before, time.process_time() - started))
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", READER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.stdin.close()
+def reader() -> Iterator[Connection]:
+    here, there = multiprocessing.Pipe()
+    process = fresh_context().Process(target=read, args=(there,), daemon=True)
+    process.start()
+    there.close()  # a reader that dies ends the test
+    yield here
+    here.send(None)
+    process.join()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_large_files(reader, tmp_path, name):
     path = tmp_path / "pairs"
     FILES[name](path)
-    print(path, file=reader.stdin, flush=True)
-    found, mib, seconds = json.loads(reader.stdout.readline())
+    reader.send(str(path))
+    found, mib, seconds = reader.recv()
     path.unlink()
     expected = FOUND[name]
     if isinstance(expected, str):
