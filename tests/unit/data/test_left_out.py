@@ -38,8 +38,9 @@ STRICT = "{% if messages[0].role != 'system' %}{{ raise_exception('no system mes
 def check(tokenizer):
     """Checks a row with a template of this source, or with the demo's."""
 
+    changed = copy.deepcopy(tokenizer)
+
     def run(row: PreferenceRow, source: str | None = None) -> None:
-        changed = copy.deepcopy(tokenizer)
         changed.chat_template = source or tokenizer.chat_template
         check_rendered(row, ChatTemplate(changed), TemplateInput(tools=row.tools, arguments=row.template_kwargs))
 
