@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import warnings
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -117,6 +116,8 @@ def check_checkpoints(folder):
 
 def check_exports(folder):
     """The merged folder, and the adapter in plain peft over the base, give the same logits."""
+    import peft  # here: every process that collects tests would import it for seconds
+
     tokens = torch.arange(40)[None] % 100
     merged = AutoModelForCausalLM.from_pretrained(folder / "dpo_96", dtype=torch.float32).eval()
     source = open_weights(demo.WEIGHT_PATH, {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import peft
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minimind.errors import WeightsError
-from minimind.model.adapters import AdapterSpec, adapter_of, add_adapters, peft_config, saved_name
+from minimind.model.adapters import AdapterSpec, adapter_of, add_adapters, import_peft, peft_config, saved_name
 from minimind.model.configuration import MiniMindConfig
 from minimind.weights.adapter_files import merged_state, open_adapter, save_adapter, save_minimind_adapter
 from minimind.weights.adapters import adapter_shapes
@@ -36,7 +35,7 @@ def test_a_written_adapter_loads_in_plain_peft_and_here(adapted, tmp_path):
     base, spec = adapted
     model, state = trained(base, spec)
     save_adapter(state, spec, base, tmp_path / "adapter", True)
-    theirs = peft.PeftModel.from_pretrained(plain(base), tmp_path / "adapter")
+    theirs = import_peft().PeftModel.from_pretrained(plain(base), tmp_path / "adapter")
     torch.testing.assert_close(theirs(TOKENS).logits, model(TOKENS).logits, rtol=0, atol=1e-6)
     again = open_adapter(tmp_path / "adapter", base, dropout=0.0)
     assert again.spec == spec
@@ -46,7 +45,7 @@ def test_a_written_adapter_loads_in_plain_peft_and_here(adapted, tmp_path):
 def test_an_adapter_that_plain_peft_wrote_is_read(tmp_path):
     base = dense()
     spec = spec_of(base)
-    theirs = peft.get_peft_model(plain(base), peft_config(plain(base), spec, "gaussian"))
+    theirs = import_peft().get_peft_model(plain(base), peft_config(plain(base), spec, "gaussian"))
     theirs.save_pretrained(tmp_path / "adapter")
     ours = open_adapter(tmp_path / "adapter", base, dropout=0.1)
     assert ours.spec == AdapterSpec(rank=4, alpha=8.0, dropout=0.1, layers=spec.layers)
