@@ -150,9 +150,8 @@ def test_run_that_is_stopped_and_killed_takes_the_same_steps(interruptions, flag
     assert [[entry[name] for name in EXACT] for entry in metrics(tmp_path)] == curve
 
 
-@pytest.mark.parametrize(
-    ("number", "to_all"), [pytest.param(signal.SIGTERM, False, marks=pytest.mark.long), (signal.SIGINT, True)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_signal_before_the_first_step_ends_the_run_with_nothing_saved(number, to_all, flags, tmp_path):
     with go_on(flags, tmp_path) as run:
         run.wait_for(lambda: len(run.ranks) == 2 and "by default:" in run.output)
