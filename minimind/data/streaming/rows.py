@@ -76,15 +76,16 @@ class ShardReader:
         return store.open(part.shard)
 
     def _wait(self, is_there: Callable[[], bool]) -> None:
-        # Looked at again behind the problem: a process that has ended may have made the shard before.
-        if (problem := self._problem()) and not is_there():
+        # Asked first: what a process that has ended wrote before, its reason or the shard, is there to be read.
+        problem = self._problem()
+        for store in self._stores:
+            if reason := store.failure():
+                raise DataError(reason)
+        if problem and not is_there():
             # The other ranks of this machine see it too.
             with contextlib.suppress(OSError):
                 self._stores[0].fail(problem)
             raise DataError(problem)
-        for store in self._stores:
-            if reason := store.failure():
-                raise DataError(reason)
         time.sleep(_POLL_SECONDS)
         self.waited += _POLL_SECONDS
         written = sum(store.written() for store in self._stores)

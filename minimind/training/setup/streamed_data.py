@@ -67,7 +67,9 @@ def open_stream(prepared: Prepared, world: World, listener: TokenisingListener) 
         raise LaunchError("the data of two machines differ; give all machines the same files", agreed=True)
     step = prepared.checkpoint.manifest.step if prepared.checkpoint is not None else 0
     tokenises = world.local_rank == 0
-    # The other ranks look at the folders when what an earlier run left there is gone.
+    # On all machines before any starts: they may share the folders, and a failure of this run must stay.
+    agree(world, lambda: _forget_failures(recipe), runs=tokenises)
+    # The other ranks look at the folders when tokenising has begun.
     process = agree(world, lambda: _start(recipe, step * _global_batch(prepared, world), listener), runs=tokenises)
     reader = ShardReader(
         recipe.stores(checked=tokenises),
@@ -174,14 +176,25 @@ def _global_batch(prepared: Prepared, world: World) -> int:
     return optimisation.batch_size * optimisation.accumulation_steps * world.size
 
 
+def _forget_failures(recipe: Recipe) -> None:
+    """Remove what an earlier run has left in the folders of shards.
+
+    Raises:
+        DataError: a file cannot be removed.
+    """
+    try:
+        for store in recipe.stores():
+            store.forget_failure()
+    except OSError as error:
+        raise DataError(describe(error, recipe)) from error
+
+
 def _start(recipe: Recipe, first_row: int, listener: TokenisingListener) -> Process | None:
     """Start to tokenise from the window of a row on; None: all that the run needs is there.
 
     Raises:
         DataError: the data cannot be used.
     """
-    for store in recipe.stores():
-        store.forget_failure()
     if recipe.keep_windows is not None or sum(word.word.bytes for word in recipe.words) > _SMALL_BYTES:
         listener.on_message(
             f"tokenising ahead in shards of {recipe.shard_tokens:,} tokens; training begins when the first window of "

@@ -205,7 +205,9 @@ def test_a_run_goes_on_where_the_tokenising_of_another_failed(tokenizer, tmp_pat
         threading.Thread(target=builder._work, args=(one, SimpleNamespace(value=0))) for one in (mine, other)
     )
     first.start()
+    until = time.monotonic() + 60
     while not list(tmp_path.glob("stream-*/shard-*")):
+        assert time.monotonic() < until
         time.sleep(0.001)
     second.start()
     fails.set()

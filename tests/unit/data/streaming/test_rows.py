@@ -106,6 +106,18 @@ def test_all_ranks_learn_that_no_shard_follows(recipe):
             rows[0]
 
 
+def test_the_reason_that_a_process_wrote_is_not_replaced_by_its_end(recipe):
+    """The process writes it, then ends: when it is seen to have ended, the reason has to be looked for again."""
+
+    def ended():
+        recipe.stores()[-1].fail("a.jsonl: cut off")
+        return "a shard is gone"
+
+    for problem in (ended, str):
+        with pytest.raises(DataError, match=r"^a\.jsonl: cut off$"):
+            rows_of(recipe, problem=problem)[0]
+
+
 def test_a_shard_that_is_gone_ends_the_run_instead_of_being_waited_for(recipe):
     build(recipe, lambda: 0)
     rows = rows_of(recipe, problem=lambda: "a shard is gone")

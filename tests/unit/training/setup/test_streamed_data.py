@@ -161,6 +161,24 @@ def test_much_data_is_tokenised_by_a_process(prepared, texts, monkeypatch):
     assert "tokenising ahead in shards of 10,000,000 tokens" in said[0]
 
 
+def test_a_failure_of_an_earlier_run_is_forgotten_and_one_of_this_run_is_not(prepared, texts, monkeypatch):
+    """A machine that starts later than another finds what that one has written into folders that they share."""
+    given = prepared("--data_path", texts("a"))
+    recipe = make_recipe(given, WORLD)
+    (store,) = recipe.stores()
+    store.fail("of an earlier run")
+    real = streamed_data._start
+
+    def after_another_machine(*arguments):
+        assert store.failure() == ""
+        store.fail("of this run")
+        return real(*arguments)
+
+    monkeypatch.setattr(streamed_data, "_start", after_another_machine)
+    load_data(given, WORLD, SILENT)
+    assert store.failure() == "of this run"
+
+
 def test_data_that_cannot_be_used_stop_the_run(prepared, write_rows, tmp_path):
     with pytest.raises(DataError, match="none of its rows can be trained on"):
         load_data(prepared("--data_path", str(write_rows({"txt": json.dumps({})}))), WORLD, SILENT)
