@@ -72,10 +72,15 @@ _OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "dots1": {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dory": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "num_hidden_layers": 3,
              "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    # Its sliding layers have other sizes, which are not shrunk with the others.
+    "dots3_note_text": {"per_layer_config": {"1": {
+        "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 24, "kv_lora_rank": 24, "head_dim": 24,
+        "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}}},
     "falcon_h1": {"mamba_d_ssm": 32},
     "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 48},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "hrm_text": {"num_layers_per_stack": 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "laguna": {"num_attention_heads_per_layer": [4, 4]},
     "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
