@@ -70,7 +70,7 @@ def test_real_rows_have_the_tokens_and_masks_of_minimind_s_rule(shared, name, fi
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
     options = EncodingOptions(empty_think_ratio=0.5)
     turns, rule = TurnEncoder(tokenizer, options), MiniMindEncoder(tokenizer, options)
-    rows = [json.loads(line) for line in (shared / "data" / file).read_text(encoding="utf-8").splitlines()[:150]]
+    rows = [json.loads(line) for line in (shared / "data" / file).read_text(encoding="utf-8").splitlines()[:75]]
     compared = 0
     for number, row in enumerate(rows, start=1):
         for half in (row["chosen"], row["rejected"]):
@@ -80,7 +80,7 @@ def test_real_rows_have_the_tokens_and_masks_of_minimind_s_rule(shared, name, fi
             assert turns.encode(half, number) == rule.encode(half, number)
             assert not turns.encode_compared(half, number).differs
             compared += 1
-    assert compared > 200
+    assert compared > 90
 
 
 def test_encode_conversation_gives_what_training_uses(tokenizer):
