@@ -16,6 +16,7 @@ Null, an empty text and an empty list mean "not given".
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minimind.data.messages import Message, differing_keys, has_developer, listed, parse_json_text, read_messages, shown
+from minimind.data.messages import (
+    Message,
+    differing_keys,
+    has_developer,
+    listed,
+    messages_of_text,
+    parse_json_text,
+    read_messages,
+    shown,
+)
 from minimind.data.sources import RowError
 
 _USED = ("system", "tools", "chat_template_kwargs")
@@ -147,7 +157,7 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str], place: str = "promp
     given = {name: value for name, value in row.items() if value is not None}
     prompt, system = (given.get(name) or None for name in (place, "system"))
     if isinstance(prompt, str):
-        prompt = messages_of_text(prompt) or prompt
+        prompt = messages_of_text(repr(place), prompt) or prompt
     if isinstance(prompt, list):
         prompt = read_messages(place, prompt)
     elif not isinstance(prompt, str | None):
@@ -171,8 +181,8 @@ def read_columns(row: Mapping[str, Any], own: Iterable[str], place: str = "promp
 
 
 def number_of(value: Any) -> float | None:
-    """A finite number, also one that is written as a text; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """A finite number, also a decimal one and one that is written as a text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | decimal.Decimal):
         return None
     try:
         number = float(value)
@@ -188,18 +198,6 @@ def _read_scores(given: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float
         if chosen is not None and rejected is not None:
             return names, (chosen, rejected)
     return (), NO_SCORES
-
-
-def messages_of_text(text: str) -> list[Any] | None:
-    """The messages that a text describes as JSON; None for any other text."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        value = parse_json_text("'prompt'", text)
-    except RowError:
-        return None
-    messages = isinstance(value, list) and value and all(isinstance(one, dict) and "role" in one for one in value)
-    return value if messages else None
 
 
 def _read_tools(value: Any) -> list[Any] | None:

@@ -10,6 +10,7 @@ a list of text parts becomes one text.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +26,12 @@ DEVELOPER = "developer"
 _NAMED, _NAME_LENGTH = 6, 48
 # Characters of a value in a message.
 _SHOWN = 120
+# Types of a part that is a text: of chat completions, and of OpenAI's responses.
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# A list or an object as Python writes it, which `DataFrame.to_csv` puts into a cell; and one of messages.
+_PYTHON = re.compile(r"\s*[\[{]\s*(?:\{\s*)?'")
+_PYTHON_MESSAGES = re.compile(r"\s*\[?\s*\{\s*'(?:role|content|from|value)'\s*:")
+_NOT_JSON = "as Python writes it, not JSON; write it by json.dumps"
 
 
 def read_messages(column: str, messages: Any) -> list[Message]:
@@ -105,10 +112,10 @@ def _joined(place: str, parts: list[Any]) -> str:
     for part in parts:
         if not isinstance(part, dict) or "type" not in part:
             raise RowError(f"{place} has no text in 'content', but a list of {shown(part)}")
-        if part["type"] != "text":
+        if part["type"] not in _TEXT_PARTS:
             raise RowError(f"{place} has a part of the type {shown(part['type'])}; only text is trained on")
         if not isinstance(part.get("text"), str):
-            raise RowError(f"{place} has a part of the type 'text' without a text")
+            raise RowError(f"{place} has a part of the type {part['type']!r} without a text")
         if more := [key for key, value in part.items() if key not in ("type", "text") and value]:
             raise RowError(f"{place} has a text part with {listed(more)}; only text is trained on")
     return "".join(part["text"] for part in parts)
@@ -148,4 +155,42 @@ def parse_json_text(place: str, text: str) -> Any:
     try:
         return parse_json(text.encode("utf-8"))
     except RowError as error:
-        raise RowError(f"{place} is a text that is not valid JSON ({error})") from error
+        hint = f"; it is written {_NOT_JSON}" if _PYTHON.match(text) else ""
+        raise RowError(f"{place} is a text that is not valid JSON ({error}){hint}") from error
+
+
+def parsed_list(place: str, value: Any) -> Any:
+    """A value that has to be a list: the list of which it is the JSON text, as cells of tables have it, or the value.
+
+    Raises:
+        RowError: it is the text of a list as Python writes it.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return parse_json_text(place, value)
+    except RowError:
+        if _PYTHON.match(value):
+            raise
+        return value
+
+
+def messages_of_text(place: str, text: str) -> list[Any] | None:
+    """The messages, or turns with `from` and `value`, that a text describes as JSON; None for any other text.
+
+    Raises:
+        RowError: it describes them as Python writes them.
+    """
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    if _PYTHON_MESSAGES.match(text):
+        raise RowError(f"{place} is a message or a list {_NOT_JSON}")
+    try:
+        value = parse_json_text(place, text)
+    except RowError:
+        return None
+    messages = value if isinstance(value, list) else [value]
+    # One object may be anything that has a role.
+    names = ({"role"}, {"from", "value"}) if isinstance(value, list) else ({"role", "content"}, {"from", "value"})
+    found = messages and all(isinstance(one, dict) and any(map(one.keys().__ge__, names)) for one in messages)
+    return messages if found else None

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from minimind.data.pair_tables import PairTables
 from minimind.data.pairs import SPLIT
+from minimind.data.reasons import described
 from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
 from minimind.data.tokens import END_CUT, WRONG
-from minimind.errors import WeightsError
+from minimind.errors import ConfigError, WeightsError
 from minimind.inspection import findings
 from minimind.inspection.answers import AnswerReport, read_sample
 from minimind.inspection.cost import Cost, Memory, plan_memory
@@ -43,6 +44,8 @@ from minimind.training.setup.training_data import count_steps, pair_sampler
 
 # Pairs whose answers are read, and pairs that are shown.
 _READ, _SHOWN = 10_000, 10
+# Reasons of wrong rows in an error.
+_REASONS = 4
 
 
 def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: World, command: str) -> Report:
@@ -63,7 +66,7 @@ def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: Worl
     objective = objective_of(inputs)
     balanced = objective is None or not objective.depends_on_split
     sampler = pair_sampler(config, tables, world.size, balanced=balanced)
-    steps = count_steps(sampler, config)
+    steps = _steps(sampler, loaded)
     inputs_of_rows = _inputs(loaded.tables, config.rows)
     packing = measure_packing(sampler, steps, inputs_of_rows, tables.packed_tokens, config.data.max_seq_len)
     longest = np.sort(usable.longest)
@@ -89,6 +92,21 @@ def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: Worl
         command=command,
     )
     return dataclasses.replace(report, findings=findings.ordered(_find(report, inputs, loaded)))
+
+
+def _steps(sampler: PairSampler, loaded: LoadedPairs) -> int:
+    """Steps of the run; where there are too few rows for one, the error names those that are refused."""
+    config = loaded.settings.config
+    try:
+        return count_steps(sampler, config)
+    except ConfigError as error:
+        refused = [
+            f"{table.source.name}: {len(table.bad)} of {table.total_rows} rows are wrong: "
+            + "; ".join(described(table.source, table.bad, _REASONS))
+            for table in loaded.tables
+            if table.bad
+        ]
+        raise ConfigError("; ".join([str(error), *refused])) from error
 
 
 def _find(report: Report, inputs: Inputs, loaded: LoadedPairs) -> Iterator[Finding]:

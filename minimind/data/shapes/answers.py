@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minimind.data.columns import number_of
-from minimind.data.messages import listed, shown
+from minimind.data.messages import listed, parsed_list, shown
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer_pair
 from minimind.data.shapes.options import ALL, BEST_WORST, ShapeOptions
@@ -76,14 +76,18 @@ def pairs_of(qualities: Sequence[float], pairing: str, gap: float) -> list[tuple
 
 def _convert(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     place, column = _one_of("the prompt", row, _PROMPTS), _one_of("the answers", row, _ANSWERS)
-    values = row[column]
+    values = parsed_list(repr(column), row[column])
     if not isinstance(values, list) or len(values) < 2:
         raise RowError(f"{column!r} is not a list of two or more answers: {shown(values)}")
     if len(values) > _MOST_ANSWERS:
         raise RowError(f"{column!r} has {len(values)} answers; {_MOST_ANSWERS} are the most")
     beside = not given_columns(row).isdisjoint((*_SCORES, *_RANKS))
     numbers = _one_of("the scores", row, (*_SCORES, *_RANKS)) if beside else None
-    answers = _within(column, values) if numbers is None else _beside(column, values, numbers, row[numbers])
+    answers = (
+        _within(column, values)
+        if numbers is None
+        else _beside(column, values, numbers, parsed_list(repr(numbers), row[numbers]))
+    )
     unused = dict.fromkeys(f"{column}[].{key}" for one in answers for key in one.unused)
     rows = []
     for better, worse in pairs_of([one.quality for one in answers], options.pairing, options.score_gap):

@@ -1,23 +1,22 @@
-"""Cells of tables: messages that a CSV file or a column of texts has as the text of a list.
+"""Cells of tables: messages that a CSV file or a column of texts has as JSON.
 
 row -> with_messages -> the same row with lists of messages as halves
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from minimind.data.messages import parse_json_text
+from minimind.data.messages import messages_of_text
 from minimind.data.shapes.shape import HALVES
 from minimind.data.sources import RowError
 
-# A list of objects as Python writes it, which `DataFrame.to_csv` puts into a cell.
-_PYTHON = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:")
+# OpenAI's answers are messages in any case.
+_HALVES = (*HALVES, ("preferred_output", "non_preferred_output"))
 
 
 def with_messages(row: dict[str, Any], *, is_json: bool) -> dict[str, Any]:
-    """The row with messages where both halves are JSON texts of messages.
+    """The row with messages where both halves are JSON texts of a message or of messages.
 
     Args:
         is_json: the row is JSON itself, where a text is a text: it may be an answer that happens to be such JSON.
@@ -25,16 +24,11 @@ def with_messages(row: dict[str, Any], *, is_json: bool) -> dict[str, Any]:
     Raises:
         RowError: a half is a list as Python writes it, or whether it is a text or messages is not known.
     """
-    for names in HALVES:
-        values = (row.get(name) for name in names)
-        texts = [text for text in values if isinstance(text, str) and text.lstrip().startswith("[")]
-        if len(texts) < len(names):
+    for names in _HALVES:
+        values = [row.get(name) for name in names]
+        if not all(isinstance(text, str) and text.lstrip().startswith(("[", "{")) for text in values):
             continue
-        if any(map(_PYTHON.match, texts)):
-            raise RowError(
-                f"{names[0]!r} or {names[1]!r} is a list as Python writes it, not JSON; write it by json.dumps"
-            )
-        lists = [_list_of_messages(text) for text in texts]
+        lists = [messages_of_text(repr(name), text) for name, text in zip(names, values, strict=True)]
         if None in lists:
             continue
         if is_json:
@@ -44,17 +38,3 @@ def with_messages(row: dict[str, Any], *, is_json: bool) -> dict[str, Any]:
             )
         row = {**row, **dict(zip(names, lists, strict=True))}
     return row
-
-
-def _list_of_messages(text: str) -> list[Any] | None:
-    try:
-        value = parse_json_text("a half", text)
-    except RowError:
-        return None
-    keys = ("role", "from")
-    found = (
-        isinstance(value, list)
-        and value
-        and all(isinstance(one, dict) and any(k in one for k in keys) for one in value)
-    )
-    return value if found else None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minimind.data.columns import number_of
-from minimind.data.messages import listed, shown
+from minimind.data.messages import listed, parsed_list, shown
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer_pair, pair
 from minimind.data.shapes.options import ShapeOptions
@@ -105,7 +105,7 @@ def _convert(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
     chosen, rejected = (row[way.answers[index]] for index in order)
     read = {*way.columns, *(way.scores or ())}
     if way.prompt is None:
-        halves = {name: messages_of_turns(name, row[name]) for name in way.answers}
+        halves = {name: messages_of_turns(name, parsed_list(repr(name), row[name])) for name in way.answers}
         one = pair(row, chosen=halves[way.answers[better]], rejected=halves[way.answers[1 - better]], read=read)
     else:
         one = answer_pair(row, place=way.prompt, chosen=chosen, rejected=rejected, read=read)

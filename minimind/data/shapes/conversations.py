@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minimind.data.messages import parse_json_text, shown
+from minimind.data.messages import parse_json_text, parsed_list, shown
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer, pair, text_pair
 from minimind.data.shapes.options import ShapeOptions
@@ -138,15 +138,19 @@ def _convert_swift(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
         ]
     if given.issuperset(_SWIFT_REJECTED):
         raise RowError("both 'rejected_response' and 'rejected_messages' are there; remove one of them")
-    messages = messages_of_turns("messages", row["messages"])
+    messages = _turns("messages", row)
     read = ("messages", *_SWIFT_REJECTED)
     if "rejected_messages" in given:
-        rejected = messages_of_turns("rejected_messages", row["rejected_messages"])
+        rejected = _turns("rejected_messages", row)
         return [pair(row, chosen=messages, rejected=rejected, read=read)]
     if not isinstance(messages, list) or len(messages) < 2 or _first_role(messages[-1]) != "assistant":
         raise RowError("'messages' is not a list of messages that ends with the better answer")
     rejected = answer("rejected_response", row["rejected_response"])
     return [pair(row, chosen=messages[-1:], rejected=rejected, read=read, place="messages", prompt=messages[:-1])]
+
+
+def _turns(column: str, row: Row) -> Any:
+    return messages_of_turns(column, parsed_list(repr(column), row[column]))
 
 
 SWIFT = RowShape(

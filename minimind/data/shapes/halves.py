@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from minimind.data.columns import messages_of_text, read_columns
-from minimind.data.messages import Message, shown
+from minimind.data.columns import read_columns
+from minimind.data.messages import Message, messages_of_text, parsed_list, shown
 from minimind.data.rows import PreferenceRow, checked_row
 from minimind.data.shapes.shape import HALVES, Row, given_columns, is_given
 from minimind.data.shapes.transcripts import conversation_of_transcript, is_transcript, prompt_of_transcript
@@ -98,7 +98,7 @@ def text_pair(
     prompt = prompt_of_text(place, question)
     given = {"chosen": chosen, "rejected": rejected}
     if is_transcript(question):
-        halves = {half: _answer_in_transcript(half, value) for half, value in given.items()}
+        halves = {half: answer_in_transcript(half, value) for half, value in given.items()}
     else:
         _check_not_repeated(place, question.strip(), list(given.values()))
         halves = {half: answer(half, value) for half, value in given.items()}
@@ -124,11 +124,11 @@ def answer_pair(
     return pair(row, **halves, read=read, place=place, prompt=messages_of_turns(place, question), **columns)
 
 
-def _answer_in_transcript(half: str, value: Any) -> list[Any]:
-    """A half behind a transcript that ends with `Assistant:`: an answer, or the whole transcript again."""
-    if isinstance(value, str) and is_transcript(value):
-        return conversation_of_transcript(half, value)
-    return answer(half, value.strip() if isinstance(value, str) else value)
+def answer_in_transcript(half: str, value: Any) -> list[Any]:
+    """A half behind a transcript that ends with `Assistant:`: how it goes on, or the whole transcript again."""
+    if not isinstance(value, str):
+        return answer(half, value)
+    return conversation_of_transcript(half, value if is_transcript(value) else f"Assistant: {value}")
 
 
 def prompt_of_text(place: str, text: str) -> list[Message]:
@@ -141,8 +141,9 @@ def prompt_of_text(place: str, text: str) -> list[Message]:
         raise RowError(f"{place!r} is blank")
     if is_transcript(text):
         return prompt_of_transcript(place, text)
-    if (messages := messages_of_text(text)) is not None:
-        return messages
+    if (messages := messages_of_text(repr(place), text)) is not None:
+        turns: list[Message] = messages_of_turns(place, messages)
+        return turns
     found = _CONTROL.match(text) or (_USER_LABEL.match(text) and _ASSISTANT_LABEL.search(text))
     if found:
         raise RowError(f"{place!r} is written as a chat template writes it ({found[1]!r}); give the user's words alone")
@@ -159,6 +160,7 @@ def _check_not_repeated(place: str, prompt: str, answers: list[Any]) -> None:
 
 def history(place: str, value: Any) -> list[Message]:
     """The messages of earlier turns, given as a list of [question, answer]; null and empty: none."""
+    value = parsed_list(repr(place), value)
     if not is_given(value):
         return []
     if not (isinstance(value, list) and all(map(_is_exchange, value))):

@@ -22,6 +22,7 @@ from minimind.data.shapes.cells import with_messages
 from minimind.data.shapes.comparisons import COMPARISON
 from minimind.data.shapes.conversations import MINIMIND, OPENAI, SHAREGPT, SWIFT
 from minimind.data.shapes.dataset_info import FILE_NAME, DatasetInfo
+from minimind.data.shapes.hints import hint_of_columns, hint_of_values
 from minimind.data.shapes.options import AUTO, DEFAULT_SHAPES, Items, ShapeOptions
 from minimind.data.shapes.plain_texts import TEXT_SHAPES
 from minimind.data.shapes.sequences import with_objects
@@ -129,7 +130,8 @@ def _parse(content: bytes | dict[str, Any], options: ShapeOptions) -> Sequence[C
         try:
             return _convert(name, row, options)
         except RowError as error:
-            raise RowError(str(error) if name in PLAIN else f"read as {shape_named(name).title}: {error}") from error
+            reason = f"{error}{hint_of_values(row, _columns(options))}"
+            raise RowError(reason if name in PLAIN else f"read as {shape_named(name).title}: {reason}") from error
     except RecursionError as error:
         # The parser accepts deeper nesting than comparison and repr do, so the checks can fail here as well.
         raise RowError("invalid JSON: nested too deeply") from error
@@ -170,6 +172,11 @@ def _known(options: ShapeOptions) -> Mapping[str, RowShape]:
     return ALONE.get(options.items, SHAPES)
 
 
+def _columns(options: ShapeOptions) -> frozenset[str]:
+    """The columns by which shapes are recognised."""
+    return frozenset(name for shape in _known(options).values() for names in shape.needs for name in names)
+
+
 def _recognise(row: Row, options: ShapeOptions) -> str:
     """Name of the shape whose columns a row has.
 
@@ -191,10 +198,11 @@ def _recognise(row: Row, options: ShapeOptions) -> str:
                for name, shape in known.items()}  # fmt: skip
     resembled = [shape for name, shape in known.items() if not given.isdisjoint(telling[name])]
     if not resembled:
-        raise RowError(f"unknown row shape: {_describe(row)}; see the shapes of rows in launch/README.md")
+        hint = hint_of_columns(row, _columns(options)) or "; see the shapes of rows in launch/README.md"
+        raise RowError(f"unknown row shape: {_describe(row)}{hint}")
     # The shape of which fewest columns are missing, and of these the one of which most are there.
     shape = min(resembled, key=lambda one: (len(one.missing(given)), -len(one.found(given))))
-    raise RowError(_near(shape, row, shape.missing(given)))
+    raise RowError(f"{_near(shape, row, shape.missing(given))}{hint_of_columns(row, _columns(options))}")
 
 
 def _near(shape: RowShape, row: Row, missing: list[tuple[str, ...]]) -> str:

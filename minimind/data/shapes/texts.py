@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minimind.data.messages import parsed_list
 from minimind.data.rows import PreferenceRow
 from minimind.data.shapes.halves import answer, answer_pair, half_columns, pair, text_pair
 from minimind.data.shapes.options import ShapeOptions
@@ -78,6 +79,8 @@ def _convert_alpaca(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
         if not isinstance(value, str):
             raise RowError(f"{name!r} is not a text")
     has_halves = not given_columns(row).isdisjoint((*CHOSEN, *REJECTED))
+    if not has_halves:
+        output = parsed_list("'output'", output)
     if isinstance(output, list) and has_halves:
         raise RowError("both 'output' and other columns have a better and a worse answer; remove one of them")
     if isinstance(output, list) and len(output) != 2:

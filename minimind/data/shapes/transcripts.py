@@ -14,7 +14,10 @@ from minimind.data.sources import RowError
 
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _START = re.compile(r"\s*(?:Human|Assistant):")
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
+# A turn that the text does not set off as a paragraph.
+_WITHIN = re.compile(r"\bAssistant:")
+_NO_PARAGRAPH = "an 'Assistant:' in it has no blank line before it, so it begins no turn"
 
 
 def is_transcript(text: str) -> bool:
@@ -32,13 +35,15 @@ def prompt_of_transcript(place: str, text: str) -> list[Message]:
     """The turns of a prompt, which ends with a human turn or with the beginning of an assistant turn, `Assistant:`.
 
     Raises:
-        RowError: it ends with an assistant turn that says something.
+        RowError: it ends with an assistant turn that says something, or its turns are no paragraphs.
     """
     turns = read_transcript(text)
     if turns[-1]["role"] == "assistant":
         last = turns.pop()
         if last["content"] or not turns:
             raise RowError(f"{place!r} is a transcript that ends with an assistant turn, not with 'Assistant:'")
+    elif turns[-1]["content"].endswith("Assistant:"):
+        raise RowError(f"{place!r} is a transcript that ends with a human turn; {_NO_PARAGRAPH}")
     return turns
 
 
@@ -52,5 +57,6 @@ def conversation_of_transcript(column: str, text: str) -> list[Message]:
         raise RowError(f"{column!r} is no transcript, which begins with 'Human:'")
     turns = read_transcript(text)
     if turns[-1]["role"] != "assistant":
-        raise RowError(f"{column!r} is a transcript that ends with a human turn")
+        why = f"; {_NO_PARAGRAPH}" if _WITHIN.search(turns[-1]["content"]) else ""
+        raise RowError(f"{column!r} is a transcript that ends with a human turn{why}")
     return turns

@@ -11,7 +11,7 @@ from typing import Any
 from minimind.data.columns import Columns, number_of, read_columns
 from minimind.data.messages import Message, parse_json_text, shown
 from minimind.data.rows import AnswerRow, checked_answer
-from minimind.data.shapes.halves import answer, history, prompt_of_text
+from minimind.data.shapes.halves import answer, answer_in_transcript, history, prompt_of_text
 from minimind.data.shapes.options import ShapeOptions
 from minimind.data.shapes.shape import HALVES, Row, RowShape, given_columns
 from minimind.data.shapes.transcripts import is_transcript
@@ -109,7 +109,7 @@ def completion(
     columns = read_columns({**row, place: prompt}, own=read, place=place)
     said = row[column]
     if isinstance(question, str) and is_transcript(question) and isinstance(said, str):
-        said = said.strip()  # white space around a turn belongs to the transcript
+        return answer_in_transcript(column, said), columns
     return messages_of_turns(column, answer(column, said), options.names), columns
 
 

@@ -191,13 +191,31 @@ def _check_columns(schema: pa.Schema) -> None:
 def _rows(batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> Iterator[Row]:
     """Each row of a batch; a row that is too large is an error of its own."""
     if sizes.sum() <= ROW_BYTES:
-        yield from map(_without_nulls_in_columns, batch.to_pylist(maps_as_pydicts="strict"))
+        yield from map(_without_nulls_in_columns, _values(batch))
         return
     for index, size in enumerate(sizes):
         if size > ROW_BYTES:
             yield too_long()
         else:
-            yield from map(_without_nulls_in_columns, batch.slice(index, 1).to_pylist(maps_as_pydicts="strict"))
+            yield from map(_without_nulls_in_columns, _values(batch.slice(index, 1)))
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch.
+
+    Raises:
+        BadTableError: Python cannot hold a value; names its column.
+    """
+    try:
+        return batch.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+    except _FAILURES:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.to_pylist(maps_as_pydicts="strict")
+            except _FAILURES as error:
+                shown = str(error).split("\n")[0][:200]
+                raise BadTableError(f"its column {name!r} cannot be read ({shown}); leave it out") from error
+        raise
 
 
 def _without_nulls_in_columns(row: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def _value_bytes(array: Any) -> NDArray[np.int64]:
     if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind):
         lengths = pc.fill_null(pc.binary_length(array).cast(pa.int64()), 0)
         return _VALUE_BYTES + lengths.to_numpy(zero_copy_only=False)
+    if kinds.is_string_view(kind) or kinds.is_binary_view(kind):
+        valid, views = array.is_valid().to_numpy(zero_copy_only=False), array.buffers()[1]
+        # A view is 16 bytes, and the first four are the length.
+        lengths = np.frombuffer(views, np.int32).reshape(-1, 4)[array.offset : array.offset + len(array), 0]
+        return _VALUE_BYTES + np.where(valid, lengths, 0).astype(np.int64)
     if kinds.is_nested(kind) or kinds.is_run_end_encoded(kind) or "view" in str(kind):
         raise UnsupportedTypeError(str(kind))
     # Numbers, dates and the like.

@@ -55,6 +55,9 @@ _MISTAKES: Mapping[re.Pattern[bytes], str] = {
     }.items()
 }
 _SEPARATORS = ",\t;"
+# A line that is a JSON object.
+_OBJECT = re.compile(rb'\{\s*"')
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 # Lines of the beginning that are looked at, and the longest name of a column.
 _LINES, _NAME_LENGTH = 20, 100
 
@@ -81,15 +84,30 @@ def kind_of(head: bytes) -> Kind:
     if lines[0].startswith(b"{"):
         over_lines = len(lines) > 1 and not lines[0].endswith(b"}") and not lines[1].startswith(b"{")
         return Kind.OBJECTS if over_lines else Kind.LINES
-    if b"\0" in head:
+    if b"\0" in head or _CONTROL.search(lines[0]):
         raise UnknownContentError("binary")
-    # A first line that is damaged is a bad row, if there are others.
-    if any(line.startswith(b"{") for line in lines):
+    # A first line that is damaged is a bad row, if the others are objects. A few such lines may be in cells of a table.
+    others = [_OBJECT.match(line) is not None for line in lines[1:]]
+    if 2 * sum(others) > len(others):
         return Kind.LINES
     if separator_of(head):
         return Kind.CSV
+    if any(line.startswith(b"{") for line in lines):
+        return Kind.LINES
     shown = lines[0][:40].decode("utf-8", "replace")
-    raise UnknownContentError(f"neither JSON nor a table: it begins with {shown!r}")
+    raise UnknownContentError(f"neither JSON nor a table: it begins with {shown!r}{_no_table(lines[:2])}")
+
+
+def _no_table(lines: list[bytes]) -> str:
+    """Why a file that begins with these lines is no table, if it resembles one."""
+    if b"|" in lines[0]:
+        return "; the cells of a table are separated by a comma, a tab or a semicolon"
+    if any(separator.encode() in line for separator in _SEPARATORS for line in lines):
+        return (
+            "; the first line of a table names each column, with different names, and each row has as many cells, "
+            "quotes directly beside the separators"
+        )
+    return ""
 
 
 def separator_of(head: bytes) -> str | None:

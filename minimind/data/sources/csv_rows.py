@@ -71,6 +71,7 @@ def read_csv(stream: io.BufferedReader[Any]) -> Iterator[tuple[int, dict[str, An
             else:
                 yield number, RowError(f"it has {len(cells)} cells, the header {len(header)}")
     except csv.Error as error:
-        raise BadTableError(f"row {number + 1}: {error}") from error
+        hint = "; a quote within a quoted cell is written twice" if "expected after" in str(error) else ""
+        raise BadTableError(f"row {number + 1}: {error}{hint}") from error
     except UnicodeDecodeError as error:
         raise BadTableError(f"not UTF-8 after row {number} ({error.reason}); save the table as UTF-8") from error

@@ -144,7 +144,10 @@ class _Splitter:
         if self._ended:
             if not rest:
                 return
-            raise CutOffError(f"there is more text behind the end of the array, which has {self.number} rows")
+            raise CutOffError(
+                f"there is more text behind the end of the array, which has {self.number} rows; a file has one array, "
+                "and a row is an object"
+            )
         if rest or self._size > ROW_BYTES or self._in_array:
             raise CutOffError(f"the file ends within row {self.number + 1}; it is incomplete")
 
@@ -198,11 +201,13 @@ def parse_json(line: bytes) -> Any:
         if b"\\ud" in line.lower():
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8 (byte {error.start})") from error
+        raise RowError(f"not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except UnicodeEncodeError as error:
         raise RowError("invalid text: an escaped lone surrogate (\\ud800 to \\udfff)") from error
     except json.JSONDecodeError as error:
-        raise RowError(f"invalid JSON: {error.msg} at column {error.colno}") from error
+        comma = error.msg == "Extra data" and error.doc[error.pos :].strip() == ","
+        hint = ": a comma, which belongs between the elements of an array; lines end without one" if comma else ""
+        raise RowError(f"invalid JSON: {error.msg} at column {error.colno}{hint}") from error
     except ValueError as error:
         # Python refuses to convert integers of more than 4300 digits.
         raise RowError(f"invalid JSON: a number is too large ({error})") from error

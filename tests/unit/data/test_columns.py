@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
+
 import pytest
 
-from minimind.data.columns import Columns, read_columns
+from minimind.data.columns import Columns, number_of, read_columns
 from minimind.data.sources import RowError
 from tests.conftest import conversation
 
@@ -278,3 +280,8 @@ def test_a_text_prompt_goes_before_a_half_that_begins_with_an_answer():
     assert Columns(prompt="q").complete("chosen", turns) == [{"role": "user", "content": "q"}, *turns]
     with pytest.raises(RowError, match="'prompt' is no user turn of 'chosen'"):
         Columns(prompt="more").complete("chosen", turns)  # said later: where the prompt belongs is not known
+
+
+def test_numbers_of_any_file():
+    assert [number_of(value) for value in (2, 0.5, "0.5", decimal.Decimal("0.25"))] == [2, 0.5, 0.5, 0.25]
+    assert [number_of(value) for value in (True, "x", float("nan"), decimal.Decimal("NaN"), [1])] == [None] * 5

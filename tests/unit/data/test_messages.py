@@ -6,7 +6,15 @@ import copy
 
 import pytest
 
-from minimind.data.messages import differing_keys, has_developer, listed, parse_json_text, read_messages, shown
+from minimind.data.messages import (
+    differing_keys,
+    has_developer,
+    listed,
+    parse_json_text,
+    parsed_list,
+    read_messages,
+    shown,
+)
 from minimind.data.sources import RowError
 
 USER = {"role": "user", "content": "Weather?"}
@@ -92,6 +100,21 @@ def test_text_parts_are_joined():
     message = {"role": "user", "content": parts}
     assert read_messages("chosen", [message]) == [{"role": "user", "content": "Will it rain?"}]
     assert message["content"] is parts
+
+
+def test_text_parts_of_openai_responses_are_joined():
+    parts = [{"type": "input_text", "text": "Will it "}, {"type": "output_text", "text": "rain?"}]
+    assert read_messages("chosen", [{"role": "user", "content": parts}]) == [
+        {"role": "user", "content": "Will it rain?"}
+    ]
+
+
+def test_a_list_that_is_a_text_is_parsed():
+    assert parsed_list("'x'", ' ["a", 1]') == ["a", 1]
+    for value in (["a"], "a", "[a]", '{"a": 1}', None):
+        assert parsed_list("'x'", value) == value
+    with pytest.raises(RowError, match=r"^'x' is a text that is not valid JSON .*; it is written as Python writes it"):
+        parsed_list("'x'", "['a']")
 
 
 def test_developer_is_read_as_system():

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from minimind import demo
+from minimind.errors import ConfigError
 from minimind.inspection.command import prepare_data
 from minimind.inspection.report import STOPS
 from tests.conftest import conversation, pair
@@ -46,6 +47,13 @@ def test_statistics_are_those_of_the_pairs(report):
     assert [one.place.rsplit(" ", 1)[1] for one in found.examples] == ["1", "2", "3", "4"]
     assert found.cost.memory.peak > 0
     assert "--on_bad_row skip" in found.command
+
+
+def test_too_few_rows_for_a_step_are_an_error_that_names_the_refused_ones(report):
+    with pytest.raises(
+        ConfigError, match=r"^1 pairs x 1 epochs do not fill .*pairs\.jsonl: 1 of 2 rows are wrong: line 2: "
+    ):
+        report(rows=ROWS[-2:])
 
 
 TURNS = [

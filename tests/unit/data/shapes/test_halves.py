@@ -37,6 +37,25 @@ def test_a_prompt_that_is_the_json_text_of_messages():
     assert read(text).chosen == [{"role": "system", "content": "s"}, *conversation("q", "a")]
 
 
+def test_a_prompt_that_is_the_json_text_of_turns_or_of_one_message():
+    for text in ('[{"from": "human", "value": "q"}]', '{"role": "user", "content": "q"}'):
+        assert read(text).chosen == conversation("q", "a")
+    assert read('{"role": "admin"}').chosen == conversation('{"role": "admin"}', "a")
+
+
+def test_a_prompt_that_is_messages_as_python_writes_them_is_refused():
+    for text in ("[{'role': 'user', 'content': 'q'}]", "{'from': 'human', 'value': 'q'}"):
+        with pytest.raises(RowError, match=r"'question' is a message or a list as Python writes it.*json\.dumps"):
+            read(text)
+
+
+def test_an_answer_in_a_transcript_may_have_further_turns():
+    row = read(TRANSCRIPT, " a", " b\n\nHuman: z\n\nAssistant: c")
+    assert row.rejected == conversation("x", "y", "q", "b", "z", "c")
+    with pytest.raises(RowError, match="'rejected' is a transcript that ends with a human turn"):
+        read(TRANSCRIPT, " a", " b\n\nHuman: z")
+
+
 TRANSCRIPT = "\n\nHuman: x\n\nAssistant: y\n\nHuman: q\n\nAssistant:"
 
 

@@ -24,6 +24,7 @@ from tests.conftest import conversation
             conversation("one\n\ntwo\nAssistant: no turn", "a"),
         ),
         ("\n\nHuman: Hi\n\nAssistant:", conversation("Hi", "")),
+        ("\r\n\r\nHuman: Hi\r\n\r\nAssistant: a\r\nb", conversation("Hi", "a\r\nb")),
         ("\n\nHuman: Human: Hi\n\nAssistant: a", conversation("Human: Hi", "a")),
     ],
 )
@@ -42,6 +43,12 @@ def test_other_texts(text):
 def test_a_half_ends_with_an_assistant_turn():
     with pytest.raises(RowError, match="'rejected' is a transcript that ends with a human turn"):
         conversation_of_transcript("rejected", "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye")
+
+
+def test_a_turn_that_is_no_paragraph_is_named():
+    for read in (conversation_of_transcript, prompt_of_transcript):
+        with pytest.raises(RowError, match="ends with a human turn; an 'Assistant:' in it has no blank line before it"):
+            read("chosen", "Human: Hi\nAssistant:")
 
 
 def test_a_prompt_ends_where_an_answer_follows():

@@ -55,6 +55,12 @@ def test_labels_of_any_file(value, label):
     assert parse_answers({"prompt": "q", "completion": "a", "label": value})[0].label is label
 
 
+def test_further_turns_of_a_transcript_are_no_words_of_its_answer():
+    row = {"prompt": "Human: q\n\nAssistant:", "completion": " a\n\nHuman: r\n\nAssistant: b", "label": True}
+    with pytest.raises(RowError, match="'completion' has 2 assistant turns"):
+        parse_answers(row)
+
+
 def test_columns_beside_the_answer():
     row = {"messages": [QUESTION, ANSWER], "label": False, "system": "Be kind.", "id": 3, "tools": []}
     (read,) = parse_answers(row)

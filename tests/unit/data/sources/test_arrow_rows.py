@@ -102,6 +102,22 @@ def test_column_that_is_there_twice_is_refused(tmp_path):
         list(read_arrow(tmp_path / "a", Kind.PARQUET))
 
 
+def test_column_that_python_cannot_hold_is_named(tmp_path):
+    table = pa.table({"a": ["x"], "m": pa.array([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64()))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(BadTableError, match=r"its column 'm' cannot be read \(.*duplicate key.*\); leave it out"):
+        list(read_arrow(tmp_path / "a.parquet", Kind.PARQUET))
+
+
+def test_views_of_texts_are_read(tmp_path):
+    table = pa.table({"a": pa.array(["x", None, "y" * 40], pa.string_view())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name, kind in (("a.parquet", Kind.PARQUET), ("a.arrow", Kind.ARROW_STREAM)):
+        assert [row for _, row in read_arrow(tmp_path / name, kind)] == table.to_pylist()
+
+
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     wrong = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
     pq.write_table(pa.table({"a": wrong}), tmp_path / "a")

@@ -19,6 +19,9 @@ SIZES = {
     "text": (pa.array([TEXT, "你", None]), [108, 11, 8]),
     "large text": (pa.array([TEXT], pa.large_string()), [108]),
     "bytes": (pa.array([b"abc"]), [11]),
+    "a view of texts": (pa.array(["a", TEXT, None, "你"], pa.string_view()).slice(1), [108, 8, 11]),
+    "a view of no texts": (pa.array([], pa.string_view()), []),
+    "a view of bytes": (pa.array([b"abc"], pa.binary_view()), [11]),
     "numbers": (pa.array([1, None]), [8, 8]),
     "nothing": (pa.nulls(2), [8, 8]),
     "wide numbers": (pa.array([1], pa.decimal256(50)), [32]),
@@ -44,7 +47,6 @@ def test_sizes(name):
     "array",
     [
         pa.array([["a"]], pa.list_view(pa.string())),
-        pa.array(["a"], pa.string_view()),
         pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array([1])),
     ],
     ids=str,

@@ -21,6 +21,8 @@ KINDS = {
     "tabs": (b"chosen, the better\trejected\na,b,c\td\n", Kind.CSV),
     "semicolons": (b"chosen;rejected\n1,5;2\n", Kind.CSV),
     "an index without a name": (b",chosen,rejected\n0,a,b\n", Kind.CSV),
+    "a table whose cells have lines of code": (b'prompt,chosen\nq,"void f()\n{\n}"\nq,"{""a"": 1}"\n', Kind.CSV),
+    "few objects, and no table": (b'broken\nx\ny\n{"a": 2}\n', Kind.LINES),
     "only a header": (b"chosen,rejected", Kind.CSV),
     "a header that goes on": (",".join(f"c{n}" for n in range(10**6)).encode()[:HEAD_BYTES], Kind.CSV),
     "a row that goes on": (b"a,b,c\n1," + b"x" * HEAD_BYTES, Kind.CSV),
@@ -48,6 +50,20 @@ def test_kind(name):
 )
 def test_text_that_is_no_table_is_refused(head):
     with pytest.raises(UnknownContentError, match=r"neither JSON nor a table|binary"):
+        kind_of(head)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"prompt|chosen|rejected\nq|a|b\n", "separated by a comma, a tab or a semicolon"),
+        (b"sep=;\nprompt;chosen;rejected\n", "the first line of a table names each column"),
+        (b"prompt,chosen,rejected,\nq,a,b,\n", "the first line of a table names each column"),
+        (b"x\x9c\x03\x01\xff\n1,2\n", "binary"),
+    ],
+)
+def test_what_resembles_a_table_is_refused_with_the_reason(head, reason):
+    with pytest.raises(UnknownContentError, match=reason):
         kind_of(head)
 
 

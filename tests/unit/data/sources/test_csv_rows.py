@@ -40,3 +40,8 @@ def test_long_row_is_an_error_before_it_is_read(monkeypatch, row):
 def test_cell_that_does_not_end_is_an_error_with_its_row():
     with pytest.raises(BadTableError, match="row 2: "):
         rows('a,b\n1,2\n"3,4\n5,6\n')
+
+
+def test_quote_within_a_cell_that_is_not_doubled_is_an_error_with_the_remedy():
+    with pytest.raises(BadTableError, match=r"row 1: .*; a quote within a quoted cell is written twice"):
+        rows('a,b\n"She said \\"Hay.\\"",2\n')
