@@ -25,10 +25,11 @@ def with_messages(row: dict[str, Any], *, is_json: bool) -> dict[str, Any]:
         RowError: a half is a list as Python writes it, or whether it is a text or messages is not known.
     """
     for names in _HALVES:
-        values = [row.get(name) for name in names]
-        if not all(isinstance(text, str) and text.lstrip().startswith(("[", "{")) for text in values):
+        values = (row.get(name) for name in names)
+        texts = [text for text in values if isinstance(text, str) and text.lstrip().startswith(("[", "{"))]
+        if len(texts) < len(names):
             continue
-        lists = [messages_of_text(repr(name), text) for name, text in zip(names, values, strict=True)]
+        lists = [messages_of_text(repr(name), text) for name, text in zip(names, texts, strict=True)]
         if None in lists:
             continue
         if is_json:

@@ -207,7 +207,7 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         BadTableError: Python cannot hold a value; names its column.
     """
     try:
-        return batch.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+        return batch.to_pylist(maps_as_pydicts="strict")
     except _FAILURES:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
