@@ -1,9 +1,10 @@
-"""Files that survive a power cut and a full disk: their contents are whole, and the names of new ones are on the disk.
+"""Files that survive a full disk; those that are replaced survive a power cut too: whole, under names on the disk.
 
     write under a temporary name -> sync -> rename -> sync the folder
-    line of a run's records -> append_whole -> step_lines -> the lines that are whole
+    line of a run's records -> append_whole, without a sync -> step_lines -> the lines that are whole
 
 A rename alone keeps readers from partly written files, but after a power cut the new name may stand for an empty file.
+A power cut may cost the last appended records, or leave part of them: to sync each would make steps wait for the disk.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def append_whole(path: Path, data: bytes) -> None:
-    """Append all of the data to a file, which need not exist, or nothing.
+    """Append all of the data to a file, which need not exist, or nothing. It is not synced: a power cut may take it.
 
     Raises:
         OSError: the data could not be written; the file has its old contents.

@@ -2,7 +2,8 @@
 
     name of a metric -> tag_of -> tag of its curve: `loss` -> `train/loss`, for TensorBoard groups curves by what is
                                   before the slash
-    values           -> text, histogram, session_start, ... -> Summary -> RunMonitor.write_summaries
+    values           -> text, histogram, layout             -> Summary -> RunMonitor.write_summaries
+    values           -> finals, session_start, session_end  -> Summary -> RunMonitor.write_final
 
 The protocol buffers are made by torch's functions. They are imported late: slow, and not needed without TensorBoard.
 """

@@ -1,10 +1,11 @@
 """TensorBoard beside its curves: settings, histograms of the held-out pairs, the guard's findings, and hyperparameters.
 
-Start          -> settings as a text, the run's hyperparameters, which curves come first; resumed: where it goes on
-Evaluated      -> histograms of margins, log-ratios and lengths       (values that are on the host already)
-Found          -> a text
-Log, Evaluated -> (Save) the last values of the few metrics by which runs are compared
-End            -> the run is finished, for the comparison of runs
+Start     -> where this process begins; of a run that is not resumed: settings as a text, hyperparameters, charts
+Evaluated -> histograms of margins, log-ratios and lengths       (values that are on the host already)
+          -> held-out values of the few metrics by which runs are compared
+Log       -> (Save) those of training
+Found     -> a text
+End       -> the run is finished, for the comparison of runs
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Board(Listener):
         self._monitor, self._values, self._origins, self._facts = monitor, values, origins, facts
         self._beta, self._pairs, self._held_out = beta, pairs, held_out
         self._compared = COMPARED if pairs else COMPARED_TOKENS
-        self._final: dict[str, float] = {}
+        # Last values of training.
+        self._trained: dict[str, float] = {}
 
     def on_start(self, event: Start) -> None:
         # TensorBoard forgets the steps that a resumed run repeats.
@@ -101,17 +103,16 @@ class Board(Listener):
         self._monitor.write_final([summaries.session_start(self._values)], 0)
 
     def on_log(self, event: Log) -> None:
-        self._keep(event.metrics, _TRAINED if self._held_out else (*self._compared, *_TRAINED))
-
-    def _keep(self, metrics: Mapping[str, float], names: Iterable[str]) -> None:
-        self._final |= {name: metrics[name] for name in names if name in metrics}
+        self._trained |= _among(event.metrics, _TRAINED if self._held_out else (*self._compared, *_TRAINED))
 
     def on_save(self, event: Save) -> None:
         # Once in a while, the end included: a run can be compared before it is over, and after a kill.
-        self._monitor.write_final(summaries.finals(self._final), event.step)
+        self._monitor.write_final(summaries.finals(self._trained), event.step)
 
     def on_evaluated(self, event: Evaluated) -> None:
-        self._keep(event.metrics, [f"{event.prefix}{name}" for name in self._compared])
+        # At once: the last evaluation of a run that ends early comes after its last save.
+        compared = _among(event.metrics, [f"{event.prefix}{name}" for name in self._compared])
+        self._monitor.write_final(summaries.finals(compared), event.step)
         written = [one for one in self._histograms(event) if one is not None]
         if written:
             self._monitor.write_summaries(written, event.step)
@@ -136,6 +137,11 @@ class Board(Listener):
     def on_end(self, event: End) -> None:
         if event.finished:
             self._monitor.write_final([summaries.session_end()], event.step)
+
+
+def _among(metrics: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Those of the metrics with one of the names."""
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 def _shown(value: object) -> str:

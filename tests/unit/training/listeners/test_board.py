@@ -61,8 +61,8 @@ HELD_OUT = {"eval/loss": 0.625, "eval/rewards/accuracies": 0.5, "eval/rewards/ma
 
 
 def compared(run):
-    ((step, values),) = run.final
-    return step, {value.tag: value.simple_value for value in values}
+    """Tag -> (step, last value)."""
+    return {value.tag: (step, value.simple_value) for step, values in run.final for value in values}
 
 
 def test_runs_are_compared_by_the_last_values_of_a_few_metrics(made):
@@ -71,11 +71,24 @@ def test_runs_are_compared_by_the_last_values_of_a_few_metrics(made):
     run.listener.on_log(Log(step=2, metrics=TRAINED))
     run.listener.on_evaluated(evaluated(2, **HELD_OUT))
     run.listener.on_evaluated(evaluated(2, "zh", **{"eval/zh/loss": 0.125}))
-    run.listener.on_save(Save(step=2))
-    assert compared(run) == (2, {
-        "final/loss": 0.5, "final/tokens_per_second": 10, "final/eval/loss": 0.625,
-        "final/eval/rewards/accuracies": 0.5, "final/eval/rewards/margins": 0.25, "final/eval/zh/loss": 0.125,
-    })  # fmt: skip
+    run.listener.on_save(Save(step=3))
+    assert compared(run) == {
+        "final/eval/loss": (2, 0.625), "final/eval/rewards/accuracies": (2, 0.5),
+        "final/eval/rewards/margins": (2, 0.25), "final/eval/zh/loss": (2, 0.125),
+        "final/loss": (3, 0.5), "final/tokens_per_second": (3, 10),
+    }  # fmt: skip
+
+
+def test_an_evaluation_after_the_last_save_counts(made):
+    """As of a run that a listener has ended (--guard stop, --early_stop) at a step that was saved."""
+    run = made()
+    run.listener.on_evaluated(evaluated(0, **{"eval/loss": 0.75}))
+    run.listener.on_log(Log(step=100, metrics=TRAINED))
+    run.listener.on_save(Save(step=100))
+    run.listener.on_end(End(step=100, finished=True, reason="--guard stop"))
+    run.listener.on_evaluated(evaluated(100, **{"eval/loss": 0.25}))
+    found = compared(run)
+    assert (found["final/eval/loss"], found["final/loss"]) == ((100, 0.25), (100, 0.5))
 
 
 def test_without_held_out_data_runs_are_compared_by_training(made):
@@ -83,11 +96,11 @@ def test_without_held_out_data_runs_are_compared_by_training(made):
     run.listener.on_log(Log(step=2, metrics=TRAINED))
     run.listener.on_save(Save(step=2))
     values = {"final/loss": 0.5, "final/rewards/accuracies": 0.75, "final/tokens_per_second": 10}
-    assert compared(run) == (2, values)
+    assert compared(run) == {tag: (2, value) for tag, value in values.items()}
     tokens = made(held_out=False, pairs=False)
     tokens.listener.on_log(Log(step=2, metrics={"loss": 2.0, "perplexity": 8.0, "entropy": 1.0}))
     tokens.listener.on_save(Save(step=2))
-    assert compared(tokens) == (2, {"final/loss": 2, "final/perplexity": 8})
+    assert compared(tokens) == {"final/loss": (2, 2), "final/perplexity": (2, 8)}
 
 
 def evaluated(step, name="", **metrics):
