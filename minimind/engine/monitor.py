@@ -1,7 +1,7 @@
 """DeepSpeed's monitor (TensorBoard and others), whose failures cost events and not the run.
 
-    engine.step, MetricsFile -> RunMonitor.write_events                 -> each of DeepSpeed's monitors ┐
-    Board                    -> RunMonitor.write_summaries, write_final -> TensorBoard alone            ┴> news
+    engine.step, MetricsFile -> RunMonitor.write_events    -> each of DeepSpeed's monitors ┐
+    Board                    -> RunMonitor.write_summaries -> TensorBoard alone            ┴> news
 
 TensorBoard's own writer has a thread, which a full disk ends for good. Here the caller appends its records itself.
 """
@@ -116,15 +116,14 @@ class RunMonitor:
             if wanted := [event for event in events if part.wants(event[0])]:
                 self._news += part.attempt("write_events", wanted)
 
-    def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
-        """Write summaries of any kind (engine/summaries.py) to TensorBoard, if it is on; a failure becomes news."""
-        if self._board is not None:
-            self._news += self._board.attempt("write_summaries", summaries, step)
+    def write_summaries(self, summaries: Sequence[Any], step: int, *, folder: str = "") -> None:
+        """Write summaries of any kind (engine/summaries.py) to TensorBoard, if it is on; a failure becomes news.
 
-    def write_final(self, summaries: Sequence[Any], step: int) -> None:
-        """Write summaries by which runs are compared to TensorBoard, if it is on; a failure becomes news."""
+        Args:
+            folder: "", or `FINAL` for those by which runs are compared.
+        """
         if self._board is not None:
-            self._news += self._board.attempt("write_final", summaries, step)
+            self._news += self._board.attempt("write_summaries", summaries, step, folder)
 
     def restart(self, step: int) -> None:
         """Tell TensorBoard that a process begins at a step: what an earlier one wrote of later steps is dropped."""
@@ -182,24 +181,22 @@ class _TensorBoard:
     """
 
     def __init__(self, folder: Path, engine_step: Callable[[], int]) -> None:
-        self._file, self._final, self._engine_step = EventFile(folder), EventFile(folder / FINAL), engine_step
+        self._files = {"": EventFile(folder, goes_on=True), FINAL: EventFile(folder / FINAL)}
+        self._engine_step = engine_step
 
     def write_events(self, events: Sequence[tuple[str, Any, int]]) -> None:
         for name, value, step in events:
             if name.startswith(_ENGINE):
                 # The engine counts samples. Among global steps a resumed run takes back those that it repeats alone.
                 name, step = _ENGINE_GROUP + name.removeprefix(_ENGINE), self._engine_step()
-            self._file.add_scalar(tag_of(name), value, step)
-        self._file.flush()
+            self._files[""].add_scalar(tag_of(name), value, step)
+        self._files[""].flush()
 
-    def write_summaries(self, summaries: Sequence[Any], step: int) -> None:
-        self._file.add_summaries(summaries, step)
-
-    def write_final(self, summaries: Sequence[Any], step: int) -> None:
-        self._final.add_summaries(summaries, step)
+    def write_summaries(self, summaries: Sequence[Any], step: int, folder: str) -> None:
+        self._files[folder].add_summaries(summaries, step)
 
     def restart(self, step: int) -> None:
-        for file in (self._file, self._final):
+        for file in self._files.values():
             file.add_restart(step)
             file.flush()
 
@@ -208,13 +205,17 @@ class EventFile:
     """TensorBoard's event file of this process, in place of its own writer: records are written whole or not at all.
 
     Args:
-        folder: where it is; the file that DeepSpeed has begun there is continued.
+        folder: where it is.
+        goes_on: the file that DeepSpeed has begun there in this process is continued. Without one a file with this
+            process's number is that of an earlier one, as in a container, and its end may be damaged: readers would
+            see nothing of what follows.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, goes_on: bool = False) -> None:
         begun = sorted(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"))
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.0"
-        self._path = begun[-1] if begun else folder / name
+        # Readers take files in the order of their names; two in a second differ in the last number.
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(begun)}"
+        self._path = begun[-1] if begun and goes_on else folder / name
         self._records = io.BytesIO()
 
     def add_scalar(self, tag: str, value: Any, step: int) -> None:

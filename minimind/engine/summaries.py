@@ -3,7 +3,7 @@
     name of a metric -> tag_of -> tag of its curve: `loss` -> `train/loss`, for TensorBoard groups curves by what is
                                   before the slash
     values           -> text, histogram, layout             -> Summary -> RunMonitor.write_summaries
-    values           -> finals, session_start, session_end  -> Summary -> RunMonitor.write_final
+    values           -> finals, session_start, session_end  -> Summary -> the same, in the folder FINAL
 
 The protocol buffers are made by torch's functions. They are imported late: slow, and not needed without TensorBoard.
 """

@@ -61,8 +61,10 @@ def forward_bytes(sizes: ModelSizes, tokens: int, width: int) -> int:
 def sampling_bytes(sizes: ModelSizes, load: StepLoad) -> int:
     """Bytes of a generation: keys and values of all layers, working set of the prompts, logits of the next tokens."""
     rows = load.sample_rows
+    # A run refuses prompts that leave no positions for the answer.
+    length = min(load.sample_length, sizes.positions or load.sample_length)
     # A layer's cache is copied when a token is added to it.
-    cache = load.width * (sizes.layers + 1) * 2 * sizes.key * rows * load.sample_length
-    working = forward_bytes(sizes, rows * load.sample_length, load.width)
+    cache = load.width * (sizes.layers + 1) * 2 * sizes.key * rows * length
+    working = forward_bytes(sizes, rows * length, load.width)
     # The model's logits, float32 copies of them, and noise.
     return cache + working + rows * sizes.vocab * (load.width + 4 * FLOAT32)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minimind.config import JobConfig
+from minimind.data.prompt_lines import written_prompts
+from minimind.errors import DataError
 from minimind.objective.reference_update import ReferenceUpdate, parse_reference_update
 
 # Largest number of tokens of one forward of the reference; equal to that of engine/reference.py.
@@ -110,13 +112,14 @@ class StepLoad:
 def _prompt_length(config: JobConfig) -> int:
     """Tokens of the longest prompt that is sampled, about.
 
-    Held-out rows have at most --max_seq_len. The lines of a file may be longer; a token is at least a byte of them, as
-    a rule several. A file that cannot be read counts for nothing: a run refuses it, a plan may be made elsewhere.
+    Held-out rows have at most --max_seq_len. Those of a file may be longer; a token is about a character, as a rule
+    several. A file that cannot be read counts for nothing: a run refuses it, a plan may be made elsewhere.
     """
     samples, length = config.samples, config.data.max_seq_len
     if samples.number is None and samples.sample_prompts:
-        with contextlib.suppress(OSError):
-            return max(length, *map(len, Path(samples.sample_prompts).read_bytes().split(b"\n")))
+        with contextlib.suppress(DataError):
+            prompts = written_prompts(Path(samples.sample_prompts))
+            return max([length, *(sum(len(turn["content"]) for turn in one.turns) for one in prompts)])
     return length
 
 

@@ -29,6 +29,7 @@ class ModelSizes:
         inner: width of the feed-forward part for one token: intermediate size x experts per token.
         routed: number of experts that a token is routed to; 0 without experts.
         normed_heads: queries and keys are normalised per head (MiniMind-3, Qwen3).
+        positions: largest number of tokens of a row; 0 if the model has no limit.
         matrices: elements of the tensors that Muon updates: matrices whose names have neither "embed" nor "lm_head".
         float32_norms: norms save float32 copies of 16-bit activations, as in the models of transformers.
     """
@@ -43,6 +44,7 @@ class ModelSizes:
     routed: int
     normed_heads: bool
     float32_norms: bool
+    positions: int = 0
     matrices: int = 0
     adapters: tuple[int, ...] = ()
     packed: tuple[int, ...] = ()
@@ -90,6 +92,7 @@ class ModelSizes:
             routed=routed,
             normed_heads=any(".q_norm." in name for name in shapes),
             float32_norms=family_of(config).keeps_float32_norm_inputs,
+            positions=given_size(text, "max_position_embeddings"),
             matrices=sum(math.prod(shape) for name, shape in shapes.items() if _is_hidden_matrix(name, shape)),
         )
 

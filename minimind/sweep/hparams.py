@@ -37,7 +37,7 @@ def write_hparams(folder: Path, results: Sequence[RunResult]) -> list[str]:
 
     words = {name: list(dict.fromkeys(one.plan.differing[name] for one in results)) for name in differing}
     domains = {name: _typed(found) for name, found in words.items()}
-    metrics = {final_tag(name): 0.0 for result in finished for name in result.tag.values()}
+    metrics = {final_tag(name): 0.0 for result in finished for name in result.logged}
     experiment, _, _ = hparams({name: found[0] for name, found in domains.items()}, metrics, domains)
     _mark_differing(experiment)
     for old in folder.glob("events.out.tfevents.*"):

@@ -6,16 +6,21 @@ RunPlan -> sweep_run.json, metrics.jsonl -> read_result -> RunResult
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minimind.config import DPOConfig
 from minimind.diagnosis.run_files import METRICS_FILE, read_entries
 from minimind.sweep.plan import FINISHED, RunPlan, read_record
+from minimind.training.events import prefix_of
 
-# Metrics of the table, of pairs and of tokens; of held-out data they begin with eval/.
+# Metrics of the table, of pairs and of tokens.
 METRICS = ("rewards/accuracies", "rewards/margins", "loss")
 TOKEN_METRICS = ("token_accuracy", "perplexity", "loss")
-_EVAL = "eval/"
+# The loss of a set of held-out data with a name.
+_NAMED_LOSS = re.compile(r"eval/([^/]+)/loss")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +31,9 @@ class RunResult:
         status: finished, failed, stopped, started (by a sweep that was killed), or "not started".
         exit_status: of the launcher; None if it is not known.
         step: the last logged global step; 0 without one.
-        metrics: name of a metric of the table -> last value.
-        held_out: the metrics are those of the last evaluation, not those of the last logged step of training.
+        metrics: name of a metric of the table -> last value, of several sets of held-out data their mean.
+        prefixes: what the metrics begin with in the run's files: those of its sets of held-out data, whose last
+            evaluation they are from; without any the empty one, of the last logged step of training.
     """
 
     plan: RunPlan
@@ -35,16 +41,21 @@ class RunResult:
     exit_status: int | None
     step: int
     metrics: Mapping[str, float]
-    held_out: bool
+    prefixes: Sequence[str]
+
+    @property
+    def held_out(self) -> bool:
+        """The metrics are those of the last evaluation."""
+        return any(self.prefixes)
 
     @property
     def finished(self) -> bool:
         return self.status == FINISHED
 
     @property
-    def tag(self) -> Mapping[str, str]:
-        """Metric of the table -> name under which the run has logged it."""
-        return {name: f"{_EVAL}{name}" if self.held_out else name for name in metrics_of(self.plan)}
+    def logged(self) -> list[str]:
+        """Names under which the run has logged the metrics of the table."""
+        return [f"{prefix}{name}" for name in metrics_of(self.plan) for prefix in self.prefixes]
 
 
 def metrics_of(plan: RunPlan) -> tuple[str, ...]:
@@ -61,16 +72,29 @@ def read_result(plan: RunPlan) -> RunResult:
     """
     record = read_record(plan) or {"status": "not started", "exit": None}
     entries = read_entries(plan.folder / METRICS_FILE)
-    evaluations = [entry for entry in entries if f"{_EVAL}loss" in entry]
+    prefixes = _held_out_prefixes(entries) or [""]
     # The first evaluation is before training.
-    held_out = bool(evaluations)
-    last = (evaluations or [entry for entry in entries if "loss" in entry] or [{}])[-1]
-    names = {name: f"{_EVAL}{name}" if held_out else name for name in metrics_of(plan)}
+    last = [next((one for one in reversed(entries) if f"{prefix}loss" in one), {}) for prefix in prefixes]
+    metrics = {}
+    for name in metrics_of(plan):
+        found = zip(prefixes, last, strict=True)
+        values = [float(one[logged]) for prefix, one in found if (logged := f"{prefix}{name}") in one]
+        if len(values) == len(prefixes):
+            metrics[name] = statistics.fmean(values)
     return RunResult(
         plan=plan,
         status=record["status"],
         exit_status=record["exit"],
         step=max((int(entry["step"]) for entry in entries), default=0),
-        metrics={name: float(last[logged]) for name, logged in names.items() if logged in last},
-        held_out=held_out,
+        metrics=metrics,
+        prefixes=prefixes,
     )
+
+
+def _held_out_prefixes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Prefixes of the sets of held-out data that count: the one without a name, or without it all others."""
+    plain = prefix_of("")
+    if any(f"{plain}loss" in entry for entry in entries):
+        return [plain]
+    matches = [match for entry in entries for name in entry if (match := _NAMED_LOSS.fullmatch(name))]
+    return [prefix_of(name) for name in dict.fromkeys(match[1] for match in matches)]

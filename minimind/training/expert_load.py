@@ -35,21 +35,35 @@ _MIXTURE = re.compile(r"(?!\w*Shared)\w*(Experts|Mo[eE]|MoA)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CountedExperts:
+    """Where the experts of a layer are told what the router chose.
+
+    Attributes:
+        number: E, of the experts.
+        argument: place and name of the one of their forward with the chosen experts of each token; None: they are
+            MiniMind's, which are told where the tokens of each expert end.
+    """
+
+    number: int
+    argument: tuple[int, str] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertLayers:
     """The mixtures of a model.
 
     Attributes:
-        counted: experts of a layer -> E, their number.
+        counted: experts of a layer -> how they are counted.
         others: class names of mixtures whose experts are not told which tokens chose them.
     """
 
-    counted: Mapping[nn.Module, int]
+    counted: Mapping[nn.Module, CountedExperts]
     others: tuple[str, ...]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ExpertLayers:
         """Those of a model; a dense one has none."""
-        counted = {one: number for one in model.modules() if (number := _number(one, model)) is not None}
+        counted = {one: found for one in model.modules() if (found := _counted(one, model)) is not None}
         others: dict[str, None] = {}
         named: set[nn.Module] = set()  # with what is within them
         for one in model.modules():
@@ -60,46 +74,42 @@ class ExpertLayers:
         return cls(counted=counted, others=tuple(others))
 
 
-def _number(module: nn.Module, model: PreTrainedModel) -> int | None:
-    """Number of experts of a module whose load can be counted; None for any other module."""
+def _counted(module: nn.Module, model: PreTrainedModel) -> CountedExperts | None:
+    """Experts whose load can be counted; None for any other module."""
     if isinstance(module, Experts):
         # They have no number of their own: under ZeRO-3 their tensors are empty.
-        return int(model.config.num_experts)
-    if not type(module).__name__.endswith("Experts") or _chosen_argument(module) is None:
+        return CountedExperts(number=int(model.config.num_experts), argument=None)
+    if not type(module).__name__.endswith("Experts"):
         return None
-    found = (getattr(module, name, None) for name in _NUMBERS)
-    return next((number for number in found if isinstance(number, int)), None)
-
-
-def _chosen_argument(module: nn.Module) -> tuple[int, str] | None:
-    """Place and name of the argument with the chosen experts."""
-    names = list(inspect.signature(module.forward).parameters)
-    return next(((place, name) for place, name in enumerate(names) if name in _CHOSEN), None)
+    names = inspect.signature(module.forward).parameters
+    argument = next(((place, name) for place, name in enumerate(names) if name in _CHOSEN), None)
+    numbers = (getattr(module, name, None) for name in _NUMBERS)
+    number = next((number for number in numbers if isinstance(number, int)), None)
+    return None if argument is None or number is None else CountedExperts(number=number, argument=argument)
 
 
 class ExpertLoad:
     """Counts the tokens of each expert of each layer.
 
     Args:
-        layers: experts of each layer -> E, their number.
+        layers: experts of each layer -> how they are counted.
         world: the ranks.
     """
 
-    def __init__(self, layers: Mapping[nn.Module, int], world: World) -> None:
-        self._numbers, self._are_ends = list(layers.values()), [isinstance(layer, Experts) for layer in layers]
+    def __init__(self, layers: Mapping[nn.Module, CountedExperts], world: World) -> None:
+        self._numbers = [layer.number for layer in layers.values()]
+        self._are_ends = [layer.argument is None for layer in layers.values()]
         # Of MiniMind's experts sums of the index after each one's last token: differences are taken when they are read.
         # Of the others one number more, of what is chosen and is no expert.
         self._rows = [
             torch.zeros(number + (not ends), dtype=torch.int64, device=world.device)
             for number, ends in zip(self._numbers, self._are_ends, strict=True)
         ]
-        for layer, row in zip(layers, self._rows, strict=True):
-            if isinstance(layer, Experts):
+        for (layer, counted), row in zip(layers.items(), self._rows, strict=True):
+            if counted.argument is None:
                 layer.register_forward_pre_hook(_AddEnds(row))
             else:
-                chosen = _chosen_argument(layer)
-                assert chosen is not None  # `ExpertLayers.of`
-                layer.register_forward_pre_hook(_AddChosen(row, *chosen), with_kwargs=True)
+                layer.register_forward_pre_hook(_AddChosen(row, *counted.argument), with_kwargs=True)
 
     def reduce(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the steps since the last call; all ranks must call.

@@ -100,19 +100,22 @@ class Board(Listener):
         }
         written = [summaries.text(SETTINGS, f"{facts}\n\n{settings}"), summaries.layout(charts)]
         self._monitor.write_summaries(written, 0)
-        self._monitor.write_final([summaries.session_start(self._values)], 0)
+        self._write_final([summaries.session_start(self._values)], 0)
+
+    def _write_final(self, written: Sequence[Any], step: int) -> None:
+        self._monitor.write_summaries(written, step, folder=summaries.FINAL)
 
     def on_log(self, event: Log) -> None:
         self._trained |= _among(event.metrics, _TRAINED if self._held_out else (*self._compared, *_TRAINED))
 
     def on_save(self, event: Save) -> None:
         # Once in a while, the end included: a run can be compared before it is over, and after a kill.
-        self._monitor.write_final(summaries.finals(self._trained), event.step)
+        self._write_final(summaries.finals(self._trained), event.step)
 
     def on_evaluated(self, event: Evaluated) -> None:
         # At once: the last evaluation of a run that ends early comes after its last save.
         compared = _among(event.metrics, [f"{event.prefix}{name}" for name in self._compared])
-        self._monitor.write_final(summaries.finals(compared), event.step)
+        self._write_final(summaries.finals(compared), event.step)
         written = [one for one in self._histograms(event) if one is not None]
         if written:
             self._monitor.write_summaries(written, event.step)
@@ -136,7 +139,7 @@ class Board(Listener):
 
     def on_end(self, event: End) -> None:
         if event.finished:
-            self._monitor.write_final([summaries.session_end()], event.step)
+            self._write_final([summaries.session_end()], event.step)
 
 
 def _among(metrics: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Prompts of a file, for --sample_prompts.
 
-    a.jsonl -> one object a line: a prompt or messages, perhaps with an answer -> SamplePrompt
-    a.txt   -> one prompt a line                                               -> SamplePrompt
+    data/prompt_lines.py -> WrittenPrompt -> template, tokens -> SamplePrompt
 
 A prompt is rendered by the chat template as a training row is, up to where the answer begins. Special tokens that are
 written in it stay text. Where rows are texts, a prompt is the beginning of one.
@@ -9,9 +8,7 @@ written in it stay text. Where rows are texts, a prompt is the beginning of one.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind.data.control_tokens import ControlTokens
 from minimind.data.encoding import EncodingOptions
+from minimind.data.prompt_lines import written_prompts
 from minimind.data.sources import RowError
 from minimind.data.template import ChatTemplate, TemplateInput
 from minimind.data.text_encoder import TextEncoder
 from minimind.errors import DataError, MiniMindError
 from minimind.training.samples import SamplePrompt
 
-# Columns with the turns, or with the text of a prompt; the first that a row has.
-_PROMPT = ("messages", "conversations", "prompt", "text", "chosen")
-# Columns with the answer.
-_ANSWER = ("answer", "chosen", "response", "completion")
-_JSON = (".jsonl", ".json", ".ndjson")
 _Encode = Callable[[Sequence[Mapping[str, str]]], Sequence[int]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WrittenPrompt:
-    """A prompt as it is written.
-
-    Attributes:
-        turns: messages; the text alone where rows are texts.
-        answer: in the file; empty if there is none.
-        place: "prompts.jsonl, line 3".
-    """
-
-    turns: Sequence[Mapping[str, str]]
-    answer: str
-    place: str
 
 
 def read_prompts(
@@ -84,60 +62,6 @@ def read_prompts(
     if not found:
         raise DataError(f"--sample_prompts {path}: the file has no prompt")
     return found
-
-
-def written_prompts(path: Path) -> Iterator[WrittenPrompt]:
-    """The prompts of a file as they are written; blank lines are none.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no prompt.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--sample_prompts {path}: cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        if path.suffix in _JSON:
-            yield _of_row(line, place)
-        else:
-            yield WrittenPrompt(turns=[_user(line.strip())], answer="", place=place)
-
-
-def _of_row(line: str, place: str) -> WrittenPrompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"--sample_prompts {place}: no JSON ({error})") from error
-    column = next((name for name in _PROMPT if isinstance(row, dict) and row.get(name)), None)
-    if column is None:
-        raise DataError(f"--sample_prompts {place}: an object with 'prompt' or 'messages' is expected")
-    turns = [_user(row[column])] if isinstance(row[column], str) else row[column]
-    well_formed = isinstance(turns, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in turns
-    )
-    if not well_formed:
-        raise DataError(f"--sample_prompts {place}: '{column}' is neither a text nor messages with role and content")
-    answer = next((_text(row[name]) for name in _ANSWER if name != column and row.get(name)), "")
-    if turns[-1]["role"] == "assistant":
-        answer, turns = turns[-1]["content"], turns[:-1]
-    if not turns:
-        raise DataError(f"--sample_prompts {place}: '{column}' has an answer and no prompt")
-    return WrittenPrompt(turns=turns, answer=answer, place=place)
-
-
-def _text(value: Any) -> str:
-    """An answer: a text, or the last of its messages."""
-    last = value[-1] if isinstance(value, list) and value else value
-    found = last.get("content") if isinstance(last, dict) else last
-    return found if isinstance(found, str) else ""
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
 
 
 def _turn_encoder(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> _Encode:

@@ -16,6 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minimind.config import JobConfig, Settings
+from minimind.data.control_tokens import special_tokens
 from minimind.data.pair_tables import PairTables
 from minimind.data.prompts import split_answer
 from minimind.data.shapes import Items
@@ -125,7 +126,8 @@ def _for_people(
 
 def _without_controls(written: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a template writes, without its control tokens. In a user's text their names are no such tokens, and stay."""
-    for control in tokenizer.all_special_tokens:
+    # Decoding leaves out those too that only the list of added tokens calls special, as those of Llama 3.
+    for control in special_tokens(tokenizer):
         written = written.replace(control, "")
     return written
 

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from minimind.engine import monitor
 from minimind.engine.monitor import EventFile, Outage, RunMonitor
-from minimind.engine.summaries import finals, session_start, text
+from minimind.engine.summaries import FINAL, finals, session_start, text
 
 
 def fail(error):
@@ -117,7 +117,7 @@ def test_summaries_go_to_tensorboard_alone(tmp_path):
 def test_summaries_without_tensorboard_go_nowhere():
     guarded = monitor_of()
     guarded.write_summaries([text("settings", "a")], 0)
-    guarded.write_final(finals({"loss": 0.5}), 0)
+    guarded.write_summaries(finals({"loss": 0.5}), 0, folder=FINAL)
     guarded.restart(4)
     assert guarded.news() == []
 
@@ -164,8 +164,8 @@ def test_what_compares_runs_is_a_run_of_its_own(tmp_path):
     guarded = board(tmp_path)
     guarded.restart(0)
     guarded.write_events([("loss", 0.5, 1), ("grad_norm", 2.0, 1)])
-    guarded.write_final([session_start({"beta": 0.1})], 0)
-    guarded.write_final(finals({"eval/loss": 0.25}), 1)
+    guarded.write_summaries([session_start({"beta": 0.1})], 0, folder=FINAL)
+    guarded.write_summaries(finals({"eval/loss": 0.25}), 1, folder=FINAL)
     assert scalars(tmp_path / "final") == {"final/eval/loss": [(1, 0.25)]}
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path), "first").Reload()
     context = Context(SimpleNamespace(data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))))
@@ -219,6 +219,19 @@ def test_events_that_cannot_be_written_leave_a_file_of_whole_records(removed, tm
         "the run's folder": [(3, 3.0)],
     }
     assert scalars(folder) == {"loss": expected[removed]}
+
+
+def test_a_process_with_the_number_of_a_dead_one_begins_a_file(tmp_path):
+    """A power cut may have damaged the end of the old file, behind which readers see nothing."""
+    first = board(tmp_path)
+    first.restart(0)
+    first.write_summaries(finals({"loss": 0.5}), 100, folder=FINAL)
+    (old,) = (tmp_path / FINAL).iterdir()
+    old.write_bytes(old.read_bytes() + bytes(40))
+    second = board(tmp_path)
+    second.restart(101)
+    second.write_summaries(finals({"loss": 0.25}), 200, folder=FINAL)
+    assert scalars(tmp_path / FINAL) == {"final/loss": [(100, 0.5), (200, 0.25)]}
 
 
 def test_services_get_events_at_global_steps_only():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from minimind.config import parse_settings
-from minimind.engine.summaries import final_tag, session_start
+from minimind.engine.monitor import RunMonitor
+from minimind.engine.summaries import FINAL, session_start
 from minimind.sweep.hparams import write_hparams
 from minimind.sweep.plan import FAILED, FINISHED
 from minimind.sweep.results import METRICS, TOKEN_METRICS, read_result
-from minimind.training.listeners.board import COMPARED, COMPARED_TOKENS
+from minimind.training.events import Evaluated, Log, Save, prefix_of
+from minimind.training.listeners.board import Board
 from tests.unit.sweep.made import evaluated, plans, trained, write_run
 
 
@@ -50,15 +56,46 @@ def test_an_experiment_and_the_values_of_finished_runs(tmp_path):
     assert len(read(tmp_path)) == 1
 
 
-def test_the_experiment_and_the_runs_name_values_and_metrics_alike(tmp_path):
+def written_by_a_run(folder, *, pairs, sets) -> set[str]:
+    """Tags of what a run with these sets of held-out data writes to be compared by."""
+    names = {*(METRICS if pairs else TOKEN_METRICS), "nll", "entropy"}
+    parts = {f"{name}_monitor": None for name in ("wandb", "csv", "comet")}
+    writer = SimpleNamespace(log_dir=str(folder), close=lambda: None)
+    inner = SimpleNamespace(enabled=True, tb_monitor=SimpleNamespace(summary_writer=writer), **parts)
+    facts = {"values": {}, "origins": {}, "facts": {}, "beta": None, "pairs": pairs, "held_out": bool(sets)}
+    board = Board(monitor=RunMonitor(inner, lambda: 0), **facts)
+    for name in sets:
+        metrics = {f"{prefix_of(name)}{metric}": 0.5 for metric in names}
+        board.on_evaluated(Evaluated(step=8, metrics=metrics, items=1, name=name))
+    board.on_log(Log(step=8, metrics=dict.fromkeys(names, 0.5)))
+    board.on_save(Save(step=8))
+    events = EventAccumulator(str(folder / FINAL))
+    events.Reload()
+    return set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("sets", [(), ("",), ("zh", "en"), ("", "zh")])
+def test_the_columns_are_what_the_runs_write(tmp_path, pairs, sets):
+    found = plans(tmp_path, "--job", "dpo" if pairs else "sft", "--learning_rate", "1e-4,1e-3")
+    names = METRICS if pairs else TOKEN_METRICS
+    lines = [{"step": 8, **{f"{prefix_of(one)}{name}": 0.5 for name in names}} for one in sets]
+    for plan in found:
+        write_run(plan, FINISHED, *lines, {"step": 8, **dict.fromkeys(names, 0.5)})
+    write_hparams(tmp_path, results(found))
+    (experiment,) = (data.experiment for data in read(tmp_path))
+    columns = {info.name.tag for info in experiment.metric_infos}
+    assert len(columns) == 3 * len([one for one in sets if not one] or sets or [""])
+    (tmp_path / "run").mkdir()
+    assert columns <= written_by_a_run(tmp_path / "run", pairs=pairs, sets=sets)
+
+
+def test_the_experiment_and_the_runs_name_values_alike(tmp_path):
     found = plans(tmp_path, "--beta", "0.05,0.1", "--loss", "sigmoid,ipo", "--use_compile", "0,1")
     for plan in found:
         write_run(plan, FINISHED, trained(8, 0.7))
     write_hparams(tmp_path, results(found))
     (experiment,) = (data.experiment for data in read(tmp_path))
-    tags = {info.name.tag for info in experiment.metric_infos}
-    assert tags == {final_tag(name) for name in COMPARED}
-    assert (set(METRICS), set(TOKEN_METRICS)) == (set(COMPARED), set(COMPARED_TOKENS))
     own = session_start(parse_settings(found[-1].argv).values).value[0].metadata.plugin_data.content
     values = HParamsPluginData.FromString(own).session_start_info.hparams
     for info in experiment.hparam_infos:

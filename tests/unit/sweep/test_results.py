@@ -25,7 +25,23 @@ def test_the_last_evaluation_counts(plan):
     result = read_result(plan)
     assert result.metrics == {"rewards/accuracies": 0.75, "rewards/margins": 0.3, "loss": 0.5}
     assert (result.finished, result.held_out, result.step) == (True, True, 4)
-    assert result.tag["loss"] == "eval/loss"
+    assert result.logged == ["eval/rewards/accuracies", "eval/rewards/margins", "eval/loss"]
+
+
+def test_of_sets_with_names_the_mean_counts(plan):
+    """Each set has its lines; one without a name counts alone."""
+    sets = [
+        {"step": step, f"eval/{name}/loss": loss, f"eval/{name}/rewards/accuracies": accuracy}
+        for step, name, loss, accuracy in (
+            (0, "zh", 0.7, 0.5), (0, "en", 0.7, 0.5), (4, "zh", 0.25, 0.75), (4, "en", 0.75, 1.0),
+        )
+    ]  # fmt: skip
+    write_run(plan, FINISHED, *sets, trained(4, 0.125))
+    result = read_result(plan)
+    assert (result.metrics, result.held_out) == ({"rewards/accuracies": 0.875, "loss": 0.5}, True)
+    assert result.logged[-2:] == ["eval/zh/loss", "eval/en/loss"]
+    write_run(plan, FINISHED, *sets, evaluated(4, 0.5))
+    assert read_result(plan).metrics["rewards/accuracies"] == 0.5
 
 
 def test_without_held_out_pairs_the_last_logged_step_counts(plan):
@@ -34,4 +50,4 @@ def test_without_held_out_pairs_the_last_logged_step_counts(plan):
         file.write('{"step": 6, "loss": 0.')
     result = read_result(plan)
     assert (result.status, result.exit_status, result.step) == ("stopped", 75, 4)
-    assert (result.metrics["loss"], result.held_out, result.tag["loss"]) == (0.4, False, "loss")
+    assert (result.metrics["loss"], result.held_out, result.logged[-1]) == (0.4, False, "loss")

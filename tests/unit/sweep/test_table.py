@@ -65,5 +65,5 @@ def test_runs_over_tokens_are_compared_by_their_perplexity(tmp_path):
     assert lines[1].split() == ["1e-3", "4", "0.5000", "8.250", "2.2000", "finished"]
     assert lines[-1].startswith("(held-out texts, last evaluation")
     assert to_csv(results).splitlines()[0].endswith("held_out,accuracy,perplexity,last_loss")
-    assert results[0].tag == {name: f"eval/{name}" for name in ("token_accuracy", "perplexity", "loss")}
+    assert results[0].logged == ["eval/token_accuracy", "eval/perplexity", "eval/loss"]
     assert "perplexity, held-out" in sweep_svg(results)

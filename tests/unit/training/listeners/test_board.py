@@ -9,7 +9,7 @@ import pytest
 
 from minimind.diagnosis.curves import Finding
 from minimind.diagnosis.pair_signals import HeldOut
-from minimind.engine.summaries import tag_of
+from minimind.engine.summaries import FINAL, tag_of
 from minimind.objective.losses import REWARD_METRICS
 from minimind.training.events import End, Evaluated, Found, Log, Save, Start
 from minimind.training.jobs.answer_metrics import TOKEN_METRICS
@@ -21,11 +21,11 @@ from minimind.training.listeners.board import Board
 def made():
     def make(beta=0.5, pairs=True, held_out=True):
         written, final, restarts = [], [], []
-        monitor = SimpleNamespace(
-            write_summaries=lambda found, step: written.append((step, [one.value[0] for one in found])),
-            write_final=lambda found, step: final.append((step, [one.value[0] for one in found])),
-            restart=restarts.append,
-        )
+
+        def write(found, step, folder=""):
+            {"": written, FINAL: final}[folder].append((step, [one.value[0] for one in found]))
+
+        monitor = SimpleNamespace(write_summaries=write, restart=restarts.append)
         values = {"beta": 0.5, "limit": None, "data_path": ("a.jsonl", "b.jsonl")}
         origins = {"beta": "flag", "limit": "default", "data_path": "flag"}
         facts = {"facts": {"job": "dpo"}, "beta": beta, "pairs": pairs, "held_out": held_out}

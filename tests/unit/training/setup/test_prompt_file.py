@@ -7,7 +7,7 @@ import json
 import pytest
 
 from minimind.errors import DataError
-from minimind.training.setup.prompt_file import read_prompts, written_prompts
+from minimind.training.setup.prompt_file import read_prompts
 
 
 @pytest.fixture
@@ -81,8 +81,3 @@ def test_what_is_no_prompt_is_named(read, line, message):
 def test_a_prompt_must_leave_room_for_an_answer(read):
     with pytest.raises(DataError, match=r"line 1: the prompt has \d+ tokens, and the model has room for 5 beside"):
         read('{"prompt": "Hi there, how are you?"}', room=5)
-
-
-def test_a_file_must_be_readable(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
-        list(written_prompts(tmp_path / "none.txt"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
+from transformers import AddedToken
 
 from minimind import demo
 from minimind.config import DPOConfig, PretrainConfig, parse_settings
@@ -16,6 +18,7 @@ from minimind.data.sources import open_source
 from minimind.data.table_cache import load_table
 from minimind.model.configuration import MiniMindConfig
 from minimind.objective.losses import build_objective
+from minimind.training.setup import sample_prompts
 from minimind.training.setup.sample_prompts import (
     SAMPLE_CHECKS,
     held_out_prompts,
@@ -59,6 +62,16 @@ def test_earlier_turns_are_shown_with_their_roles_and_without_control_tokens(tab
     assert not any(token in prompt.text for token in tokenizer.all_special_tokens)
     assert not prompt.text.startswith("user")
     assert prompt.ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_special_tokens_that_no_map_names_are_not_shown(table, tokenizer):
+    """As those of Llama 3: only the list of added tokens calls them special, and decoding leaves them out."""
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens([AddedToken("<|turn|>", special=True)])
+    other.chat_template = "{% for one in messages %}<|turn|>{{one.role}}\n{{one.content}}<|turn|>{% endfor %}"
+    assert "<|turn|>" not in other.all_special_tokens
+    ids = other.apply_chat_template([{"role": "user", "content": "Hi"}])["input_ids"]
+    assert sample_prompts._for_people(other, {})(ids) == "Hi"
 
 
 def test_the_beginning_of_a_text_is_shown_without_its_start_token(tokenizer, write_rows, tmp_path):
