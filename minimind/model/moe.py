@@ -61,8 +61,8 @@ def router_aux_loss(config: MiniMindConfig, scores: Tensor, experts: Tensor, row
         experts: (tokens, k) int64, the chosen experts.
         rows: the row of each token.
 
-    Returns: a float32 scalar. With `seq_aux` (MiniMind2) the mean of the losses of the rows, else one loss over the
-        tokens of all rows. MiniMind-3 does not divide the load by k.
+    Returns: a float32 scalar. With `seq_aux` (MiniMind2) the mean of the losses of the rows that have tokens, else one
+        loss over the tokens of all rows. MiniMind-3 does not divide the load by k.
     """
     # How often each token chose each expert, 0 or 1: (tokens, E).
     chosen = F.one_hot(experts, config.num_experts).sum(1).float()
@@ -71,8 +71,11 @@ def router_aux_loss(config: MiniMindConfig, scores: Tensor, experts: Tensor, row
     # Every token chose k experts, so this is the number of tokens of each row: (R, 1).
     tokens = chosen_sums.sum(-1, keepdim=True) / k
     if config.seq_aux:
+        # A row that stands alone in a pack has an empty row beside it, which adds nothing and must not count.
+        number = (tokens > 0).sum().clamp(min=1)
+        tokens = tokens.clamp(min=1)
         load = chosen_sums / tokens * (config.num_experts / k)
-        return (load * (score_sums / tokens)).sum(-1).mean() * config.router_aux_loss_coef
+        return (load * (score_sums / tokens)).sum(-1).sum() / number * config.router_aux_loss_coef
     total = tokens.sum()
     load = chosen_sums.sum(0) / total
     if config.generation == 2:

@@ -181,6 +181,21 @@ def test_aux_loss_of_a_pack_equals_that_of_padded_rows(generation):
     torch.testing.assert_close(packed, padded)
 
 
+@pytest.mark.parametrize("generation", [2, 3])
+def test_rows_that_stand_alone_in_a_pack_count_once(generation):
+    """Texts and conversations: 0 1 2 and 3, each a segment without prefix and without a rejected half."""
+    scores = SCORES.clone().requires_grad_()
+    rows = TokenRows(pack=PackSegments(((0, 3, 0), (0, 1, 0))))
+    packed = router_aux_loss(aux_config(generation), scores, CHOSEN, rows)
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    same = SCORES.clone().requires_grad_()
+    tokens = [0, 1, 2, 3, 0, 0]
+    padded = router_aux_loss(aux_config(generation), same[tokens], CHOSEN[tokens], TokenRows(mask=mask))
+    torch.testing.assert_close(packed, padded)
+    gradients = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in ((packed, scores), (padded, same))]
+    torch.testing.assert_close(*gradients)
+
+
 def test_aux_loss_is_zero_in_eval_mode_and_without_a_coefficient():
     x = torch.randn(1, 5, H)
     assert moe(2).train()(x, padded_rows(1, 5))[1] > 0
