@@ -198,6 +198,8 @@ def _recognise(row: Row, options: ShapeOptions) -> str:
                for name, shape in known.items()}  # fmt: skip
     resembled = [shape for name, shape in known.items() if not given.isdisjoint(telling[name])]
     if not resembled:
+        if empty := [repr(name) for name in row if any(name in columns for columns in telling.values())]:
+            raise RowError(f"nothing is in {' and '.join(empty)}")
         hint = hint_of_columns(row, _columns(options)) or "; see the shapes of rows in launch/README.md"
         raise RowError(f"unknown row shape: {_describe(row)}{hint}")
     # The shape of which fewest columns are missing, and of these the one of which most are there.

@@ -78,6 +78,7 @@ def test_the_system_message_of_a_column_is_the_first_message():
         ({"prompt": "What?"}, "looks like a prompt and its answer: 'prompt' is there, 'completion' is not"),
         ({"conversations": "no JSON"}, "not valid JSON"),
         ({"text": "Once upon a time"}, "unknown row shape"),
+        ({"conversations": []}, "nothing is in 'conversations'"),
         (
             {"conversations": [{"role": "system", "content": "", "tools": [TOOL]}, *TURNS], "tools": [{"name": "b"}]},
             "the column 'tools' and the tools of the system message differ",

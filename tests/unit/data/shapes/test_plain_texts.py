@@ -24,7 +24,13 @@ def test_a_text_and_what_is_not_used():
 
 @pytest.mark.parametrize(
     ("row", "reason"),
-    [({"text": 3}, "'text' is no text: 3"), ({"body": "Once"}, "unknown row shape"), (["Once"], "must be an object")],
+    [
+        ({"text": 3}, "'text' is no text: 3"),
+        ({"body": "Once"}, "unknown row shape"),
+        (["Once"], "must be an object"),
+        ({"id": 1, "text": ""}, "nothing is in 'text'"),
+        ({"text": None, "content": ""}, "nothing is in 'text' and 'content'"),
+    ],
 )
 def test_other_rows_are_refused(row, reason):
     with pytest.raises(RowError, match=reason):
