@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from minimind import demo
@@ -63,22 +63,33 @@ def whole(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def died(data, tmp_path_factory):
-    """A run whose first rank, the parent of the process that tokenises, dies in the middle of streaming; and a copy."""
+    """A run that loses all its ranks and the process that tokenises at once, in the middle of streaming; and a copy."""
     folder, copy = (tmp_path_factory.mktemp(name) for name in ("died", "copy"))
-    flags = (*BOUNDED, *BATCH, "--cache_dir", folder / "cache")
+    killed(data, folder, KILLED, all_at_once=True)
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    return folder, copy
+
+
+def killed(data, folder, step, *more, all_at_once):
+    """A run that ends by SIGKILL after a step: of all its ranks, or of the first, the parent of what tokenises."""
+    flags = (*BOUNDED, *BATCH, "--cache_dir", folder / "cache", *more)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(pretrain, data, folder, *flags, ranks=2)
-        while not running.done() and logged(folder) < KILLED:
+        while not running.done() and logged(folder) < step:
             time.sleep(0.01)
         assert not running.done(), running.result().output[-6000:]
         (store,) = (folder / "cache").glob("stream-*")
-        first = holder_of(folder / ".lock")
-        assert holder_of(store / "lock") != first
-        os.kill(first, signal.SIGKILL)
+        first = psutil.Process(holder_of(folder / ".lock"))
+        assert holder_of(store / "lock") != first.pid
+        # The server that forks ranks has no other children. What a killed rank leaves running it kills too.
+        ranks = first.parent().children() if all_at_once else [first]
+        for rank in ranks:
+            rank.suspend()
+        for rank in ranks:
+            rank.kill()
+        assert len(ranks) == 1 + all_at_once
         assert running.result().status == -signal.SIGKILL
-    assert KILLED <= logged(folder) < STEPS
-    shutil.copytree(folder, copy, dirs_exist_ok=True)
-    return folder, copy
+    assert step <= logged(folder) < STEPS
 
 
 def logged(folder):
@@ -90,7 +101,7 @@ def holder_of(lock):
     return json.loads(lock.read_text())["pid"]
 
 
-def test_a_run_whose_rank_was_killed_goes_on_with_the_same_numbers_to_the_last_bit(data, whole, died):
+def test_a_run_whose_ranks_were_killed_goes_on_with_the_same_numbers_to_the_last_bit(data, whole, died):
     folder, _ = died
     flags = (*BOUNDED, *BATCH, "--cache_dir", folder / "cache", "--from_resume", 1)
     done = pretrain(data, folder, *flags, ranks=2).succeeded()
@@ -118,6 +129,19 @@ def test_a_killed_run_goes_on_with_fewer_ranks_and_shards_that_are_made_again(da
     assert len(curve(folder)) == STEPS
     for now, was in zip(curve(folder), curve(whole), strict=True):
         assert now == pytest.approx(was, rel=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_again_and_again_goes_on_with_the_same_numbers(data, whole, tmp_path):
+    """Before its first checkpoint, behind it, and when only the rank dies whose child tokenises."""
+    more = ("--save_interval", 8, "--from_resume", 1)
+    for step, all_at_once in ((2, True), (10, False), (KILLED, True)):
+        killed(data, tmp_path, step, *more, all_at_once=all_at_once)
+    flags = (*BOUNDED, *BATCH, "--cache_dir", tmp_path / "cache", *more)
+    done = pretrain(data, tmp_path, *flags, ranks=2).succeeded()
+    assert "resuming after step 16" in done.output
+    assert curve(tmp_path) == curve(whole)
 
 
 @pytest.mark.long
