@@ -10,7 +10,6 @@ A power cut may cost the last appended records, or leave part of them: to sync e
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -126,36 +125,43 @@ def append_whole(path: Path, data: bytes) -> None:
 def step_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The lines of a run's records, such as metrics.jsonl, each with its JSON object, which has a global step.
 
-    A last line that a kill has cut off is left out.
+    A line that is damaged, or that a kill has cut off, is left out.
 
     Raises:
-        OSError: the file cannot be read, or has bytes that are no text.
+        OSError: the file cannot be read.
     """
     # Split as bytes: the cut may be within a character, and JSON leaves other line separators in a text as they are.
-    *lines, last = path.read_bytes().split(b"\n")
-    for line, is_whole in (*((line, True) for line in lines), (last, False)):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        except UnicodeDecodeError as error:
-            if is_whole:
-                raise OSError(errno.EILSEQ, f"damaged: {error}") from error
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+    for line in path.read_bytes().split(b"\n"):
+        if (entry := _entry(line)) is not None:
             yield line, entry
 
 
-def keep_steps(path: Path, last: int) -> None:
-    """Remove the lines of a run's records after a global step: a resumed run takes these steps again.
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line of records, if it has a global step."""
+    try:
+        # From bytes json would guess the encoding: NULs, which a power cut leaves in a file, look like UTF-32.
+        entry = json.loads(line.decode())
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+
+
+def keep_steps(path: Path, last: int) -> list[str]:
+    """Remove the lines of a run's records after a global step, which a resumed run takes again, and damaged lines.
+
+    Returns:
+        A message for the user if there were damaged lines. The last line does not count: a kill may have cut it off.
 
     Raises:
         OSError: the file cannot be read or written; it is unchanged.
     """
+    content = path.read_bytes()
     kept = b"".join(line + b"\n" for line, entry in step_lines(path) if entry["step"] <= last)
-    if kept != path.read_bytes():
+    if kept != content:
         with whole_file(path) as partial:
             partial.write_bytes(kept)
+    damaged = sum(_entry(line) is None for line in content.split(b"\n")[:-1])
+    return [f"{path}: {damaged} damaged line{'' if damaged == 1 else 's'} removed"] if damaged else []
 
 
 def checksum(path: Path, on_block: Callable[[], object] = lambda: None) -> int:

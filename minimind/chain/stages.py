@@ -6,10 +6,11 @@ folder -> STAGES -> command of a run, metric of its first and its last evaluatio
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from minimind import demo
+from minimind.diagnosis.run_files import METRICS_FILE, read_entries
+from minimind.errors import DataError
 from minimind.model.configuration import MiniMindConfig
 
 SEED = 42
@@ -73,10 +74,12 @@ class Stage:
         """The metric before and after the run.
 
         Raises:
-            OSError, KeyError: the run has not evaluated.
+            DataError: the run has not evaluated, or its metrics cannot be read.
         """
-        lines = (folder / self.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [entry[f"eval/{self.metric}"] for entry in map(json.loads, lines) if f"eval/{self.metric}" in entry]
+        path, name = folder / self.name / METRICS_FILE, f"eval/{self.metric}"
+        found = [entry[name] for entry in read_entries(path) if name in entry]
+        if not found:
+            raise DataError(f"{path}: has no {name}: the run has not evaluated")
         return Progress(stage=self, before=found[0], after=found[-1])
 
 

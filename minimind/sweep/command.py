@@ -85,6 +85,8 @@ def report(folder: Path, results: Sequence[RunResult]) -> None:
     """
     print(f"\n{console_table(results)}\n")
     for result in results:
+        if result.problem:
+            print(f"without metrics: {result.plan.name}: {result.problem}")
         if result.status == RUN_FAILED:
             print(f"FAILED: {result.plan.name}: exit status {result.exit_status}; see {result.plan.folder / LOG}")
     try:

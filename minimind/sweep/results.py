@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minimind.config import DPOConfig
-from minimind.diagnosis.run_files import METRICS_FILE, read_entries
+from minimind.diagnosis.run_files import METRICS_FILE, Entry, read_entries
+from minimind.errors import DataError
 from minimind.sweep.plan import FINISHED, RunPlan, read_record
 from minimind.training.events import prefix_of
 
@@ -34,6 +35,7 @@ class RunResult:
         metrics: name of a metric of the table -> last value, of several sets of held-out data their mean.
         prefixes: what the metrics begin with in the run's files: those of its sets of held-out data, whose last
             evaluation they are from; without any the empty one, of the last logged step of training.
+        problem: why there are no metrics, if they cannot be read; else empty.
     """
 
     plan: RunPlan
@@ -42,6 +44,7 @@ class RunResult:
     step: int
     metrics: Mapping[str, float]
     prefixes: Sequence[str]
+    problem: str = ""
 
     @property
     def held_out(self) -> bool:
@@ -68,10 +71,15 @@ def read_result(plan: RunPlan) -> RunResult:
 
     Raises:
         ConfigError: the sweep's record of it cannot be read.
-        DataError: its metrics cannot be read.
     """
     record = read_record(plan) or {"status": "not started", "exit": None}
-    entries = read_entries(plan.folder / METRICS_FILE)
+    entries: list[Entry] = []
+    problem = ""
+    try:
+        entries = read_entries(plan.folder / METRICS_FILE)
+    except DataError as error:
+        # One run must not cost the table of all.
+        problem = str(error)
     prefixes = _held_out_prefixes(entries) or [""]
     # The first evaluation is before training.
     last = [next((one for one in reversed(entries) if f"{prefix}loss" in one), {}) for prefix in prefixes]
@@ -88,6 +96,7 @@ def read_result(plan: RunPlan) -> RunResult:
         step=max((int(entry["step"]) for entry in entries), default=0),
         metrics=metrics,
         prefixes=prefixes,
+        problem=problem,
     )
 
 

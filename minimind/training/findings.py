@@ -43,12 +43,13 @@ class FindingsFile:
 
     def keep(self, step: int) -> list[str]:
         """Remove what was found after the checkpoint that a run resumes, since it will be found again."""
+        messages: list[str] = []
 
         def cut() -> None:
             with contextlib.suppress(FileNotFoundError):  # nothing was found
-                keep_steps(self._path, step)
+                messages.extend(keep_steps(self._path, step))
 
-        return self._attempt(cut)
+        return [*self._attempt(cut), *messages]
 
     def keys(self) -> set[str]:
         """Of the findings in the file; none where it cannot be read, or on a rank that does not write."""

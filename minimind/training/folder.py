@@ -127,18 +127,23 @@ def _write_json(path: Path, values: object) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def drop_metrics_after(folder: Path, step: int) -> None:
+def drop_metrics_after(folder: Path, step: int) -> list[str]:
     """Remove the metrics and samples of steps after a checkpoint: the resumed run takes and logs these steps again.
+
+    Returns:
+        Messages for the user about damaged lines.
 
     Raises:
         ConfigError: a file cannot be written; it is unchanged.
     """
+    messages: list[str] = []
     for path in (folder / METRICS_FILE, folder / SAMPLES_FILE):
         try:
             with contextlib.suppress(FileNotFoundError):
-                keep_steps(path, step)
+                messages += keep_steps(path, step)
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error})") from error
+            raise ConfigError(f"{path}: cannot be read or written ({error})") from error
+    return messages
 
 
 def drop_ledger_after(folder: Path, step: int) -> None:

@@ -132,7 +132,8 @@ def _resume(prepared: Prepared, opened: OpenedRun, run: Run, engines: Engines, c
     opened.checkpoints.load(run.policy, checkpoint, engines.moving)
     run.events.restore(checkpoint.manifest.listeners)
     console.say(f"  resuming after step {opened.start}{describe_reshard(checkpoint, opened.described)}")
-    from_main(run.world, lambda: drop_metrics_after(folder, opened.start))
+    for message in from_main(run.world, lambda: drop_metrics_after(folder, opened.start)):
+        console.say(f"  {message}")
     from_main(run.world, lambda: drop_ledger_after(folder, opened.start))
 
 

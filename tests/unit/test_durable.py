@@ -141,13 +141,14 @@ def test_a_record_that_was_cut_off_is_left_out_also_within_a_character(size, tmp
     assert path.read_bytes() == RECORDS[0] + b"\n" + RECORDS[1] + b"\n"
 
 
-def test_records_that_are_damaged_are_an_error(tmp_path):
+@pytest.mark.parametrize("damage", [b"\0" * 6 + RECORDS[0][9:], RECORDS[0][:-4], b"\xff\xfe", b"\0" * 40, b"[]"])
+def test_a_damaged_record_costs_its_line_which_is_said(damage, tmp_path):
     path = tmp_path / "samples.jsonl"
-    content = RECORDS[0][:-4] + b"\n" + RECORDS[1] + b"\n"
-    path.write_bytes(content)
-    with pytest.raises(OSError, match="damaged"):
-        keep_steps(path, 2)
-    assert path.read_bytes() == content
+    path.write_bytes(b"\n".join([RECORDS[0], damage, RECORDS[1], RECORDS[2], RECORDS[0][:9]]))
+    assert [entry["step"] for _, entry in step_lines(path)] == [0, 2, 3]
+    assert keep_steps(path, 2) == [f"{path}: 1 damaged line removed"]
+    assert path.read_bytes() == RECORDS[0] + b"\n" + RECORDS[1] + b"\n"
+    assert keep_steps(path, 2) == []
 
 
 def test_records_that_all_stay_are_not_written_again(tmp_path):

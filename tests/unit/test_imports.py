@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": MIDDLE | {"conversion", "chat"},
     "sweep": BELOW_TRAINING
     | {"training", "inspection", "diagnosis", "pages"},  # starts runs as other processes, and reads their files
-    "chain": BELOW_TRAINING | {"training", "sweep", "demo"},  # starts runs as other processes
+    "chain": BELOW_TRAINING | {"training", "sweep", "demo", "diagnosis"},  # starts runs, and reads their metrics
     "launch": BELOW_TRAINING
     | {"training", "plan", "inspection", "sweep", "chain", "conversion", "chat", "evaluation", "diagnosis"}
     | {"the public face"},

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from minimind.diagnosis.run_files import METRICS_FILE
 from minimind.durable import append_whole
 from minimind.engine.monitor import Outage, RunMonitor
 from minimind.training.console import Console
@@ -31,9 +32,9 @@ class MetricsFile(Listener):
     def __init__(
         self, *, folder: Path, monitor: RunMonitor, epoch_of: Callable[[int], float], console: Console, enabled: bool
     ) -> None:
-        self._path, self._monitor, self._epoch_of = folder / "metrics.jsonl", monitor, epoch_of
+        self._path, self._monitor, self._epoch_of = folder / METRICS_FILE, monitor, epoch_of
         self._console, self._enabled = console, enabled
-        self._outage = Outage("metrics.jsonl")
+        self._outage = Outage(METRICS_FILE)
 
     def on_step(self, event: Step) -> None:
         # The engine's own events, of every step.

@@ -8,6 +8,7 @@ import pytest
 
 from minimind.chain.stages import SEED, STAGES, new_model
 from minimind.config import DPOConfig, PretrainConfig, SFTConfig, parse_settings
+from minimind.errors import DataError
 from minimind.training.setup.start_weights import open_start_weights
 from minimind.weights.sources import RandomSource
 
@@ -33,7 +34,12 @@ def test_progress_is_that_of_the_first_and_the_last_evaluation(name, values, bet
     (tmp_path / name).mkdir()
     entries = [{"step": 0, f"eval/{stage.metric}": values[0]}, {"step": 1, "loss": 1.0}]
     entries += [{"step": 2, f"eval/{stage.metric}": 20.0}, {"step": 3, f"eval/{stage.metric}": values[1]}]
-    (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    (tmp_path / name / "metrics.jsonl").write_text("\n".join([*map(json.dumps, entries), '{"step": 4, "ev']))
     progress = stage.progress(tmp_path)
     assert (progress.before, progress.after, progress.is_better) == (*values, better)
     assert ("NOT BETTER" in progress.describe()) is not better
+
+
+def test_a_run_that_has_not_evaluated_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"sft/metrics\.jsonl: has no eval/token_accuracy"):
+        STAGES[1].progress(tmp_path)

@@ -52,9 +52,9 @@ def test_another_folder_and_damaged_records_are_named(tmp_path):
     with pytest.raises(DataError, match=r"run\.json: damaged"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({}))
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\xff\n")
+    (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read"):
         read_run(tmp_path)
-    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").rmdir()
     with pytest.raises(DataError, match=r"export\.json: not the record of an export"):
         read_run(tmp_path, [tmp_path / "none"])

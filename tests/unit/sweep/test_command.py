@@ -68,6 +68,19 @@ def test_a_failed_run_does_not_lose_the_others_and_is_tried_again(tmp_path, laun
     assert "=== run 2 of 4: beta-0.05_loss-ipo (goes on)" in capsys.readouterr().out
 
 
+def test_metrics_that_cannot_be_read_cost_one_run_of_the_table(tmp_path, launched, capsys):
+    launched()
+    assert sweep(arguments(tmp_path)) == 0
+    path = tmp_path / "beta-0.05_loss-ipo/metrics.jsonl"
+    path.unlink()
+    path.mkdir()
+    capsys.readouterr()
+    assert sweep(arguments(tmp_path)) == 0
+    assert f"without metrics: beta-0.05_loss-ipo: {path}: cannot be read" in capsys.readouterr().out
+    runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert sum(bool(run["metrics"]) for run in runs) == 3
+
+
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, launched, capsys):
     names = launched(beta_0_05_loss_ipo=signal.SIGINT)
     assert sweep(arguments(tmp_path)) == PREEMPTED

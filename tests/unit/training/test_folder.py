@@ -52,8 +52,8 @@ def test_records_of_an_earlier_run_are_moved_aside(tmp_path):
 def test_metrics_after_the_checkpoint_and_incomplete_lines_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
-    path.write_text("\n".join([*lines, '{"step": 2, "lo']))
-    drop_metrics_after(tmp_path, 2)
+    path.write_text("\n".join([lines[0], "\0\0\0\0}", *lines[1:], '{"step": 2, "lo']))
+    assert drop_metrics_after(tmp_path, 2) == [f"{path}: 1 damaged line removed"]
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
 
 
