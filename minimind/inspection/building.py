@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimind.data.pair_tables import PairTables
-from minimind.data.pairs import SPLIT
 from minimind.data.reasons import described
 from minimind.data.sampler import PairSampler
 from minimind.data.table import PairTable
@@ -77,10 +76,11 @@ def build_report(inputs: Inputs, loaded: LoadedPairs, own: OwnFlags, world: Worl
         pairs=len(tables),
         eval_pairs=sum(map(len, loaded.held_out)),
         max_seq_len=config.data.max_seq_len,
+        on_long_row=config.data.on_long_row,
         enough_limit=int(longest[math.ceil(0.99 * len(longest)) - 1]),
         whole_limit=int(longest[-1]),
         lengths=describe_lengths(usable, kind),
-        limits=try_limits(usable, LIMITS, config.data.max_seq_len, splits=config.data.on_long_row == SPLIT),
+        limits=try_limits(usable, LIMITS, config.data.max_seq_len, config.data.on_long_row),
         bias=length_bias(usable) if kind.has_two else None,
         scores=describe_scores(loaded.tables, config.data.filter_score_gap),
         equal=find_equal(trained, held_out, kind),
@@ -113,7 +113,7 @@ def _find(report: Report, inputs: Inputs, loaded: LoadedPairs) -> Iterator[Findi
     obstacles = [*loaded.obstacles, *([inputs.obstacle] if inputs.obstacle else [])]
     yield from (Finding(kind=STOPS, text=f"The run would stop: {obstacle}") for obstacle in obstacles)
     yield from findings.about_rows((*report.sources, *report.eval_sources), loaded.settings.config.data.on_bad_row)
-    yield from findings.about_lengths(report.limits, report.max_seq_len, report.enough_limit, report.kind)
+    yield from findings.about_lengths(report)
     yield from findings.about_bias(report.bias)
     yield from findings.about_scores(report.scores)
     yield from findings.about_equal(report.equal, report.kind)

@@ -10,6 +10,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from minimind.data.selection import SKIP
 from minimind.inspection.report import NOTE, Report
 from minimind.inspection.sections import memory_text, time_text
 from minimind.inspection.texts import Run
@@ -83,7 +84,8 @@ def _sparkline(histogram: Histogram) -> str:
 
 def _limits(report: Report) -> Iterator[str]:
     splits = report.limits[0].rows is not None
-    heads = ("whole", "split", "rows") if splits else ("whole", "cut", "lost", "tokens left")
+    lost = "left out" if report.on_long_row == SKIP else "lost"
+    heads = ("whole", "split", "rows") if splits else ("whole", "cut", lost, "tokens left")
     columns: list[tuple[str, ...]] = [("--max_seq_len", *heads)]
     for one in report.limits:
         pairs = one.whole + one.cut + one.lost

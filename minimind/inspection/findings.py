@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from minimind.data.selection import KEEP, SKIP
 from minimind.inspection.answers import AnswerReport
 from minimind.inspection.cost import Cost
 from minimind.inspection.equal_pairs import EqualPairs, Found
 from minimind.inspection.items import ItemKind
-from minimind.inspection.lengths import LengthBias, LimitEffect
-from minimind.inspection.report import NOTE, STOPS, WARNING, Finding
+from minimind.inspection.lengths import LengthBias
+from minimind.inspection.report import NOTE, STOPS, WARNING, Finding, Report
 from minimind.inspection.rows import SourceReport
 from minimind.inspection.scores import ScoreReport
 from minimind.pages.words import gib, part, plural, share
@@ -33,21 +34,24 @@ def about_rows(sources: Sequence[SourceReport], on_bad_row: str) -> Iterator[Fin
             yield Finding(kind=WARNING, text=f"{text}most often: {first.reason} ({first.first}){excerpt}")
 
 
-def about_lengths(limits: Sequence[LimitEffect], max_seq_len: int, enough: int, kind: ItemKind) -> Iterator[Finding]:
-    """Pairs that the run's limit cuts or loses. Texts that it splits are nothing to look at: all of them is trained on.
-
-    Args:
-        enough: smallest limit that keeps 99 % of the pairs whole.
-    """
-    one = next(effect for effect in limits if effect.limit == max_seq_len)
+def about_lengths(report: Report) -> Iterator[Finding]:
+    """Pairs that the run's limit cuts, loses or leaves out. Texts that it splits are nothing to look at: all of them is
+    trained on."""
+    limit, enough = report.max_seq_len, report.enough_limit
+    one = next(effect for effect in report.limits if effect.limit == limit)
     pairs = one.whole + one.cut + one.lost
     if one.rows is None and (one.cut or one.lost):
         many = one.cut > _MANY_CUT * pairs or one.lost > _MANY_LOST * pairs
-        advice = f"; {enough} keeps 99 % whole" if enough > max_seq_len else ""
+        advice = f"; {enough} keeps 99 % whole" if enough > limit else ""
+        does = f"cuts {part(one.cut, pairs)} of the {report.kind.items} and loses {part(one.lost, pairs)}"
+        if report.on_long_row == SKIP:
+            does = f"leaves out {part(one.lost, pairs)} of the {report.kind.items}"
+        elif report.on_long_row == KEEP:
+            without = f"{part(one.lost, pairs)} keep {report.kind.keeps}"
+            does = f"cuts {part(one.cut + one.lost, pairs)} of the {report.kind.items}, of which {without}"
         yield Finding(
             kind=WARNING if many else NOTE,
-            text=f"--max_seq_len {max_seq_len} cuts {part(one.cut, pairs)} of the {kind.items} and loses "
-            f"{part(one.lost, pairs)}; {share(one.kept)} of the tokens are left{advice}",
+            text=f"--max_seq_len {limit} {does}; {share(one.kept)} of the tokens are left{advice}",
         )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minimind.data.pairs import SPLIT
+from minimind.data.selection import KEEP, SKIP
 from minimind.inspection.items import ItemKind
 from minimind.inspection.pairs import PairArrays
 from minimind.pages.charts import Histogram
@@ -50,9 +52,9 @@ class LimitEffect:
     Attributes:
         whole: pairs of which both rows fit.
         cut: pairs that are cut and keep a difference that counts; texts that make several rows.
-        lost: pairs that keep none when they are cut at the end.
+        lost: pairs that keep none when they are cut at the end; under --on_long_row skip all that are not whole.
         rows: that they make, if long texts are split; None: each makes one.
-        kept: share of the tokens of all rows that is left.
+        kept: share of the tokens of all rows that is trained on.
     """
 
     limit: int
@@ -93,31 +95,33 @@ def describe_lengths(pairs: PairArrays, kind: ItemKind) -> Mapping[str, Distribu
     return found
 
 
-def try_limits(pairs: PairArrays, limits: Iterable[int], own: int, *, splits: bool = False) -> tuple[LimitEffect, ...]:
+def try_limits(pairs: PairArrays, limits: Iterable[int], own: int, on_long_row: str) -> tuple[LimitEffect, ...]:
     """The effect of each limit, ascending, up to the first that keeps all pairs whole.
 
     Args:
         own: the limit of the run; its effect is always given.
-        splits: a longer text makes several rows, and is not cut.
+        on_long_row: what the run does with longer ones.
     """
     effects: list[LimitEffect] = []
     for limit in sorted({*limits, own}):
         if effects and effects[-1].whole == len(pairs) and limit != own:
             continue
-        effects.append(_effect(pairs, limit, splits=splits))
+        effects.append(_effect(pairs, limit, on_long_row))
     return tuple(effects)
 
 
-def _effect(pairs: PairArrays, limit: int, *, splits: bool) -> LimitEffect:
+def _effect(pairs: PairArrays, limit: int, on_long_row: str) -> LimitEffect:
     longest = pairs.longest
     whole = int((longest <= limit).sum())
-    if splits:
+    if on_long_row == SPLIT:
         # Pieces share a token with the next; a row of one token is no piece.
         pieces = np.maximum(1, -(-(longest - 1) // (limit - 1)))
         return LimitEffect(limit=limit, whole=whole, cut=len(pairs) - whole, lost=0, rows=int(pieces.sum()), kept=1.0)
-    is_lost = pairs.least_limits > limit
+    is_lost = longest > limit if on_long_row == SKIP else pairs.least_limits > limit
     lost = int(is_lost.sum())
-    kept = sum(int(np.minimum(rows, limit)[~is_lost].sum()) for rows in pairs.rows)
+    # Under `keep` a run trains on those too that keep no difference.
+    is_kept = ~is_lost if on_long_row != KEEP else np.ones_like(is_lost)
+    kept = sum(int(np.minimum(rows, limit)[is_kept].sum(dtype=np.int64)) for rows in pairs.rows)
     return LimitEffect(
         limit=limit,
         whole=whole,

@@ -40,6 +40,7 @@ class Report:
         sources, eval_sources: rows of each source of training and of held-out pairs.
         pairs, eval_pairs: pairs that are trained on, and held-out pairs; of texts the rows that they make.
         max_seq_len: of the run; `enough_limit` keeps 99 % of the pairs whole, `whole_limit` all.
+        on_long_row: of the run.
         lengths: by name, see `ItemKind.charts`.
         limits: what each --max_seq_len would do.
         bias: None if there are no two answers.
@@ -55,6 +56,7 @@ class Report:
     pairs: int
     eval_pairs: int
     max_seq_len: int
+    on_long_row: str
     enough_limit: int
     whole_limit: int
     lengths: Mapping[str, Distribution]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from minimind.data.selection import SKIP
 from minimind.inspection.lengths import LengthBias
 from minimind.inspection.report import Report
 from minimind.inspection.scores import ScoreReport
@@ -88,9 +89,10 @@ def lengths(report: Report) -> Iterator[Markup]:
 
 def _limits(report: Report) -> Iterator[Markup]:
     """What each limit does, as bars and as a table."""
-    kind, splits = report.kind, report.limits[0].rows is not None
+    kind, splits, skips = report.kind, report.limits[0].rows is not None, report.on_long_row == SKIP
+    without = "left out" if skips else "lost"
     yield element("h3", f"What a --max_seq_len does to the {kind.items}")
-    names = ("whole", "split") if splits else ("whole", "cut", "lost")
+    names = ("whole", "split") if splits else ("whole", "cut", without)
     values = [dict(zip(names, (one.whole, one.cut, one.lost), strict=False)) for one in report.limits]
     yield bars(
         [
@@ -105,7 +107,7 @@ def _limits(report: Report) -> Iterator[Markup]:
             for one, of_limit in zip(report.limits, values, strict=True)
         ]
     )
-    heads = ["#whole", "#split", "#rows"] if splits else ["#whole", "#cut at the end", "#lost", "#tokens left"]
+    heads = ["#whole", "#split", "#rows"] if splits else ["#whole", "#cut at the end", f"#{without}", "#tokens left"]
     yield table(
         ["#--max_seq_len", *heads],
         [
@@ -118,7 +120,7 @@ def _limits(report: Report) -> Iterator[Markup]:
         ],
         marked=[one.limit == report.max_seq_len for one in report.limits],
     )
-    lost = "" if splits else f"A lost {kind.item} keeps {kind.keeps}. "
+    lost = "" if splits or skips else f"A lost {kind.item} keeps {kind.keeps}. "
     yield note(
         f"{lost}--max_seq_len {report.whole_limit} keeps all {kind.items} whole. --on_long_row says what happens to "
         "the others."

@@ -91,6 +91,7 @@ def made_report(text: str = "text", **changes) -> Report:
         pairs=6,
         eval_pairs=4,
         max_seq_len=128,
+        on_long_row="cut",
         enough_limit=256,
         whole_limit=300,
         lengths={"prompt": lengths, "chosen": lengths, "rejected": lengths},

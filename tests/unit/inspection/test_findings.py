@@ -28,14 +28,28 @@ def kinds(found) -> list[str]:
 def test_limits(whole, cut, lost, expected):
     limits = [LimitEffect(limit=128, whole=whole, cut=cut, lost=lost, kept=0.9)]
     limits.append(LimitEffect(limit=256, whole=100, cut=0, lost=0, kept=1.0))
-    found = list(findings.about_lengths(limits, 128, 200, PAIRS))
+    found = list(findings.about_lengths(made_report(limits=tuple(limits), enough_limit=200)))
     assert kinds(found) == expected
     assert all("90 % of the tokens are left; 200 keeps 99 % whole" in one.text for one in found)
 
 
 def test_texts_that_are_split_are_nothing_to_look_at():
     limits = [LimitEffect(limit=128, whole=1, cut=99, lost=0, rows=500, kept=1.0)]
-    assert list(findings.about_lengths(limits, 128, 200, ITEMS["texts"])) == []
+    assert list(findings.about_lengths(dataclasses.replace(made_report_of("texts"), limits=tuple(limits)))) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "cut", "said"),
+    [
+        ("cut", 2, "cuts 2 (20 %) of the pairs and loses 3 (30 %); 75 %"),
+        ("keep", 2, "cuts 5 (50 %) of the pairs, of which 3 (30 %) keep no difference that counts; 75 %"),
+        ("skip", 0, "leaves out 3 (30 %) of the pairs; 75 %"),
+    ],
+)
+def test_what_a_limit_does_is_said_by_the_policy(policy, cut, said):
+    limits = (LimitEffect(limit=128, whole=7 - cut, cut=cut, lost=3, kept=0.75),)
+    (found,) = findings.about_lengths(made_report(limits=limits, on_long_row=policy))
+    assert said in found.text
 
 
 @pytest.mark.parametrize(("rule", "word"), [(0.59, ""), (0.41, ""), (0.75, "longer"), (0.25, "shorter")])

@@ -16,7 +16,7 @@ PAIRS = gather([made_table((10, 2, 0), (20, 5, 10), (30, 10, 10), least=[12, 21,
 
 def test_what_each_limit_does():
     """At 12 the first pair is whole and needs all of it; at 37 the third loses its difference, at 38 it keeps one."""
-    assert try_limits(PAIRS, [40, 12, 11, 37, 12, 30, 50, 60], 38) == (
+    assert try_limits(PAIRS, [40, 12, 11, 37, 12, 30, 50, 60], 38, "cut") == (
         LimitEffect(limit=11, whole=0, cut=0, lost=3, kept=0),
         LimitEffect(limit=12, whole=1, cut=0, lost=2, kept=(12 + 10) / 157),
         LimitEffect(limit=30, whole=2, cut=0, lost=1, kept=(12 + 10 + 25 + 30) / 157),
@@ -26,8 +26,20 @@ def test_what_each_limit_does():
     )
 
 
+def test_what_is_left_depends_on_what_is_done_with_long_rows():
+    """At 38 the third pair is cut; at 37 it loses its difference. `skip` leaves it out both times, `keep` never."""
+    for limit, policy, cut, lost, kept in (
+        (38, "skip", 0, 1, 12 + 10 + 25 + 30),
+        (38, "keep", 1, 0, 12 + 10 + 25 + 30 + 38 + 38),
+        (37, "keep", 0, 1, 12 + 10 + 25 + 30 + 37 + 37),
+        (37, "error", 0, 1, 12 + 10 + 25 + 30),
+    ):
+        expected = LimitEffect(limit=limit, whole=2, cut=cut, lost=lost, kept=kept / 157)
+        assert try_limits(PAIRS, [], limit, policy) == (expected,)
+
+
 def test_limits_above_what_is_needed_are_left_out_but_for_the_run_s_own():
-    assert [effect.limit for effect in try_limits(PAIRS, [30, 40, 50, 60, 70], 60)] == [30, 40, 60]
+    assert [effect.limit for effect in try_limits(PAIRS, [30, 40, 50, 60, 70], 60, "cut")] == [30, 40, 60]
 
 
 def test_length_bias_by_hand():
@@ -71,12 +83,12 @@ def test_texts_that_are_split_make_rows_that_share_a_token():
     """Texts of 10, 11 and 30 tokens. Rows of 11: one, one, and 11 + 11 + 10 of which two tokens are there twice."""
     texts = gather([made_texts(10, 11, 30)], right)
     assert texts.longest.tolist() == [10, 11, 30]
-    limits = try_limits(texts, [11, 30], 2, splits=True)
+    limits = try_limits(texts, [11, 30], 2, "split")
     assert [(one.limit, one.whole, one.cut, one.lost, one.rows) for one in limits] == [
         (2, 0, 3, 0, 9 + 10 + 29),
         (11, 2, 1, 0, 1 + 1 + 3),
         (30, 3, 0, 0, 3),
     ]
-    cut = try_limits(texts, [11], 11)
+    cut = try_limits(texts, [11], 11, "cut")
     assert [(one.rows, one.kept) for one in cut] == [(None, (10 + 11 + 11) / 51)]
     assert list(describe_lengths(texts, ITEMS["texts"])) == ["whole"]
