@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from minimind.diagnosis.language import Language
 from minimind.diagnosis.run_files import RunFiles
+from minimind.pages.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from minimind.pages.markup import Markup, element
 from minimind.pages.plots import PointSeries, lines
 
-COLOURS = ("#2f6f9f", "#d2694a", "#3b8d5b", "#8a63b0", "#b58a1b", "#5c6b7a")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ from minimind.diagnosis.reported import ReportedRun
 from minimind.diagnosis.sections import texts, value
 from minimind.diagnosis.texts import prompt_of, written
 from minimind.pages.charts import Bar, Part, bars
+from minimind.pages.drawing import BLUE, GREEN, GREY
 from minimind.pages.markup import Markup, element
 from minimind.pages.parts import note, table
 from minimind.pages.plots import PointSeries, cloud
 from minimind.pages.words import count, share
 
-_RIGHT, _WRONG, _DOT = "#3b8d5b", "#d5dbe1", "#2f6f9f"
+_RIGHT, _WRONG, _DOT = GREEN, GREY, BLUE
 _GROUPS = {
     "prompt": "By length of the prompt, in tokens",
     "answer": "By length of the longer answer, in tokens",

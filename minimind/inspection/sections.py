@@ -12,12 +12,13 @@ from minimind.inspection.lengths import LengthBias
 from minimind.inspection.report import Report
 from minimind.inspection.scores import ScoreReport
 from minimind.pages.charts import Bar, Part, Series, bars, histogram
+from minimind.pages.drawing import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
 from minimind.pages.markup import Markup, element
 from minimind.pages.parts import note, table
 from minimind.pages.words import count, duration, gib, part, plural, share
 
-_CHOSEN, _REJECTED, _PLAIN, _KEPT, _CUT, _LOST = "#3b8d5b", "#d2694a", "#4c78a8", "#4c78a8", "#e3b34c", "#c8553d"
-_PREFIX, _PADDING = "#9ecae1", "#d5dbe1"
+_CHOSEN, _REJECTED, _PLAIN, _KEPT, _CUT, _LOST = GREEN, VERMILION, BLUE, BLUE, ORANGE, VERMILION
+_PREFIX, _PADDING = SKY, GREY
 _COLOURS = {"chosen": _CHOSEN, "rejected": _REJECTED}
 
 
@@ -30,7 +31,15 @@ def findings(report: Report) -> Iterator[Markup]:
 def rows(report: Report) -> Iterator[Markup]:
     """The rows of each source, and what is refused."""
     yield table(
-        ["source", "#rows", "#refused", f"#{report.kind.batch_of}", "#used", "shapes"],
+        # Texts become rows of tokens, which are rows of another kind.
+        [
+            "source",
+            "#rows" if report.kind.has_prompts else "#texts",
+            "#refused",
+            f"#{report.kind.batch_of}",
+            "#used",
+            "shapes",
+        ],
         [
             [
                 f"{one.name}{note}",

@@ -6,17 +6,20 @@ numbers -> histogram, bars -> Markup, as wide as the page lets it be
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from minimind.pages.drawing import WIDTH, Look, picture, settings
 from minimind.pages.markup import Markup, element, joined
-from minimind.pages.svg import WIDTH, legend, number, svg, text
+from minimind.pages.parts import axis_name, legend
+from minimind.pages.plots import ticks
 
-_HEIGHT = 180
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 12, 40
-_BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH = 22, 10, 130
+_HEIGHT = 160
+# Pixels of a row of bars; style.css has them too.
+_ROW = 30
 # A tick stands at about so many places of an axis.
 _TICKS = 8
+# pygal leaves so much of a chart free on each side.
+_FREE = 0.02 / 1.04
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,71 +72,74 @@ def histogram(series: Sequence[Series], axis: str, *, open_start: bool = False) 
         axis: what the numbers below the bars are.
         open_start: the first bin has everything below it too, as the last one has everything above.
     """
+    import pygal
+
     first = series[0].histogram
-    bars = len(first.counts)
+    number = len(first.counts)
+    names = [_bin_name(first, bar, open_start) for bar in range(number)]
+    edges = [first.start + bar * first.width for bar in range(number + 1)]
+    every = -(-number // _TICKS)
+    marks = [_edge(first, bar) if bar % every == 0 else "" for bar in range(number + 1)]
     highest = max(max(one.histogram.counts) for one in series) or 1
-    step = (WIDTH - _LEFT - _RIGHT) / bars
-    floor = _HEIGHT - _BOTTOM
-
-    def x(bar: float) -> float:
-        return _LEFT + bar * step
-
-    def y(count: float) -> float:
-        return floor - (floor - _TOP) * count / highest
-
-    drawn = [
-        element(
-            "rect",
-            element("title", f"{_bin_name(one.histogram, bar, open_start)} {axis}: {count} {one.name}"),
-            x=number(x(bar)),
-            y=number(y(count)),
-            width=number(max(step - 1, 0.5)),
-            height=number(floor - y(count)),
-            fill=one.colour,
-            fill_opacity=0.55 if len(series) > 1 else 1,
-        )
-        for one in series
-        for bar, count in enumerate(one.histogram.counts)
-        if count
-    ]
-    every = -(-bars // _TICKS)
-    ticks = [text(x(bar), floor + 16, _edge(first, bar), anchor="middle") for bar in range(0, bars + 1, every)]
-    lines = [
-        text(_LEFT - 6, y(highest) + 4, str(highest), anchor="end"),
-        text(_LEFT - 6, floor + 4, "0", anchor="end"),
-    ]
-    baseline = element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=floor, y2=floor, cls="axis")
-    name = text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, axis, anchor="middle")
-    return joined(
-        legend([(one.name, one.colour) for one in series]), svg(_HEIGHT, *drawn, baseline, *ticks, *lines, name)
+    chart = pygal.Histogram(
+        **settings(_HEIGHT),
+        x_labels=[{"value": edge, "label": mark} for edge, mark in zip(edges, marks, strict=True)],
+        y_labels=[tick for tick in ticks(0, highest) if tick == round(tick)],
+        value_formatter="{:,.0f}".format,
     )
+    for one in series:
+        counts = one.histogram.counts
+        places = zip(counts, edges, edges[1:], strict=False)
+        chart.add(
+            one.name,
+            [place if place[0] else None for place in places],
+            formatter=_titles(
+                [f"{name} {axis}: {count} {one.name}" for name, count in zip(names, counts, strict=True)]
+            ),
+        )
+    looks = [Look(colour=one.colour, opacity=0.55 if len(series) > 1 else 1) for one in series]
+    label = f"{axis}: {', '.join(one.name for one in series)}"
+    keys = legend([(one.name, one.colour) for one in series])
+    return joined(keys, picture(chart, looks, aria_label=label), axis_name(axis))
 
 
 def bars(rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars; all have the length of the largest sum."""
+    """Horizontal bars between their labels and notes. All have the length of the largest sum, and the same parts."""
+    import pygal
+
+    height = _ROW * len(rows)
+    options = {**settings(height), "margin_top": 0, "margin_right": 0, "margin_bottom": 0}
     whole = max(sum(part.value for part in row.parts) for row in rows) or 1
-    room = WIDTH - _LABEL_WIDTH - 150
-    drawn: list[Markup] = []
-    for index, row in enumerate(rows):
-        top = index * (_BAR_HEIGHT + _BAR_GAP)
-        drawn.append(text(_LABEL_WIDTH - 8, top + 15, row.label, anchor="end"))
-        starts = itertools.accumulate((part.value for part in row.parts), initial=0.0)
-        for start, part in zip(starts, row.parts, strict=False):
-            drawn.append(
-                element(
-                    "rect",
-                    element("title", f"{row.label}, {part.name}: {part.value:g}"),
-                    x=number(_LABEL_WIDTH + room * start / whole),
-                    y=top,
-                    width=number(room * part.value / whole),
-                    height=_BAR_HEIGHT,
-                    fill=part.colour,
-                )
-            )
-        end = _LABEL_WIDTH + room * sum(part.value for part in row.parts) / whole
-        drawn.append(text(end + 8, top + 15, row.note))
-    names = dict.fromkeys((part.name, part.colour) for row in rows for part in row.parts)
-    return joined(legend(list(names)), svg(len(rows) * (_BAR_HEIGHT + _BAR_GAP), *drawn))
+    chart = pygal.HorizontalStackedBar(**options, range=(0, whole), show_x_labels=False, show_y_labels=False)
+    for index, part in enumerate(rows[0].parts):
+        # The first row of a horizontal chart is its lowest.
+        titled = [
+            (row.parts[index].value, f"{row.label}, {part.name}: {row.parts[index].value:g}") for row in rows[::-1]
+        ]
+        chart.add(part.name, [value for value, _ in titled], formatter=_titles([title for _, title in titled]))
+    # Without pygal's margins a row is as high as its label, and a bar begins at its left end.
+    box = f"{WIDTH * _FREE:.2f} {height * _FREE:.2f} {WIDTH * (1 - 2 * _FREE):.2f} {height * (1 - 2 * _FREE):.2f}"
+    drawn = picture(
+        chart,
+        [Look(colour=part.colour) for part in rows[0].parts],
+        viewBox=box,
+        preserveAspectRatio="none",
+        style=f"height:{height}px",
+        aria_hidden="true",
+    )
+    labels = element("div", *(element("div", row.label) for row in rows))
+    notes = element("div", *(element("div", row.note) for row in rows))
+    keys = legend([(part.name, part.colour) for part in rows[0].parts])
+    return joined(keys, element("div", labels, drawn, notes, cls="bars"))
+
+
+def _titles(texts: Sequence[str]) -> Callable[[object, int], str]:
+    """What pygal says of the values of a series."""
+
+    def title(value: object, index: int) -> str:
+        return texts[index]
+
+    return title
 
 
 def _bin_name(one: Histogram, bar: int, open_start: bool) -> str:

@@ -42,6 +42,19 @@ def note(text: str) -> Markup:
     return element("p", text, cls="soft")
 
 
+def legend(names: Sequence[tuple[str, str]], least: int = 2) -> Markup:
+    """Names and colours above a chart; nothing for fewer than `least`."""
+    if len(names) < least:
+        return Markup()
+    keys = [element("span", element("i", style=f"background:{colour}"), name) for name, colour in names]
+    return element("div", *keys, cls="legend")
+
+
+def axis_name(text: str) -> Markup:
+    """What the numbers below a chart are."""
+    return element("div", text, cls="axis-name")
+
+
 def table(heads: Sequence[str], lines: Sequence[Sequence[object]], marked: Sequence[bool] = ()) -> Markup:
     """A table; a column whose head begins with # has numbers."""
     kinds = ["number" if head.startswith("#") else None for head in heads]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from minimind.pages.drawing import Look, picture, settings
 from minimind.pages.markup import Markup, element, joined
-from minimind.pages.svg import WIDTH, legend, number, svg, text
+from minimind.pages.parts import axis_name, legend
 
-_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 240, 76, 18, 10, 54
+_HEIGHT = 180
 _TICKS = 6
 # Points that a line keeps: more would be closer together than a pixel.
 _MOST = 400
@@ -35,76 +37,32 @@ class PointSeries:
     pale: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """The ranges of both axes."""
-
-    left: float
-    right: float
-    low: float
-    high: float
-
-    def x(self, value: float) -> float:
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (value - self.left) / (self.right - self.left)
-
-    def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * (value - self.low) / (self.high - self.low)
-
-
 def lines(series: Sequence[PointSeries], axis: str) -> Markup:
-    """Lines over the same steps.
+    """Lines over the same steps, below their names and last values.
 
     Args:
         series: at least one, each with at least one point.
         axis: what the numbers below are.
     """
-    series = [dataclasses.replace(one, points=_thinned(one.points)) for one in series]
-    frame = _frame(series)
-    drawn = []
+    chart = _chart(series)
     for one in series:
-        places = " ".join(f"{number(frame.x(x))},{number(frame.y(y))}" for x, y in one.points)
-        title = element("title", f"{one.name}: {_value(one.points[-1][1])}")
-        width = 1.2 if one.pale else 2.2
-        drawn.append(element("polyline", title, points=places, fill="none", stroke=one.colour, stroke_width=width))
-        if len(one.points) == 1:
-            (x, y) = one.points[0]
-            drawn.append(_dot(frame.x(x), frame.y(y), one.colour, 3))
-    return joined(_legend(series), svg(_HEIGHT, *_axes(frame, axis), *drawn))
+        # A line of one point would not be seen.
+        chart.add(one.name, _thinned(one.points), show_dots=len(one.points) == 1)
+    looks = [Look(colour=one.colour, stroke=1.3 if one.pale else 2.2) for one in series]
+    last = [f"{one.name}: {_value(one.points[-1][1])}" for one in series]
+    names = legend([(text, one.colour) for text, one in zip(last, series, strict=True)], least=1)
+    return joined(names, picture(chart, looks, aria_label="; ".join(last)), axis_name(axis))
 
 
 def cloud(series: Sequence[PointSeries], x_axis: str, y_axis: str) -> Markup:
     """A dot for each point; lines where an axis is 0."""
-    frame = _frame(series)
-    zeros = []
-    if frame.left < 0 < frame.right:
-        x = number(frame.x(0))
-        zeros.append(element("line", x1=x, x2=x, y1=_TOP, y2=_HEIGHT - _BOTTOM, cls="axis"))
-    if frame.low < 0 < frame.high:
-        y = number(frame.y(0))
-        zeros.append(element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, cls="axis"))
-    dots = [_dot(frame.x(x), frame.y(y), one.colour, 2.4) for one in series for x, y in one.points]
-    name = element("div", y_axis, cls="legend")
-    return joined(_legend(series), name, svg(_HEIGHT, *_axes(frame, x_axis), *zeros, *dots))
-
-
-def _dot(x: float, y: float, colour: str, radius: float) -> Markup:
-    return element("circle", cx=number(x), cy=number(y), r=radius, fill=colour, fill_opacity=0.55)
-
-
-def _legend(series: Sequence[PointSeries]) -> Markup:
-    return legend([(one.name, one.colour) for one in series])
-
-
-def _axes(frame: _Frame, axis: str) -> list[Markup]:
-    floor = _HEIGHT - _BOTTOM
-    drawn = [element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=floor, y2=floor, cls="axis")]
-    for value in ticks(frame.low, frame.high):
-        y = frame.y(value)
-        drawn.append(element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=number(y), y2=number(y), cls="grid"))
-        drawn.append(text(_LEFT - 6, y + 4, _value(value), anchor="end"))
-    for value in ticks(frame.left, frame.right):
-        drawn.append(text(frame.x(value), floor + 21, _value(value), anchor="middle"))
-    return [*drawn, text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, axis, anchor="middle")]
+    chart = _chart(series, stroke=False)
+    for one in series:
+        chart.add(one.name, one.points)
+    looks = [Look(colour=one.colour, opacity=0.55) for one in series]
+    drawn = picture(chart, looks, aria_label=f"{y_axis}, {x_axis}", cls="chart cloud")
+    above = element("div", y_axis, cls="legend")
+    return joined(legend([(one.name, one.colour) for one in series]), above, drawn, axis_name(x_axis))
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -116,11 +74,27 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame(series: Sequence[PointSeries]) -> _Frame:
+def _chart(series: Sequence[PointSeries], **options: object) -> Any:
+    """pygal's chart with the axes of some points, still without them; below are whole numbers."""
+    import pygal
+
     points = [point for one in series for point in one.points]
     left, right = _range([x for x, _ in points], 0.0)
     low, high = _range([y for _, y in points], 0.05)
-    return _Frame(left=left, right=right, low=low, high=high)
+    return pygal.XY(
+        **settings(_HEIGHT),
+        xrange=(left, right),
+        range=(low, high),
+        x_labels=[tick for tick in ticks(left, right) if tick == round(tick)],
+        # pygal's own steps are 1, 2, 4, 8.
+        y_labels=ticks(low, high),
+        x_value_formatter=_value,
+        value_formatter=_value,
+        dots_size=2.4,
+        # Nothing is said of single dots.
+        formatter=lambda _: "",
+        **options,
+    )
 
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:

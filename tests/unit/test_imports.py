@@ -88,6 +88,13 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def imported_at_start(tree: ast.Module) -> Iterator[str]:
+    """Full names of what a module imports when it is imported itself: not in functions."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield from imported(node)
+
+
 def target_of(name: str) -> str | None:
     """The part that an imported name lies in; None for what is not ours."""
     first, *rest = name.split(".")
@@ -173,6 +180,12 @@ def test_nothing_but_training_and_the_chain_imports_demo():
         if any(target_of(name) == "demo" for name in imported(parse(path)))
     }
     assert {"training", "chain"} <= importing <= {"training", "chain", "demo"}
+
+
+@pytest.mark.parametrize("path", sources(), ids=relative)
+def test_pygal_is_imported_when_a_chart_is_drawn(path):
+    """Within functions: no run shall pay for it at its start."""
+    assert [name for name in imported_at_start(parse(path)) if name.split(".")[0] == "pygal"] == []
 
 
 def test_the_table_itself_points_one_way():

@@ -6,6 +6,7 @@ from minimind.diagnosis.language import Language
 from minimind.diagnosis.metric_charts import charts
 from minimind.diagnosis.run_files import read_run
 from tests.unit.diagnosis.made_runs import made_run, write_lines
+from tests.unit.pages.made import parsed, paths
 
 SAY = Language("en")
 
@@ -20,7 +21,7 @@ def test_a_run_has_a_chart_of_each_metric_it_has_logged(tmp_path):
         "Margin of rewards",
         "Tokens per second",
     ]
-    assert found[0].count("<polyline") == 2
+    assert len(paths(parsed(found[0]))) == 2
     assert "training: 0.2333" in found[0]
     assert "held out: 0.4" in found[0]
 
@@ -31,11 +32,11 @@ def test_halves_and_named_sets_are_lines_of_their_own(tmp_path):
     write_lines(folder / "metrics.jsonl", [{"step": 1, "eval/zh/loss": 0.5, **entry}])
     (rewards,) = [one for one in charts([read_run(folder)], SAY) if "Rewards" in one]
     for name in ("training, chosen", "training, rejected", "held out zh, chosen", "held out zh, rejected"):
-        assert f"<title>{name}: 1</title>" in rewards
+        assert f"</i>{name}: 1</span>" in rewards
 
 
 def test_several_runs_are_lines_of_one_chart(tmp_path):
     runs = [read_run(made_run(tmp_path / name, with_ledger=False)) for name in ("a<b", "c")]
     loss, *_ = charts(runs, SAY)
-    assert loss.count("<polyline") == 2
+    assert len(paths(parsed(loss))) == 2
     assert "a&lt;b, held out: 0.4" in loss

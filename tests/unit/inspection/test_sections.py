@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_memory_and_time_as_far_as_they_are_known():
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        (sections.rows, ["conversations", "rows"]),
+        (sections.rows, ["conversations", "rows", "texts"]),
         (sections.lengths, ["conversation", "tokens that count", "lost", "lost"]),
         (sections.equal_pairs, ["6 conversations have 5 different prompts.", "6 texts have 5 different ones."]),
         (sections.answers, ["2 (33.3 %)", "66.7 %"]),
@@ -86,3 +87,11 @@ def test_rows_that_stand_alone(section, expected):
 def test_texts_that_are_split_lose_nothing():
     shown = texts(sections.lengths, made_report_of("texts"))
     assert [text for text in ("split", "3 (37.5 %)", "12", "lost") if text in shown] == ["split", "3 (37.5 %)", "12"]
+
+
+@pytest.mark.parametrize("items", ["pairs", "conversations", "texts"])
+def test_each_column_about_rows_has_its_own_name(items):
+    report = REPORT if items == "pairs" else made_report_of(items)
+    heads = next(sections.rows(report))
+    names = re.findall("<th[^>]*>([^<]*)</th>", heads)
+    assert len(names) == len(set(names)) == 6
