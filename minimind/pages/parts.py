@@ -1,4 +1,4 @@
-"""Parts of a page that needs no other file: the document, its sections, tiles, tables and notes.
+"""Parts of a page that needs no other file: the document, its sections, tiles, tables, notes and legends.
 
 title, Markup of sections -> document -> text of an HTML file
 """
