@@ -20,7 +20,7 @@ from minimind.data.scripts import script_of
 from minimind.diagnosis.ledger import TRAIN, Ledger, joined
 from minimind.diagnosis.pair_signals import Values, correlation
 from minimind.diagnosis.pairs import PairHistories, hardest, most_moved, most_suspicious, pair_histories
-from minimind.diagnosis.texts import Place, data_flags, obstacle, places_of, read_pairs
+from minimind.diagnosis.texts import Obstacle, Place, data_flags, obstacle, places_of, read_pairs
 
 # Pairs of a list, dots of the cloud, and texts that are read to tell their languages.
 LISTED, _DOTS, _READ = 20, 1200, 2000
@@ -92,7 +92,7 @@ class PairAnalysis:
     groups: Mapping[str, Sequence[Group]]
     lists: Mapping[str, Sequence[ListedPair]]
     listed_set: str
-    obstacles: Sequence[str]
+    obstacles: Sequence[Obstacle]
 
 
 def analyse(rows: Ledger, settings: Mapping[str, Mapping[str, object]], *, texts: bool = True) -> PairAnalysis | None:

@@ -8,6 +8,7 @@ A file that has changed since the run is not read: its lines may be other rows.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,28 @@ from minimind.errors import DataError
 Place = tuple[int, int, int]
 
 
+# Why the rows of a file cannot be shown: templates, which language.py translates.
+GONE = "{file} is not there any more"
+CHANGED = "{file} has changed since the run"
+UNREADABLE = "{file} cannot be read as the run read it ({error})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """Why the rows of a source cannot be read any more.
+
+    Attributes:
+        reason: GONE, CHANGED or UNREADABLE.
+        values: of its places.
+    """
+
+    reason: str
+    values: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return self.reason.format(**self.values)
+
+
 def places_of(rows: Ledger) -> list[Place]:
     """Where the pairs of a ledger's rows are from."""
     return list(zip(rows.source.tolist(), rows.line.tolist(), rows.part.tolist(), strict=True))
@@ -36,20 +59,20 @@ def data_flags(settings: Mapping[str, Mapping[str, Any]]) -> DataConfig:
     return DataConfig(**{name: settings[name]["value"] for name in names if name in settings})
 
 
-def obstacle(source: LedgerSource, data: DataConfig) -> str:
-    """Why the rows of a source cannot be read any more; empty if they can."""
+def obstacle(source: LedgerSource, data: DataConfig) -> Obstacle | None:
+    """Why the rows of a source cannot be read any more; None if they can."""
     for file, state in zip(source.files, zip(source.sizes, source.times, strict=True), strict=True):
         try:
             now = Path(file).stat()
         except OSError:
-            return f"{file} is not there any more"
+            return Obstacle(reason=GONE, values={"file": file})
         if (now.st_size, now.st_mtime_ns) != state:
-            return f"{file} has changed since the run"
+            return Obstacle(reason=CHANGED, values={"file": file})
     try:
         options_of_files(data, tuple(map(Path, source.files)))
     except DataError as error:
-        return str(error)
-    return ""
+        return Obstacle(reason=UNREADABLE, values={"file": source.name, "error": str(error)})
+    return None
 
 
 def read_pairs(

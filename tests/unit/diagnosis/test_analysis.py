@@ -51,7 +51,7 @@ def test_texts_of_a_changed_file_are_missing_with_a_reason(tmp_path):
     (tmp_path / "pairs.jsonl").unlink()
     found = analyse(made([1, 1], [1, 2], [1.0, -1.0], source=source), {})
     assert found.lists[SUSPICIOUS][0].row is None
-    assert "is not there any more" in found.obstacles[0]
+    assert "is not there any more" in str(found.obstacles[0])
     assert found.groups["language"] == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minimind.data.scripts import SCRIPTS
-from minimind.diagnosis import metric_charts, pair_sections, sections
+from minimind.diagnosis import metric_charts, pair_sections, sections, texts
 from minimind.diagnosis.guard import RULES
 from minimind.diagnosis.language import Language
 
@@ -21,7 +21,7 @@ CHINESE = json.loads((FOLDER / "chinese.json").read_text(encoding="utf-8"))
 def templates() -> set[str]:
     found = {chart.title for chart in metric_charts.CHARTS}
     found |= {text for rule in RULES for text in (rule.title, *rule.texts.values(), rule.remedy)}
-    found |= {*SCRIPTS, *pair_sections._GROUPS.values()}
+    found |= {*SCRIPTS, texts.GONE, texts.CHANGED, texts.UNREADABLE, *pair_sections._GROUPS.values()}
     found |= {text for both in pair_sections._LISTS.values() for text in both}
     for path in FOLDER.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -58,9 +58,11 @@ def test_lists_have_places_numbers_and_escaped_texts(run):
 
 def test_what_cannot_be_shown_is_said(tmp_path, run):
     (tmp_path / "run.jsonl").unlink()
-    found = shown(pair_sections.lists(open_reported(tmp_path / "run").pairs, SAY))
-    assert "Texts cannot be shown" in found
+    pairs = open_reported(tmp_path / "run").pairs
+    found = shown(pair_sections.lists(pairs, SAY))
+    assert f"Texts cannot be shown: {tmp_path / 'run.jsonl'} is not there any more." in found
     assert "好12" not in found
+    assert f"无法显示文本：{tmp_path / 'run.jsonl'} 已不存在。" in shown(pair_sections.lists(pairs, Language("zh")))
 
 
 def test_a_run_without_pairs_says_why(tmp_path, run):

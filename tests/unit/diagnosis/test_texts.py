@@ -35,17 +35,17 @@ def test_rows_are_read_as_the_run_read_them(tmp_path):
 
 def test_a_file_that_has_changed_or_gone_is_not_read(tmp_path):
     source = write_pairs(tmp_path / "pairs.jsonl", 2)
-    assert obstacle(source, DataConfig()) == ""
+    assert obstacle(source, DataConfig()) is None
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write("\n")
-    assert obstacle(source, DataConfig()).endswith("pairs.jsonl has changed since the run")
+    assert str(obstacle(source, DataConfig())).endswith("pairs.jsonl has changed since the run")
     assert read_pairs([source], [(0, 1, 0)], DataConfig()) == {}
     source = write_pairs(tmp_path / "pairs.jsonl", 2)
     # A label that is swapped: as many bytes as before.
     os.utime(tmp_path / "pairs.jsonl", ns=(0, 1))
-    assert obstacle(source, DataConfig()).endswith("pairs.jsonl has changed since the run")
+    assert str(obstacle(source, DataConfig())).endswith("pairs.jsonl has changed since the run")
     (tmp_path / "pairs.jsonl").unlink()
-    assert obstacle(source, DataConfig()).endswith("pairs.jsonl is not there any more")
+    assert str(obstacle(source, DataConfig())).endswith("pairs.jsonl is not there any more")
 
 
 def test_a_row_that_cannot_be_read_costs_no_other_row(tmp_path):
@@ -60,7 +60,8 @@ def test_a_row_that_cannot_be_read_costs_no_other_row(tmp_path):
 def test_a_missing_description_of_the_columns_is_said(tmp_path):
     source = write_pairs(tmp_path / "pairs.jsonl", 1)
     problem = obstacle(source, DataConfig(dataset_info=str(tmp_path / "dataset_info.json")))
-    assert "dataset_info.json" in problem
+    assert str(problem).startswith("pairs.jsonl cannot be read as the run read it (")
+    assert "dataset_info.json" in str(problem)
 
 
 def test_messages_are_written_with_their_roles():
