@@ -108,8 +108,8 @@ def lists(pairs: PairAnalysis, say: Language) -> Iterator[Markup]:
     """The three lists of single pairs, each with its place and its texts."""
     kind = say("training pairs") if pairs.listed_set == TRAIN else say("held-out pairs")
     yield note(say("Up to {number} {kind} of each kind.", number=LISTED, kind=kind))
-    for one in pairs.obstacles:
-        yield note(say("Texts cannot be shown: {problem}.", problem=say(one.reason, **one.values)))
+    for problem in pairs.obstacles:
+        yield note(say("Texts cannot be shown: {problem}.", problem=say(problem.reason, **problem.values)))
     for key, (title, meaning) in _LISTS.items():
         yield element("h3", say(title))
         yield note(say(meaning))
