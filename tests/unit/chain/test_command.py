@@ -21,7 +21,8 @@ def runs(monkeypatch, tmp_path):
         started.append((stage.name, arguments[arguments.index("--from_weight") + 1], ranks))
         folder = tmp_path / stage.name
         folder.mkdir()
-        lines = [{f"eval/{stage.metric}": value} for value in (0.5 if stage.rises else 100.0, values[stage.name])]
+        evaluated = enumerate((0.5 if stage.rises else 100.0, values[stage.name]))
+        lines = [{"step": step, f"eval/{stage.metric}": value} for step, value in evaluated]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
     def look():
