@@ -70,7 +70,9 @@ lint: setup
 types: setup
 	mypy
 
-check: lint types test
+# Types beside the tests, which leave a core idle while ranks wait.
+check: lint
+	$(MAKE) --no-print-directory -j2 types test
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,7 +35,8 @@ def numbers(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in entry.items() if not MEASURED.fullmatch(name)} for entry in entries]
 
 
-@pytest.mark.parametrize(("config", "ranks"), [("zero2", 1), pytest.param("zero3", 2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("config", "ranks"), [("zero2", 1), ("zero3", 2)])
 def test_forked_and_launched_runs_have_the_same_numbers_to_the_last_bit(config, ranks, tmp_path):
     flags = ("--dtype", "bfloat16", "--max_steps", 3, "--log_interval", 1, "--learning_rate", 1e-3)
     for launcher in (True, False):

@@ -11,7 +11,8 @@ import pytest
 from minimind.engine.patches.buffers import BUFFER_BYTES
 from tests.distributed.running import Running
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+# Long: tests/unit/engine/patches/test_buffers.py has the reservation and the dead runs without a launch.
+pytestmark = [pytest.mark.distributed, pytest.mark.long, pytest.mark.timeout(600)]
 
 # A mount namespace of its own, in which "$0" says what /dev/shm is. What is left there is printed at the end.
 IN_SMALL = 'mount -t tmpfs -o "size=$0" none /dev/shm || exit 99; '
@@ -36,7 +37,6 @@ def output(prefix, folder):
         return run.ended(300).succeeded().output
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("size", [pytest.param("64m", id="no buffer fits"), pytest.param("100m", id="one of two fits")])
 def test_ranks_go_on_without_shared_memory_that_does_not_fit(size, small, tmp_path):
     """Docker's default is 64 MiB. DeepSpeed would die of SIGSEGV."""
