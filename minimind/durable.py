@@ -155,12 +155,15 @@ def keep_steps(path: Path, last: int) -> list[str]:
     Raises:
         OSError: the file cannot be read or written; it is unchanged.
     """
-    content = path.read_bytes()
-    kept = b"".join(line + b"\n" for line, entry in step_lines(path) if entry["step"] <= last)
-    if kept != content:
+    lines = path.read_bytes().split(b"\n")
+    entries = [_entry(line) for line in lines]
+    whole = ((line, entry) for line, entry in zip(lines, entries, strict=True) if entry is not None)
+    kept = [line for line, entry in whole if entry["step"] <= last]
+    # Behind the last line's end nothing follows.
+    if [*kept, b""] != lines:
         with whole_file(path) as partial:
-            partial.write_bytes(kept)
-    damaged = sum(_entry(line) is None for line in content.split(b"\n")[:-1])
+            partial.write_bytes(b"".join(line + b"\n" for line in kept))
+    damaged = entries[:-1].count(None)
     return [f"{path}: {damaged} damaged line{'' if damaged == 1 else 's'} removed"] if damaged else []
 
 
