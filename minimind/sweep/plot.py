@@ -5,6 +5,7 @@ list of RunResult -> sweep_svg -> text of an SVG file, which needs nothing else
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from minimind.pages.markup import Markup, element
@@ -47,7 +48,7 @@ def sweep_svg(results: Sequence[RunResult]) -> str:
 def _panel(results: Sequence[RunResult], metric: str, title: str, colour: str, left: float) -> list[Markup]:
     """Bars of one metric from its zero; below 0 they go to the left."""
     values = [result.metrics.get(metric) for result in results]
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     # Accuracies end at 1, whatever was reached.
     high = 1.0 if metric in ("rewards/accuracies", "token_accuracy") else max([0.0, *known])
     low = min([0.0, *known])
@@ -59,8 +60,8 @@ def _panel(results: Sequence[RunResult], metric: str, title: str, colour: str, l
         element("line", x1=_number(zero), x2=_number(zero), y1=_TOP - 6, y2=_number(bottom), stroke="#8a97a5"),
     ]
     for index, (result, value) in enumerate(zip(results, values, strict=True)):
-        if value is None:
-            drawn.append(_text(zero + 6, _middle(index), "-"))
+        if value is None or not math.isfinite(value):
+            drawn.append(_text(zero + 6, _middle(index), "-" if value is None else str(value)))
             continue
         bar = element(
             "rect",

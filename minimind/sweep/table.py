@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 
 from minimind.config.jobs import JOBS
@@ -30,14 +31,18 @@ _FORMATS = {
 
 
 def best_first(results: Sequence[RunResult]) -> list[RunResult]:
-    """Finished runs by accuracy and then margin, the highest first, or by perplexity, the lowest first; the others
-    after them, in their order."""
+    """Finished runs by accuracy and then margin, the highest first, or by perplexity, the lowest first; those without
+    such a number after them. The runs that are not finished follow, in the same order."""
 
     def rank(result: RunResult) -> tuple[bool, float, float]:
-        values = result.metrics
-        if (perplexity := values.get("perplexity")) is not None:
-            return (not result.finished, perplexity, 0.0)
-        return (not result.finished, -values.get("rewards/accuracies", -1.0), -values.get("rewards/margins", -1e30))
+        def known(name: str, sign: int) -> float:
+            value = sign * result.metrics.get(name, math.nan)
+            # A NaN, which is neither less nor more, would leave the others without an order.
+            return math.inf if math.isnan(value) else value
+
+        if "perplexity" in metrics_of(result.plan):
+            return (not result.finished, known("perplexity", 1), 0.0)
+        return (not result.finished, known("rewards/accuracies", -1), known("rewards/margins", -1))
 
     return sorted(results, key=rank)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 
 import pytest
 
@@ -40,6 +41,24 @@ def test_the_table_has_a_line_for_each_run(results):
         "",
         "(held-out pairs, last evaluation; losses of different kinds and betas are not comparable)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("job", "metric", "values", "order"),
+    [
+        ("pretrain", "perplexity", (9.0, None, math.nan, 2.0, 3.0), [3, 4, 0, 1, 2]),
+        ("dpo", "rewards/accuracies", (0.5, None, math.nan, 0.0, 0.9), [4, 0, 3, 1, 2]),
+    ],
+)
+def test_a_run_without_a_number_is_not_the_best(tmp_path, job, metric, values, order):
+    found = plans(tmp_path, "--job", job, "--learning_rate", "1e-4,2e-4,3e-4,4e-4,5e-4")
+    for plan, value in zip(found, values, strict=True):
+        metrics = {} if value is None else {f"eval/{metric}": value}
+        write_run(plan, FINISHED, {"step": 4, "eval/loss": 1.0, **metrics})
+    results = [read_result(plan) for plan in found]
+    assert [results.index(result) for result in best_first(results)] == order
+    assert sweep_svg(results).count(">nan<") == 1
+    assert '"nan"' not in sweep_svg(results)
 
 
 def test_json_and_csv_have_all_runs_in_their_order(results):
