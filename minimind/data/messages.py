@@ -28,9 +28,9 @@ _NAMED, _NAME_LENGTH = 6, 48
 _SHOWN = 120
 # Types of a part that is a text: of chat completions, and of OpenAI's responses.
 _TEXT_PARTS = ("text", "input_text", "output_text")
-# A list or an object as Python writes it, which `DataFrame.to_csv` puts into a cell; and one of messages.
+# The beginning of a list or an object as Python writes it, which `DataFrame.to_csv` puts into a cell; of messages.
 _PYTHON = re.compile(r"\s*[\[{]\s*(?:\{\s*)?'")
-_PYTHON_MESSAGES = re.compile(r"\s*\[?\s*\{\s*'(?:role|content|from|value)'\s*:")
+_PYTHON_MESSAGES = re.compile(r"\[?\s*\{\s*'(?:role|content|from|value)'\s*:")
 _NOT_JSON = "as Python writes it, not JSON; write it by json.dumps"
 
 
@@ -175,22 +175,31 @@ def parsed_list(place: str, value: Any) -> Any:
         return value
 
 
-def messages_of_text(place: str, text: str) -> list[Any] | None:
-    """The messages, or turns with `from` and `value`, that a text describes as JSON; None for any other text.
+def messages_of_text(place: str, text: str, keys: tuple[str, str] = ("from", "value")) -> list[Any] | None:
+    """The messages, or turns with these keys, that a text describes as JSON; None for any other text.
 
     Raises:
         RowError: it describes them as Python writes them.
     """
     if not text.lstrip().startswith(("[", "{")):
         return None
-    if _PYTHON_MESSAGES.match(text):
-        raise RowError(f"{place} is a message or a list {_NOT_JSON}")
+    if _are_messages_in_python(text.strip()):
+        raise RowError(f"{place} is a message or a list {_NOT_JSON}, or, if this is what is said, give it as a message")
     try:
         value = parse_json_text(place, text)
     except RowError:
         return None
     messages = value if isinstance(value, list) else [value]
     # One object may be anything that has a role.
-    names = ({"role"}, {"from", "value"}) if isinstance(value, list) else ({"role", "content"}, {"from", "value"})
+    names = ({"role"} if isinstance(value, list) else {"role", "content"}, set(keys))
     found = messages and all(isinstance(one, dict) and any(map(one.keys().__ge__, names)) for one in messages)
     return messages if found else None
+
+
+def _are_messages_in_python(text: str) -> bool:
+    if not _PYTHON_MESSAGES.match(text):
+        return False
+    if text.startswith("["):
+        return text.endswith("]")
+    keys = (("'role'", "'content'"), ("'from'", "'value'"))
+    return text.endswith("}") and any(first in text and second in text for first, second in keys)

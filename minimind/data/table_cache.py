@@ -30,7 +30,7 @@ from minimind.data.tokens import tokenize
 from minimind.errors import DataError
 
 # Version of the cache format and of the tokenisation; increase it when the arrays of the same file change.
-_FORMAT = 10
+_FORMAT = 11
 _DEFAULT_OPTIONS = EncodingOptions()
 
 

@@ -20,11 +20,11 @@ def hint_of_columns(row: Row, columns: frozenset[str]) -> str:
     if isinstance(row.get("columns"), list) and isinstance(row.get("data"), list):
         return _TABLE
     for name, value in row.items():
-        if name not in columns and isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        if name not in columns and isinstance(value, list) and value and all(_is_row(one, columns) for one in value):
             return f"; the rows seem to be in the list {name!r}; write that list alone into the file"
     renamed = {name: _plain(name) for name in row if name not in columns}
     near = {name: plain for name, plain in renamed.items() if plain in columns and plain not in row}
-    if near:
+    if near and len(set(near.values())) == len(near):
         return f"; rename the column{'s' if len(near) > 1 else ''} {listed(near)} to {listed(near.values())}"
     return hint_of_values(row, columns)
 
@@ -35,6 +35,10 @@ def hint_of_values(row: Row, columns: frozenset[str]) -> str:
     if data := [name for name, value in given.items() if isinstance(value, bytes)]:
         return f"; {listed(data)} {'are' if len(data) > 1 else 'is'} bytes; write texts as columns of text"
     return _TABLE if len(given) > 1 and _is_table(list(given.values())) else ""
+
+
+def _is_row(value: Any, columns: frozenset[str]) -> bool:
+    return isinstance(value, dict) and not columns.isdisjoint(value)
 
 
 def _is_table(values: list[Any]) -> bool:

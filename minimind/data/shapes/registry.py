@@ -121,9 +121,10 @@ def _parse(content: bytes | dict[str, Any], options: ShapeOptions) -> Sequence[C
         if not isinstance(row, dict):
             raise RowError(f"unknown row shape: a JSON {_JSON_TYPES[type(row)]}; a row must be an object")
         row = with_objects(row, (options.names.role, options.names.content))
-        row = with_messages(row, is_json=isinstance(content, bytes))
         if options.dataset_info is not None:
-            return _convert_by_entry(row, options.dataset_info, options)
+            return _convert_by_entry(row, options.dataset_info, options, is_json=isinstance(content, bytes))
+        if options.items is not Items.TEXTS:
+            row = with_messages(row, options.names, is_json=isinstance(content, bytes))
         if options.data_format != AUTO:
             return _convert_named(row, options)
         name = _recognise(row, options)
@@ -160,9 +161,14 @@ def _convert_named(row: dict[str, Any], options: ShapeOptions) -> Sequence[Check
         raise RowError(reason) from error
 
 
-def _convert_by_entry(row: dict[str, Any], entry: DatasetInfo, options: ShapeOptions) -> Sequence[CheckedRow]:
+def _convert_by_entry(
+    row: dict[str, Any], entry: DatasetInfo, options: ShapeOptions, *, is_json: bool
+) -> Sequence[CheckedRow]:
     try:
-        return _convert(entry.shape, entry.renamed(row), options)
+        row = entry.renamed(row)
+        if options.items is not Items.TEXTS:
+            row = with_messages(row, entry.names, is_json=is_json)
+        return _convert(entry.shape, row, options)
     except RowError as error:
         raise RowError(f"read by {FILE_NAME} as {shape_named(entry.shape).title}: {error}") from error
 

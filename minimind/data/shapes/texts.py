@@ -68,7 +68,7 @@ TRL = RowShape(
 
 
 def _fits_alpaca(row: Row, given: frozenset[str]) -> bool:
-    if is_labelled(given) and isinstance(row.get("output"), str):
+    if is_labelled(given) and isinstance(row.get("output"), str | dict):
         return False  # one answer, not a list of two
     return isinstance(row["instruction"], str) and (CONVERSATIONS | {"completions"}).isdisjoint(given)
 

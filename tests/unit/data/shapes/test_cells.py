@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from minimind.data.shapes import parse_rows
+from minimind.data.shapes import Items, ShapeOptions, parse_answers, parse_items, parse_rows
+from minimind.data.shapes.dataset_info import DatasetInfo
+from minimind.data.shapes.turns import TurnNames
 from minimind.data.sources import RowError
 from tests.conftest import conversation, pair
 
@@ -43,6 +45,83 @@ def test_messages_in_cells_of_other_names_are_messages():
     given = {"input": {"messages": GOOD["chosen"][:1]}, **halves}
     (row,) = parse_rows({name: json.dumps(value) for name, value in given.items()})
     assert (row.shape, row.chosen, row.rejected) == ("openai", GOOD["chosen"], GOOD["rejected"])
+
+
+MESSAGES = {half: json.dumps(GOOD[half][1:]) for half in GOOD}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"response_0": MESSAGES["chosen"], "response_1": MESSAGES["rejected"], "better_response_id": "0"},
+        {"response1": MESSAGES["chosen"], "response2": MESSAGES["rejected"], "overall_preference": "-1"},
+        {"response": MESSAGES["chosen"], "rejected_response": MESSAGES["rejected"]},
+    ],
+)
+def test_messages_are_read_in_every_pair_of_columns(columns):
+    place = {"response1": "context", "response": "query"}.get(next(iter(columns)), "prompt")
+    (row,) = parse_rows({place: "What do horses eat?", **columns})
+    assert (row.chosen, row.rejected) == (GOOD["chosen"], GOOD["rejected"])
+
+
+def test_a_rejected_answer_alone_may_be_messages():
+    (row,) = parse_rows({"messages": TEXTS["chosen"], "rejected_response": MESSAGES["rejected"]})
+    assert (row.shape, row.chosen, row.rejected) == ("swift", GOOD["chosen"], GOOD["rejected"])
+
+
+ALONE = [("prompt", "completion"), ("query", "response"), ("question", "answer"), ("instruction", "output")]
+
+
+@pytest.mark.parametrize("columns", ALONE)
+def test_an_answer_that_stands_alone_may_be_messages(columns):
+    options = ShapeOptions(items=Items.CONVERSATIONS)
+    place, column = columns
+    for cell in (MESSAGES["chosen"], MESSAGES["chosen"].strip("[]")):
+        (row,) = parse_items({place: "What do horses eat?", column: cell}, options)
+        assert row.messages == GOOD["chosen"]
+    texts = {place: "q", column: MESSAGES["chosen"]}
+    with pytest.raises(RowError, match=f"'{column}' is the JSON text of messages; give the list itself"):
+        parse_items(json.dumps(texts).encode(), options)
+
+
+@pytest.mark.parametrize("columns", [columns for columns in ALONE if columns[1] != "answer"])
+def test_an_answer_with_a_label_may_be_messages(columns):
+    place, column = columns
+    (row,) = parse_answers({place: "What do horses eat?", column: MESSAGES["chosen"], "label": "true"})
+    assert (row.messages, row.label) == (GOOD["chosen"], True)
+
+
+def test_an_answer_that_is_json_stays_a_text_in_json():
+    for text in ('[{"role": "admin"}]', '[{"role": "user", "content": "q"}]', "{'role': 'user'}", "{'from': 'a'} x"):
+        (row,) = parse_items(
+            json.dumps({"prompt": "q", "completion": text}).encode(), ShapeOptions(items=Items.CONVERSATIONS)
+        )
+        assert row.messages == conversation("q", text)
+
+
+def test_texts_are_read_as_they_are():
+    row = {"text": TEXTS["chosen"], "answer": MESSAGES["chosen"]}
+    assert parse_items(row, ShapeOptions(items=Items.TEXTS))[0].text == TEXTS["chosen"]
+
+
+@pytest.mark.parametrize("keys", [("from", "value"), ("speaker", "says")])
+def test_columns_are_named_before_their_cells_are_read(keys):
+    named = {"conversations": "talk", "chosen": "good", "rejected": "bad"}
+    info = DatasetInfo(origin="x", shape="sharegpt", columns=named, names=TurnNames(role=keys[0], content=keys[1]))
+    turns = {
+        "talk": [dict(zip(keys, ("human", "q"), strict=True))],
+        **{name: dict(zip(keys, ("gpt", name), strict=True)) for name in ("good", "bad")},
+    }
+    (row,) = parse_rows({name: json.dumps(value) for name, value in turns.items()}, ShapeOptions(dataset_info=info))
+    assert (row.chosen, row.rejected) == (conversation("q", "good"), conversation("q", "bad"))
+
+
+@pytest.mark.parametrize("rejected", ["x", "[]", "[1]"])
+def test_one_of_two_answers_that_is_messages_is_refused(rejected):
+    with pytest.raises(RowError, match="of 'chosen' and 'rejected' one is the JSON text of messages and the other is"):
+        parse_rows({"prompt": "q", "chosen": TEXTS["chosen"], "rejected": rejected})
+    row = json.dumps({"prompt": "q", "chosen": TEXTS["chosen"], "rejected": rejected}).encode()
+    assert parse_rows(row)[0].chosen == conversation("q", TEXTS["chosen"])
 
 
 LISTS = {
@@ -99,7 +178,9 @@ def test_a_list_as_python_writes_it_is_refused():
         ("[1] is a list", "[2]"),
         ('{"role": "admin"}', '{"role": "user"}'),
         ("[1]", '[{"a": 1}]'),
-        (TEXTS["chosen"], "x"),
+        ("{'role': 'admin'}", "{'role': 'user'}"),
+        ("{'role': 'admin', 'content': 'a'} is it", "No."),
+        ("{'role': 'user', 'content': 'q'} is a dictionary", "{'content': 5}"),
         ("[]", "[1]"),
     ],
 )

@@ -40,7 +40,8 @@ def test_a_prompt_that_is_the_json_text_of_messages():
 def test_a_prompt_that_is_the_json_text_of_turns_or_of_one_message():
     for text in ('[{"from": "human", "value": "q"}]', '{"role": "user", "content": "q"}'):
         assert read(text).chosen == conversation("q", "a")
-    assert read('{"role": "admin"}').chosen == conversation('{"role": "admin"}', "a")
+    for text in ('{"role": "admin"}', "{'content': 5} is what?", "[{'role': 'a'}][0] is?"):
+        assert read(text).chosen == conversation(text, "a")
 
 
 def test_a_prompt_that_is_messages_as_python_writes_them_is_refused():

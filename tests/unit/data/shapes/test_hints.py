@@ -21,6 +21,8 @@ NAMES = frozenset({"prompt", "chosen", "rejected", "score_chosen"})
         ({"prompt": "q", "score chosen": 1}, "rename the column 'score chosen' to 'score_chosen'"),
         ({"Prompt": "q", "prompt": "p"}, ""),
         ({"version": 1, "data": [{"prompt": "q"}]}, "the rows seem to be in the list 'data'; write that list alone"),
+        ({"prompt": "q", "notes": [{"by": "x"}]}, ""),
+        ({"prompt": "q", "Chosen": "a", "chosen ": "b"}, ""),
         ({"columns": ["prompt"], "data": [["q"]]}, "it is a whole table in one object"),
         ({"text": "q"}, ""),
     ],
