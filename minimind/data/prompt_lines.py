@@ -7,11 +7,11 @@ a.txt   -> one prompt a line                                               -> Wr
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimind.data.sources import RowError, parse_json
 from minimind.errors import DataError
 
 # Columns with the turns, or with the text of a prompt; the first that a row has.
@@ -50,7 +50,7 @@ def written_prompts(path: Path) -> Iterator[WrittenPrompt]:
         if not line.strip():
             continue
         place = f"{path}, line {number}"
-        if path.suffix in _JSON:
+        if path.suffix.lower() in _JSON:
             yield _of_row(line, place)
         else:
             yield WrittenPrompt(turns=[_user(line.strip())], answer="", place=place)
@@ -58,9 +58,9 @@ def written_prompts(path: Path) -> Iterator[WrittenPrompt]:
 
 def _of_row(line: str, place: str) -> WrittenPrompt:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"--sample_prompts {place}: no JSON ({error})") from error
+        row = parse_json(line.encode())
+    except (RowError, RecursionError) as error:
+        raise DataError(f"--sample_prompts {place}: {error}") from error
     column = next((name for name in _PROMPT if isinstance(row, dict) and row.get(name)), None)
     if column is None:
         raise DataError(f"--sample_prompts {place}: an object with 'prompt' or 'messages' is expected")
@@ -71,7 +71,12 @@ def _of_row(line: str, place: str) -> WrittenPrompt:
     )
     if not well_formed:
         raise DataError(f"--sample_prompts {place}: '{column}' is neither a text nor messages with role and content")
-    answer = next((_text(row[name]) for name in _ANSWER if name != column and row.get(name)), "")
+    if column == "chosen" and isinstance(row[column], str):
+        raise DataError(f"--sample_prompts {place}: 'chosen' is an answer, and no column has the prompt")
+    found = next((name for name in _ANSWER if name != column and row.get(name) not in (None, "", [])), None)
+    answer = "" if found is None else _text(row[found])
+    if answer is None:
+        raise DataError(f"--sample_prompts {place}: {found!r} is neither a text nor messages with a content")
     if turns[-1]["role"] == "assistant":
         answer, turns = turns[-1]["content"], turns[:-1]
     if not turns:
@@ -79,11 +84,14 @@ def _of_row(line: str, place: str) -> WrittenPrompt:
     return WrittenPrompt(turns=turns, answer=answer, place=place)
 
 
-def _text(value: Any) -> str:
-    """An answer: a text, or the last of its messages."""
+def _text(value: Any) -> str | None:
+    """An answer: a text, a number as it is written, or the last of its messages; None for anything else."""
     last = value[-1] if isinstance(value, list) and value else value
-    found = last.get("content") if isinstance(last, dict) else last
-    return found if isinstance(found, str) else ""
+    # A message that only calls tools has no content.
+    found = last.get("content") or "" if isinstance(last, dict) else last
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return str(found)
+    return found if isinstance(found, str) else None
 
 
 def _user(text: str) -> dict[str, str]:

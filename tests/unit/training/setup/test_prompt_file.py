@@ -64,7 +64,7 @@ def test_a_text_is_continued(read, tokenizer):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "line 1: no JSON"),
+        ("{broken", "line 1: invalid JSON: "),
         ('{"question": "Hi"}', "line 1: an object with 'prompt' or 'messages' is expected"),
         ('["Hi"]', "line 1: an object with 'prompt' or 'messages' is expected"),
         ('{"messages": [{"role": "user"}]}', "line 1: 'messages' is neither a text nor messages with role and content"),
