@@ -75,7 +75,7 @@ def router_aux_loss(config: MiniMindConfig, scores: Tensor, experts: Tensor, row
         number = (tokens > 0).sum().clamp(min=1)
         tokens = tokens.clamp(min=1)
         load = chosen_sums / tokens * (config.num_experts / k)
-        return (load * (score_sums / tokens)).sum(-1).sum() / number * config.router_aux_loss_coef
+        return (load * (score_sums / tokens)).sum() / number * config.router_aux_loss_coef
     total = tokens.sum()
     load = chosen_sums.sum(0) / total
     if config.generation == 2:

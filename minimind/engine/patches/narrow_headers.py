@@ -46,8 +46,9 @@ def narrow_headers(patches: PatchSelection) -> None:
         self.include_paths = lambda: [*usual[1](), str(HEADERS)]
         try:
             return original(self, verbose)
-        except (ConfigError, RuntimeError) as error:
-            # Another torch may need more headers. A compiler that is missing is reported by the usual way.
+        except (ConfigError, RuntimeError, ImportError) as error:
+            # Another torch may need more headers; a rank that waited for the compile finds no library. A compiler that
+            # is missing is reported by the usual way.
             patches.report(f"  patch {NARROW_HEADERS.name!r} is off: {error}; {NARROW_HEADERS.without}")
             self.name, self.include_paths = usual
             return original(self, verbose)

@@ -42,7 +42,9 @@ def test_own_headers_come_before_torchs(loads):
     assert all((patch.HEADERS / name).is_file() for name in ("torch/extension.h", "ATen/ATen.h"))
 
 
-@pytest.mark.parametrize("error", [ConfigError("no member named stack"), RuntimeError("ninja")])
+@pytest.mark.parametrize(
+    "error", [ConfigError("no member named stack"), RuntimeError("ninja"), ImportError("no such file")]
+)
 def test_headers_that_do_not_compile_are_left_out(loads, error):
     said, usual = [], ShareMemCommBuilder().include_paths()
     loads[1][patch.NAME] = error
