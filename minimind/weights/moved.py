@@ -34,9 +34,10 @@ def shares_moved(state: Mapping[str, Tensor], start: WeightSource, dtypes: Itera
     for name, tensor in state.items():
         now, before = _sample(tensor), _sample(start.read(name))
         total += tensor.numel()
+        weight = tensor.numel() / max(1, now.numel())  # of each sampled element
         for dtype in differing:
             kind = getattr(torch, dtype)
-            differing[dtype] += float((now.to(kind) != before.to(kind)).double().mean()) * tensor.numel()
+            differing[dtype] += weight * float((now.to(kind) != before.to(kind)).count_nonzero())
     return {dtype: number / total for dtype, number in differing.items()}
 
 
