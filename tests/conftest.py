@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from minimind import demo
-
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
 
@@ -74,7 +72,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer():
     """The demo's tokenizer."""
+    # Imported here: the process that only hands out tests to the workers would import torch and transformers too.
     from transformers import AutoTokenizer
+
+    from minimind import demo
 
     return AutoTokenizer.from_pretrained(demo.TOKENIZER_PATH)
 
