@@ -19,22 +19,35 @@ from minimind.inspection.pairs import PairArrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Length:
+    """A length of each item, in tokens.
+
+    Attributes:
+        name: in charts and in report.json.
+        label: in tables.
+        attribute: of `PairArrays`.
+    """
+
+    name: str
+    label: str
+    attribute: str
+
+    def of(self, pairs: PairArrays) -> NDArray[np.signedinteger[Any]]:
+        """The lengths of all items, (pairs,)."""
+        found: NDArray[np.signedinteger[Any]] = getattr(pairs, self.attribute)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LengthChart:
     """Lengths that are drawn together.
 
     Attributes:
         title: heading of the chart.
-        names: name of each length in tables and in report.json -> name of the attribute of `PairArrays`.
-        labels: how tables call them.
     """
 
     title: str
-    names: Mapping[str, str]
-    labels: tuple[str, ...]
-
-    def lengths(self, pairs: PairArrays) -> dict[str, NDArray[np.signedinteger[Any]]]:
-        """The lengths of items by their names."""
-        return {name: getattr(pairs, attribute) for name, attribute in self.names.items()}
+    lengths: tuple[Length, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +57,10 @@ class ItemKind:
     Attributes:
         title: of the page.
         item, items: one of them, and several.
+        rows: what the files have.
         batch_of: what a global batch is made of.
         prompts: what is not in the training and in the held-out data at once.
+        has_prompts: an item begins with something that others may begin with too.
         halves: what is read and shown of an item, one name for each of its rows.
         keeps: what a row must keep when it is cut, or it is lost.
         charts: which lengths are described.
@@ -59,7 +74,9 @@ class ItemKind:
     item: str
     items: str
     batch_of: str
-    prompts: str
+    rows: str = "rows"
+    prompts: str = "prompts"
+    has_prompts: bool = True
     halves: tuple[str, ...]
     keeps: str
     charts: tuple[LengthChart, ...]
@@ -79,14 +96,9 @@ class ItemKind:
         return len(self.halves) > 1
 
     @property
-    def has_prompts(self) -> bool:
-        """Whether an item begins with something that others may begin with too."""
-        return self.prompts != self.items
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """Name of each length -> how tables call it."""
-        return {name: label for one in self.charts for name, label in zip(one.names, one.labels, strict=True)}
+    def lengths(self) -> list[Length]:
+        """Those of all charts."""
+        return [length for chart in self.charts for length in chart.lengths]
 
 
 # By `JobConfig.items`.
@@ -98,15 +110,16 @@ ITEMS: Mapping[str, ItemKind] = {
             item="pair",
             items="pairs",
             batch_of="pairs",
-            prompts="prompts",
             halves=("chosen", "rejected"),
             keeps="no difference that counts",
             charts=(
-                LengthChart(title="Prompts", names={"prompt": "prompts"}, labels=("prompt",)),
+                LengthChart(title="Prompts", lengths=(Length(name="prompt", label="prompt", attribute="prompts"),)),
                 LengthChart(
                     title="Answers",
-                    names={"chosen": "chosen", "rejected": "rejected"},
-                    labels=("chosen answer", "rejected answer"),
+                    lengths=(
+                        Length(name="chosen", label="chosen answer", attribute="chosen"),
+                        Length(name="rejected", label="rejected answer", attribute="rejected"),
+                    ),
                 ),
             ),
         ),
@@ -115,13 +128,17 @@ ITEMS: Mapping[str, ItemKind] = {
             item="conversation",
             items="conversations",
             batch_of="conversations",
-            prompts="prompts",
             halves=("answer",),
             sampled=" Read is the last answer of each.",
             keeps="no token that counts",
             charts=(
-                LengthChart(title="Conversations", names={"whole": "longest"}, labels=("conversation",)),
-                LengthChart(title="Tokens that count", names={"counted": "counted"}, labels=("tokens that count",)),
+                LengthChart(
+                    title="Conversations", lengths=(Length(name="whole", label="conversation", attribute="longest"),)
+                ),
+                LengthChart(
+                    title="Tokens that count",
+                    lengths=(Length(name="counted", label="tokens that count", attribute="counted"),),
+                ),
             ),
         ),
         ItemKind(
@@ -130,10 +147,12 @@ ITEMS: Mapping[str, ItemKind] = {
             items="texts",
             # A text that is split makes several.
             batch_of="rows",
+            rows="texts",
             prompts="texts",
+            has_prompts=False,
             halves=("text",),
             keeps="no token",
-            charts=(LengthChart(title="Texts", names={"whole": "longest"}, labels=("text",)),),
+            charts=(LengthChart(title="Texts", lengths=(Length(name="whole", label="text", attribute="longest"),)),),
             answers="texts",
             sampled=" Of a text that makes several rows the first is read.",
             rendered="Tokenised between a start and an end token",

@@ -89,7 +89,7 @@ def describe_lengths(pairs: PairArrays, kind: ItemKind) -> Mapping[str, Distribu
     """Distributions over one pair or more, by the names of the lengths; those of one chart have the same bins."""
     found: dict[str, Distribution] = {}
     for chart in kind.charts:
-        lengths = chart.lengths(pairs)
+        lengths = {one.name: one.of(pairs) for one in chart.lengths}
         width, bars = _bins(np.concatenate(list(lengths.values())))
         found |= {name: _describe(one, width, bars) for name, one in lengths.items()}
     return found

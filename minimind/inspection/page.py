@@ -42,7 +42,7 @@ def page(report: Report) -> str:
 def _figures(report: Report) -> Sequence[tuple[str, str]]:
     cost, memory, kind = report.cost, report.cost.memory, report.kind
     return [
-        (count(report.rows), "rows" if kind.has_prompts else "texts"),
+        (count(report.rows), kind.rows),
         (count(report.pairs), f"{kind.batch_of} to train on"),
         (count(report.eval_pairs), f"held-out {kind.batch_of}"),
         (count(cost.steps), f"steps of {cost.global_batch} {kind.batch_of}"),

@@ -31,15 +31,7 @@ def findings(report: Report) -> Iterator[Markup]:
 def rows(report: Report) -> Iterator[Markup]:
     """The rows of each source, and what is refused."""
     yield table(
-        # Texts become rows of tokens, which are rows of another kind.
-        [
-            "source",
-            "#rows" if report.kind.has_prompts else "#texts",
-            "#refused",
-            f"#{report.kind.batch_of}",
-            "#used",
-            "shapes",
-        ],
+        ["source", f"#{report.kind.rows}", "#refused", f"#{report.kind.batch_of}", "#used", "shapes"],
         [
             [
                 f"{one.name}{note}",
@@ -76,8 +68,12 @@ def lengths(report: Report) -> Iterator[Markup]:
                 element("h3", chart.title),
                 histogram(
                     [
-                        Series(name=name, colour=_COLOURS.get(name, _PLAIN), histogram=found[name].histogram)
-                        for name in chart.names
+                        Series(
+                            name=one.name,
+                            colour=_COLOURS.get(one.name, _PLAIN),
+                            histogram=found[one.name].histogram,
+                        )
+                        for one in chart.lengths
                     ],
                     "tokens",
                 ),
@@ -89,8 +85,9 @@ def lengths(report: Report) -> Iterator[Markup]:
     yield table(
         ["tokens", "#mean", "#median", "#90 % up to", "#99 % up to", "#longest"],
         [
-            [label, f"{one.mean:.1f}", *(count(value) for value in (one.median, one.p90, one.p99, one.longest))]
-            for label, one in ((label, found[name]) for name, label in kind.labels.items())
+            [length.label, f"{one.mean:.1f}", *(count(value) for value in (one.median, one.p90, one.p99, one.longest))]
+            for length in kind.lengths
+            for one in [found[length.name]]
         ],
     )
     yield from _limits(report)

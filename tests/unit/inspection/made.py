@@ -169,7 +169,7 @@ def made_report_of(items: str, text: str = "text") -> Report:
     return dataclasses.replace(
         made,
         items=items,
-        lengths=dict.fromkeys(kind.labels, length),
+        lengths={one.name: length for one in kind.lengths},
         limits=made.limits if kind.replies else (LimitEffect(limit=128, whole=5, cut=3, lost=0, rows=12, kept=1.0),),
         bias=None,
         scores=None,

@@ -24,6 +24,6 @@ def test_every_job_has_a_report():
 )
 def test_what_items_have(items, has_two, has_prompts, learnt, lengths):
     kind = ITEMS[items]
-    assert (kind.has_two, kind.has_prompts, kind.learnt, list(kind.labels)) == (has_two, has_prompts, learnt, lengths)
-    for chart in kind.charts:
-        assert all(hasattr(PairArrays, attribute) for attribute in chart.names.values())
+    found = [length.name for length in kind.lengths]
+    assert (kind.has_two, kind.has_prompts, kind.learnt, found) == (has_two, has_prompts, learnt, lengths)
+    assert all(hasattr(PairArrays, length.attribute) for length in kind.lengths)
