@@ -20,10 +20,10 @@ from minimind.data.sources.csv_rows import BadTableError, read_csv
 from minimind.data.sources.json_text import CutOffError, RowError, read_lines, read_values
 from minimind.data.sources.streams import (
     OnRead,
+    beginning_of,
     ignore,
     open_stream,
     open_stream_at,
-    text_start,
     unpacked_file,
 )
 from minimind.errors import DataError
@@ -73,7 +73,7 @@ class Source:
     @property
     def has_places(self) -> bool:
         """Whether rows can be read from a place on: the files are lines of JSON, not packed or in another encoding."""
-        return all(kind_of_file(file) is Kind.LINES and text_start(file) is not None for file in self.files)
+        return all(kind is Kind.LINES and start is not None for kind, start in map(_beginning, self.files))
 
     def rows(self, on_read: OnRead = ignore, start: Place = START) -> Iterator[tuple[int, Content]]:
         """Yield the number and the content of each row that is not blank.
@@ -160,6 +160,15 @@ def kind_of_file(path: Path) -> Kind:
     Raises:
         DataError: see `open_source`.
     """
+    return _beginning(path)[0]
+
+
+def _beginning(path: Path) -> tuple[Kind, int | None]:
+    """What a file is, and where its content begins; None if it has other bytes than its content.
+
+    Raises:
+        DataError: see `open_source`.
+    """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -170,16 +179,16 @@ def kind_of_file(path: Path) -> Kind:
     if not stat.S_ISREG(mode):
         # A pipe could be read once only, and a device has no end.
         raise DataError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'a device or a pipe'}, not a file")
-    with open_stream(path) as stream:
-        try:
-            return kind_of(stream.peek())
-        except UnknownContentError as error:
-            raise DataError(f"{path}: {error}; a preference file is {TAKEN}") from error
+    head, start = beginning_of(path)
+    try:
+        return kind_of(head), start
+    except UnknownContentError as error:
+        raise DataError(f"{path}: {error}; a preference file is {TAKEN}") from error
 
 
 def _read(path: Path, on_read: OnRead, start: Place) -> Iterator[tuple[int, Content]]:
     """The rows of a file, with their numbers in it; `start` is a place in this file."""
-    kind = kind_of_file(path)
+    kind, first = _beginning(path)
     try:
         with contextlib.ExitStack() as stack:
             rows: Iterator[tuple[int, Content]]
@@ -190,7 +199,7 @@ def _read(path: Path, on_read: OnRead, start: Place) -> Iterator[tuple[int, Cont
                 unpacked = stack.enter_context(unpacked_file(path))
                 scale = path.stat().st_size / max(1, unpacked.stat().st_size)
                 rows = read_arrow(unpacked, kind, lambda number: on_read(round(scale * number)))
-            elif kind is Kind.LINES and (first := text_start(path)) is not None:
+            elif kind is Kind.LINES and first is not None:
                 # Lines are counted, not blocks, so that places are exact.
                 if not start.byte:
                     on_read(first)

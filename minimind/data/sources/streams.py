@@ -102,6 +102,22 @@ def open_stream(path: Path, on_read: OnRead = ignore) -> io.BufferedReader[Any]:
     Raises:
         DataError: here and while reading: the file cannot be read, is damaged, or unpacks to too much.
     """
+    return _open(path, on_read)[0]
+
+
+def beginning_of(path: Path) -> tuple[bytes, int | None]:
+    """The beginning of a file's content, and its place in the file; None if the file has other bytes than its content.
+
+    Raises:
+        DataError: see `open_stream`.
+    """
+    stream, start = _open(path, ignore)
+    with stream:
+        return stream.peek(), start
+
+
+def _open(path: Path, on_read: OnRead) -> tuple[io.BufferedReader[Any], int | None]:
+    """A stream as of `open_stream`, and the place of `beginning_of`."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -119,34 +135,15 @@ def open_stream(path: Path, on_read: OnRead = ignore) -> io.BufferedReader[Any]:
         if packed_as(stream.peek()):
             raise DataError(f"{path}: the file is packed twice; unpack it once")
     head = stream.peek()
-    for bom, encoding in _ENCODINGS.items():
-        if head.startswith(bom):
-            stream.read(len(bom))
-            if encoding is not None:
-                stream = _buffered(path, _as_utf8(stream, encoding), stream)
-            break
-    return stream
-
-
-def text_start(path: Path) -> int | None:
-    """Bytes before the text of a file whose bytes are those of `open_stream`, but for its BOM; None if they are not.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from error
-    if packed_as(head) is not None:
-        return None
-    found = next(((bom, encoding) for bom, encoding in _ENCODINGS.items() if head.startswith(bom)), (b"", None))
-    return None if found[1] is not None else len(found[0])
+    bom, encoding = next((one for one in _ENCODINGS.items() if head.startswith(one[0])), (b"", None))
+    stream.read(len(bom))
+    if encoding is not None:
+        stream = _buffered(path, _as_utf8(stream, encoding), stream)
+    return stream, None if name or encoding else len(bom)
 
 
 def open_stream_at(path: Path, place: int) -> io.BufferedReader[Any]:
-    """Open a file that has a `text_start` for reading from a place on.
+    """Open a file with the bytes of its content for reading from a place on.
 
     Raises:
         DataError: see `open_stream`.

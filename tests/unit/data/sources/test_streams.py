@@ -10,7 +10,7 @@ import lzma
 import pytest
 
 from minimind.data.sources import streams
-from minimind.data.sources.streams import open_stream, open_stream_at, text_start, unpacked_file
+from minimind.data.sources.streams import beginning_of, open_stream, open_stream_at, unpacked_file
 from minimind.errors import DataError
 from tests.unit.data.sources.files import PACKED
 
@@ -77,12 +77,12 @@ def test_only_a_packed_file_is_copied(write):
 def test_where_the_text_of_a_file_begins_if_it_is_there_as_it_is(tmp_path, content, start):
     path = tmp_path / "a"
     path.write_bytes(content)
-    assert text_start(path) == start
+    assert beginning_of(path) == (open_stream(path).read(), start)
     if start is not None:
         assert open_stream_at(path, start).read() == open_stream(path).read() == content[start:]
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    for opened in (text_start, lambda path: open_stream_at(path, 5)):
+    for opened in (beginning_of, lambda path: open_stream_at(path, 5)):
         with pytest.raises(DataError, match="gone: cannot read the file"):
             opened(tmp_path / "gone")
