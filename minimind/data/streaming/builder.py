@@ -82,9 +82,11 @@ class Recipe:
     num_workers: int
     run: str
 
-    def stores(self, *, checked: bool = True) -> list[ShardStore]:
+    def stores(self, *, verifies: bool = True) -> list[ShardStore]:
         """The folders of shards, one for each word."""
-        return [ShardStore(one.folder, one.sources, self.policies, run=self.run, checked=checked) for one in self.words]
+        return [
+            ShardStore(one.folder, one.sources, self.policies, run=self.run, verifies=verifies) for one in self.words
+        ]
 
     def order(self, shard_of: Callable[[int, int], Shard | None]) -> StreamOrder:
         """The order of rows, see `StreamOrder`."""

@@ -76,13 +76,13 @@ class ShardStore:
         sources: of the word, in the order in which they are tokenised.
         policies: part of what the folder's name is a hash of.
         run: tells the runs that share the folder apart. One whose tokenising fails ends; the next goes on with it.
-        checked: this process compares a shard that it opens with its checksums.
+        verifies: this process compares a shard that it opens with its checksums.
     """
 
     def __init__(
-        self, folder: Path, sources: tuple[Source, ...], policies: Policies, *, run: str = "", checked: bool = True
+        self, folder: Path, sources: tuple[Source, ...], policies: Policies, *, run: str = "", verifies: bool = True
     ) -> None:
-        self.folder, self.sources, self._policies, self._checked = folder, sources, policies, checked
+        self.folder, self.sources, self._policies, self._verifies = folder, sources, policies, verifies
         self._failed = folder / f"failed-{run}.txt"
         self.shards: list[Shard] = []
         self.ended = False
@@ -178,7 +178,7 @@ class ShardStore:
         Raises:
             DataError: its files are damaged.
         """
-        return self._select(self._table(shard.number, shard.source, checked=not self._checked))
+        return self._select(self._table(shard.number, shard.source, checked=not self._verifies))
 
     def remove_but(self, numbers: set[int]) -> None:
         """Remove all shards that are on the disk but these. Who has opened one can still read it."""
@@ -205,7 +205,15 @@ class ShardStore:
     def fail(self, reason: str) -> None:
         """Tell all readers of this run why no shard will follow."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._failed.write_text(reason, encoding="utf-8")
+        # Readers must not find the file before its text is there.
+        written = self._failed.with_suffix(f".{os.getpid()}")
+        try:
+            written.write_text(reason, encoding="utf-8")
+            os.replace(written, self._failed)
+        except OSError:
+            # On a full disk there is still room for a name.
+            self._failed.touch()
+            raise
 
     def failure(self) -> str:
         """Why no shard will follow; empty if one may."""

@@ -72,7 +72,7 @@ def open_stream(prepared: Prepared, world: World, listener: TokenisingListener) 
     # The other ranks look at the folders when tokenising has begun.
     process = agree(world, lambda: _start(recipe, step * _global_batch(prepared, world), listener), runs=tokenises)
     reader = ShardReader(
-        recipe.stores(checked=tokenises),
+        recipe.stores(verifies=tokenises),
         process.problem if process is not None else lambda: GONE if tokenises else "",
         listener.on_work,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from minimind.data.streaming.builder import build
@@ -35,6 +38,31 @@ def test_the_list_says_what_the_shards_hold(recipe):
         store.shards[1].pairs, first + 1, store.shards[1].tokens
     )  # fmt: skip
     assert store.shards[1].tokens > recipe.shard_tokens // 2
+
+
+def test_a_reason_is_seen_when_it_is_whole(recipe, monkeypatch):
+    store, seen, replace = store_of(recipe), [], os.replace
+
+    def replaced(*paths):
+        seen.append(store.failure())
+        replace(*paths)
+
+    monkeypatch.setattr("minimind.data.streaming.shards.os.replace", replaced)
+    store.fail("line 7 is wrong")
+    assert [*seen, store.failure()] == ["", "line 7 is wrong"]
+    store.forget_failure()
+    assert store.failure() == ""
+
+
+def test_a_reason_that_does_not_fit_on_the_disk_is_a_failure_all_the_same(recipe, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    store = store_of(recipe)
+    with pytest.raises(OSError, match="No space left"):
+        store.fail("line 7 is wrong")
+    assert "the reason could not be written: is the disk full?" in store.failure()
 
 
 def test_a_list_is_read_as_it_grows_and_a_half_written_line_is_not(recipe, tmp_path):
