@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from minimind.data.compared_turn import Turn
 from minimind.data.control_tokens import ControlTokens
 from minimind.data.encoding import (
     EMPTY_THINK,
@@ -36,7 +37,7 @@ from minimind.data.template import Messages, TemplateInput
 from minimind.data.text_encoder import TextEncoder
 from minimind.data.tool_arguments import fit_arguments
 from minimind.data.turn_markers import TurnMarkers, find_markers
-from minimind.data.turns import Turn, find_turns
+from minimind.data.turns import find_turns
 from minimind.errors import DataError
 
 # Markers are kept for this many combinations of template, arguments and tools. Files have few, or one for each row.
@@ -71,19 +72,27 @@ class TurnEncoder(ConversationEncoder):
         except DataError:
             self._minimind_rule = None  # another family's template
 
-    def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
+    def _encode(
+        self,
+        messages: Messages,
+        row_number: int,
+        given: TemplateInput,
+        own: Mapping[str, Any],
+        other: Messages | None,
+    ) -> ComparedRow:
         markers = self._markers_for(given)
         shielded = self._controls.shield(messages, given, own)
         messages, given = shielded.messages, shielded.given
-        text, turns = find_turns(self.template, markers, messages, given)
+        # Messages that were shielded are no longer those of the other half's rendering.
+        text, turns = find_turns(self.template, markers, messages, given, None if shielded.number else other)
         self._controls.check_written(text, shielded)
         rendered = text
         if self.drops_thinks(text, row_number):
             text, turns = _without_empty_thinks(text, turns)
         neutral = self._controls.neutral(messages, given)
         # Deleting or joining texts, as templates and the line above do, must not make a control token.
-        other = self.template.render(*neutral) if neutral else rendered
-        if other is not text and self._controls.count(other) != self._controls.count(text):
+        again = self.template.render(*neutral) if neutral else rendered
+        if again is not text and self._controls.count(again) != self._controls.count(text):
             raise RowError("texts of messages become a special token where they are joined")
         tokens = self._controls.tokenize(text, shielded=shielded.number > 0)
         mask = np.zeros(len(tokens.ids), np.uint8)

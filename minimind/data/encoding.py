@@ -111,6 +111,7 @@ class ConversationEncoder(RowEncoder):
         row_number: int,
         tools: Sequence[Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        other: Messages | None = None,
     ) -> ComparedRow:
         """Tokens and mask, compared with MiniMind's rule where the tokenizer's template writes its markers.
 
@@ -118,14 +119,22 @@ class ConversationEncoder(RowEncoder):
             row_number: line number of the pair in its file.
             tools: JSON schemas of the tools that the assistant may call.
             template_kwargs: variables of the template for this row.
+            other: the other half of the pair, by which the turns may be found faster; it changes no result.
 
         Raises:
             RowError: the template rejects the conversation, or an assistant's turn is not found.
         """
-        return self._encode(messages, row_number, self.given(tools, template_kwargs), template_kwargs or {})
+        return self._encode(messages, row_number, self.given(tools, template_kwargs), template_kwargs or {}, other)
 
     @abc.abstractmethod
-    def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
+    def _encode(
+        self,
+        messages: Messages,
+        row_number: int,
+        given: TemplateInput,
+        own: Mapping[str, Any],
+        other: Messages | None,
+    ) -> ComparedRow:
         """As `encode_compared`.
 
         Args:

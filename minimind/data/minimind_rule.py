@@ -52,7 +52,14 @@ class MiniMindEncoder(ConversationEncoder):
                 f"answer and {end!r} after it; use --mask turns"
             )
 
-    def _encode(self, messages: Messages, row_number: int, given: TemplateInput, own: Mapping[str, Any]) -> ComparedRow:
+    def _encode(
+        self,
+        messages: Messages,
+        row_number: int,
+        given: TemplateInput,
+        own: Mapping[str, Any],
+        other: Messages | None,
+    ) -> ComparedRow:
         text = self.template.render(messages, given)
         if self.drops_thinks(text, row_number):
             text = text.replace(EMPTY_THINK, "")

@@ -90,8 +90,8 @@ def encode_pair(row: PreferenceRow, number: int, encoder: ConversationEncoder, l
         return encoder.encode(messages, number, row.tools, row.template_kwargs)
 
     compared = [
-        encoder.encode_compared(messages, number, row.tools, row.template_kwargs)
-        for messages in (row.chosen, row.rejected)
+        encoder.encode_compared(messages, number, row.tools, row.template_kwargs, other)
+        for messages, other in ((row.chosen, row.rejected), (row.rejected, row.chosen))
     ]
     halves = [one.row for one in compared]
     check_prompts(row, halves[1], encode)

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from minimind.data.compiled_template import direct_program, takes
 from minimind.data.sources import RowError
 from minimind.errors import DataError
 
@@ -100,14 +101,22 @@ class ChatTemplate:
 
     def _render_texts(self, messages: Messages, given: TemplateInput, generation_prompt: bool) -> str:
         """What `apply_chat_template` gives for messages of texts alone, in which it has nothing to bring into form."""
-        texts, _ = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self._source(given),
-            add_generation_prompt=generation_prompt,
-            **self.tokenizer.special_tokens_map,
-        )
-        text: str = texts[0]
-        return text
+        source, variables = self._source(given), self.tokenizer.special_tokens_map
+
+        def whole() -> str:
+            texts, _ = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=source,
+                add_generation_prompt=generation_prompt,
+                **variables,
+            )
+            text: str = texts[0]
+            return text
+
+        copies = [dict(message) for message in messages]
+        if not takes(copies):
+            return whole()
+        return direct_program(source, tuple(variables.items())).text(copies, generation_prompt, whole)
 
     def foresee(self, conversations: Iterable[Messages], given: TemplateInput) -> Iterator[str | None]:
         """Yield the text of each conversation, which `render` will then know; None if it is not kept, or is rejected.

@@ -35,6 +35,7 @@ class TurnMarkers:
         last_end: closes the last turn; may be empty.
         blocks: texts that the template writes between a header and an answer without reasoning, e.g. an empty block.
         prompt_rest: what a generation prompt adds to the header, e.g. `<think>` and a newline.
+        tail: everything that the template writes after the last answer.
     """
 
     header: str
@@ -42,6 +43,16 @@ class TurnMarkers:
     last_end: str
     blocks: frozenset[str] = frozenset({""})
     prompt_rest: str = ""
+    tail: str = ""
+
+    def closing(self, after: str, *, is_last: bool) -> str | None:
+        """The marker that closes a turn, at the start of the text after its answer; None if that begins otherwise.
+
+        Args:
+            is_last: no message follows the turn.
+        """
+        ends = (self.last_end, self.end) if is_last else (self.end, self.last_end)
+        return next((end for end in ends if after.startswith(end)), None)
 
 
 def find_markers(template: ChatTemplate, given: TemplateInput) -> TurnMarkers:
@@ -64,7 +75,7 @@ def find_markers(template: ChatTemplate, given: TemplateInput) -> TurnMarkers:
     end, last_end = _ends(unit, before, between, last, header)
     blocks = frozenset(part.rpartition(header)[2] for part in (first, second)) if header else frozenset({""})
     rest = "".join(prompt).removeprefix(header)
-    return TurnMarkers(header=header, end=end, last_end=last_end, blocks=blocks, prompt_rest=rest)
+    return TurnMarkers(header=header, end=end, last_end=last_end, blocks=blocks, prompt_rest=rest, tail=last)
 
 
 def _alternatives(template: ChatTemplate) -> list[str]:

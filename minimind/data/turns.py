@@ -15,25 +15,23 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minimind.data.compared_turn import Turn, are_comparable, compared_turn, forms
 from minimind.data.sources import RowError
 from minimind.data.template import ChatTemplate, Messages, TemplateInput
 from minimind.data.turn_markers import TurnMarkers
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
-    """Characters of an assistant's turn in a rendered text: text[start:text_end] is what it says, and
-    text[text_end:end] the marker that closes it."""
-
-    start: int
-    text_end: int
-    end: int
-
-
 def find_turns(
-    template: ChatTemplate, markers: TurnMarkers, messages: Messages, given: TemplateInput
+    template: ChatTemplate,
+    markers: TurnMarkers,
+    messages: Messages,
+    given: TemplateInput,
+    other: Messages | None = None,
 ) -> tuple[str, list[Turn]]:
     """The rendered conversation, and its assistant turns in order.
+
+    Args:
+        other: the other half of the pair, if it is rendered as well; it changes no result.
 
     Raises:
         RowError: the template raises, or a turn cannot be located.
@@ -44,13 +42,33 @@ def find_turns(
         turns = _generated(template, markers, messages, given, text, spans)
     else:
         text = template.render(messages, given)
-        turns = _Finder(template, markers, messages, given, text).turns()
+        compared = _by_other(template, markers, messages, given, text, other)
+        turns = compared or _Finder(template, markers, messages, given, text).turns()
     _check_written(messages, text, turns)
     if given.tools and template.render(messages, dataclasses.replace(given, tools=None)) == text:
         raise RowError("the chat template does not write the tools")
     if any(one.end > other.start for one, other in itertools.pairwise(turns)):
         raise RowError("the chat template mixes the texts of different assistant turns")
     return text, turns
+
+
+def _by_other(
+    template: ChatTemplate,
+    markers: TurnMarkers,
+    messages: Messages,
+    given: TemplateInput,
+    text: str,
+    other: Messages | None,
+) -> list[Turn]:
+    """The only turn of a conversation, found by the other half; none if that does not tell it."""
+    if other is None or not are_comparable(messages, other):
+        return []
+    try:
+        other_text = template.render(other, given)
+    except RowError:
+        return []
+    turn = compared_turn(markers, messages[-1], text, other[-1], other_text)
+    return [] if turn is None else [turn]
 
 
 class _Finder:
@@ -185,7 +203,7 @@ class _Finder:
 
     def _answer_end(self, content: str, position: int, after: str, *, to_end: bool) -> int | None:
         """Where an answer that starts at `position` ends, given the text after it; None if it is not there."""
-        for answer in (content, content.strip(), content.lstrip("\n"), content.lstrip(), content.rstrip()):
+        for answer in forms(content):
             stop = position + len(answer)
             fits = self.text.startswith(answer, position) and self.text.startswith(after, stop)
             if fits and (not to_end or stop + len(after) == len(self.text)):
@@ -194,12 +212,10 @@ class _Finder:
 
     def _closing(self, after: str, index: int, number: int) -> str:
         """The marker that closes the turn, at the start of the text after its answer."""
-        markers = self.markers
-        ends = (markers.last_end, markers.end) if index == len(self.messages) - 1 else (markers.end, markers.last_end)
-        for end in ends:
-            if after.startswith(end):
-                return end
-        raise RowError(f"assistant turn {number + 1}: the chat template does not close it as it closes other turns")
+        closing = self.markers.closing(after, is_last=index == len(self.messages) - 1)
+        if closing is None:
+            raise RowError(f"assistant turn {number + 1}: the chat template does not close it as it closes other turns")
+        return closing
 
     def _not_found(self, number: int) -> RowError:
         return RowError(f"assistant turn {number + 1} of {len(self.assistants)} cannot be located in the rendering")

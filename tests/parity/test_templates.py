@@ -14,6 +14,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from minimind.data import turns
+from minimind.data.compared_turn import compared_turn
 from minimind.data.encoder import TurnEncoder
 from minimind.data.encoding import EncodingOptions
 from minimind.data.sources import RowError
@@ -123,7 +125,7 @@ def encoder(request, tokenizer):
     known |= {f"<|{role}|>" for role in ("user", "assistant", "system")} if "'<|' + m.role" in source else set()
     changed.add_tokens(sorted(known), special_tokens=True)
     encoder = TurnEncoder(changed, EncodingOptions())
-    encoder.family = family
+    encoder.family, encoder.family_name = family, request.param
     return encoder
 
 
@@ -192,3 +194,51 @@ def test_control_tokens_are_those_of_a_conversation_without_forgeries(encoder, n
     forged, harmless = (encoder.encode(one, 1) for one in (with_forgeries(CONVERSATIONS[name]), CONVERSATIONS[name]))
     control = [[token for token in row.tokens if token in special_ids] for row in (forged, harmless)]
     assert control[0] == control[1]
+
+
+# Answers to one question, each compared with each other one.
+ANSWERS = (
+    *(
+        "Hello!",
+        "Hello! Nice.",
+        "\n\nHello!",
+        "\nNo.",
+        "  Hello!",
+        " No. \n",
+        "Ciao.\n",
+        "",
+        "\n",
+        "Hi",
+        "👩‍👩‍👧 好的。",
+    ),
+    *("<think>\nhm\n</think>\n\nHello!", "<think>\nhm\n</think>\n\nNo.", "<think>\n\n</think>\n\nHello!", "x</think>y"),
+    *("assistant\nHello!", "<|im_start|>assistant\nHello!<|im_end|>\n", "forgeryone", "a forgerytwo", "model\n"),
+)
+# Families without a header, and one whose template marks the turns itself.
+NOT_COMPARED = {"lfm2_2_5", "Mistral", "Llama-2"}
+
+
+def test_the_other_half_finds_the_turn_that_placeholders_find(encoder, monkeypatch):
+    found = []
+
+    def noted(*given):
+        found.append(compared_turn(*given))
+        return found[-1]
+
+    monkeypatch.setattr(turns, "compared_turn", noted)
+    for prompt in ([user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hello! ")]):
+        halves = with_forgeries([[*prompt, answer(text)] for text in ANSWERS])
+        alone = [outcome(encoder, half, None) for half in halves]
+        for number, half in enumerate(halves):
+            for other in halves:
+                assert outcome(encoder, half, other) == alone[number]
+    is_compared = any(turn is not None for turn in found)
+    assert is_compared == (encoder.family_name not in NOT_COMPARED)
+
+
+def outcome(encoder, messages: list, other: list | None) -> object:
+    """A tokenised conversation, or why there is none."""
+    try:
+        return encoder.encode_compared(messages, 1, None, None, other)
+    except RowError as error:
+        return str(error)
