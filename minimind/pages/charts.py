@@ -6,9 +6,9 @@ numbers -> histogram, bars -> Markup, as wide as the page lets it be
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from minimind.pages.drawing import WIDTH, Look, picture, settings
+from minimind.pages.drawing import WIDTH, Look, picture, settings, titles
 from minimind.pages.markup import Markup, element, joined
 from minimind.pages.parts import axis_name, legend
 from minimind.pages.plots import ticks
@@ -93,9 +93,7 @@ def histogram(series: Sequence[Series], axis: str, *, open_start: bool = False) 
         chart.add(
             one.name,
             [place if place[0] else None for place in places],
-            formatter=_titles(
-                [f"{name} {axis}: {count} {one.name}" for name, count in zip(names, counts, strict=True)]
-            ),
+            formatter=titles([f"{name} {axis}: {count} {one.name}" for name, count in zip(names, counts, strict=True)]),
         )
     looks = [Look(colour=one.colour, opacity=0.55 if len(series) > 1 else 1) for one in series]
     label = f"{axis}: {', '.join(one.name for one in series)}"
@@ -116,7 +114,7 @@ def bars(rows: Sequence[Bar]) -> Markup:
         titled = [
             (row.parts[index].value, f"{row.label}, {part.name}: {row.parts[index].value:g}") for row in rows[::-1]
         ]
-        chart.add(part.name, [value for value, _ in titled], formatter=_titles([title for _, title in titled]))
+        chart.add(part.name, [value for value, _ in titled], formatter=titles([title for _, title in titled]))
     # Without pygal's margins a row is as high as its label, and a bar begins at its left end.
     box = f"{WIDTH * _FREE:.2f} {height * _FREE:.2f} {WIDTH * (1 - 2 * _FREE):.2f} {height * (1 - 2 * _FREE):.2f}"
     drawn = picture(
@@ -131,15 +129,6 @@ def bars(rows: Sequence[Bar]) -> Markup:
     notes = element("div", *(element("div", row.note) for row in rows))
     keys = legend([(part.name, part.colour) for part in rows[0].parts])
     return joined(keys, element("div", labels, drawn, notes, cls="bars"))
-
-
-def _titles(texts: Sequence[str]) -> Callable[[object, int], str]:
-    """What pygal says of the values of a series."""
-
-    def title(value: object, index: int) -> str:
-        return texts[index]
-
-    return title
 
 
 def _bin_name(one: Histogram, bar: int, open_start: bool) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from minimind.pages.markup import Markup, element, joined
+from minimind.pages.markup import Markup, element, joined, raw
 
 # Width in units of a chart's own coordinates: between the pixels that it has on a phone and in a column of a page, so
 # that numbers are read at about their size in both.
@@ -24,8 +25,9 @@ GREY = "#d5dbe1"
 
 # Attributes and classes of pygal's that a page keeps; its style sheet knows the classes.
 _ATTRIBUTES = ("d", "x", "y", "cx", "cy", "r", "width", "height", "transform")
-_CLASSES = frozenset({"axis", "x", "y", "line", "guide", "series"})
+_CLASSES = frozenset({"axis", "x", "y", "line", "guide", "series", "title"})
 _DROPPED_TAGS, _DROPPED_CLASSES = frozenset({"defs", "title"}), frozenset({"background", "tooltip"})
+_STYLE = Path(__file__).with_name("charts.css")
 _DIGITS = re.compile(r"\d+\.\d+")
 
 
@@ -65,6 +67,15 @@ def settings(height: float) -> Mapping[str, Any]:
     }
 
 
+def titles(texts: Sequence[str]) -> Callable[[object, int], str]:
+    """What a browser says below the pointer of each value of a series, as a formatter of pygal's."""
+
+    def title(value: object, index: int) -> str:
+        return texts[index]
+
+    return title
+
+
 def picture(chart: Any, looks: Sequence[Look], **attributes: object) -> Markup:
     """A chart of pygal's.
 
@@ -75,6 +86,36 @@ def picture(chart: Any, looks: Sequence[Look], **attributes: object) -> Markup:
     root = chart.render_tree()
     box = root.get("viewBox")
     return element("svg", *_children(root, looks), **{"viewBox": box, "role": "img", "cls": "chart", **attributes})
+
+
+def chart_style() -> str:
+    """The style sheet of charts, with the colours of pages."""
+    return _STYLE.read_text(encoding="utf-8")
+
+
+def svg_file(panels: Sequence[Markup], widths: Sequence[float], height: float) -> str:
+    """The text of an SVG file that needs nothing else: pictures of one height beside each other, on white.
+
+    Args:
+        panels: what `picture` made, of another class than `chart`, to which a page gives the width of its column.
+        widths: of the panels.
+    """
+    whole = sum(widths)
+    places = [sum(widths[:index]) for index in range(len(widths))]
+    placed = [element("g", panel, transform=f"translate({x:g}, 0)") for x, panel in zip(places, panels, strict=True)]
+    svg = element(
+        "svg",
+        element("style", raw(chart_style())),
+        element("rect", width=f"{whole:g}", height=f"{height:g}", fill="#fff"),
+        *placed,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {whole:g} {height:g}",
+        width=f"{whole:g}",
+        height=f"{height:g}",
+        cls="chart",
+        style="font-family: system-ui, 'Noto Sans CJK SC', sans-serif; max-width: 100%; height: auto",
+    )
+    return f"{svg}\n"
 
 
 def _children(node: Any, looks: Sequence[Look]) -> list[Markup]:
@@ -92,8 +133,8 @@ def _kept(node: Any, looks: Sequence[Look]) -> Markup:
         return element("title", node.text) if "value" in classes and node.text else Markup()
     children = _children(node, looks)
     if tag == "text":
-        children = [joined(node.text or "")]
-    if tag == "g" and not children:
+        children = [joined(node.text)] if node.text else []
+    if tag in ("g", "text") and not children:
         return Markup()
     given: dict[str, object] = {name: _short(node.get(name)) for name in _ATTRIBUTES if node.get(name)}
     if kept := [name for name in classes if name in _CLASSES]:
@@ -101,7 +142,10 @@ def _kept(node: Any, looks: Sequence[Look]) -> Markup:
     for name in classes:
         if name.startswith("serie-"):
             given["style"] = looks[int(name.removeprefix("serie-"))].style
-    return element(tag, *children, **given) if given or tag != "g" else joined(*children)
+    # A title is of the element around it: a shape keeps its group, or all of a series would have the first title.
+    if tag == "g" and not given and not any(child.tag.endswith("desc") for child in node if isinstance(child.tag, str)):
+        return joined(*children)
+    return element(tag, *children, **given)
 
 
 def _short(value: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from minimind.pages.drawing import chart_style
 from minimind.pages.markup import Markup, element, raw
 
 _STYLE = Path(__file__).with_name("style.css")
@@ -20,7 +21,7 @@ def document(title: str, *body: Markup, lang: str = "en") -> str:
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
-        element("style", raw(_STYLE.read_text(encoding="utf-8"))),
+        element("style", raw(f"{chart_style()}{_STYLE.read_text(encoding='utf-8')}")),
     )
     return "<!doctype html>\n" + element("html", head, element("body", *body), lang=lang) + "\n"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pygal
 import pytest
 
-from minimind.pages.drawing import WIDTH, Look, picture, settings
+from minimind.pages.drawing import WIDTH, Look, picture, settings, svg_file
 from minimind.pages.markup import Markup
 from tests.unit.pages.made import parsed, titles, words
 
@@ -47,6 +48,24 @@ def test_series_look_as_they_are_told_and_nothing_else_is_left():
     ]
     assert len(list(svg.iter("rect"))) == 4, "no background, no tooltip"
     assert all(len(group) for group in svg.iter("g")), "no empty groups"
+
+
+def test_each_shape_has_its_own_title():
+    """A browser shows the first title within an element: side by side in one group all shapes would have the first."""
+    groups = [group for group in parsed(drawn()).iter("g") if group.find("title") is not None]
+    assert [[child.tag for child in group] for group in groups] == [["rect", "title"]] * 2
+
+
+def test_a_file_of_pictures_beside_each_other_needs_nothing_else():
+    text = svg_file([drawn(cls="across"), drawn(cls=None)], [440, 440], 100)
+    svg = ElementTree.fromstring(text)
+    assert (svg.get("width"), svg.get("height"), svg.get("viewBox")) == ("880", "100", "0 0 880 100")
+    assert [group.get("transform") for group in svg if group.tag.endswith("}g")] == [
+        "translate(0, 0)",
+        "translate(440, 0)",
+    ]
+    assert ".chart .series { fill: currentColor; }" in text
+    assert not re.search(r"url\(|href|<script|@import|http(?!://www.w3.org/2000/svg)", text)
 
 
 @pytest.mark.parametrize("name", ["x", "y", "width", "height"])
