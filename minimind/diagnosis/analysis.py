@@ -50,7 +50,7 @@ class ListedPair:
     """One pair of a list.
 
     Attributes:
-        place: where it is from.
+        source, unit, line: where it is from; the line is counted in the unit, "line" or "row".
         times: how often it was met.
         margin, loss: when it was met last; `before`, its first margin.
         confidence: mean probability of its label.
@@ -58,7 +58,9 @@ class ListedPair:
         row: its messages; None if they cannot be read any more.
     """
 
-    place: str
+    source: str
+    unit: str
+    line: int
     times: int
     before: float
     margin: float
@@ -105,9 +107,11 @@ def analyse(rows: Ledger, settings: Mapping[str, Mapping[str, object]], *, texts
     sets = rows.evaluated or (TRAIN,)
     histories = {name: pair_histories(rows.of_set(name)) for name in dict.fromkeys((*sets, TRAIN))}
     judged = joined([_latest(name, histories[name].last) for name in sets])
+    # A loss without margins writes NaN there.
     judged = judged.where(np.isfinite(judged.values["margin"]))
     if not len(judged):
         return None
+    # A label can be mended where it trains; of held-out pairs only a run without training rows in its ledger lists any.
     listed_set = TRAIN if len(histories[TRAIN]) else sets[0]
     data = data_flags(settings) if texts else None
     margins, differences = _margins(judged), _differences(judged)
@@ -165,6 +169,7 @@ def _script(row: PreferenceRow | None) -> str:
 
 def _by_length(lengths: NDArray[np.int64], margins: Values) -> list[Group]:
     """Groups of about the same number of pairs; equal lengths are never in two."""
+    # Where many lengths are equal, quantiles coincide; there are fewer groups then.
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, _PARTS + 1)).astype(np.int64))
     starts = [int(lengths.min()), *(int(edge) + 1 for edge in edges[1:-1])]
     ends = [*(int(edge) for edge in edges[1:-1]), int(lengths.max())]
@@ -201,7 +206,9 @@ def _lists(rows: Ledger, pairs: PairHistories, data: DataConfig | None) -> dict[
 
     def listed(index: int, place: Place) -> ListedPair:
         return ListedPair(
-            place=rows.sources[place[0]].place(place[1]),
+            source=rows.sources[place[0]].name,
+            unit=rows.sources[place[0]].unit,
+            line=place[1],
             times=int(pairs.times[index]),
             before=float(pairs.first_margins[index]),
             margin=float(pairs.margins[index]),

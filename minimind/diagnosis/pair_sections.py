@@ -121,9 +121,9 @@ def lists(pairs: PairAnalysis, say: Language) -> Iterator[Markup]:
 
 
 def _listed(one: ListedPair, say: Language) -> Markup:
-    head = say(
-        "{place}: margin {margin}, times met: {times}", place=one.place, margin=value(one.margin), times=one.times
-    )
+    of_line = {"source": one.source, "line": one.line}
+    place = say("{source}, line {line}", **of_line) if one.unit == "line" else say("{source}, row {line}", **of_line)
+    head = say("{place}: margin {margin}, times met: {times}", place=place, margin=value(one.margin), times=one.times)
     numbers = table(
         [
             f"#{say('margin at first')}",

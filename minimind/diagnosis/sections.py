@@ -26,7 +26,10 @@ _PROMPTS, _CHARACTERS = 40, 4000
 
 def figures(run: RunFiles, say: Language) -> list[tuple[str, str]]:
     """Values and names of the tiles."""
-    found = [(count(run.steps), say("global steps"))]
+    # A run that was killed, or that has ended early, has more steps than it has taken.
+    planned = int(run.identity.get("total_steps") or 0)
+    taken = count(run.steps) if run.steps >= planned else f"{count(run.steps)} / {count(planned)}"
+    found = [(taken, say("global steps"))]
     for prefix in run.sets[:1]:
         for metric, name in (
             ("rewards/accuracies", say("held-out accuracy, before and after")),
@@ -53,7 +56,8 @@ def findings(run: RunFiles, say: Language) -> Iterator[Markup]:
         rule = BY_NAME.get(str(found.get("rule")))
         of_set = f" ({found['set']})" if found.get("set") else ""
         name = say(rule.title) if rule is not None else str(found.get("rule"))
-        title = element("b", f"{name}{of_set}, {say('step {step}', step=found.get('at', found['step']))}: ")
+        said = say("{rule}, step {step}: ", rule=f"{name}{of_set}", step=found.get("at", found["step"]))
+        title = element("b", said)
         text, remedy = _said(found, rule, say)
         items.append(element("li", title, say("{text}. {remedy}", text=text, remedy=remedy), cls="warning"))
     yield element("ul", *items, cls="findings") if items else element("p", say("The guard has found nothing."))

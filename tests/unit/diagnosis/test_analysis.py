@@ -24,10 +24,11 @@ def test_held_out_pairs_are_judged_and_training_pairs_are_listed(tmp_path):
     assert [one.name for one in found.groups["prompt"]] == ["3-9", "12-18", "21-27", "30-36"]
     assert sum(one.pairs for one in found.groups["answer"]) == 12
     (first, *_) = found.lists[SUSPICIOUS]
-    assert (first.place, first.margin, first.times) == ("run.jsonl, line 12", -1.0, 1)
+    assert (first.source, first.unit, first.line) == ("run.jsonl", "line", 12)
+    assert (first.margin, first.times) == (-1.0, 1)
     assert first.row.chosen[-1]["content"] == "好12"
     assert len(found.lists[SUSPICIOUS]) == 6
-    assert found.lists[HARDEST][0].place == "run.jsonl, line 12"
+    assert found.lists[HARDEST][0].line == 12
     assert len(found.lists[MOVED]) == 12
     assert found.obstacles == []
 

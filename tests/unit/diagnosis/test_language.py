@@ -44,7 +44,7 @@ def test_a_translation_has_the_same_values(template):
 
 
 def test_a_template_is_said_in_both_languages():
-    assert Language("en")("step {step}", step=3) == "step 3"
-    assert Language("zh")("step {step}", step=3) == "第 3 步"
+    assert Language("en")("{source}, line {line}", source="a.jsonl", line=3) == "a.jsonl, line 3"
+    assert Language("zh")("{source}, line {line}", source="a.jsonl", line=3) == "a.jsonl，第 3 行"
     with pytest.raises(KeyError):
         Language("zh")("not translated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -54,6 +55,19 @@ def test_lists_have_places_numbers_and_escaped_texts(run):
     assert "&lt;script&gt;ask(11)&lt;/script&gt;" in found
     assert "bad &lt;b&gt;11&lt;/b&gt;" in found
     assert "好12" in found
+
+
+@pytest.mark.parametrize(
+    ("unit", "code", "place"),
+    [
+        ("line", "zh", "run.jsonl，第 12 行：margin -1.000"),
+        ("row", "zh", "run.jsonl，第 12 条：margin -1.000"),
+        ("row", "en", "run.jsonl, row 12: margin -1.000"),
+    ],
+)
+def test_a_place_is_said_in_the_language_of_the_page(run, unit, code, place):
+    found = {key: [dataclasses.replace(one, unit=unit) for one in listed] for key, listed in run.pairs.lists.items()}
+    assert place in shown(pair_sections.lists(dataclasses.replace(run.pairs, lists=found), Language(code)))
 
 
 def test_what_cannot_be_shown_is_said(tmp_path, run):

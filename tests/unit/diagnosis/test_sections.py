@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -39,11 +40,20 @@ def test_figures_are_those_before_and_after(tmp_path):
     ]
 
 
+def test_a_run_that_was_killed_says_how_many_steps_it_had_to_take(tmp_path):
+    run = run_of(tmp_path)
+    identity = {**run.record["identity"], "total_steps": 1200}
+    killed = dataclasses.replace(run, record={**run.record, "identity": identity})
+    assert sections.figures(killed, SAY)[0] == ("3 / 1,200", "global steps")
+    finished = dataclasses.replace(run, record={**run.record, "identity": {"total_steps": 3}})
+    assert sections.figures(finished, SAY)[0] == ("3", "global steps")
+
+
 def test_findings_have_their_rule_and_remedy(tmp_path):
     run = run_of(tmp_path)
     assert "<b>length decides, step 3: </b>longer answers win &lt;i&gt;. try rdpo" in shown(sections.findings(run, SAY))
     # Written by an earlier version, without numbers: its line stays as it was said.
-    assert "<b>长度在起决定作用, 第 3 步: </b>longer answers win &lt;i&gt;" in shown(sections.findings(run, CHINESE))
+    assert "<b>长度在起决定作用，第 3 步：</b>longer answers win &lt;i&gt;" in shown(sections.findings(run, CHINESE))
     (run.folder / "findings.jsonl").unlink()
     assert "The guard has found nothing" in shown(sections.findings(read_run(run.folder), SAY))
 
