@@ -75,10 +75,12 @@ class SavedStates:
         self.scaler: dict[str, Any] = {}
         self._pieces: dict[str, list[_Piece]] = {}
         try:
+            # Everything in one `try`: a damaged file fails in many ways, and each of them means the same to the user.
             self.model = ModelFile(model_file(folder))
             shards = shard_files(folder)
             if shards and len(shards) != self.model.ranks:
                 raise ValueError(f"optimizer files of {len(shards)} instead of {self.model.ranks} ranks")
+            # In the order of ranks, on which the places of the pieces depend.
             for rank, path in enumerate(shards):
                 self._on_progress()
                 self._add_shard(read_shard_file(path, self.model, rank))
@@ -86,6 +88,7 @@ class SavedStates:
                 self._add_unsharded(names)
         except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: is not arranged as DeepSpeed writes checkpoints ({error!r})") from error
+        # By names, not by sizes: layers of one size could be exchanged without notice.
         if set(names) != set(self._pieces):
             differing = ", ".join(sorted(set(names) ^ set(self._pieces)))
             raise CheckpointError(f"{folder}: belongs to another model; parameters of only one of the two: {differing}")
@@ -99,6 +102,7 @@ class SavedStates:
             CheckpointError: the files do not have all of these elements.
         """
         self._on_progress()
+        # Counted, not assumed: `empty` would hand on whatever was in memory for a gap.
         out, missing = torch.empty(stop - start), stop - start
         for piece in self._pieces[name]:
             low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
@@ -207,6 +211,7 @@ def _shard_state(
 def _load_rest(engine: Any, weights: Mapping[str, nn.Parameter], saved: SavedStates) -> None:
     """Load the scheduler, the counters, the buffers, and the given weights."""
     for name, parameter in weights.items():
+        # From the float32 weights, whose rounding is the 16-bit weight: the file of 16-bit weights is not read.
         parameter.data.copy_(saved.read(name, MASTER, 0, parameter.numel()).view_as(parameter))
     for name, buffer in engine.module.named_buffers():
         if name in saved.model.weights:

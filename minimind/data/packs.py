@@ -191,6 +191,7 @@ def pack(pairs: Sequence[PreferencePair], share_prefix: bool = True) -> PackedPa
         fork = _fork(pair, share_prefix)
         chosen, rejected = len(pair.chosen) - 1 - fork, len(pair.rejected) - 1 - fork
         tokens += [pair.chosen[: fork + chosen], pair.rejected[fork : fork + rejected]]
+        # The rejected half goes on where the prefix ends, as if chosen were not there.
         positions += [np.arange(fork + chosen), np.arange(fork, fork + rejected)]
         targets = _targets(pair, fork)
         in_prefix, in_chosen, in_rejected = targets.positions
@@ -246,6 +247,7 @@ def pad(pairs: Sequence[PreferencePair], pad_id: int = 0) -> PaddedPairs:
     for pair in pairs:
         targets = _targets(pair, _fork(pair, share_prefix=True))
         in_prefix, in_chosen, in_rejected = targets.positions
+        # Both halves have a whole row here, so that the prefix's targets are read from that of chosen.
         target_positions += [start + in_prefix, start + in_chosen, start + longest + in_rejected]
         target_ids += targets.ids
         counts.append([len(part) for part in targets.ids])

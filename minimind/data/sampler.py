@@ -122,6 +122,7 @@ class PairSampler:
     def _batch(self, step: int) -> list[int]:
         """Indices of the pairs of a global batch, at consecutive positions counted over all epochs."""
         batch: list[int] = []
+        # From the step alone: a resumed run, on any number of ranks, needs no other state.
         position = (step - 1) * self.global_batch_size
         while (missing := self.global_batch_size - len(batch)) > 0:
             epoch = self.mix.epoch_at(position)
@@ -184,6 +185,7 @@ def _groups(pairs: list[int], costs: NDArray[Any], num_groups: int, size: int) -
     """
     groups: list[list[int]] = [[] for _ in range(num_groups)]
     totals = [0.0] * num_groups
+    # Ties by place: every rank must find the same groups by itself.
     for place in sorted(range(len(pairs)), key=lambda place: (-costs[pairs[place]], place)):
         group = min((g for g in range(num_groups) if len(groups[g]) < size), key=lambda g: (totals[g], g))
         groups[group].append(place)
@@ -204,6 +206,7 @@ def _split_by_tokens(
     # A pair over the budget counts as a full micro-batch. The sum gives a lower bound; more are tried until all fit.
     most_tokens = max(int(np.minimum(tokens[share], budget).sum()) for share in shares)
     for number in range(max(1, -(-most_tokens // budget)), len(shares[0]) + 1):
+        # By tokens, which the budget is about: costs decided which rank has which pair.
         split = [_groups(share, tokens, number, len(share)) for share in shares]
         if all(len(part) == 1 or tokens[part].sum() <= budget for parts in split for part in parts):
             break

@@ -130,6 +130,7 @@ def joined(parts: Sequence[Ledger]) -> Ledger:
     sets = tuple(dict.fromkeys(name for part in parts for name in part.sets))
 
     def renumbered(own: NDArray[np.int64], names: Sequence[Any], all_names: Sequence[Any]) -> NDArray[np.int64]:
+        # Each file counts its own sources and sets from 0.
         return np.array([all_names.index(name) for name in names], np.int64)[own]
 
     return Ledger(
@@ -154,6 +155,7 @@ def append(folder: Path, rows: Ledger) -> None:
         OSError: it cannot be written; the ledger is as it was.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
+    # A new file each time: parquet cannot be appended to, and a kill costs the newest file at most.
     numbers = [int(path.stem) for path in _files(folder)]
     _write(folder / FOLDER / f"{max(numbers, default=0) + 1:06d}.parquet", rows.ordered())
 
@@ -210,6 +212,7 @@ def _write(path: Path, rows: Ledger) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Places among texts instead of a text a row: sources are few, rows are many.
     names = [source.name for source in rows.sources]
     numbers = {"step": pa.int32(), "line": pa.int64(), "part": pa.int32(), "pair": pa.int64()}
     columns: dict[str, Any] = {
@@ -220,6 +223,7 @@ def _write(path: Path, rows: Ledger) -> None:
         },
         **{name: _numbers(rows.values[name], pa.float32()) for name in VALUES},
     }
+    # In the schema's metadata, so that the report can ask for the sources without reading a row.
     sources = json.dumps([dataclasses.asdict(source) for source in rows.sources])
     table = pa.table(columns).replace_schema_metadata({_SOURCES: sources.encode()})
     with whole_file(path) as partial:

@@ -67,6 +67,7 @@ def signals(pairs: HeldOut) -> dict[str, float]:
     margins = pairs.margins
     differences = pairs.chosen_tokens - pairs.rejected_tokens
     equal = np.abs(differences) <= _EQUAL * np.maximum(pairs.chosen_tokens, pairs.rejected_tokens)
+    # sigmoid(-margin), bounded: exp above 709 would be infinite, with a warning.
     weights = 1 / (1 + np.exp(np.minimum(margins, 700)))
     found = {
         DISPLACED: float((pairs.chosen < 0).mean()),

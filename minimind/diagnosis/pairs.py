@@ -52,12 +52,14 @@ def pair_histories(rows: Ledger) -> PairHistories:
     Args:
         rows: of this set alone.
     """
+    # By pair, then by step: first and last meetings of a pair are then the ends of its run of rows.
     rows = rows.where(np.lexsort((rows.step, rows.pair)))
     _, first, times = np.unique(rows.pair, return_index=True, return_counts=True)
     last = rows.where(first + times - 1)
     margins = rows.values["margin"].astype(np.float64)
     # exp of a large number would be infinite, which the division takes, with a warning.
     probabilities = 1 / (1 + np.exp(-np.clip(margins, -700, 700)))
+    # reduceat of no places would raise.
     sums = np.add.reduceat(probabilities, first) if len(first) else np.zeros(0)
     return PairHistories(
         last=last,
@@ -88,9 +90,11 @@ def _moved(first: Ledger, last: Ledger, times: NDArray[np.int64]) -> Values:
     moved, tokens = np.zeros(len(last)), np.zeros(len(last))
     for half in ("chosen", "rejected"):
         now, reference = (last.values[name].astype(np.float64) for name in (f"{half}_logps", f"ref_{half}_logps"))
+        # A pair that was met once has not moved from itself: without a reference that is unknown, not 0.
         before = np.where(times > 1, first.values[f"{half}_logps"], np.nan)
         tokens += last.values[f"{half}_tokens"]
         moved += np.abs(now - np.where(np.isnan(reference), before, reference))
+    # Per token: a long answer would lead the list by its length alone.
     return moved / np.maximum(tokens, 1)
 
 

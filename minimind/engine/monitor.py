@@ -92,6 +92,7 @@ class RunMonitor:
         if inner.tb_monitor is not None:
             writer = inner.tb_monitor.summary_writer
             with contextlib.suppress(OSError):
+                # Its thread ends here; from now on the same file is written by the caller alone.
                 writer.close()
             self._board = _Part(_TensorBoard(Path(writer.log_dir), engine_step), "TensorBoard", _is_for_board)
             self._parts.append(self._board)
@@ -102,6 +103,7 @@ class RunMonitor:
         """Add a part that DeepSpeed does not have, with `write_events` and `close`."""
         self._parts.append(_Part(part, name, _has_step))
         self._added.append(part)
+        # DeepSpeed asks this flag before it makes events at all.
         self.enabled = True
 
     def close(self) -> None:

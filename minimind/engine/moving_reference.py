@@ -75,6 +75,7 @@ class MovingReference:
         Raises:
             OSError: the file cannot be written.
         """
+        # One file a rank, with its share alone; `ranks` tells a reader whether all of them are there.
         values = {name: average.cpu() for name, average in self._averages.items()}
         try:
             torch.save({"ranks": self._world.size, "averages": values}, folder / _FILE.format(self._world.rank))
@@ -94,6 +95,7 @@ class MovingReference:
             if not files or any(one["ranks"] != len(files) for one in files):
                 raise ValueError(f"{len(files)} files of the reference")
             for name, average in self._averages.items():
+                # Mapped, not read: a rank copies only the part that is its own now.
                 whole = [one["averages"][name] for one in files]
                 if sum(map(len, whole)) != self._sizes[name]:
                     raise ValueError(f"the reference's {name} has another size")

@@ -106,6 +106,7 @@ class ReferenceCache:
         self._on_progress = on_progress
         self.table = table
         self.about = {"format": _FORMAT, "pairs": table.key, **about}
+        # Sorted keys: the order of a dictionary must not make another cache.
         self.key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:24]
         self.folder = cache_dir / f"reference-{self.key}"
         self._load()
@@ -128,6 +129,8 @@ class ReferenceCache:
             DataError: on every rank, if the numbers cannot be written.
         """
         name = f"part-{uuid.uuid4().hex[:12]}.bin"
+        # Rank 0 writes, and every rank hears whether it could: a rank that went on alone would wait in the next
+        # forward.
         agree(self.world, self._describe, runs=self.world.is_main)
         for shares, copied in self._scored(reference, layout):
             scored = gather(self.world, copied.numpy()[: len(shares[self.world.rank])])
@@ -173,10 +176,13 @@ class ReferenceCache:
         Pairs are sorted by cost and dealt in turn, so that all forwards cost about the same.
         """
         missing = np.flatnonzero(~self.known[self.table.selected])
+        # The most expensive first: too little memory shows in the first forward, not in the last.
         missing = missing[np.argsort(-self.table.costs[missing], kind="stable")]
         ranks = self.world.size
         forwards = -(-len(missing) // (pairs_per_forward * ranks))
         for first in range(0, forwards * ranks, ranks):
+            # Each takes every (forwards * ranks)-th pair of the sorted ones, so that a forward has cheap and expensive
+            # ones.
             yield [missing[first + rank :: forwards * ranks] for rank in range(ranks)]
 
     def _check_finite(self, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
@@ -212,6 +218,7 @@ class ReferenceCache:
             with contextlib.suppress(FileNotFoundError):
                 records = read_records(path, self.key)
                 records = records[(records["pair"] >= 0) & (records["pair"] < len(known))]
+                # A record whose numbers of targets are not those of the pair is of other tokens: it is scored again.
                 records = records[(self._counts[records["pair"]] == records["counts"]).all(1)]
                 sums[records["pair"]], known[records["pair"]] = records["sums"], True
         except OSError as error:
@@ -232,6 +239,7 @@ class ReferenceCache:
 
     def _append(self, name: str, indices: NDArray[np.int64]) -> None:
         try:
+            # Appended as pairs are scored: after a kill the next run scores the rest only.
             with (self.folder / name).open("ab") as file:
                 file.write(self._records(indices).tobytes())
         except OSError as error:

@@ -35,6 +35,7 @@ def key_of(*parts: str | bytes) -> str:
     environment = [os.environ.get(name, "") for name in _VARIABLES]
     for part in (*parts, _processor(), *environment):
         data = part if isinstance(part, bytes) else part.encode()
+        # With its length, so that two lists of parts with the same concatenation have different keys.
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()[:_DIGITS]
 
@@ -42,6 +43,7 @@ def key_of(*parts: str | bytes) -> str:
 def find(key: str) -> bytes | None:
     """The library of a key, as it was kept; None if there is none."""
     with contextlib.suppress(OSError, RuntimeError):
+        # Loading it runs its code: a file of another user, or one that others may write, is not taken.
         for path in _folder().glob(f"{key}-*.so"):
             status = path.stat()
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
@@ -65,6 +67,8 @@ def keep(key: str, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+                # By its own digest in the name: two processes that compiled different bytes do not overwrite each
+                # other.
                 os.replace(file.name, folder / f"{key}-{_digest(data)}.so")
             except OSError:
                 os.unlink(file.name)

@@ -79,6 +79,7 @@ class LogSum:
         assert dtype == torch.float32
         self._targets = targets
         self._at_target = torch.zeros(len(targets), dtype=dtype, device=targets.device)
+        # Below every logit, so that the first block sets it.
         self._largest, self._total = torch.full_like(self._at_target, -torch.inf), torch.zeros_like(self._at_target)
         self._products = torch.zeros_like(self._at_target) if distribution else None
 
@@ -92,6 +93,7 @@ class LogSum:
 
     def distribution(self) -> tuple[Tensor, Tensor]:
         assert self._products is not None
+        # Entropy = log sum - mean logit; both are relative to the largest logit, which cancels.
         return self._total.log() - self._products / self._total, (self._at_target >= self._largest).float()
 
 
@@ -105,10 +107,12 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         assert x.shape[-1:] == weight.shape
+        # The kernel walks over rows; a copy is made only where x is a transposed view.
         rows_of_x = x.contiguous()
         y, rows = torch.empty_like(rows_of_x), x.numel() // len(weight)
         scale = x.new_empty(rows, dtype=torch.float32)
         call("rms_norm_forward", rows_of_x, weight, y, scale, rows, len(weight), eps)
+        # One float32 factor a row instead of the normalised rows: backward needs no second (rows, H) tensor.
         ctx.save_for_backward(rows_of_x, weight, scale)
         # The gradient of a result that is not used then comes as None, and not as zeros.
         ctx.set_materialize_grads(False)
@@ -119,6 +123,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         grad, grad_residual = (None if grad is None else grad.contiguous() for grad in grads)
+        # The normalised result was not used: what is left is the gradient of the residual.
         if grad is None:
             return grad_residual, None, None
         grad_x, threads = torch.empty_like(x), torch.get_num_threads()
@@ -135,6 +140,7 @@ class _Rotate(torch.autograd.Function):
         tokens, heads, size = x.shape
         assert cos.shape == sin.shape == (tokens, size // 2)
         ctx.save_for_backward(cos, sin)
+        # Attention reads heads first; the kernel writes there, so that no transposed copy follows.
         y = x.new_empty(heads, tokens, size)
         call("rotate", x.contiguous(), cos, sin, y, tokens, heads, size, 1, 1.0)
         return y
@@ -145,6 +151,7 @@ class _Rotate(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         heads, tokens, size = grads[0].shape
         grad_x = grads[0].new_empty(tokens, heads, size)
+        # A rotation is undone by the opposite angle, so backward is the same kernel with a sign of -1.
         call("rotate", grads[0].contiguous(), cos, sin, grad_x, tokens, heads, size, 0, -1.0)
         return grad_x, None, None
 
@@ -186,6 +193,7 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        # None in place of the product: here nobody needs it again, `feed_forward` does.
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         call("swiglu_backward", grads[0].contiguous(), gate, up, grad_gate, grad_up, None, gate.numel())
         return grad_gate, grad_up
@@ -205,6 +213,8 @@ class _PackedAttention(torch.autograd.Function):
         assert sum(map(sum, segments)) == tokens
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         ctx.lengths, ctx.scaling = torch.tensor(segments, dtype=torch.int64, device="cpu"), scaling
+        # Per query its largest score and the base-2 logarithm of its sum of exponentials: with them backward makes each
+        # probability again.
         out, sums = query.new_empty(tokens, heads, size), query.new_empty(heads, tokens, 2, dtype=torch.float32)
         call("packed_attention", *_PackedAttention.arguments(ctx, query, key, value), out, sums)
         ctx.save_for_backward(query, key, value, out, sums)

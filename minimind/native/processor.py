@@ -51,6 +51,7 @@ def compiler_flags() -> tuple[str, ...]:
 def fastest_products() -> Products:
     """What the kernels will say when they are compiled; from the processor's own list of its instructions."""
     has = instructions()
+    # Before AVX512-BF16, which processors with AMX have too.
     if has & {"amx_bf16", "bf16"}:  # bf16: ARM's name
         return Products.TORCH
     return Products.KERNEL if "avx512_bf16" in has else Products.FLOAT32

@@ -122,6 +122,8 @@ def _multiply(products: Sequence[Product]) -> None:
         fields += 0 if residual is None else residual.stride(0), out.stride(0), 0, 0
     structs = (ctypes.c_long * len(fields))(*fields)
     words = call("matmul_space", structs, len(products), a_transposed)
+    # Torch allocates it: its allocator gives the same memory back in every step, where the kernel's own would ask the
+    # system.
     space = products[0].left.new_empty(words, dtype=torch.int32)
     call("matmul", structs, len(products), space, words, a_transposed, b_transposed)
 
@@ -129,12 +131,14 @@ def _multiply(products: Sequence[Product]) -> None:
 def _multiply_any(products: Sequence[Product]) -> None:
     """As `_multiply`, of any layout and dtype: in one call of the kernel if all products fit it, else by torch."""
     takes = all(kernels_take(p.left, p.right) for p in products)
+    # All or none: a sum whose parts went different ways would round in between.
     fit = takes and all(_fits(p.left, p.right, p.out) for p in products)
     if fit and len({p.transposed for p in products}) == 1:
         return _multiply(products)
     if takes and widens():
         return _multiply_in_float32(products)
     for number, product in enumerate(products):
+        # Several products into one `out` are a sum: the first one writes, the others add.
         if number and product.out is products[0].out:
             product.out.addmm_(product.left, product.right)
         else:
@@ -159,6 +163,7 @@ def _multiply_in_float32(products: Sequence[Product]) -> None:
             total.addmm_(left, right)
         else:
             total = torch.mm(left, right)
+        # Rounded once, when the last product of an `out` is in the sum.
         if number + 1 == len(products) or products[number + 1].out is not product.out:
             product.out.copy_(total)
             total = None
@@ -238,6 +243,7 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def inner(rows: Tensor, gate: Tensor, up: Tensor, inner: Tensor, save: bool) -> tuple[Tensor | None, Tensor | None]:
         """Fills inner (T, inner size) with silu(rows @ gate.t()) * (rows @ up.t()); the two products, if saved."""
+        # The fused kernel reads weights as they are stored, (out, in), row by row.
         transposed = {_transposed(rows, weight.t()) for weight in (gate, up)}
         if all(_fits(rows, weight.t()) for weight in (gate, up)) and transposed == {(False, True)}:
             gate_out, up_out = (torch.empty_like(inner) if save else None for _ in range(2))
@@ -257,6 +263,8 @@ class _FeedForward(torch.autograd.Function):
         needs_x, needs_gate, needs_up, needs_down, needs_residual, _ = ctx.needs_input_grad
         grad = _as_rows(grads[0])
         grad_inner = _grad_input([grad], [down])
+        # The kernel writes `down`'s input again beside the gradients: saved, it would be a third (T, inner size) tensor
+        # of each layer.
         inner, *grad_factors = (torch.empty_like(gate_out) for _ in range(3))
         call("swiglu_backward", grad_inner, gate_out, up_out, *grad_factors, inner, inner.numel())
         (grad_down,) = _grad_weights([grad], inner, [needs_down])

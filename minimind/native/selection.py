@@ -56,6 +56,7 @@ def using(kernels: str) -> Iterator[None]:
     """
     if kernels not in KERNELS:
         raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, not {kernels!r}")
+    # Restored in any case: a test that fails within the block must not change those after it.
     before, _selected.kernels = _selected.kernels, kernels == AUTO
     try:
         yield

@@ -170,7 +170,9 @@ def _product_sums(powers: Tensor, logits: Tensor, largest: Tensor) -> Tensor:
 
 def log_sum_gradient(logits: Tensor, targets: Tensor, start: int, log_sum: Tensor, grad: Tensor) -> Tensor:
     """In `log_sum`'s dtype, rounded to the logits' at the end."""
+    # softmax = exp(logit - log sum): no pass over the vocabulary for a maximum is left to do.
     wide = logits.to(log_sum.dtype).sub_(log_sum[:, None]).exp_().mul_(-grad[:, None])
+    # A target in another block adds 0 to some column, which changes nothing.
     inside, column = _columns(targets, start, logits.shape[1])
     return wide.scatter_add_(1, column, torch.where(inside, grad, 0)[:, None]).to(logits.dtype)
 

@@ -71,9 +71,11 @@ def log_collisions(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -
     """
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     # Logarithms of the sums of exp(z) and of exp(2 z) over the blocks so far.
+    # log sum p^2 = log sum exp(2z) - 2 log sum exp(z): two running sums are enough, and no (K, V) tensor is needed.
     once, twice = (hidden.new_full((len(hidden),), -torch.inf, dtype=wide) for _ in range(2))
     for start, end in _blocks(hidden, weight, wide):
         logits = _block_logits(hidden, weight, bias, start, end).to(wide)
+        # In logarithms: exp of a logit above 88 is infinite in float32.
         once = torch.logaddexp(once, logits.logsumexp(1))
         twice = torch.logaddexp(twice, (2 * logits).logsumexp(1))
     return twice - 2 * once
@@ -142,6 +144,7 @@ class _TargetLogProbs(torch.autograd.Function):
         if not distribution:
             return (at_target - log_sum,)
         extra = total.distribution()
+        # Metrics only: autograd would otherwise ask backward for their gradients.
         ctx.mark_non_differentiable(*extra)
         return at_target - log_sum, *extra
 
@@ -149,6 +152,7 @@ class _TargetLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None, None]:
         hidden, weight, targets, bias, log_sum = ctx.saved_tensors
         logits, ctx.last_logits = ctx.last_logits, None
+        # The gradients of entropy and hits come too, as zeros; only the log-probs have one.
         grad = grads[0].to(log_sum.dtype).contiguous()
         needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         # Summed over blocks, so in float32; in bfloat16 each addition would round.

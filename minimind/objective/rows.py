@@ -58,6 +58,8 @@ def head_sums(log_probs: Tensor, target_counts: Tensor) -> Tensor:
     # The prefix is in both heads, so they end after equally many targets of the rest.
     head = own.amin(1, keepdim=True)
     lengths = torch.cat((prefix, head, own[:, :1] - head, head, own[:, 1:] - head), 1)
+    # Five runs of targets a pair, as they lie in the batch: prefix, head and tail of chosen, head and tail of rejected.
+    # `unsafe` as in `row_sums`.
     sums = torch.segment_reduce(log_probs, "sum", lengths=lengths.flatten(), initial=0, unsafe=True).view(-1, 5)
     return sums[:, :1] + sums[:, 1:4:2]
 

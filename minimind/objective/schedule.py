@@ -61,6 +61,8 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The factor at a global step, from 1."""
+        # MiniMind lets its cosine run through the warm-up, so a run with and one without it have the same rate after W
+        # steps.
         if self.name == "minimind":
             return learning_rate_factor(step, self.total_steps, self.warmup_steps)
         if step <= self.warmup_steps:

@@ -36,6 +36,7 @@ class TokenMean:
 
     def losses(self, log_probs: Tensor) -> Tensor:
         """(K,) losses of (K,) log-probs."""
+        # Without a mean: the job divides by the tokens of the whole global batch, which no micro-batch knows.
         return -log_probs
 
     def options(self) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def export_weights(prepared: Prepared, policy: Policy, on_progress: Callable[[],
 
 def _moved(prepared: Prepared, state: dict[str, Tensor]) -> dict[str, float]:
     config = prepared.settings.config
+    # float32 tells what training changed, the others what of it the written file keeps.
     dtypes = ["float32", config.optimisation.dtype]
     if family_of(prepared.source.config).exports_pth:
         dtypes.append(config.run.save_dtype)
@@ -75,11 +76,13 @@ def export_best(
     Raises:
         WeightsError: on all ranks, if a file could not be written; the old folder stays.
     """
+    # Before the folder is opened: under ZeRO all ranks take part, and only rank 0 writes.
     state = policy.full_state()
     run = Path(prepared.settings.config.run.save_dir)
 
     def write() -> None:
         try:
+            # The old best weights stay until the new ones are whole: a kill between must not leave none.
             with whole_folder(run / BEST) as folder:
                 _write(prepared, state, on_progress, folder)
                 shutil.copyfile(run / "run.json", folder / "run.json")

@@ -46,4 +46,5 @@ class KeptItems(MetricSums):
         own = np.split(torch.cat(self._kept, 1).cpu().numpy(), np.cumsum(sizes)[:-1], axis=1)
         turns = zip(*gather(self.world, own), strict=True)
         table = np.concatenate([part for turn in turns for part in turn], axis=1)
+        # Items that only fill up the last batches have a weight of 0; every other item is there once.
         return table[:-1, table[-1] > 0]

@@ -94,11 +94,15 @@ def train(run: Run, start: int) -> bool:
             run.metrics.reset()
         # Read in every step, the last one included: a vote that was started must be finished.
         stopping = vote.result() and not last
+        # After Log: a save within this event keeps the sums that no step has logged, and those of this step would be
+        # logged twice.
         run.events.emit(Step(step=step, last=last, stopping=stopping))
         if stopping:
             reason = watch.stop_reason or "another rank was asked to stop"
             run.events.emit(End(step=step, finished=False, reason=reason))
             return False
+        # All ranks see the same request: listeners that halt decide on rank 0 or from values that are equal on all
+        # ranks.
         if run.halt.step is not None and not last:
             return _end_early(run, step)
     run.events.emit(End(step=run.total_steps, finished=True))

@@ -77,6 +77,7 @@ def describe_nonfinite(ranks: Sequence[Sequence[MicroBatch]], data: Rows) -> str
     """
     batches = list(itertools.chain.from_iterable(ranks))
     affected = [batch for batch in batches if not batch.finite]
+    # A gradient may overflow where all losses are finite; then no micro-batch is cleared of it.
     listed = data.places((index for batch in affected or batches for index in batch.indices), _LISTED)
     if affected:
         where = f"{len(affected)} of {len(batches)} micro-batches"
@@ -114,6 +115,7 @@ def write_pairs(folder: Path, step: int, data: Rows, ranks: Sequence[Sequence[Mi
 
 def _read_rows(places: Iterable[tuple[Source, int]]) -> dict[tuple[Source, int], object]:
     """The values of some rows; each source is read only up to the last of them."""
+    # A row may be in several micro-batches; its source is read once, from its first row on.
     wanted: dict[Source, set[int]] = {}
     for source, number in places:
         wanted.setdefault(source, set()).add(number)

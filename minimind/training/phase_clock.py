@@ -46,10 +46,12 @@ class PhaseClock:
     def read(self) -> None:
         """Add up the phases that the device has finished."""
         marks = self._marks
+        # A phase ends where the next one begins, so the last mark stays until another follows it.
         while len(marks) > 1 and (not self._on_gpu or marks[1][1].query()):
             phase, began = marks.popleft()
             ended = marks[0][1]
             spent = began.elapsed_time(ended) / 1000 if self._on_gpu else ended - began
+            # Time between steps belongs to no phase: saves and evaluations are in it.
             if phase is not None:
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
             if self._on_gpu:

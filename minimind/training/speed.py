@@ -98,6 +98,7 @@ class Speed:
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """A step begins."""
+        # What the device has passed by now is read, so that few events wait.
         self._clock.read()
         self._steps += 1
         self._tokens += sum(batch.row_tokens for batch in batches)
@@ -123,6 +124,7 @@ class Speed:
         if self._peak is None:
             self._peak = self._find_peak()
         spent = {name: self._clock.seconds.get(name, 0.0) for name in _PHASES.values()}
+        # Peaks are summed too: a job's ranks may be on different devices, and MFU is over the sum of their peaks.
         values = [self._steps, self._tokens, self._flops, self._peak, self._waited, *spent.values()]
         # float64, since float32 does not count operations exactly.
         totals = all_reduce(torch.tensor(values, dtype=torch.float64).to(self._world.device)).tolist()
@@ -130,7 +132,10 @@ class Speed:
         found = {name: total / steps for name, total in zip((_DATA, *spent), times, strict=True)}
         if getattr(self._job, "reference", None) is None:
             # The phase is entered, and nothing happens in it.
+            # A 0 would read as a reference that costs nothing.
             del found[_PHASES["reference"]]
+        # Not the sum of the phases: it has what happens between them. Rates are per second of training, pauses left
+        # out, so tokens of an average step over the rate are its seconds.
         found[_STEP] = tokens / (steps / self._world.size) / tokens_per_second
         found["tokens_per_second_per_rank"] = tokens_per_second / self._world.size
         if peak and flops:

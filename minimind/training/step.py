@@ -95,9 +95,11 @@ def _shared(
 def eval_step(policy: Policy, job: Job, batch: Batch, weights: Sequence[float], sums: MetricSums) -> None:
     """Add one batch's metrics to `sums`, without training; `weights` has a 1 for each example that counts, else a 0."""
     batch = batch.to_device(policy.world.device)
+    # The reference under ZeRO-3 gathers its weights for each batch: all ranks have equally many (`eval_batches`).
     (target,) = job.targets([batch])
     log_probs, aux_loss = policy.score(job.trained(batch), distributions=bool(job.token_metrics))
     outcome = job.outcome(batch, log_probs, target)
+    # A batch that only fills up a rank has weights of 0; it is computed all the same, for the collectives in it.
     weight = to_device(np.array(weights), policy.world.device)
     sums.add(outcome, aux_loss, batch.row_tokens if any(weights) else 0, job.item_weights(batch, weight))
 
@@ -129,6 +131,7 @@ def eval_together(
         kept.append((batch.without_tokens(), log_probs, seen, target, aux_loss))
         weights.append(weight)
         on_progress()
+    # Two passes: what items share, such as a mean over all of them, is known only after the last batch.
     light, scored, known, targets, aux_losses = zip(*kept, strict=True)
     shared = job.share(light, known, targets, weights)
     for batch, log_probs, target, aux_loss, weight in zip(light, scored, shared, aux_losses, weights, strict=True):

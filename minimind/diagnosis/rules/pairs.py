@@ -46,6 +46,7 @@ def displacement(curves: Curves) -> Seen | None:
     if not curves.log_ratios or len(shares) < 2 or not margins or margins[-1][1] < 0.01:
         return None
     (earlier, before), (step, share) = shares[-2:]
+    # Two evaluations in a row: in the first steps shares swing.
     if min(before, share) < 0.6 or share < 0.9 * before:
         return None
     return Seen(step=step, values={"share": share, "before": before, "earlier": earlier})
@@ -66,6 +67,7 @@ def length(curves: Curves) -> Seen | None:
     if latest is None:
         return None
     step, (correlation, equal, number, accuracy) = latest
+    # All four at once: long answers may be better, and then pairs of equal lengths are ranked rightly too.
     if number < _FEW or abs(correlation) < 0.5 or accuracy < 0.6 or equal > accuracy - 0.1:
         return None
     return Seen(

@@ -46,7 +46,9 @@ def over_optimisation(curves: Curves) -> Seen | None:
     held_out, trained = curves.evaluated("loss"), curves.logged("loss")
     if len(held_out) < 4:
         return None
+    # The last two are what is judged: they must not set the best value themselves.
     best_step, best = min(held_out[:-2], key=lambda point: point[1])
+    # Relative to the gain: a turn of a thousandth matters where a run has gained a hundredth.
     gained = held_out[0][1] - best
     if min(value for _, value in held_out[-2:]) <= best + max(0.1 * gained, 1e-3):
         return None

@@ -60,6 +60,7 @@ def lost_updates(curves: Curves) -> Seen | None:
     latest = curves.saves[-1].metrics
     changed = latest.get(FLOAT32, 0.0)
     kept = {
+        # A file's rounding may move a weight that training did not, hence at most 1.
         name.removeprefix(MOVED): min(1.0, share / changed)
         for name, share in latest.items()
         if changed and name.startswith(MOVED) and name != FLOAT32

@@ -49,6 +49,7 @@ class TransportLoss(PreferenceLoss):
 
     def __call__(self, inputs: LossInputs) -> PairLosses:
         larger, smaller = self.lists(inputs)
+        # Sorting has a gradient: it goes back to the pair that is at that quantile.
         quantiles, order = larger.sort()
         losses = logistic(self.beta * (quantiles - smaller.sort().values), self.label_smoothing)
         rewards = self.beta * inputs.ratios(self.average_log_prob)
@@ -133,7 +134,9 @@ class BetaDPOLoss(PreferenceLoss):
     def __call__(self, inputs: LossInputs) -> PairLosses:
         ratios = inputs.ratios(self.average_log_prob)
         found = margins(ratios)
+        # Detached: beta follows the data and is not trained, as in the paper.
         mean = found.detach().mean()
+        # In the first batch there is no past: its own mean stands in, and b is beta.
         usual = inputs.statistics.get("margin", mean)
         beta = (self.beta * (1 + self.alpha * (mean - usual))).clamp_min(_SMALLEST_BETA)
         return PairLosses(

@@ -139,6 +139,8 @@ def _share(loss: PreferenceLoss, inputs: LossInputs) -> BatchShare:
     own = _own_inputs(loss, inputs)
     sums = own.policy.sums.detach().requires_grad_()
     result = loss(dataclasses.replace(own, policy=dataclasses.replace(own.policy, sums=sums)))
+    # The loss is made linear at this point: slope times a pair's own sums has the gradient of the global loss, and each
+    # micro-batch can take its part by itself.
     (slopes,) = torch.autograd.grad(result.losses.sum(), sums)
     return BatchShare(
         losses=result.losses.detach(), slopes=slopes, metrics=result.metrics, statistics=result.statistics

@@ -83,5 +83,6 @@ class WPOLoss(RatioLoss):
         policy = inputs.policy
         assert policy.collision_sums is not None
         aligned = row_means(policy.sums.detach() - policy.collision_sums, policy.target_counts)
+        # exp of the sum of both means is the product of the two weights.
         weights = aligned.sum(1).exp()
         return PairLosses(losses=weights * result.losses, metrics={**result.metrics, "weight": weights})

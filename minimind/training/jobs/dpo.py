@@ -131,6 +131,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
             torch.cat([column.double() for column in columns], 1),
             *_of_pairs(batches, weights),
         )
+        # In the order in which the columns were put together above.
         sums, counts, known = gathered.values.split((2, 3, 2 * bool(reference)), 1)
         both = [
             PairScores(sums=one.to(policy.dtype), target_counts=counts.long())
@@ -143,6 +144,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
                 statistics=self._means,
             )
         )
+        # Back from the global batch to the micro-batches, whose backward needs the shares one by one.
         own = gathered.places.split([batch.num_pairs for batch in batches])
         return [
             dataclasses.replace(target, shares={name: share.of(places) for name, share in shares.items()})
@@ -199,6 +201,7 @@ class DPOJob(Job[PairBatch, PairTargets]):
         """Log-probs (K,), and what the policy's scorer gives beside them: collisions (K,), distributions (K, 2)."""
         if columns.dim() == 1:
             return columns, None, None
+        # Column 0 has the gradient; metrics and weights beside it must not add to it.
         first = 1 + (Need.COLLISIONS in self.objective.needs)
         others = columns.detach()
         collisions = others[:, 1].contiguous() if first > 1 else None

@@ -45,14 +45,18 @@ def gather_pairs(
     # Columns: 1 if the row is a pair that counts, its index, its values. All ranks but one have zeros in a row, so that
     # the sum over ranks is exact.
     own = to_device(np.column_stack((np.ones(count) if weights is None else weights, indices)), world.device)
+    # A sum of a table with one filled row a rank gives every rank all rows with one collective, and 0 + x is exact.
     table = values.new_zeros(world.size, most, 2 + values.shape[1])
     table[world.rank, :count] = torch.cat((own.to(values.dtype), values), 1)
     table = all_reduce(table).flatten(0, 1)
     # Pairs that do not count come last, so that they can be cut off.
+    # By the number of the pair: sums over the batch then add in one order on any number of ranks.
     order = table[:, 1].argsort(stable=True)
     order = order[table[order, 0].argsort(stable=True, descending=True)]
+    # The inverse of the permutation: where a row went.
     places = order.argsort()[world.rank * most : world.rank * most + count]
     if weights is None:
         return GatheredPairs(values=table[order, 2:], places=places)
     counted = int(table[:, 0].sum())
+    # A pair without weight points at some row, so that its loss is a number; the weight of 0 drops it later.
     return GatheredPairs(values=table[order[:counted], 2:], places=places.clamp_max(counted - 1))

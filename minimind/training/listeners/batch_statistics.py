@@ -41,11 +41,14 @@ class BatchStatistics(Listener):
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add a micro-batch of N pairs, whose values are (N,) each."""
+        # float64: a global batch of many micro-batches would lose digits of its mean.
         columns = torch.stack([values[name] for name in self._names]).double()
         self._sums[0] += columns.shape[1]
         self._sums[1:] += columns.sum(1)
 
     def on_step(self, event: Step) -> None:
+        # The step is over on all ranks, so this is the first place where its global batch is known; the next step uses
+        # it.
         totals = all_reduce(self._sums)
         # Scalars stay on the device: reading them would make the host wait for a GPU in every step.
         latest = (totals[1:] / totals[0]).float()
@@ -59,6 +62,7 @@ class BatchStatistics(Listener):
 
     def state(self) -> dict[str, Any]:
         means = {name: mean.item() for name, mean in self.means.items()}
+        # `item` waits for the device; a save waits for it anyway.
         return {"batches": self._batches, "means": means} if means else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -138,6 +138,7 @@ class Board(Listener):
         self._monitor.write_summaries([summaries.text(f"{GUARD}/{event.finding.rule}", event.line)], event.step)
 
     def on_end(self, event: End) -> None:
+        # Without an end TensorBoard shows a run as going on, which a killed one may well do.
         if event.finished:
             self._write_final([summaries.session_end()], event.step)
 

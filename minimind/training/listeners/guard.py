@@ -67,6 +67,7 @@ class Guard(Listener):
     def on_start(self, event: Start) -> None:
         self._total_steps = event.total_steps
         if event.step:
+            # Findings after the checkpoint are cut off here, and found anew by the same steps.
             self._say(self._file.keep(event.step))
             # A save is judged after its checkpoint is written, which does not know of that finding.
             self._said |= from_main(self._world, self._file.keys)
@@ -105,6 +106,8 @@ class Guard(Listener):
             log_ratios=self._log_ratios,
             logistic=self._logistic,
         )
+        # Without a name all rules judge: the only set of a run has none, and some of these rules read logged steps
+        # where nothing is held out.
         rules = OF_SETS if name else RULES
         findings = [finding for rule in rules if (finding := rule(curves)) is not None]
         if self._stops:
@@ -112,6 +115,7 @@ class Guard(Listener):
             findings = from_main(self._world, lambda: findings)
         for finding in findings:
             key = f"{name}/{finding.rule}"
+            # A rule goes on being true at every later point; a user reads it once.
             if key in self._said:
                 continue
             self._said.add(key)
@@ -140,6 +144,7 @@ class Guard(Listener):
     def restore(self, state: Mapping[str, Any]) -> None:
         self._logs, self._said = _points(state["logs"]), set(state["said"])
         self._saves = _points(state.get("saves", ()))  # manifests of earlier versions have none
+        # Curves of other held-out pairs would show a jump that nobody trained; logged steps and what was said stay.
         if state["data"] != self._data:
             return
         self._evaluations = {name: _points(rows) for name, rows in state["evaluations"].items()}
@@ -158,6 +163,7 @@ def _point(step: int, metrics: Mapping[str, float], names: Sequence[str]) -> Poi
 def _append(points: list[Point], point: Point) -> None:
     points.append(point)
     if len(points) > _POINTS:
+        # The first point stays: rules compare with the start of the run.
         del points[1]
 
 

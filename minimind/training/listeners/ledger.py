@@ -108,6 +108,7 @@ class LedgerFiles(Listener):
             return  # the evaluation has gathered them already
         assert self._eval_table is not None
         pairs = self._eval_table.indices[self._eval_sets[event.name]]
+        # In the order of the set, which is that of `indices`: `KeptItems` restores it over ranks.
         values = np.stack([event.kept[name] for name in self.values.values()])
         name = f"{ledger.EVAL}/{event.name}" if event.name else ledger.EVAL
         self._rows.append(self._of(self._eval_table, name, np.full(len(pairs), event.step), pairs, values))
@@ -123,6 +124,7 @@ class LedgerFiles(Listener):
         """Take what was met to the host."""
         if not self._met:
             return
+        # As float64, whole numbers are exact up to 2^53.
         places = np.array([self._steps, self._pairs], np.float64)
         self._columns.append(np.concatenate((places, torch.cat(self._met, 1).cpu().numpy())))
         self._met, self._steps, self._pairs = [], [], []
@@ -130,6 +132,7 @@ class LedgerFiles(Listener):
     def _write(self) -> None:
         """Write all rows of all ranks; all ranks call. What cannot be written now is tried again at the next save."""
         self._fetch()
+        # Cleared before the write: rows that cannot be written wait on rank 0, in `_rows`.
         columns = gather(self._world, np.concatenate(self._columns, 1) if self._columns else None)
         self._columns = []
         if not self._world.is_main:
@@ -156,7 +159,9 @@ class LedgerFiles(Listener):
     ) -> ledger.Ledger:
         """Rows of one set, with the places of their pairs."""
         places = table.rows_of(pairs)
+        # float32 on the disk halves the files; a margin needs no more digits.
         known = dict(zip(self.values, values.astype(np.float32), strict=True))
+        # Every file has the same columns, whatever loss and reference a run has.
         unknown = np.full(len(pairs), np.nan, np.float32)
         return ledger.Ledger(
             sources=self._sources if table is self._table else self._eval_sources,

@@ -136,10 +136,12 @@ class Sampling(Listener):
         own = [(self._world.rank + size * turn) % number for turn in range(-(-number // size))]
         found: list[tuple[int, Answer]] = []
         for first in range(0, len(own), self._batch_size):
+            # A rank that left the loop alone would leave the others waiting in a collective of `generate`.
             if any(gather(self._world, self._watch.stop_reason is not None)):
                 return None
             batch = own[first : first + self._batch_size]
             found += zip(batch, self._generate(batch), strict=True)
+        # A prompt that two ranks answered is the same answer twice: seeds belong to prompts, not to ranks.
         everything = dict(one for of_rank in gather(self._world, found) for one in of_rank)
         return [everything[index] for index in range(number)]
 

@@ -149,6 +149,7 @@ def _listeners(
         if world.is_main:
             on_board = shows_on_board(prepared)
             yield SampleFiles(folder=folder, monitor=policy.monitor, on_board=on_board, console=console)
+    # After evaluation and samples: the checkpoint then knows their findings and their best value.
     yield _saving(prepared, data, opened, engines, run, console)
     # Its clock starts at `Start`, after the work of the listeners before it.
     yield Progress(console=console, epoch_of=epoch_of, job=run.job)

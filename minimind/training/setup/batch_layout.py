@@ -120,6 +120,7 @@ def _why_padded(prepared: Prepared, judged: _Judged, world: World, table: PairTa
         ConfigError: on all ranks, if the model is exact in neither layout.
     """
     model = judged.source.config
+    # MiniMind's own classes: their attention over packs is tested against single rows in the suite.
     if family_of(model).packs_by_construction:
         return reason
     obstacle = reason or packing_obstacle(model, prepared.settings.config.data.max_seq_len)

@@ -88,12 +88,15 @@ def judge(
         deterministic: the model has no dropout, so that train mode must give the numbers of eval mode.
     """
     try:
+        # The oracle itself: one row alone, through the model's own attention, without mask, pack or padding.
         rows = _scores(model, [row for pair in pairs for row in plain_rows(pair) if len(row.token_ids)])
+        # Checked first: against NaN every later difference would be NaN, and the layout would get the blame.
         if not all(bool(row.isfinite().all()) for row in rows):
             raise ObstacleError("its own log-probs of a row are not finite; check the weights")
         _check_causal(model, pairs, rows)
     except ObstacleError as problem:
         return Verdict(layout=REFUSED, reason=f"{problem}")
+    # A model may compute otherwise in train mode, and that is the mode that trains.
     modes = (False, True) if deterministic else (False,)
     try:
         if obstacle is not None:
@@ -171,6 +174,7 @@ def _scores(model: Scored, batches: Sequence[Batch], training: bool = False) -> 
     except Exception as error:  # noqa: BLE001 - models of every kind raise every kind
         lines = str(error).strip().splitlines() or [""]
         mine = f"its forward raises {type(error).__name__}: {lines[0]}"[:_REASON_LENGTH]
+    # One rank's problem is that of all: whoever went on alone would wait in the next forward.
     if problem := next(filter(None, gather(model.world, mine)), ""):
         raise ObstacleError(problem)
     return found
@@ -189,6 +193,7 @@ def _by_row(pairs: Sequence[PreferencePair], batch: PairBatch, log_probs: Tensor
 def _require_equal(model: Scored, rows: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
     """Raises ObstacleError where rounding does not explain the difference of two lists of rows, on any rank."""
     distances = [
+        # Root of the mean square, not the largest difference: one token of a long row may round badly.
         float((one - other).square().mean().sqrt().nan_to_num(nan=torch.inf))
         for one, other in zip(rows, expected, strict=True)
         if len(other)

@@ -69,6 +69,7 @@ def describe(
     # A job may lack some of the flags.
     identity = {name: values[name] for name in _IDENTITY if name in values}
     if prepared.objective.depends_on_split:
+        # The split is then a part of the objective: a mean is taken within each micro-batch.
         identity["batch_size"] = values["batch_size"]
     identity["micro_batch_tokens"] = values["micro_batch_tokens"] or 0
     # Without dropout in the model the flag changes nothing.
@@ -120,6 +121,7 @@ def _adapters(prepared: Prepared) -> dict[str, object] | None:
     if prepared.adapters is None:
         return None
     spec = dataclasses.asdict(prepared.adapters.spec)
+    # Long lists that follow from the model and the targets, which are both compared.
     del spec["layers"], spec["stacks"]
     return {
         **spec,
@@ -136,6 +138,7 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Sa
     Raises:
         CheckpointError: names what differs.
     """
+    # Before all comparisons: no setting would make such a checkpoint readable.
     if swaps_to_nvme(checkpoint.manifest.sharding):
         raise CheckpointError(
             f"{checkpoint.path}: cannot resume: it was written while states swapped to NVMe, and DeepSpeed does not "
@@ -151,7 +154,9 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Sa
     defaults = dict(KINDS[now["job"]].default_options(now["loss"]))
     # A ratio that an earlier version did not write is compared by the key of the data, which contains it.
     defaults["empty_think_ratio"] = now.get("empty_think_ratio")
+    # From the weakest to the strongest: the option's default, what an old version always did, what the manifest says.
     was = {**defaults, **_before(checkpoint.manifest.identity), **checkpoint.manifest.identity}
+    # By the names of now: an entry that only the old manifest has belongs to a flag that is gone.
     differing = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if differing:
         listed = "\n".join(f"  {line}" for line in differing)
@@ -159,6 +164,7 @@ def check_same_run(checkpoint: Checkpoint, described: dict[str, Any], stream: Sa
             f"{checkpoint.path}: belongs to a run with other settings:\n{listed}\n"
             "Give the same settings to resume, or start anew in another --save_dir."
         )
+    # The settings agree, but the order is code: numpy may shuffle differently in another version.
     place = stream.position_after(checkpoint.manifest.step)
     if place != checkpoint.manifest.stream:
         raise CheckpointError(
