@@ -83,7 +83,6 @@ class Policy:
             # Newer transformers have renamed the method. Reentrant checkpointing loses the auxiliary loss's gradient.
             old = scorer.model.gradient_checkpointing_enable
             getattr(scorer.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
-        # Frozen parameters stay out of the optimizer: with adapters they would be nearly all of its memory.
         trained = [p for p in scorer.parameters() if p.requires_grad]
         kind = kind_of(resolved.values)
         if kind == MUON and (obstacle := muon_obstacle(scorer.model)):
@@ -103,7 +102,6 @@ class Policy:
         self.stage, self.dtype, self.world = resolved.stage, config.optimisation.dtype, world
         self._source, self._adapters, self._on_progress = source, adapters, on_progress
         self.has_adapters = adapters is not None
-        # The engine has cast the whole module, rotary frequencies included, to the run's dtype.
         restore_computed_buffers(self.engine.module.model)
         if self.dtype != "float32":
             self._set_master_weights()
