@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+# Set in processes that tokenise, see `minimind/__init__.py`.
+_VARIABLE = "MINIMIND_ONLY_TOKENISES"
 # One that runs, one that waits in the worker's queue, one whose result waits for an earlier task.
 _TASKS_PER_WORKER = 3
 
@@ -44,7 +46,7 @@ def run_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], work
     with pool:
         try:
             for task in tasks:
-                with without_interrupts():
+                with starting_workers():
                     pending.append(pool.submit(_run, task))
                 if len(pending) == _TASKS_PER_WORKER * workers:
                     yield pending.popleft().result()
@@ -86,15 +88,29 @@ def exit_with_parent() -> None:
     os._exit(1)
 
 
+def only_tokenises() -> bool:
+    """Whether this process was started to tokenise."""
+    return _VARIABLE in os.environ
+
+
+def tokenises_no_longer() -> None:
+    """Let this process import what all others do."""
+    del os.environ[_VARIABLE]
+
+
 @contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Worker processes that start in the block do not get SIGINT: at a Ctrl-C each would print a traceback.
+def starting_workers() -> Iterator[None]:
+    """Processes that start in the block tokenise: they import neither torch nor the model, and do not get SIGINT, at
+    which each would print a traceback.
 
     They end with this process, in which another thread gets the signal.
     """
-    # A mask is inherited.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Mask and environment are inherited.
+    mask, value = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = "1"
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if value is None:
+            os.environ.pop(_VARIABLE, None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

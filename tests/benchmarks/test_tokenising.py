@@ -49,3 +49,12 @@ def test_both_ways_are_timed_on_the_same_rows(tmp_path, tokenizer, pairs):
     rows, seconds = tokenising.trl_seconds(tokenizer, [warm, pairs], 512, tmp_path / "trl")
     assert rows == 30
     assert seconds > 0
+
+
+@pytest.mark.long
+def test_starts_are_measured_in_turn(capsys):
+    tokenising.main(["--start", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    alone, rank, ratio = (float(line.split("(")[0].split()[-1]) for line in lines[1:])
+    assert alone > 0
+    assert ratio == pytest.approx(rank / alone, rel=0.1)

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.tokenising --data pairs.jsonl ... --tokenizer FOLDER [--rounds 5]
     python -m tests.benchmarks.tokenising --memory 100000 1000000 --tokenizer FOLDER
+    python -m tests.benchmarks.tokenising --start [--rounds 5]
 
 Rate: rows of a file by seconds of processor time, medians of rounds in which both ways run in turn, each in a process
 of its own, started on other rows. Ours is what a run does in one process: file -> checked pairs -> table on the disk,
@@ -9,16 +10,24 @@ its hashes included. TRL's is `DPOTrainer._prepare_dataset`, which maps `dataset
 not counted for it. TRL needs the `bench` extra. Processor time hardly depends on what else the machine does.
 
 Memory: the largest resident memory of each process while it tokenises a file of made rows.
+
+Start: processor time from the start of a process to its first tokens, where it imports what tokenising needs, and where
+it imports what a rank of a run does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import random
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import types
@@ -28,9 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from minimind import demo
+from minimind.data.encoder import build_encoder
+from minimind.data.encoding import EncodingOptions
 from minimind.data.sources import open_source
 from minimind.data.table_build import Tokenised, TokenisingListener
 from minimind.data.table_cache import load_table
+from minimind.data.worker_pool import starting_workers
 from tests.benchmarks.common import processor_name
 
 _WARMUP_ROWS = 20
@@ -47,6 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", nargs="+", type=int, default=[], help="measure memory with so many made rows")
     parser.add_argument("--num_workers", type=int, default=1, help="with --memory")
+    parser.add_argument("--start", action="store_true", help="measure how long a process that tokenises takes to start")
     parser.add_argument("--folder", default=None, help="where made rows and tables are written (default: a temporary)")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or min(arguments.memory, default=1) < 1:
@@ -200,6 +213,34 @@ def compare_memory(arguments: argparse.Namespace, folder: str) -> None:
         )
 
 
+def start_seconds(encoder: Any, *, alone: bool) -> float:
+    """Processor time of a process that starts, encodes one text and ends.
+
+    Args:
+        alone: it imports what tokenising needs; else what a rank of a run imports, too.
+    """
+    code = "import minimind.data.streaming.builder, pickle, sys; pickle.load(sys.stdin.buffer).encode_text('A text.')"
+    if not alone:
+        code = f"import minimind.training.run; {code}"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with starting_workers() if alone else contextlib.nullcontext():
+        subprocess.run([sys.executable, "-c", code], input=pickle.dumps(encoder), capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare_starts(arguments: argparse.Namespace, folder: str) -> None:
+    from transformers import AutoTokenizer
+
+    encoder = build_encoder(AutoTokenizer.from_pretrained(arguments.tokenizer), EncodingOptions(mask="text"))
+    print(f"processor seconds of a start, on {processor_name()}; medians of {arguments.rounds} rounds")
+    rounds = [[start_seconds(encoder, alone=alone) for alone in (True, False)] for _ in range(arguments.rounds)]
+    for name, measured in zip(("to tokenise", "as a rank"), zip(*rounds, strict=True), strict=True):
+        print(f"{name:<12}{statistics.median(measured):>6.2f}  ({listed(measured, '.2f')})")
+    ratios = [rank / alone for alone, rank in rounds]
+    print(f"{'ratio':<12}{statistics.median(ratios):>6.2f}  ({listed(ratios, '.2f')})")
+
+
 def listed(values: Sequence[float], form: str) -> str:
     return ", ".join(format(value, form) for value in values)
 
@@ -208,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        (compare_memory if arguments.memory else compare_rates)(arguments, folder)
+        compare = compare_starts if arguments.start else compare_memory if arguments.memory else compare_rates
+        compare(arguments, folder)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Request:
         arguments: of the script.
         environment: of the ranks, without the variables that tell a rank its number.
         ranks: how many.
+        machines: on so many, each with as many ranks, as far as the launcher's variables tell.
         port: of the ranks' store.
         timeout: seconds after which the ranks are killed.
     """
@@ -62,6 +63,7 @@ class Request:
     arguments: list[str]
     environment: dict[str, str]
     ranks: int
+    machines: int
     port: int
     timeout: float
 
@@ -144,16 +146,18 @@ def fork_rank(request: Request, rank: int, output: int) -> int:
     for target in (1, 2):
         os.dup2(output, target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    machine, local_rank = divmod(rank, request.ranks // request.machines)
     os.environ.clear()
     os.environ.update(request.environment)
     os.environ.update(
         {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(request.ranks)},
-            **{"LOCAL_SIZE": str(request.ranks), "CROSS_RANK": "0", "CROSS_SIZE": "1"},
+            **{"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(request.ranks)},
+            **{"LOCAL_SIZE": str(request.ranks // request.machines)},
+            **{"CROSS_RANK": str(machine), "CROSS_SIZE": str(request.machines)},
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request.port)},
         }
     )
-    sys.argv = [request.script, f"--local_rank={rank}", *request.arguments]
+    sys.argv = [request.script, f"--local_rank={local_rank}", *request.arguments]
     sys.path[0] = str(Path(request.script).resolve().parent)
     # A new process has a seed of its own; torch's generator begins with the same one everywhere.
     random.seed()

@@ -40,8 +40,15 @@ class Launch:
         return self
 
 
-def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200, launcher: bool = False) -> Launch:
-    """Run a script on `ranks` ranks of one machine.
+def launch(
+    script: str,
+    *arguments: object,
+    ranks: int = 1,
+    timeout: float = 200,
+    launcher: bool = False,
+    machines: int = 1,
+) -> Launch:
+    """Run a script on `ranks` ranks.
 
     Args:
         script: path within the repository.
@@ -49,6 +56,7 @@ def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200
         ranks: how many processes.
         timeout: seconds; a launch that takes longer is killed, and the test fails.
         launcher: start the ranks by the deepspeed command instead of forking them.
+        machines: forked ranks take themselves for ranks of so many machines, whose files are the same.
     """
     given = list(map(str, arguments))
     port = free_port()
@@ -56,9 +64,8 @@ def launch(script: str, *arguments: object, ranks: int = 1, timeout: float = 200
         if launcher:
             status, output = _run_launcher(script, given, ranks, port, timeout)
         else:
-            status, output = FORK_SERVERS.run(
-                script, given, environment=environment(), ranks=ranks, port=port, timeout=timeout
-            )
+            options = {"environment": environment(), "ranks": ranks, "machines": machines}
+            status, output = FORK_SERVERS.run(script, given, port=port, timeout=timeout, **options)
     finally:
         left = shared_memory(port)
         remove_shared_memory(port)

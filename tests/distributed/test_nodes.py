@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -16,11 +17,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from minimind import demo
 from minimind.ranks.exits import CRASHED, FAILED
-from tests.distributed.launching import REPO, Launch, environment, free_port, metrics, train
+from tests.distributed.launching import REPO, Launch, environment, free_port, launch, metrics, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -217,10 +219,74 @@ def test_srun_takes_the_same_steps(data, one_node, tmp_path):
         for rank in (0, 1)
     ]
     try:
-        for launch in ends(started, tmp_path):
-            launch.succeeded()
+        for ended in ends(started, tmp_path):
+            ended.succeeded()
     finally:
         for process in started:
             process.kill()
             process.wait()
     assert curve(tmp_path / "out") == one_node
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    rows = map(json.loads, demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines())
+    path.write_text("".join(json.dumps({"text": row["chosen"][-1]["content"]}) + "\n" for row in rows))
+    return path
+
+
+# Shards of 256 rows, which are removed behind the run; the data begin anew four times.
+STEPS, SAVED = 96, 32
+
+
+def stream_flags(data: Path, save_dir: Path, *more: object) -> list[str]:
+    given = (
+        *("--deepspeed", "ds_configs/zero1.json", "--data_path", data, "--max_seq_len", 24, "--num_workers", 0),
+        *("--hidden_size", 32, "--num_hidden_layers", 1, "--dtype", "float32", "--learning_rate", 1e-3),
+        *("--batch_size", 8, "--accumulation_steps", 2, "--log_interval", 1, "--max_steps", STEPS),
+        *("--streaming", 1, "--shard_tokens", 1500, "--window_tokens", 4000, "--keep_windows", 2),
+        *("--save_interval", SAVED, "--save_dir", save_dir, *more),
+    )
+    return list(map(str, given))
+
+
+def stream_curve(folder: Path) -> list[list[float]]:
+    names = ("step", "loss", "grad_norm", "learning_rate", "token_accuracy")
+    return [[entry[name] for name in names] for entry in metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def streamed(texts, tmp_path_factory):
+    """The curve of two ranks of one machine that stream."""
+    folder = tmp_path_factory.mktemp("streamed")
+    given = stream_flags(texts, folder, "--cache_dir", folder / "cache")
+    launch("launch/pretrain.py", *given, ranks=2).succeeded()
+    return stream_curve(folder)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shared", [True, False], ids=["one_folder_of_shards", "each_its_own"])
+def test_two_nodes_that_stream_and_are_killed_take_the_steps_of_one(nodes, texts, streamed, shared, tmp_path):
+    """Where each has its own folder, the second node comes back without the shards that it had."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    cache.mkdir()
+    flags = stream_flags(texts, out, "--cache_dir", cache)
+    options = {"hide": None if shared else cache, "script": "launch/pretrain.py"}
+    with on_both(nodes, tmp_path, *flags, **options) as launched:
+        until = time.monotonic() + 200
+        while steps_of(out) < SAVED + 4 and time.monotonic() < until:
+            time.sleep(0.01)
+        # Ranks are in sessions of their own.
+        found = [psutil.Process(process.pid) for process in launched]
+        found += [child for process in found for child in process.children(recursive=True)]
+        for process in found:
+            process.suspend()
+        for process in found:
+            process.kill()
+    assert SAVED + 4 <= steps_of(out) < STEPS, (tmp_path / "0").read_text()[-6000:]
+    with on_both(nodes, tmp_path, *flags, "--from_resume", "1", **options) as launched:
+        first, second = ends(launched, tmp_path)
+    assert f"resuming after step {SAVED}" in first.succeeded().output
+    second.succeeded()
+    assert stream_curve(out) == streamed

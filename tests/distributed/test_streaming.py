@@ -131,6 +131,13 @@ def test_a_killed_run_goes_on_with_fewer_ranks_and_shards_that_are_made_again(da
         assert now == pytest.approx(was, rel=1e-4)
 
 
+def test_two_machines_that_share_a_folder_of_shards_take_the_same_steps(data, whole, tmp_path):
+    """Each has a process that tokenises; one of them makes and removes shards, the other waits for its lock."""
+    flags = (*BOUNDED, *BATCH, "--cache_dir", tmp_path / "cache")
+    pretrain(data, tmp_path, *flags, ranks=2, machines=2).succeeded()
+    assert curve(tmp_path) == curve(whole)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_again_and_again_goes_on_with_the_same_numbers(data, whole, tmp_path):

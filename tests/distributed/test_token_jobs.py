@@ -171,8 +171,12 @@ def test_sft_is_minimind_s(moe, ranks, config, exact, tokenizer, tmp_path):
     assert untimed(folder) == was
 
 
-@pytest.mark.parametrize(("moe", "ranks", "config"), [(False, 1, "zero1"), (True, 2, "zero3")], ids=["dense", "moe"])
-def test_pretraining_is_minimind_s(moe, ranks, config, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("moe", "generation", "ranks", "config"),
+    [(False, 3, 1, "zero1"), (True, 2, 2, "zero3"), (True, 3, 1, "zero2")],
+    ids=["dense", "moe of generation 2", "moe of generation 3"],
+)
+def test_pretraining_is_minimind_s(moe, generation, ranks, config, tokenizer, tmp_path):
     lines = demo.TRAIN_PATH.read_text(encoding="utf-8").splitlines()
     texts = [" ".join(message["content"] for message in json.loads(line)["chosen"]) for line in lines[:48]]
     if moe:
@@ -185,7 +189,6 @@ def test_pretraining_is_minimind_s(moe, ranks, config, tokenizer, tmp_path):
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     split = ("--batch_size", 2, "--accumulation_steps", 4 // ranks, "--loss_mean", "micro_batch")
     # A mixture of generation 2 has one auxiliary loss a row. The plain loop takes no samples: they change nothing.
-    generation = 2 if moe else 3
     more = ("--on_long_row", "keep", "--generation", generation, *SAMPLES)
     run(folder, data, moe, *split, *more, script="launch/pretrain.py", ranks=ranks, config=config)
     check(folder, "pretrain", plain_loop(rows, 2, 4, False, moe, generation), moe)

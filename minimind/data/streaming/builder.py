@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from minimind.data.pairs import LengthLimit
 from minimind.data.shapes import ShapeOptions
 from minimind.data.sources import Place, Source
 from minimind.data.streaming.order import StreamOrder, Word
+from minimind.data.streaming.removal import Removal
 from minimind.data.streaming.shards import LOCK, Policies, Shard, ShardStore
 from minimind.data.tokens import ROWS, Chunk, tokenize
-from minimind.data.worker_pool import exit_with_parent, without_interrupts
+from minimind.data.worker_pool import exit_with_parent, starting_workers
 from minimind.errors import MiniMindError
 from minimind.locks import held
 
@@ -213,33 +214,24 @@ def build(recipe: Recipe, wanted: Callable[[], int], on_wait: Callable[[], objec
             builders.append(WordBuilder(recipe, word, store))
             stack.callback(builders[-1].close)
         order = recipe.order(lambda word, number: builders[word].shard(number))
+        most = recipe.keep_windows
+        removal = Removal([one.store for one in builders], recipe.order, most) if most is not None else None
         number = end = 0
         while end < recipe.rows:
-            most = recipe.keep_windows
-            while most is not None and number >= most and order.window(number - most).end > wanted():
+            while removal is not None and not removal.may_hold(order, number, wanted()):
                 on_wait()
                 time.sleep(_POLL_SECONDS)
             window = order.window(number)
-            kept_from = wanted() - recipe.behind
-            if most is not None:
-                _remove_used(order, number, kept_from, builders)
+            asked = wanted()
+            kept_from = asked - recipe.behind
+            if removal is not None:
+                removal.before(order, number, asked, kept_from)
             if window.end > kept_from:
                 for part in window.parts:
                     builders[part.word].ensure(part.shard)
             if most is None and all(builder.is_whole() for builder in builders):
                 return
             number, end = number + 1, window.end
-
-
-def _remove_used(order: StreamOrder, number: int, kept_from: int, builders: Sequence[WordBuilder]) -> None:
-    """Remove the shards of windows that end before a row, unless the window of this number or one before needs them."""
-    used: list[set[int]] = [{len(builder.store.shards) - 1} for builder in builders]  # the order reads one ahead
-    while number >= 0 and (window := order.window(number)).end > kept_from:
-        for part in window.parts:
-            used[part.word].add(part.shard.number)
-        number -= 1
-    for builder, numbers in zip(builders, used, strict=True):
-        builder.store.remove_but(numbers)
 
 
 class Process:
@@ -254,7 +246,7 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self._wanted = context.Value("q", wanted)
         self._process = context.Process(target=_work, args=(recipe, self._wanted), name="tokenising")
-        with without_interrupts():
+        with starting_workers():
             self._process.start()
 
     def wants(self, row: int) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 
-from minimind.data import worker_pool
-from minimind.data.worker_pool import run_in_order
+import minimind
+from minimind.data import dataset, worker_pool
+from minimind.data.encoder import build_encoder
+from minimind.data.encoding import EncodingOptions
+from minimind.data.worker_pool import only_tokenises, run_in_order, starting_workers
+from tests.conftest import REPO
 
 
 @pytest.fixture
@@ -72,3 +83,48 @@ def test_an_error_of_the_tasks_ends_the_pool(pool):
     with pytest.raises(ValueError, match="cut off"):
         list(run_in_order(lambda task: task, tasks(), workers=1))
     assert pool[0].cancelled()
+
+
+# Reads calls of encoders, as a process that tokenises gets encoders.
+SCRIPT = """
+import json, pickle, sys
+import minimind.data.streaming.builder
+rows = [encode().tokens for encode in pickle.load(sys.stdin.buffer)]
+heavy = {"torch", "deepspeed", "transformers.modeling_utils", "minimind.model"} & set(sys.modules)
+print(json.dumps([rows, sorted(heavy)]))
+"""
+CONVERSATION = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven."}]
+
+
+def test_a_process_that_tokenises_imports_neither_torch_nor_a_model(tokenizer):
+    encoders = [build_encoder(tokenizer, EncodingOptions(mask=mask)) for mask in ("turns", "minimind", "text")]
+    given = [partial(encoder.encode, CONVERSATION, 0) for encoder in encoders[:2]]
+    given.append(partial(encoders[2].encode_text, "A text."))
+    with starting_workers():
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], input=pickle.dumps(given), cwd=REPO, capture_output=True, check=False
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    rows, heavy = json.loads(done.stdout)
+    assert rows == [encode().tokens for encode in given]
+    assert heavy == []
+
+
+def test_only_processes_that_are_started_to_tokenise_do_so():
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for _ in range(2):
+        with starting_workers(), starting_workers():
+            assert "MINIMIND_ONLY_TOKENISES" in os.environ
+            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert not only_tokenises()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+def test_a_program_s_main_file_may_import_names_of_the_package(monkeypatch):
+    """A process that tokenises reads it too, unless all of it is under `if __name__ == "__main__"`."""
+    monkeypatch.setenv("MINIMIND_ONLY_TOKENISES", "1")
+    monkeypatch.delattr(minimind, "DPODataset")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = minimind.nothing
+    assert minimind.DPODataset is dataset.DPODataset
+    assert not only_tokenises()
