@@ -71,8 +71,7 @@ class RunFiles:
     @property
     def sets(self) -> tuple[str, ...]:
         """What the metrics of each held-out set begin with: "eval/", "eval/zh/"."""
-        names = (name for entry in self.entries for name in entry if name.startswith(_EVAL) and name.endswith("/loss"))
-        return tuple(dict.fromkeys(name.removesuffix("loss") for name in names))
+        return held_out_prefixes(self.entries)
 
     def names(self, prefix: str) -> list[str]:
         """Metrics whose names begin so, and that have a value."""
@@ -112,6 +111,12 @@ def read_run(folder: Path, exports: Iterable[Path] = ()) -> RunFiles:
         exports=[_export(one) for one in (*found, *given)],
         rows=ledger.read(folder) if ledger.size(folder) else None,
     )
+
+
+def held_out_prefixes(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """What the metrics of each held-out set begin with, in the order of their first evaluations."""
+    names = (name for entry in entries for name in entry if name.startswith(_EVAL) and name.endswith("/loss"))
+    return tuple(dict.fromkeys(name.removesuffix("loss") for name in names))
 
 
 def read_entries(path: Path) -> list[Entry]:

@@ -6,13 +6,11 @@ RunPlan -> sweep_run.json, metrics.jsonl -> read_result -> RunResult
 from __future__ import annotations
 
 import dataclasses
-import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from minimind.config import DPOConfig
-from minimind.diagnosis.run_files import METRICS_FILE, Entry, read_entries
+from minimind.diagnosis.run_files import METRICS_FILE, Entry, held_out_prefixes, read_entries
 from minimind.errors import DataError
 from minimind.sweep.plan import FINISHED, RunPlan, read_record
 from minimind.training.events import prefix_of
@@ -20,8 +18,6 @@ from minimind.training.events import prefix_of
 # Metrics of the table, of pairs and of tokens.
 METRICS = ("rewards/accuracies", "rewards/margins", "loss")
 TOKEN_METRICS = ("token_accuracy", "perplexity", "loss")
-# The loss of a set of held-out data with a name.
-_NAMED_LOSS = re.compile(r"eval/([^/]+)/loss")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +76,9 @@ def read_result(plan: RunPlan) -> RunResult:
     except DataError as error:
         # One run must not cost the table of all.
         problem = str(error)
-    prefixes = _held_out_prefixes(entries) or [""]
+    sets, plain = held_out_prefixes(entries), prefix_of("")
+    # A set without a name counts alone.
+    prefixes = [plain] if plain in sets else sets or [""]
     # The first evaluation is before training.
     last = [next((one for one in reversed(entries) if f"{prefix}loss" in one), {}) for prefix in prefixes]
     metrics = {}
@@ -98,12 +96,3 @@ def read_result(plan: RunPlan) -> RunResult:
         prefixes=prefixes,
         problem=problem,
     )
-
-
-def _held_out_prefixes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Prefixes of the sets of held-out data that count: the one without a name, or without it all others."""
-    plain = prefix_of("")
-    if any(f"{plain}loss" in entry for entry in entries):
-        return [plain]
-    matches = [match for entry in entries for name in entry if (match := _NAMED_LOSS.fullmatch(name))]
-    return [prefix_of(name) for name in dict.fromkeys(match[1] for match in matches)]
