@@ -29,8 +29,8 @@ class RunResult:
         exit_status: of the launcher; None if it is not known.
         step: the last logged global step; 0 without one.
         metrics: name of a metric of the table -> last value, of several sets of held-out data their mean.
-        prefixes: what the metrics begin with in the run's files: those of its sets of held-out data, whose last
-            evaluation they are from; without any the empty one, of the last logged step of training.
+        prefixes: what the metrics begin with in the run's files: those of its sets of held-out data, from the last
+            step at which all were evaluated; without any the empty one, of the last logged step of training.
         problem: why there are no metrics, if they cannot be read; else empty.
     """
 
@@ -79,8 +79,10 @@ def read_result(plan: RunPlan) -> RunResult:
     sets, plain = held_out_prefixes(entries), prefix_of("")
     # A set without a name counts alone.
     prefixes = [plain] if plain in sets else sets or [""]
-    # The first evaluation is before training.
-    last = [next((one for one in reversed(entries) if f"{prefix}loss" in one), {}) for prefix in prefixes]
+    # The last step at which all sets were evaluated: a run may have ended between two of them.
+    evaluated = [{one["step"]: one for one in entries if f"{prefix}loss" in one} for prefix in prefixes]
+    step = max(set.intersection(*map(set, evaluated)), default=0)
+    last: list[Entry] = [of_set.get(step, {}) for of_set in evaluated]
     metrics = {}
     for name in metrics_of(plan):
         found = zip(prefixes, last, strict=True)

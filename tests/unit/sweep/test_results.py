@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimind.sweep.plan import FINISHED, STOPPED
+from minimind.sweep.plan import FAILED, FINISHED, STOPPED
 from minimind.sweep.results import read_result
 from tests.unit.sweep.made import evaluated, plans, trained, write_run
 
@@ -40,6 +40,9 @@ def test_of_sets_with_names_the_mean_counts(plan):
     result = read_result(plan)
     assert (result.metrics, result.held_out) == ({"rewards/accuracies": 0.875, "loss": 0.5}, True)
     assert result.logged[-2:] == ["eval/zh/loss", "eval/en/loss"]
+    # A run that ended between two sets: numbers of different steps have no mean.
+    write_run(plan, FAILED, *sets, {"step": 8, "eval/zh/loss": 0.1, "eval/zh/rewards/accuracies": 1.0})
+    assert read_result(plan).metrics == result.metrics
     write_run(plan, FINISHED, *sets, evaluated(4, 0.5))
     assert read_result(plan).metrics["rewards/accuracies"] == 0.5
 
