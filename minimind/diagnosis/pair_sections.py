@@ -44,7 +44,9 @@ _LISTS = {
 
 def without_ledger(run: ReportedRun, say: Language) -> Iterator[Markup]:
     """Why there is nothing about single pairs."""
-    if run.files.rows is None:
+    if run.files.rows is None and run.files.settings.get("ledger", {}).get("value"):
+        yield note(say("This run ended before it wrote a pair into its ledger."))
+    elif run.files.rows is None:
         yield note(say("Train with --ledger 1 to see single pairs here."))
     else:
         yield note(say("The loss of this run has no margins, so its pairs cannot be judged."))

@@ -59,7 +59,7 @@ def findings(run: RunFiles, say: Language) -> Iterator[Markup]:
         said = say("{rule}, step {step}: ", rule=f"{name}{of_set}", step=found.get("at", found["step"]))
         title = element("b", said)
         text, remedy = _said(found, rule, say)
-        items.append(element("li", title, say("{text}. {remedy}", text=text, remedy=remedy), cls="warning"))
+        items.append(element("li", title, say("{text}: {remedy}", text=text, remedy=remedy), cls="warning"))
     yield element("ul", *items, cls="findings") if items else element("p", say("The guard has found nothing."))
 
 
@@ -186,7 +186,9 @@ def comparison(runs: Sequence[ReportedRun], say: Language) -> Iterator[Markup]:
     shown = {name: [_shown(one.files.settings.get(name, {}).get("value")) for one in runs] for name in flags}
     differing = [[f"--{name}", *values] for name, values in shown.items() if len(set(values)) > 1]
     yield element("h3", say("Settings that differ"))
-    yield table([say("setting"), *names], differing) if differing else note(say("None."))
+    # Values are texts, such as paths, which a narrow page or paper must break.
+    columns = [name.removeprefix("#") for name in names]
+    yield table([say("setting"), *columns], differing) if differing else note(say("None."))
 
 
 def value(number: float) -> str:

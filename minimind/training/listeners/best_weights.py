@@ -27,6 +27,7 @@ class BestWeights(Listener):
 
     Args:
         criterion: what is better.
+        prefix: of the metrics of the set of held-out data that decides; other sets are no evaluations here.
         patience: evaluations without a better one after which the run ends; None: it never does.
         export: writes the weights with a record of why; all ranks call it. Raises WeightsError on all ranks.
         folder: where it writes them.
@@ -40,6 +41,7 @@ class BestWeights(Listener):
         self,
         *,
         criterion: Criterion,
+        prefix: str,
         patience: int | None,
         export: Callable[[Mapping[str, object]], None],
         folder: Path,
@@ -50,7 +52,7 @@ class BestWeights(Listener):
         watch: Watch,
     ) -> None:
         self._best, self._patience, self._export, self._folder = Best(criterion), patience, export, folder
-        self._data = data
+        self._data, self._prefix = data, prefix
         self._halt, self._console, self._world, self._watch = halt, console, world, watch
 
     def on_start(self, event: Start) -> None:
@@ -63,6 +65,8 @@ class BestWeights(Listener):
             self._stop_if_stuck(event.step)
 
     def on_evaluated(self, event: Evaluated) -> None:
+        if event.prefix != self._prefix:
+            return
         metric = self._best.criterion.metric
         # Ranks measure rates by their own clocks, so rank 0's value decides for all. A metric over a part of the data
         # that is empty does not exist.

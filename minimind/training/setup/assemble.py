@@ -220,8 +220,11 @@ def _guard(prepared: Prepared, data: TrainingData, run: Run, console: Console) -
 def _best_weights(prepared: Prepared, data: TrainingData, engines: Engines, run: Run, console: Console) -> BestWeights:
     config, policy, watch = prepared.settings.config, engines.policy, run.watch
     assert config.run.save_best is not None
+    known = evaluated_metrics(config, prepared.objective)
+    criterion = parse_save_best(config.run.save_best, known)
     return BestWeights(
-        criterion=parse_save_best(config.run.save_best, evaluated_metrics(config, prepared.objective)),
+        criterion=criterion,
+        prefix=criterion.metric.removesuffix(known[criterion.metric]),
         patience=parse_early_stop(config.run.early_stop) if config.run.early_stop else None,
         export=lambda record: export_best(prepared, policy, watch.tick, record),
         folder=Path(config.run.save_dir) / BEST,

@@ -82,4 +82,6 @@ def test_what_cannot_be_shown_is_said(tmp_path, run):
 def test_a_run_without_pairs_says_why(tmp_path, run):
     without = open_reported(made_run(tmp_path / "other", with_ledger=False))
     assert "Train with --ledger 1" in shown(pair_sections.without_ledger(without, SAY)).replace(FLAG, "--ledger")
+    early = open_reported(made_run(tmp_path / "early", with_ledger=False, ledger=True))
+    assert "ended before it wrote a pair" in shown(pair_sections.without_ledger(early, SAY))
     assert "has no margins" in shown(pair_sections.without_ledger(run, SAY))

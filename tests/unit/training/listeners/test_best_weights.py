@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 
 @pytest.fixture
 def made(tmp_path):
-    def make(patience=None, metric="eval/loss", data="key"):
+    def make(patience=None, metric="eval/loss", data="key", prefix="eval/"):
         printed, written, halt, events = [], [], Halt(), Events()
 
         def export(record):
@@ -32,6 +32,7 @@ def made(tmp_path):
 
         listener = BestWeights(
             criterion=Criterion(metric=metric, larger=False),
+            prefix=prefix,
             patience=patience,
             export=export,
             folder=tmp_path / "best",
@@ -75,6 +76,18 @@ def test_a_metric_that_an_evaluation_lacks_is_no_progress(made):
     assert run.halt.step == 1
     run.events.emit(End(step=1, finished=True))
     assert run.printed == ["best weights: none, eval/rewards/chosen was never a number"]
+
+
+def test_other_sets_of_held_out_data_are_no_evaluations(made):
+    """They lack the metric, and would use up the patience."""
+    run = made(patience=2, metric="eval/zh/loss", prefix="eval/zh/")
+    for step, value in enumerate((0.7, 0.6, 0.65, 0.66)):
+        assert run.halt.step is None
+        for name, loss in (("zh", value), ("en", 0.1)):
+            run.events.emit(Evaluated(step=step, metrics={f"eval/{name}/loss": loss}, items=3, name=name))
+    assert run.written == [(1, 0.6)]
+    assert run.halt.step == 3
+    assert run.halt.reason.startswith("2 evaluations without a better one")
 
 
 def test_patience_counts_evaluations_since_the_best(made):

@@ -104,6 +104,13 @@ def test_the_best_weights_are_kept_after_the_line_about_their_evaluation(assembl
     best = run.events._listeners[-1]
     assert (best._best.criterion.larger, best._patience, best._folder) == (True, 3, tmp_path / "best")
     assert best._halt is run.halt
+    assert best._prefix == "eval/"
+
+
+def test_one_of_several_sets_decides_about_the_best_weights(assemble):
+    named = ("--eval_data_path", "zh=a.jsonl", "en=b.jsonl")
+    run = assemble("--save_best", "eval/zh/loss", *named, eval_table=[1, 2])
+    assert run.events._listeners[-1]._prefix == "eval/zh/"
 
 
 def test_the_guard_gets_what_the_loss_has(assemble):
