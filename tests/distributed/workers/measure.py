@@ -109,7 +109,8 @@ def measure(case: dict, world: World) -> dict:
     policy = Policy(base, policy_config, lambda step: 1.0, world, adapters=adapters)
     policy.train()
     reference = live or AdaptedReference(policy, settings.config)
-    batches = [pack([random_pair(10 * world.rank + index, 60)]) for index in range(case["micro_batches"])]
+    # Short ones: neither what is held between steps nor what is sent depends on their length.
+    batches = [pack([random_pair(10 * world.rank + index, 8)]) for index in range(case["micro_batches"])]
 
     job = DPOJob(objective=build_objective("sigmoid"), reference=reference)
 
