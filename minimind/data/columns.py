@@ -194,6 +194,8 @@ def number_of(value: Any) -> float | None:
 def _read_scores(given: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, float]]:
     """The columns with the scores of both answers, and their values; a column that is no number is one of no use."""
     for names in _SCORES:
+        if names[0] not in given:
+            continue
         chosen, rejected = (number_of(given.get(name)) for name in names)
         if chosen is not None and rejected is not None:
             return names, (chosen, rejected)

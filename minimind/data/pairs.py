@@ -120,7 +120,8 @@ def encode_pair(row: PreferenceRow, number: int, encoder: ConversationEncoder, l
         problem=problem,
         prompt_cut=prompt_cut,
         end_cut=end_cut,
-        is_lost=problem is None and not difference_counts(chosen, rejected, prefix),
+        # What was not cut is as it was found above.
+        is_lost=problem is None and (prompt_cut or end_cut) and not difference_counts(chosen, rejected, prefix),
         other_mask=any(one.differs for one in compared),
     )
 

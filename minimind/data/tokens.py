@@ -171,9 +171,8 @@ def _size(value: Any) -> int:
     """Characters or bytes of all texts in a row."""
     if isinstance(value, bytes | str):
         return len(value)
-    if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 0
+    values = value.values() if isinstance(value, dict) else value
+    return sum(map(_size, values)) if isinstance(value, dict | list) else 0
 
 
 def _encode_rows(encoder: RowEncoder, limit: LengthLimit, options: ShapeOptions, task: _Task) -> Chunk:
@@ -256,8 +255,9 @@ def _read_rows(task: _Task, options: ShapeOptions) -> _ReadRows:
 def _arrays(pairs: list[EncodedPair]) -> dict[str, Any]:
     """What a chunk has of its tokenised pairs."""
     halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
+    tokens = itertools.chain.from_iterable(half.tokens for half in halves)
     return {
-        "tokens": np.array(list(itertools.chain.from_iterable(half.tokens for half in halves)), np.int32),
+        "tokens": np.fromiter(tokens, np.int32, sum(len(half.tokens) for half in halves)),
         "mask": np.frombuffer(b"".join(bytes(half.mask) for half in halves), np.uint8),
         "lengths": [len(half.tokens) for half in halves],
         "full_lengths": [length for pair in pairs for length in pair.lengths],

@@ -37,7 +37,9 @@ def with_messages(row: dict[str, Any], names: TurnNames, *, is_json: bool) -> di
         RowError: an answer is a list as Python writes it, whether it is a text or messages is not known, or only one
             of two answers is messages.
     """
-    pairs: list[tuple[str, ...]] = [columns for columns in _PAIRS if all(row.get(name) is not None for name in columns)]
+    pairs: list[tuple[str, ...]] = [
+        (one, other) for one, other in _PAIRS if row.get(one) is not None and row.get(other) is not None
+    ]
     changed: dict[str, Any] = {}
     for columns in pairs or [(name,) for name in _ALONE]:
         if is_json and not all(_is_bracketed(row.get(name)) for name in columns):

@@ -190,7 +190,7 @@ def _recognise(row: Row, options: ShapeOptions) -> str:
         RowError: there is none, or more than one.
     """
     given, known = given_columns(row), _known(options)
-    candidates = [name for name, shape in known.items() if not shape.missing(given)]
+    candidates = [name for name, shape in known.items() if shape.has_columns(given)]
     fitting = [name for name in candidates if known[name].fits(row, given)]
     if len(fitting) > 1:
         readings = " or as ".join(f"{known[name].title} ({listed(known[name].found(given))})" for name in fitting)

@@ -53,6 +53,10 @@ class RowShape:
         first = (next((name for name in names if name in given), None) for names in self.needs)
         return [name for name in dict.fromkeys(first) if name is not None]
 
+    def has_columns(self, given: frozenset[str]) -> bool:
+        """Whether a row has all needed columns."""
+        return not any(map(given.isdisjoint, self.needs))
+
     def missing(self, given: frozenset[str]) -> list[tuple[str, ...]]:
         """Groups of needed columns of which a row has none."""
         return [names for names in self.needs if given.isdisjoint(names)]
