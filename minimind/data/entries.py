@@ -24,13 +24,16 @@ class Entry(NamedTuple):
     scores: tuple[float, float]
     label: int
 
+    def of_piece(self, piece: int) -> Entry:
+        """The entry of a piece, from 0, of a text that is split; the first one's is that of the text."""
+        return self._replace(identity=(*self.identity[:2], piece)) if piece else self
 
-def entry_of(row: CheckedRow, words: frozenset[str], piece: int = 0) -> Entry:
+
+def entry_of(row: CheckedRow, words: frozenset[str]) -> Entry:
     """The entry of a row.
 
     Args:
         words: all words of the chat template's source; see identity.py.
-        piece: of a text that is split, from 0.
     """
     if isinstance(row, PreferenceRow):
         return Entry(identity_of(row, words), row.scores, NO_LABEL)
@@ -38,4 +41,4 @@ def entry_of(row: CheckedRow, words: frozenset[str], piece: int = 0) -> Entry:
         return Entry(identity_of_answer(row, words), NO_SCORES, int(row.label))
     if isinstance(row, ConversationRow):
         return Entry(identity_of_conversation(row, words), NO_SCORES, CONVERSATION)
-    return Entry(identity_of_text(row, piece), NO_SCORES, TEXT)
+    return Entry(identity_of_text(row), NO_SCORES, TEXT)

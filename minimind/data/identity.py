@@ -70,9 +70,10 @@ def identity_of_conversation(row: ConversationRow, words: frozenset[str]) -> tup
     return _prompt_hash(row.messages[:first], row, words), _answer_hash(row.messages[first:], words), 0
 
 
-def identity_of_text(row: TextRow, piece: int) -> tuple[int, int, int]:
-    """Twice the hash of the text, and the number of the piece of it."""
-    return _hash(row.text), _hash(row.text), piece
+def identity_of_text(row: TextRow) -> tuple[int, int, int]:
+    """Twice the hash of the text, and the number of its first piece; the others of a long text have their own."""
+    text = _hash(row.text)
+    return text, text, 0
 
 
 def _prompt_hash(prompt: list[Message], row: CheckedRow, words: frozenset[str]) -> int:

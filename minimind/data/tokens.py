@@ -197,13 +197,15 @@ def _encode_rows(encoder: RowEncoder, limit: LengthLimit, options: ShapeOptions,
             continue
         counts[DEVELOPER] += row.has_developer
         unused.update(dict.fromkeys((number, name) for name in not_used(row, words)))
+        # Once for all pieces: a text of megabytes has thousands.
+        of_row = entry_of(row, words)
         for piece, pair in enumerate(found):
             if pair.problem is not None:
                 bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
             counts[OTHER_MASK] += pair.other_mask
             pairs.append(pair)
             numbers.append(number)
-            entry = entry_of(row, words, piece)
+            entry = of_row.of_piece(piece)
             identities += entry.identity
             scores += entry.scores
             labels.append(entry.label)

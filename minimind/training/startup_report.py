@@ -191,11 +191,12 @@ def _streamed(data: TrainingData, stream: StreamSampler) -> Iterator[str]:
     """Steps of streamed data, and their first window."""
     items, size = data.table.items, stream.global_batch_size
     yield f"{data.total_steps} steps of {size} {items}, streamed"
+    lines = (*_shares(data.table), *_narrowed(data, None))
     yield (
         f"  window to begin with: {len(data.table):,} {items} of {int(data.table.packed_tokens.sum()):,} tokens in "
-        f"{len(data.table.tables)} shards; of its rows:"
+        f"{len(data.table.tables)} shards{'; of its rows:' if lines else ''}"
     )
-    for line in (*_shares(data.table), *_narrowed(data, None)):
+    for line in lines:
         yield f"  {line}"
 
 

@@ -183,7 +183,7 @@ def _beginning(path: Path) -> tuple[Kind, int | None]:
     try:
         return kind_of(head), start
     except UnknownContentError as error:
-        raise DataError(f"{path}: {error}; a preference file is {TAKEN}") from error
+        raise DataError(f"{path}: {error}; data files are {TAKEN}") from error
 
 
 def _read(path: Path, on_read: OnRead, start: Place) -> Iterator[tuple[int, Content]]:

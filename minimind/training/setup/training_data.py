@@ -280,7 +280,7 @@ def count_steps(stream: PairSampler, config: JobConfig) -> int:
     total = stream.total_steps
     if not total:
         raise ConfigError(
-            f"{sum(stream.mix.sizes)} pairs x {stream.epochs} epochs do not fill one global batch of "
+            f"{sum(stream.mix.sizes)} {config.items} x {stream.epochs} epochs do not fill one global batch of "
             f"{stream.global_batch_size}; lower --batch_size or --accumulation_steps, or use fewer ranks"
         )
     total = min(total, config.optimisation.max_steps or total)

@@ -13,14 +13,16 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from minimind.data import tokens, worker_pool
+from minimind.data import identity, tokens, worker_pool
 from minimind.data.encoder import TurnEncoder
 from minimind.data.encoding import EncodingOptions
 from minimind.data.packs import pack, pad
 from minimind.data.pairs import LengthLimit
 from minimind.data.rows import BadRow
+from minimind.data.shapes import Items, ShapeOptions
 from minimind.data.sources import open_source
 from minimind.data.table import PreferencePair
+from minimind.data.text_encoder import TextEncoder
 from minimind.data.tokens import END_CUT, LOST, PROMPT_CUT, WRONG, Chunk, tokenize
 from tests.conftest import conversation, pair
 from tests.unit.data.tables import LONG_QUESTION, ROWS, SHORT
@@ -252,3 +254,17 @@ def test_rows_of_a_task_have_the_tokens_that_each_has_alone(write_rows, tokenize
     assert len(alone) == 40
     assert together.tokens.tolist() == [token for chunk in alone for token in chunk.tokens.tolist()]
     assert together.mask.tolist() == [value for chunk in alone for value in chunk.mask.tolist()]
+
+
+def test_a_text_of_many_pieces_is_hashed_once(write_rows, tokenizer, monkeypatch):
+    """For each piece, a file that is one text of megabytes would take minutes."""
+    calls, hashed = [], identity._hash
+    monkeypatch.setattr(identity, "_hash", lambda value: calls.append(value) or hashed(value))
+    text = "One of many words. " * 50
+    encoder = TextEncoder(tokenizer, EncodingOptions(mask="text"))
+    limit = LengthLimit(max_length=16, cut_prompt=False, long_text="split")
+    source = open_source(write_rows({"text": text}))
+    (chunk,) = tokenize(source, encoder, limit, ShapeOptions(items=Items.TEXTS), num_workers=0)
+    assert len(chunk.lines) > 10
+    assert calls == [text]
+    assert [chunk.identities[place] for place in range(2, 3 * len(chunk.lines), 3)] == list(range(len(chunk.lines)))
