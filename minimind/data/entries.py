@@ -5,6 +5,7 @@ CheckedRow -> entry_of -> Entry
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from minimind.data.columns import NO_SCORES
@@ -24,10 +25,6 @@ class Entry(NamedTuple):
     scores: tuple[float, float]
     label: int
 
-    def of_piece(self, piece: int) -> Entry:
-        """The entry of a piece, from 0, of a text that is split; the first one's is that of the text."""
-        return self._replace(identity=(*self.identity[:2], piece)) if piece else self
-
 
 def entry_of(row: CheckedRow, words: frozenset[str]) -> Entry:
     """The entry of a row.
@@ -42,3 +39,12 @@ def entry_of(row: CheckedRow, words: frozenset[str]) -> Entry:
     if isinstance(row, ConversationRow):
         return Entry(identity_of_conversation(row, words), NO_SCORES, CONVERSATION)
     return Entry(identity_of_text(row), NO_SCORES, TEXT)
+
+
+def entries_of(row: CheckedRow, words: frozenset[str], pieces: int) -> Iterator[Entry]:
+    """The entries of a row: one, or that of each piece of a text that is split. The row is hashed once for all of them,
+    since a text of megabytes has thousands."""
+    whole = entry_of(row, words)
+    yield whole
+    for piece in range(1, pieces):
+        yield whole._replace(identity=(*whole.identity[:2], piece))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from minimind.data.alone import encode_alone, encode_text
 from minimind.data.encoding import ConversationEncoder, RowEncoder
-from minimind.data.entries import entry_of
+from minimind.data.entries import entries_of
 from minimind.data.labelled import encode_answer, others_of
 from minimind.data.left_out import check_rendered, not_used
 from minimind.data.pairs import EncodedPair, LengthLimit, encode_pair
@@ -197,15 +197,12 @@ def _encode_rows(encoder: RowEncoder, limit: LengthLimit, options: ShapeOptions,
             continue
         counts[DEVELOPER] += row.has_developer
         unused.update(dict.fromkeys((number, name) for name in not_used(row, words)))
-        # Once for all pieces: a text of megabytes has thousands.
-        of_row = entry_of(row, words)
-        for piece, pair in enumerate(found):
+        for pair, entry in zip(found, entries_of(row, words, len(found)), strict=True):
             if pair.problem is not None:
                 bad.append(BadRow(line=number, reason=pair.problem, tokenized=True))
             counts[OTHER_MASK] += pair.other_mask
             pairs.append(pair)
             numbers.append(number)
-            entry = of_row.of_piece(piece)
             identities += entry.identity
             scores += entry.scores
             labels.append(entry.label)
