@@ -14,7 +14,7 @@ from typing import Any
 from minimind.data.columns import number_of
 from minimind.data.messages import listed, parsed_list, shown
 from minimind.data.rows import PreferenceRow
-from minimind.data.shapes.halves import answer_pair
+from minimind.data.shapes.halves import answer_pair, check_listed_answers
 from minimind.data.shapes.options import ALL, BEST_WORST, ShapeOptions
 from minimind.data.shapes.shape import CONVERSATIONS, Row, RowShape, given_columns
 from minimind.data.sources import RowError
@@ -88,6 +88,7 @@ def _convert(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
         if numbers is None
         else _beside(column, values, numbers, parsed_list(repr(numbers), row[numbers]))
     )
+    check_listed_answers(column, (one.value for one in answers))
     unused = dict.fromkeys(f"{column}[].{key}" for one in answers for key in one.unused)
     rows = []
     for better, worse in pairs_of([one.quality for one in answers], options.pairing, options.score_gap):

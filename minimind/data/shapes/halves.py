@@ -124,6 +124,22 @@ def answer_pair(
     return pair(row, **halves, read=read, place=place, prompt=messages_of_turns(place, question), **columns)
 
 
+def check_listed_answers(column: str, answers: Iterable[Any]) -> None:
+    """Refuses answers of a list that are JSON texts of messages: the model would learn to write that JSON.
+
+    Raises:
+        RowError: an answer is such a text and ends with what an assistant says.
+    """
+    for index, value in enumerate(answers):
+        place = f"answer {index} of {column!r}"
+        messages = messages_of_text(place, value) if isinstance(value, str) else None
+        if messages and (messages[-1].get("role") == "assistant" or messages[-1].get("from") == "gpt"):
+            raise RowError(
+                f"{place} is the JSON text of messages; give the list itself, or, if it is what the assistant says, "
+                "a message"
+            )
+
+
 def answer_in_transcript(half: str, value: Any) -> list[Any]:
     """A half behind a transcript that ends with `Assistant:`: how it goes on, or the whole transcript again."""
     if not isinstance(value, str):

@@ -9,7 +9,7 @@ from typing import Any
 
 from minimind.data.messages import parsed_list
 from minimind.data.rows import PreferenceRow
-from minimind.data.shapes.halves import answer, answer_pair, half_columns, pair, text_pair
+from minimind.data.shapes.halves import answer, answer_pair, check_listed_answers, half_columns, pair, text_pair
 from minimind.data.shapes.options import ShapeOptions
 from minimind.data.shapes.shape import CONVERSATIONS, HALVES, Row, RowShape, given_columns
 from minimind.data.shapes.transcripts import conversation_of_transcript, is_transcript
@@ -85,6 +85,8 @@ def _convert_alpaca(row: Row, options: ShapeOptions) -> list[PreferenceRow]:
         raise RowError("both 'output' and other columns have a better and a worse answer; remove one of them")
     if isinstance(output, list) and len(output) != 2:
         raise RowError(f"'output' has not two answers, [better, worse], but {len(output)}")
+    if isinstance(output, list):
+        check_listed_answers("output", output)
     if not isinstance(output, list) and not has_halves:
         raise RowError("'output' is one answer, not two, [better, worse], and 'chosen' and 'rejected' are not there")
     read = ("output",) if isinstance(output, list) else half_columns(row)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
+from minimind.data.shapes import parse_rows
 from minimind.data.shapes.halves import answer, half_columns, history, text_pair
 from minimind.data.sources import RowError
 from tests.conftest import conversation
@@ -148,3 +150,19 @@ def test_names_of_the_halves():
         half_columns({"chosen": "x", "rejected": "y", "chosen_response": "x", "rejected_response": "y"})
     with pytest.raises(RowError, match="'chosen' and 'rejected' are not both there"):
         half_columns({"chosen": "x", "rejected_response": "y"})
+
+
+def test_listed_answers_that_are_json_texts_of_messages_are_refused():
+    """Of a text without messages, or whose last message is not the assistant's, it is what the assistant says."""
+    messages = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'
+    for text in (messages, '{"role": "assistant", "content": "a"}', '[{"from": "gpt", "value": "a"}]'):
+        for row in (
+            {"prompt": "q", "responses": ["plain", text], "scores": [2, 1]},
+            {"prompt": "q", "responses": json.dumps([text, "plain"]), "scores": "[2, 1]"},
+            {"instruction": "q", "output": ["plain", text]},
+        ):
+            with pytest.raises(RowError, match=r"answer [01] of '\w+' is the JSON text of messages"):
+                parse_rows(row)
+    for text in ('[{"role": "user", "content": "q"}]', '[{"name": "f"}]', "[1] is the first"):
+        (kept,) = parse_rows({"instruction": "q", "output": ["plain", text]})
+        assert kept.rejected == conversation("q", text)
