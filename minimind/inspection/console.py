@@ -58,9 +58,11 @@ def _rows(report: Report) -> Iterator[str]:
     for sources, note in ((report.sources, ""), (report.eval_sources, " (held out)")):
         for one in sources:
             shapes = ", ".join(one.shapes)
+            # Ties, and scores that are too close: neither wrong nor used.
+            unpaired = f"{count(one.unpaired)} without a pair, " if one.unpaired else ""
             yield (
                 f"{one.name}{note}: {count(one.rows)} rows{f' ({shapes})' if shapes else ''}, "
-                f"{count(one.refused_rows)} refused, {count(one.selected)} of {count(one.pairs)} "
+                f"{count(one.refused_rows)} refused, {unpaired}{count(one.selected)} of {count(one.pairs)} "
                 f"{report.kind.batch_of} used"
             )
             if one.unused:

@@ -14,6 +14,7 @@ from minimind.data.rows import BadRow
 from minimind.data.shapes import shape_named
 from minimind.data.sources import Content, RowError, Source
 from minimind.data.table import PairTable
+from minimind.data.tokens import UNPAIRED
 from minimind.errors import DataError
 
 # Reasons that are listed; the rows of the others are counted.
@@ -51,6 +52,7 @@ class SourceReport:
         shapes: title of a shape -> number of rows.
         refused: refused rows, by reason, most frequent first.
         refused_rows: number of all refused rows and pairs.
+        unpaired: rows of which no two answers make a pair.
         unused: what nothing reads, e.g. a column -> number of rows, most frequent first.
         messages: what a run prints about the source at its start.
     """
@@ -62,6 +64,7 @@ class SourceReport:
     shapes: Mapping[str, int]
     refused: tuple[RefusedRows, ...]
     refused_rows: int
+    unpaired: int
     unused: Mapping[str, int]
     messages: tuple[str, ...]
 
@@ -81,6 +84,7 @@ def describe_source(table: PairTable, pairs: int, messages: Iterable[str]) -> So
         shapes={shape_named(name).title: number for name, number in table.shapes.items()},
         refused=group_reasons(table.source, table.bad),
         refused_rows=len(table.bad),
+        unpaired=table.counts.get(UNPAIRED, 0),
         unused=dict(sorted(table.unused.items(), key=lambda item: -item[1])),
         messages=tuple(messages),
     )

@@ -81,6 +81,7 @@ def made_report(text: str = "text", **changes) -> Report:
         shapes={"MiniMind's": 10},
         refused=(RefusedRows(reason=f"bad {text}", rows=2, first="lines 1, 2", excerpt=f"row {text}"),),
         refused_rows=2,
+        unpaired=0,
         unused={f"column {text}": 3},
         messages=(f"not used: {text}",),
     )

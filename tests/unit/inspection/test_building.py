@@ -49,6 +49,13 @@ def test_statistics_are_those_of_the_pairs(report):
     assert "--on_bad_row skip" in found.command
 
 
+def test_a_tie_is_a_row_without_a_pair(report):
+    scored = {"prompt": "What do cows eat?", "responses": ["Grass.", "Stones."]}
+    tie = {**scored, "scores": [1, 1]}
+    (source,) = report(rows=[*ROWS[:4], tie, {**scored, "scores": [2, 1]}]).sources
+    assert (source.rows, source.refused_rows, source.unpaired, source.pairs) == (6, 0, 1, 5)
+
+
 def test_too_few_rows_for_a_step_are_an_error_that_names_the_refused_ones(report):
     with pytest.raises(
         ConfigError, match=r"^1 pairs x 1 epochs do not fill .*pairs\.jsonl: 1 of 2 rows are wrong: line 2: "

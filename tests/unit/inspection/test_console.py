@@ -45,6 +45,13 @@ def test_the_data_send_nothing_to_the_terminal():
     assert "\033" not in console_text(made_report(HOSTILE), colours=False)
 
 
+def test_rows_without_a_pair_are_counted():
+    made = made_report()
+    source = dataclasses.replace(made.sources[0], unpaired=3)
+    text = console_text(dataclasses.replace(made, sources=(source,)), colours=False)
+    assert "text: 10 rows (MiniMind's), 2 refused, 3 without a pair, 6 of 8 pairs used" in text
+
+
 def test_numbers():
     text = console_text(made_report(), colours=False)
     for expected in (
