@@ -64,14 +64,15 @@ def plan(argv: Sequence[str]) -> str:
     own, rest = _parser().parse_known_args(list(argv))
     check_misspelt(rest, own=vars(own))
     settings = choose_schedule(parse_settings(rest, JOBS[own.job]))
-    if own.gpu_memory is None:
-        raise ConfigError(
-            "--gpu_memory is missing; give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"
-        )
     for name in ("nodes", "gpus_per_node", "vocab_size"):
         value = getattr(own, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value} is below 1")
+    if own.gpu_memory is None:
+        missing = "give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"
+        if own.params is None:
+            raise ConfigError(f"--gpu_memory is missing; {missing}")
+        return f"{_proposed(settings, own)[1]}\nFor a plan of its memory {missing}"
     machine = Machine(
         nodes=own.nodes,
         ranks_per_node=own.gpus_per_node,

@@ -180,3 +180,13 @@ def test_a_number_of_parameters_is_a_plan():
     assert "1.02 B parameters, hidden 2048" in text
     with pytest.raises(ConfigError, match="--params proposes sizes, and --hidden_size gives them"):
         plan(["--params", "1e9", "--hidden_size", "64", "--gpu_memory", "80GiB"])
+
+
+def test_sizes_are_proposed_without_a_machine():
+    text = plan(["--params", "1e9"])
+    assert text.startswith("Proposed: hidden size 2048, 20 layers")
+    assert text.endswith(
+        "For a plan of its memory give the memory of one GPU (or of one CPU rank), e.g. --gpu_memory 80GiB"
+    )
+    with pytest.raises(ConfigError, match="--params proposes sizes, and --hidden_size gives them"):
+        plan(["--params", "1e9", "--hidden_size", "64"])
