@@ -163,6 +163,8 @@ def settings(run: RunFiles, say: Language) -> Iterator[Markup]:
 def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value)) or "-"
+    if isinstance(value, bool):
+        return str(int(value))  # as a command line has it
     return "-" if value is None else str(value)
 
 

@@ -139,7 +139,8 @@ def test_the_cost_is_that_of_all_ranks(tmp_path):
 
 
 def test_settings_have_their_origins_and_defaults_are_folded(tmp_path):
-    found = shown(sections.settings(run_of(tmp_path, data_path=["a.jsonl", "<b>"]), SAY))
+    found = shown(sections.settings(run_of(tmp_path, data_path=["a.jsonl", "<b>"], ledger=True), SAY))
+    assert '<span class="flag">--ledger</span></td><td>1</td>' in found
     head, folded = found.split("<details>", 1)
     assert "--data_path" in head
     assert "a.jsonl, &lt;b&gt;" in head
